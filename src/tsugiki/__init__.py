@@ -1,0 +1,50 @@
+"""tsugiki (接ぎ木): LoRA and full fine-tuning of Japanese language models, compared fairly.
+
+    import tsugiki
+    record = tsugiki.run({"model": {"path": "builtin"}, "task": {"name": "sample_nli"}, "train": {"learning_rate": 1e-3}})
+    print(record.main_score("validation"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tsugiki.config import RunConfig
+    from tsugiki.study.cells import StudyResult
+    from tsugiki.study.store import RunRecord
+
+__version__ = "0.1.0"
+__all__ = ["run", "run_study"]
+
+
+def run(config: RunConfig | Mapping[str, Any], out: str | Path = "tsugiki-runs") -> RunRecord:
+    """Trains one configuration and scores it on validation; a finished one is only read.
+
+    Args:
+        config: a `RunConfig`, or a mapping of its fields.
+        out: root folder of all runs.
+
+    Raises:
+        TsugikiError: something in the configuration, the data or the model is wrong.
+    """
+    from tsugiki.config import RunConfig, parse
+    from tsugiki.study.run import run_group
+    from tsugiki.study.store import Store
+
+    asked = config if isinstance(config, RunConfig) else parse(RunConfig, config, "tsugiki.run")
+    return run_group([asked], Store(Path(out)))[0]
+
+
+def run_study(study: str | Path, out: str | Path = "tsugiki-runs") -> StudyResult:
+    """Runs what is missing of a study (a built-in name or a file) and writes its report under `out`/studies."""
+    from tsugiki.study.cells import find_study, parse_study
+    from tsugiki.study.report import write_report
+    from tsugiki.study.store import Store
+    from tsugiki.study.sweep import run_study as run_all
+
+    result = run_all(parse_study(find_study(str(study)), str(study)), Store(Path(out)))
+    write_report(result, Path(out))
+    return result

@@ -1,0 +1,3 @@
+from tsugiki.cli import main
+
+main()

@@ -1,0 +1,254 @@
+"""The command line: parses and prints, nothing else. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from tsugiki.errors import ConfigError, TsugikiError
+
+if TYPE_CHECKING:
+    from tsugiki.config import StudySpec
+    from tsugiki.study.cells import StudyResult
+
+app = typer.Typer(
+    help="tsugiki (接ぎ木): LoRA and full fine-tuning of Japanese language models, compared fairly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+tasks_app = typer.Typer(help="List tasks; look at the rows a model will see.", no_args_is_help=True)
+app.add_typer(tasks_app, name="tasks")
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Root folder of all runs and reports.")]
+Changes = Annotated[Optional[list[str]], typer.Option("--set", help="Change a setting: --set train.epochs=2 (may be repeated).")]
+DEFAULT_OUT = Path("tsugiki-runs")
+
+
+def main() -> None:
+    """Entry point: the user's errors become one line and exit code 2, Ctrl-C exit code 130."""
+    from tsugiki.errors import RunError
+
+    try:
+        app(standalone_mode=True)
+    except RunError as error:
+        _fail(error, 130 if type(error).__name__ == "Interrupted" else 2)
+    except TsugikiError as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(f"tsugiki: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _study(name: str, changes: list[str] | None) -> StudySpec:
+    from tsugiki.config import override
+    from tsugiki.study.cells import find_study, parse_study
+
+    return parse_study(override(find_study(name), changes or []), name)
+
+
+@app.command(epilog="Example: tsugiki demo --out demo-runs")
+def demo(out: Out = DEFAULT_OUT) -> None:
+    """LoRA against full fine-tuning on the built-in model and the sample tasks: under five minutes on a laptop."""
+    print("These are the sample tasks and the small model that ship with tsugiki: they show how it works, not how good a model is.")
+    _run_study(_study("demo", None), ["demo"], out, jobs=1, worker=False)
+
+
+@app.command(epilog="Examples: tsugiki study paper --set models='[{path=\"owner/model\"}]'   ·   tsugiki study my.toml --jobs 4   ·   tsugiki study my.toml --dry-run")
+def study(
+    file: Annotated[str, typer.Argument(help="A study file (.toml) or the name of a built-in study: demo, paper, recommended.")],
+    out: Out = DEFAULT_OUT,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells run side by side in so many processes.")] = 1,
+    changes: Changes = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; run nothing.")] = False,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
+) -> None:
+    """Run what is missing of a study, choose by validation, score on test once, print the tables."""
+    spec = _study(file, changes)
+    if dry_run:
+        from tsugiki.study.cells import expand
+
+        cells = expand(spec)
+        print("\n".join(cell.label for cell in cells))
+        print(f"{len(cells)} cells. Next: the same command without --dry-run")
+        return
+    arguments = [file, "--out", str(out), *(part for change in changes or [] for part in ("--set", change))]
+    _run_study(spec, arguments, out, jobs, worker)
+
+
+def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, worker: bool) -> None:
+    from tsugiki.progress import Display
+    from tsugiki.study.store import Store
+    from tsugiki.study.sweep import run_cells, run_in_parallel, run_study
+
+    store = Store(out)
+    if worker:
+        run_cells(spec, store)
+        return
+    if jobs > 1:
+        run_in_parallel(arguments, jobs)
+    with Display() as display:
+        result = run_study(spec, store, display.listener, on_cell=display.on_cell)
+    _print_report(result, out)
+
+
+def _print_report(result: StudyResult, out: Path) -> None:
+    from tsugiki.study.report import write_report
+
+    page, tables = write_report(result, out)
+    for table in tables:
+        print(table.to_markdown())
+    print(f"Report: {page}   (tables as CSV beside it)")
+    print(f"Next: tsugiki generate RUN --text “…” with a folder under {out / 'runs'}")
+
+
+@app.command(epilog="Example: tsugiki run run.toml --set train.learning_rate=5e-4")
+def run(
+    file: Annotated[Path, typer.Argument(help="A run file (.toml) with [model], [task], [train] and, for LoRA, [lora].")],
+    out: Out = DEFAULT_OUT,
+    changes: Changes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+) -> None:
+    """Train one configuration and score it on validation."""
+    from tsugiki.config import RunConfig, override, parse, read_toml
+    from tsugiki.progress import Display
+    from tsugiki.study.run import run_group
+    from tsugiki.study.store import Store
+
+    config = parse(RunConfig, override(read_toml(file), changes or []), str(file))
+    with Display() as display:
+        record = run_group([config], Store(out), display.listener)[0]
+    if as_json:
+        print(json.dumps({"folder": str(record.folder), **record.happened}, ensure_ascii=False, indent=1))
+    elif record.status == "failed":
+        raise TsugikiError(record.happened["reason"])
+    else:
+        _print_scores(record, "validation")
+        print(f"Run: {record.folder}\nNext: tsugiki score {record.folder} --part test")
+
+
+def _print_scores(record: Any, part: str) -> None:
+    evaluation = record.evaluation(part)
+    for one in evaluation["scores"]:
+        print(f"{part} {one['name']}: {one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}] n={one['n']} ({one['signature']})")
+    print("failure classes: " + ", ".join(f"{name} {count}" for name, count in evaluation["failures"].items()))
+
+
+@app.command(epilog="Example: tsugiki score tsugiki-runs/runs/jnli-… --part test")
+def score(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    part: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
+) -> None:
+    """Score a finished run on one part of its task; a part that was scored is only printed."""
+    from tsugiki.data.tasks import SPLITS
+    from tsugiki.errors import did_you_mean
+    from tsugiki.progress import Display
+    from tsugiki.study.run import score_run
+    from tsugiki.study.store import read_record
+
+    if part not in SPLITS:
+        raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
+    with Display() as display:
+        record = score_run(read_record(folder), part, display.listener)
+    if as_json:
+        print(json.dumps(record.evaluation(part), ensure_ascii=False, indent=1))
+    else:
+        _print_scores(record, part)
+
+
+@app.command(epilog="Examples: tsugiki generate RUN --text 文1:…[SEP]文2:…[SEP]   ·   echo 文 | tsugiki generate RUN")
+def generate(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    text: Annotated[Optional[str], typer.Option(help="The prompt; without it each line of standard input is one.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+) -> None:
+    """Let a trained checkpoint answer your own text, greedily."""
+    from tsugiki.study.answer import answer_texts
+    from tsugiki.study.store import read_record
+
+    lines = [text] if text is not None else [line.rstrip("\n") for line in sys.stdin]
+    if not any(line.strip() for line in lines):
+        raise ConfigError("generate: no text given. Use --text, or write lines to standard input")
+    for answer in answer_texts(read_record(folder), lines, max_new_tokens):
+        print(answer)
+
+
+@app.command(epilog="Example: tsugiki report demo --out tsugiki-runs")
+def report(
+    file: Annotated[str, typer.Argument(help="A study file or the name of a built-in study.")],
+    out: Out = DEFAULT_OUT,
+    changes: Changes = None,
+) -> None:
+    """Write and print the tables of a study from the runs on disk; runs nothing."""
+    from tsugiki.study.cells import collect
+    from tsugiki.study.store import Store
+
+    result = collect(_study(file, changes), Store(out))
+    if not result.chosen:
+        raise TsugikiError(f"{out}: no finished run of this study there. Run: tsugiki study {file} --out {out}")
+    _print_report(result, out)
+
+
+@app.command(epilog="Example: tsugiki export tsugiki-runs/runs/jnli-… --to my-adapter")
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run folder (LoRA).")],
+    to: Annotated[Path, typer.Option("--to", help="New folder for the PEFT adapter.")],
+) -> None:
+    """Write a LoRA run as a PEFT adapter folder."""
+    from tsugiki.study.answer import export_run
+    from tsugiki.study.store import read_record
+
+    export_run(read_record(folder), to)
+    print(f"{to}: adapter_config.json, adapter_model.safetensors\nNext: peft.PeftModel.from_pretrained(base, '{to}')")
+
+
+@app.command(epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check my_study.toml")
+def check(file: Annotated[Path, typer.Argument(help="A task, run or study file.")]) -> None:
+    """Check a file and everything it names, without training: keys, data, splits, labels, every prompt."""
+    from tsugiki.study.inspect import check_file
+
+    for line in check_file(file):
+        print(line)
+
+
+@tasks_app.command("list")
+def tasks_list() -> None:
+    """The built-in tasks."""
+    from tsugiki.config import read_task
+    from tsugiki.data.tasks import builtin_tasks
+
+    for name, path in builtin_tasks().items():
+        spec = read_task(path)
+        print(f"{name:16} {spec.kind:15} {spec.metric:12} formats: {', '.join(spec.formats)}; splits: {', '.join(spec.splits)}; {spec.licence}")
+
+
+@tasks_app.command("show", epilog="Example: tsugiki tasks show jnli --data-dir data --tokens")
+def tasks_show(
+    name: Annotated[str, typer.Argument(help="Task name or task file.")],
+    tokens: Annotated[bool, typer.Option("--tokens", help="Print ids and loss mask too.")] = False,
+    model: Annotated[str, typer.Option(help="Whose tokenizer to use with --tokens.")] = "builtin",
+    rows: Annotated[int, typer.Option(min=1)] = 3,
+    part: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    version: Annotated[Optional[str], typer.Option()] = None,
+    split: Annotated[Optional[str], typer.Option()] = None,
+    format: Annotated[Optional[str], typer.Option()] = None,
+    data_dir: Annotated[Optional[str], typer.Option(help="Folder with local copies of the data files.")] = None,
+) -> None:
+    """Print rows of a task as the model will see them."""
+    from tsugiki.config import TaskChoice
+    from tsugiki.study.inspect import show_task
+
+    choice = TaskChoice(name=name, version=version, split=split, format=format, data_dir=data_dir)
+    for line in show_task(choice, part, rows, model if tokens else None):
+        print(line)

@@ -1,0 +1,329 @@
+"""Every schema of tsugiki: run, study and task file. Frozen, strict, read from TOML, all mistakes reported at once.
+
+A run is asked for by one `RunConfig`; `fingerprint()` names it. A study file expands into many (`study/sweep`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tsugiki.errors import ConfigError, DataError, TsugikiError, did_you_mean
+
+Method = Literal["lora", "full"]
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+Precision = Literal["auto", "fp32", "bf16"]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+
+
+# ---- the task file ---------------------------------------------------------------------------------------------
+
+
+class FileSpec(Record):
+    """One data file: where it is and what its content must be.
+
+    `path` is relative to the task file, or to `data_dir` when the user names one. `url` is fetched once and cached;
+    `hub` names a Parquet file of a Hub dataset. A given checksum is always held to, wherever the file came from.
+    """
+
+    path: str | None = None
+    url: str | None = None
+    hub: str | None = None
+    hub_file: str | None = None
+    hub_revision: str = "main"
+    git_blob: str | None = Field(None, pattern="^[0-9a-f]{40}$")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    rows: Positive | None = None
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Self:
+        if not (self.path or self.url or self.hub):
+            raise ValueError("give path, url or hub: nothing says where this file is")
+        if (self.hub is None) != (self.hub_file is None):
+            raise ValueError("hub and hub_file belong together")
+        return self
+
+
+class PartSpec(Record):
+    """Which rows of which files make one split. `half` cuts in file order, or whole groups at a time by `by`."""
+
+    files: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v))]
+    half: Literal["first", "second"] | None = None
+    by: Literal["row", "group"] = "row"
+
+
+class SplitSpec(Record):
+    """A named way to cut the files into train, validation and test."""
+
+    train: PartSpec
+    validation: PartSpec
+    test: PartSpec
+    note: str = ""
+
+
+class TaskSpec(Record):
+    """A task file. `kind` decides what an answer may be: one of fixed label words, one of the row's candidates, or free text."""
+
+    name: str = Field(pattern="^[a-z0-9_]+$")
+    title: str
+    kind: Literal["classification", "choice", "generation"]
+    licence: str
+    citation: str
+    metric: Literal["accuracy", "exact_match", "rouge"]
+    target: str
+    fields: tuple[str, ...]
+    labels: dict[str, str] = {}
+    choices: tuple[str, ...] = ()
+    id: str | None = None
+    group: str | None = None
+    group_pattern: str = "^(.*)$"
+    cut: str | None = None
+    cut_chars: Positive | None = None
+    max_new_tokens: Positive
+    formats: dict[str, str]
+    default_format: str = "paper"
+    files: dict[str, FileSpec] = {}
+    versions: dict[str, dict[str, FileSpec]] = {}
+    default_version: str | None = None
+    splits: dict[str, SplitSpec]
+    default_split: str
+
+    @model_validator(mode="after")
+    def _is_coherent(self) -> Self:
+        if (self.kind == "classification") != bool(self.labels):
+            raise ValueError("labels: needed by kind = classification, and by no other")
+        if (self.kind == "choice") != bool(self.choices):
+            raise ValueError("choices: needed by kind = choice, and by no other")
+        if (self.kind == "generation") != (self.metric == "rouge"):
+            raise ValueError("metric: rouge for kind = generation, accuracy or exact_match for the others")
+        if self.cut and self.cut not in self.fields:
+            raise ValueError(f"cut: {self.cut!r} is not one of fields")
+        if self.default_format not in self.formats:
+            raise ValueError(f"default_format: no such format.{did_you_mean(self.default_format, self.formats)}")
+        if self.default_split not in self.splits:
+            raise ValueError(f"default_split: no such split.{did_you_mean(self.default_split, self.splits)}")
+        if self.versions and self.default_version not in self.versions:
+            raise ValueError("default_version: must name one of versions")
+        return self
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------
+
+
+class TaskChoice(Record):
+    """Which task, which version of its data, which split, which prompt format, how many rows."""
+
+    name: str = Field(description="built-in task name or path of a task file")
+    version: str | None = Field(None, description="version of the data (default: the task file's)")
+    split: str | None = Field(None, description="named split (default: the task file's)")
+    format: str | None = Field(None, description="prompt format (default: the task file's)")
+    data_dir: str | None = Field(None, description="folder with local copies of the data files")
+    train_rows: Positive | None = Field(None, description="use only the first N training rows of a seeded order")
+    eval_rows: Positive | None = Field(None, description="use only the first N rows of validation and of test")
+
+
+class ModelChoice(Record):
+    """Which causal language model."""
+
+    path: str = Field(description='folder, Hub id, or "builtin"')
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    name: str | None = Field(None, description="short name in tables (default: last part of path)")
+
+    @property
+    def label(self) -> str:
+        return self.name or Path(self.path).name
+
+
+class LoraConfig(Record):
+    """h = W z + scale · B A z with scale = alpha / rank; alpha = rank (the paper's h = W z + B A z) unless given."""
+
+    targets: str = Field("all-linear", description="q+v, q+k+v+o, all-linear, or words joined by +")
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="default: rank, so that the scale is 1")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha or self.rank) / self.rank
+
+
+class TrainConfig(Record):
+    """The optimiser and its course. LoRA and FT read the same fields."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0)] = 3
+    batch: Positive = Field(8, description="rows an optimiser step")
+    micro_batch: Positive | None = Field(None, description="rows a backward pass (default: batch)")
+    schedule: Schedule = "constant"
+    warmup: Share = 0.0
+    decay: Share | None = Field(None, description="share of all steps that wsd spends on its decay (default 0.1)")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm")
+    max_length: Positive = Field(2048, description="prompt + answer, in tokens")
+    precision: Precision = "auto"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch: must divide batch ({self.batch}), got {self.micro_batch}")
+        if self.decay is not None and self.schedule != "wsd":
+            raise ValueError('decay: only schedule = "wsd" reads it; remove it or change the schedule')
+        if self.warmup + self.decay_share > 1:
+            raise ValueError("warmup + decay: must not exceed 1")
+        return self
+
+    @property
+    def decay_share(self) -> float:
+        """Share of all steps spent on wsd's decay; 0 under any other schedule."""
+        if self.schedule != "wsd":
+            return 0.0
+        return 0.1 if self.decay is None else self.decay
+
+
+class ScoreConfig(Record):
+    """How answers are generated. Greedy, always; `batch` changes the speed, not the rule."""
+
+    batch: Positive = 64
+    max_new_tokens: Positive | None = Field(None, description="default: the task file's")
+
+
+class RunConfig(Record):
+    """One run: model × task × method × hyper-parameters."""
+
+    model: ModelChoice
+    task: TaskChoice
+    method: Method = "lora"
+    lora: LoraConfig | None = None
+    train: TrainConfig
+    score: ScoreConfig = ScoreConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_adapter(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("method", "lora") == "lora" and given.get("lora") is None:
+            return {**given, "lora": {}}
+        return given
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.method == "full" and self.lora is not None:
+            raise ValueError('lora: method = "full" would ignore it; remove it or use method = "lora"')
+        return self
+
+    def fingerprint(self, with_what: Mapping[str, Any]) -> str:
+        """12 hexadecimal digits that name this run: what was asked, and the checksums and precision it ran with."""
+        asked = {"asked": self.model_dump(mode="json"), "with": dict(with_what)}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# ---- a study ---------------------------------------------------------------------------------------------------
+
+
+class MethodSpec(Record):
+    """One row of the table: a method and the grid it is searched over, for all tasks or for those it names."""
+
+    name: str = Field(description="what the table calls it: LoRA, FT")
+    kind: Method
+    tasks: tuple[str, ...] | None = Field(None, description="only these tasks (names)")
+    grid: dict[str, tuple[Any, ...]] = Field({}, description="setting -> values; every combination is one cell")
+
+
+class StudySpec(Record):
+    """A study file: models × tasks × methods, each method with its grid."""
+
+    name: str = Field(pattern="^[A-Za-z0-9_.-]+$")
+    title: str = ""
+    models: tuple[ModelChoice, ...] = Field(min_length=1)
+    tasks: tuple[TaskChoice, ...] = Field(min_length=1)
+    methods: tuple[MethodSpec, ...] = Field(min_length=1)
+    train: dict[str, Any] = Field({}, description="settings shared by every cell")
+    score: ScoreConfig = ScoreConfig()
+    reference_rows: bool = Field(False, description="quote the paper's own figures under the table")
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def parse(schema: type[T], given: Mapping[str, Any], where: str, error: type[TsugikiError] = ConfigError) -> T:
+    """Validates `given`; every mistake stands in one message, with the place and what is known there."""
+    try:
+        return schema.model_validate(given)
+    except ValidationError as broken:
+        lines = [_say(schema, one) for one in broken.errors()]
+        head = f"{where}: {len(lines)} mistakes. " if len(lines) > 1 else f"{where}: "
+        raise error(head + " | ".join(lines)) from None
+
+
+def _say(schema: type[BaseModel], one: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in one["loc"])
+    if one["type"] == "extra_forbidden":
+        return f"{place}: unknown key.{did_you_mean(str(one['loc'][-1]), _keys_at(schema, one['loc'][:-1]))}"
+    if one["type"] == "missing":
+        return f"{place}: missing, must be given"
+    message = one["msg"].removeprefix("Value error, ")
+    given = "" if one["type"] == "value_error" else f", got {one['input']!r}"
+    return f"{place}: {message}{given}" if place else f"{message}{given}"
+
+
+def _keys_at(schema: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """Field names of the schema that `path` leads to, through records, tuples and dictionaries of records."""
+    here: Any = schema
+    for part in path:
+        field = here.model_fields.get(part) if isinstance(here, type) and issubclass(here, BaseModel) else None
+        if field is not None:
+            here = field.annotation
+        while not (isinstance(here, type) and issubclass(here, BaseModel)) and getattr(here, "__args__", None):
+            records = [a for a in here.__args__ if a is not type(None) and a is not Ellipsis and a is not str]
+            if not records:
+                return []
+            here = records[-1]
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, Any]:
+    """The content of a TOML file; a missing or broken file is the user's error, with the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+        raise error(f"{path}: not valid TOML in UTF-8: {broken}") from None
+
+
+def read_task(path: Path) -> TaskSpec:
+    return parse(TaskSpec, read_toml(path, DataError), str(path), DataError)
+
+
+def override(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Applies `a.b=value` changes; the value is read as TOML, and as a plain string when it is none."""
+    result: dict[str, Any] = json.loads(json.dumps(given))
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change}: must read key=value, like train.learning_rate=2e-4")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *parents, last = name.strip().split(".")
+        here = result
+        for parent in parents:
+            here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"--set {change}: {parent} is a value, not a table")
+        here[last] = value
+    return result

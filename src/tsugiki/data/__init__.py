@@ -1,0 +1,1 @@
+"""From a task file to batches of token ids: `Example → Prompt → Tokens → Batch`."""

@@ -1,0 +1,72 @@
+"""`Tokens → Batch`: rows padded to the longest, and a seeded order that any step can be resumed from.
+
+    input_ids   p p p a a e _ _        labels   . . . a a e . .
+                p p p p p a a e                 . . . . . a a e
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tsugiki.data.prompts import Tokens
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Right-padded rows: all tensors [b, t]; `labels` is `IGNORED` wherever there is no loss; `rows` are row numbers [b]."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+
+    @property
+    def num_target_tokens(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("input_ids", "attention_mask", "labels", "rows")}
+        return Batch(**moved)
+
+
+def collate(rows: Sequence[Tokens], numbers: Sequence[int], pad_id: int) -> Batch:
+    """Pads on the right. `pad_id` may equal the end mark: the loss goes by position, not by id."""
+    longest = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+    for place, row in enumerate(rows):
+        ids = torch.tensor([*row.prompt_ids, *row.target_ids])
+        input_ids[place, : len(ids)] = ids
+        mask[place, : len(ids)] = 1
+        labels[place, len(row.prompt_ids) : len(ids)] = ids[len(row.prompt_ids) :]
+    return Batch(input_ids=input_ids, attention_mask=mask, labels=labels, rows=torch.tensor(list(numbers)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which rows make step number `i`: a function of (seed, step) alone, so that a resumed run draws the same rows."""
+
+    num_rows: int
+    batch: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_rows // self.batch)
+
+    def rows_of(self, step: int) -> list[int]:
+        """Row numbers of `step`; the last step of an epoch may be short."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+        return [int(row) for row in order[place * self.batch : (place + 1) * self.batch]]

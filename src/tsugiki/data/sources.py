@@ -1,0 +1,181 @@
+"""Brings one data file to this machine and proves that it is the file that was meant.
+
+A pinned URL is fetched once into the cache and held to its git blob id; a Hub file without a published checksum is
+held to the one recorded at its first download. With the file in the cache no network is touched.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tsugiki.config import FileSpec
+from tsugiki.errors import DataError
+
+TIMEOUT_S = 60.0
+
+
+def cache_dir() -> Path:
+    """`TSUGIKI_CACHE`, else `~/.cache/tsugiki`."""
+    return Path(os.environ.get("TSUGIKI_CACHE") or Path.home() / ".cache" / "tsugiki")
+
+
+def git_blob_id(content: bytes) -> str:
+    """The id git gives to a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes beside the target and renames: a reader sees the old file or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except OSError as broken:
+        Path(name).unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written: {broken.strerror}. Free some space or choose another folder") from None
+
+
+def verify(path: Path, spec: FileSpec) -> None:
+    """Raises `DataError` when the content is not the pinned one."""
+    if spec.git_blob and (got := git_blob_id(path.read_bytes())) != spec.git_blob:
+        raise DataError(f"{path}: git blob id must be {spec.git_blob}, is {got}: another version, or damaged. Delete it and run again")
+    if spec.sha256 and (got := sha256_of(path)) != spec.sha256:
+        raise DataError(f"{path}: sha256 must be {spec.sha256}, is {got}: another version, or damaged. Delete it and run again")
+
+
+def locate(spec: FileSpec, folder: Path, data_dir: Path | None) -> Path:
+    """The verified local file. Order: `data_dir`, the task file's folder, the cache, the network."""
+    if spec.path:
+        for place in [data_dir] if data_dir else [folder]:
+            path = place / spec.path
+            if path.exists():
+                verify(path, spec)
+                return path
+            if not (spec.url or spec.hub):
+                raise DataError(f"{path}: no such file. Put it there, or name its folder with data_dir")
+    if spec.url:
+        return _fetch_url(spec)
+    return _fetch_hub(spec)
+
+
+def _fetch_url(spec: FileSpec) -> Path:
+    assert spec.url
+    name = spec.git_blob or spec.sha256 or hashlib.sha256(spec.url.encode()).hexdigest()
+    path = cache_dir() / "files" / f"{name[:16]}-{spec.url.rsplit('/', 1)[-1]}"
+    if path.exists():
+        verify(path, spec)
+        return path
+    _refuse_offline(spec.url)
+    try:
+        with urllib.request.urlopen(spec.url, timeout=TIMEOUT_S) as answer:
+            content = answer.read()
+            promised = answer.headers.get("Content-Length")
+    except (urllib.error.URLError, OSError) as broken:
+        raise DataError(f"{spec.url}: cannot be fetched: {broken}. Check the network, or put a copy there and name its folder with data_dir") from None
+    if promised and len(content) != int(promised):
+        raise DataError(f"{spec.url}: the download broke off at {len(content)} of {promised} bytes. Run again")
+    if spec.git_blob and (got := git_blob_id(content)) != spec.git_blob:
+        raise DataError(f"{spec.url}: git blob id must be {spec.git_blob}, what came is {got}. Nothing was kept")
+    write_atomically(path, content)
+    verify(path, spec)
+    return path
+
+
+def _refuse_offline(what: str) -> None:
+    if os.environ.get("TSUGIKI_OFFLINE") or os.environ.get("HF_HUB_OFFLINE"):
+        raise DataError(f"{what}: not in the cache ({cache_dir()}), and offline mode is on. Run once with a network")
+
+
+def _fetch_hub(spec: FileSpec) -> Path:
+    """A file of a Hub dataset. Its sha256 is recorded at the first download and held to ever after."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    assert spec.hub and spec.hub_file
+    what = f"{spec.hub}@{spec.hub_revision}/{spec.hub_file}"
+    try:
+        got = hf_hub_download(spec.hub, spec.hub_file, repo_type="dataset", revision=spec.hub_revision, cache_dir=cache_dir() / "hub")
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as broken:
+        raise DataError(f"{what}: cannot be had from the Hub: {str(broken).splitlines()[0]}") from None
+    path = Path(got)
+    pin = cache_dir() / "pins" / (hashlib.sha256(what.encode()).hexdigest()[:24] + ".json")
+    digest = sha256_of(path)
+    if not pin.exists():
+        write_atomically(pin, json.dumps({"file": what, "sha256": digest}).encode())
+    elif (kept := json.loads(pin.read_text(encoding="utf-8"))["sha256"]) != digest:
+        raise DataError(f"{what}: sha256 was {kept} at the first download and is {digest} now. To accept the change delete {pin}")
+    verify(path, spec)
+    return path
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row) of a JSON Lines, CSV or Parquet file; the format follows from the file's ending."""
+    ending = path.suffix.lower()
+    if ending == ".parquet":
+        yield from _read_parquet(path)
+    elif ending == ".csv":
+        yield from _read_csv(path)
+    elif ending in (".jsonl", ".json"):
+        yield from _read_json_lines(path)
+    else:
+        raise DataError(f'{path}: unknown ending "{ending}". Known: .jsonl, .csv, .parquet')
+
+
+def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            number += 1
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, UnicodeDecodeError) as broken:
+                raise DataError(f"{path} row {number}: not a JSON object in UTF-8: {broken}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path} row {number}: must be a JSON object, is {type(row).__name__}")
+            yield number, row
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for number, row in enumerate(reader, 1):
+                if None in row or None in row.values():
+                    raise DataError(f"{path} row {number}: {len(reader.fieldnames or [])} columns expected, as in the header")
+                yield number, dict(row)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: must be UTF-8. In Excel choose “CSV UTF-8” when saving") from None
+    except csv.Error as broken:
+        raise DataError(f"{path}: not valid CSV: {broken}") from None
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise DataError(f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"') from None
+    number = 0
+    for batch in parquet.ParquetFile(path).iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row

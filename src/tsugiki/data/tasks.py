@@ -1,0 +1,203 @@
+"""Tasks: a data file in TOML becomes `Example`s, split by name. Built-in tasks and the user's share one format.
+
+The pieces: `find_task` reads the task file, `load_task` brings its data files and cuts the splits. A split never
+mixes: validation and test halves of one file are disjoint, and the files a run trained on are on record so that it
+can refuse to be scored on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tsugiki.config import FileSpec, PartSpec, TaskChoice, TaskSpec, read_task
+from tsugiki.data.sources import git_blob_id, locate, read_rows
+from tsugiki.errors import DataError, did_you_mean
+
+PRESETS = Path(__file__).parent.parent / "presets" / "tasks"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One row: its fields as text, the right answer, the answers that are allowed (empty for free text).
+
+    `group` names what rows of one origin share (an image, say): intervals resample groups, not rows.
+    """
+
+    id: str
+    fields: Mapping[str, str]
+    target: str
+    candidates: tuple[str, ...] = ()
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task with its data: the examples of every split, and the git blob id of every file they came from."""
+
+    spec: TaskSpec
+    version: str | None
+    split: str
+    format: str
+    examples: Mapping[str, Sequence[Example]]
+    files: Mapping[str, Mapping[str, str]]
+
+    @property
+    def template(self) -> str:
+        return self.spec.formats[self.format]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+def builtin_tasks() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+
+
+def find_task(name: str) -> tuple[TaskSpec, Path]:
+    """The task file of a built-in name or a path, and the folder its data paths start from."""
+    known = builtin_tasks()
+    if name in known:
+        return read_task(known[name]), known[name].parent
+    path = Path(name)
+    if path.suffix == ".toml":
+        return read_task(path), path.parent
+    raise DataError(f'task "{name}": no such task.{did_you_mean(name, known)}; or give a path to a .toml file')
+
+
+def _pick(given: str | None, default: str, known: Mapping[str, Any], what: str, task: str) -> str:
+    name = given or default
+    if name not in known:
+        raise DataError(f'task "{task}": no {what} "{name}".{did_you_mean(name, known)}')
+    return name
+
+
+def load_task(choice: TaskChoice) -> Task:
+    """Brings the data and cuts the chosen split.
+
+    Raises:
+        DataError: naming file and row of the first mistake: a missing field, an unknown label, an empty split.
+    """
+    spec, folder = find_task(choice.name)
+    split = _pick(choice.split, spec.default_split, spec.splits, "split", spec.name)
+    format_name = _pick(choice.format, spec.default_format, spec.formats, "format", spec.name)
+    version = None
+    files = dict(spec.files)
+    if spec.versions:
+        version = _pick(choice.version, spec.default_version or "", spec.versions, "version", spec.name)
+        files |= spec.versions[version]
+    elif choice.version:
+        raise DataError(f'task "{spec.name}": has no versions; remove version = "{choice.version}"')
+    data_dir = Path(choice.data_dir) if choice.data_dir else None
+    loaded: dict[str, tuple[list[Example], str]] = {}
+
+    def load(name: str) -> tuple[list[Example], str]:
+        if name not in loaded:
+            loaded[name] = _load_file(spec, _file(files, name, spec.name), folder, data_dir)
+        return loaded[name]
+
+    parts = spec.splits[split]
+    examples: dict[str, Sequence[Example]] = {}
+    origins: dict[str, dict[str, str]] = {}
+    for part_name in SPLITS:
+        part: PartSpec = getattr(parts, part_name)
+        rows = [row for name in part.files for row in load(name)[0]]
+        rows = _half(rows, part)
+        limit = choice.train_rows if part_name == "train" else choice.eval_rows
+        if limit and limit < len(rows):
+            rows = random.Random(20230313).sample(rows, limit) if part_name == "train" else rows[:limit]
+        if not rows:
+            raise DataError(f'task "{spec.name}" split "{split}": {part_name} is empty ({", ".join(part.files)})')
+        examples[part_name] = rows
+        origins[part_name] = {name: load(name)[1] for name in part.files}
+    return Task(spec=spec, version=version, split=split, format=format_name, examples=examples, files=origins)
+
+
+def _file(files: Mapping[str, FileSpec], name: str, task: str) -> FileSpec:
+    if name not in files:
+        raise DataError(f'task "{task}": a split names the file "{name}", which is not under [files].{did_you_mean(name, files)}')
+    return files[name]
+
+
+def _load_file(spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None) -> tuple[list[Example], str]:
+    path = locate(file, folder, data_dir)
+    build = _builder(spec)
+    examples = [build(f"{path} row {number}", number, row) for number, row in read_rows(path)]
+    if file.rows and len(examples) != file.rows:
+        raise DataError(f"{path}: must have {file.rows} rows, has {len(examples)}: another version, or cut short")
+    return examples, git_blob_id(path.read_bytes())
+
+
+def _builder(spec: TaskSpec) -> Callable[[str, int, Mapping[str, Any]], Example]:
+    pattern = re.compile(spec.group_pattern)
+
+    def build(where: str, number: int, row: Mapping[str, Any]) -> Example:
+        def take(name: str) -> str:
+            if name not in row or row[name] is None:
+                raise DataError(f'{where}: field "{name}" is missing.{did_you_mean(name, row)}')
+            return str(row[name])
+
+        fields = {name: take(name) for name in spec.fields}
+        if spec.cut and spec.cut_chars:
+            fields[spec.cut] = fields[spec.cut][: spec.cut_chars]
+        candidates: tuple[str, ...] = ()
+        target = take(spec.target)
+        if spec.kind == "classification":
+            candidates = tuple(spec.labels.values())
+            if target not in spec.labels:
+                raise DataError(f'{where}: label "{target}" is not among the labels.{did_you_mean(target, spec.labels)}')
+            target = spec.labels[target]
+        elif spec.kind == "choice":
+            candidates = tuple(take(name) for name in spec.choices)
+            target = _chosen(where, target, candidates)
+        if not target.strip():
+            raise DataError(f'{where}: the answer (field "{spec.target}") is empty')
+        group = take(spec.group) if spec.group else str(number)
+        match = pattern.match(group)
+        name = take(spec.id) if spec.id else str(number)
+        return Example(id=name, fields=fields, target=target, candidates=candidates, group=match.group(1) if match else group)
+
+    return build
+
+
+def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:
+    """The right candidate, given as an index from 0 or as its text."""
+    if target in candidates:
+        return target
+    if target.isdigit() and int(target) < len(candidates):
+        return candidates[int(target)]
+    raise DataError(f'{where}: label "{target}" is neither one of the candidates ({", ".join(candidates)}) nor an index from 0')
+
+
+def _half(rows: list[Example], part: PartSpec) -> list[Example]:
+    """First or second half in file order; by group, whole groups in the order of their hash until half the rows are taken."""
+    if part.half is None:
+        return rows
+    cut = (len(rows) + 1) // 2
+    if part.by == "row":
+        return rows[:cut] if part.half == "first" else rows[cut:]
+    sizes: dict[str, int] = {}
+    for row in rows:
+        sizes[row.group] = sizes.get(row.group, 0) + 1
+    first: set[str] = set()
+    taken = 0
+    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+        if taken >= cut:
+            break
+        first.add(group)
+        taken += sizes[group]
+    return [row for row in rows if (row.group in first) == (part.half == "first")]
+
+
+def refuse_leak(task: Task, trained_on: Mapping[str, str], part: str) -> None:
+    """Raises when one of the files that `part` is cut from was trained on (`trained_on`: file name -> git blob id)."""
+    for name, blob in task.files[part].items():
+        if blob in trained_on.values():
+            raise DataError(f'task "{task.name}": {part} is cut from the file "{name}", which this run was trained on. Score it on another split')

@@ -1,0 +1,34 @@
+"""The user's errors: where, what must hold, what was given, what to do. Everything else that fails is a bug of ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TsugikiError(Exception):
+    """A fault that the user can mend. The command line prints its one line and exits with code 2."""
+
+
+class ConfigError(TsugikiError):
+    """A setting, a study file or an option is wrong."""
+
+
+class DataError(TsugikiError):
+    """A task file, a data file or a row is wrong."""
+
+
+class ModelError(TsugikiError):
+    """A model folder, a tokenizer or an adapter is wrong."""
+
+
+class RunError(TsugikiError):
+    """A run cannot start, go on or be read."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """` Did you mean "jnli"? Known: …` for a misspelt name; just the known names when nothing is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    return f"{hint} Known: {', '.join(names)}"

@@ -1,0 +1,145 @@
+"""An adapter as a PEFT folder, out and in. The only file that speaks PEFT's spelling.
+
+Adapters on column ranges of one fused weight leave as one PEFT module of rank m·r over the whole weight: the A's
+stacked, each B zero outside its own range; `alpha_pattern` keeps the scale. They come back exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tsugiki.config import LoraConfig
+from tsugiki.errors import ModelError
+from tsugiki.model.layouts import Place, by_module, find_places, layout_of, out_features
+from tsugiki.model.lora import Grafted, attach, lora_layers
+
+PREFIX = "base_model.model."
+KEPT = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
+REFUSED = {  # what would change the result and is not implemented: refused by name
+    "use_dora": False,
+    "use_rslora": False,
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+    "layer_replication": None,
+    "layers_to_transform": None,
+    "lora_bias": False,
+    "target_parameters": None,
+}
+
+
+def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        ModelError: the folder holds something already: results are never overwritten.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder}: not empty. Choose a new folder: nothing is overwritten")
+    tensors: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
+    for path, layer in lora_layers(grafted.model):
+        a, b = fuse(layer.places, list(layer.lora_a), list(layer.lora_b), out_features(layer.base))
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = a
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = b
+        ranks[path] = a.shape[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(_config(grafted, ranks, base_name), indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def fuse(places: list[Place], a: list[Any], b: list[Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(A [m·r, d_in], B [width, m·r]) of the adapters on one module; B is zero outside each adapter's range."""
+    stacked = torch.cat([one.detach() for one in a]).contiguous().cpu()
+    rank = a[0].shape[0]
+    wide = torch.zeros(width, stacked.shape[0])
+    for index, (place, one) in enumerate(zip(places, b, strict=True)):
+        wide[place.start : place.stop, index * rank : (index + 1) * rank] = one.detach().cpu()
+    return stacked, wide
+
+
+def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> dict[str, Any]:
+    config, layout = grafted.config, layout_of_grafted(grafted)
+    targets = sorted({path.removeprefix(f"{layout.layers}.").split(".", 1)[1] for path in ranks})
+    alpha = config.alpha or config.rank
+    odd = {path: rank for path, rank in ranks.items() if rank != config.rank}
+    return {
+        **KEPT,
+        "base_model_name_or_path": base_name,
+        "r": config.rank,
+        "lora_alpha": alpha,
+        "rank_pattern": odd,
+        "alpha_pattern": {path: alpha * rank / config.rank for path, rank in odd.items()},
+        "lora_dropout": config.dropout,
+        "target_modules": targets,
+        "fan_in_fan_out": layout.name == "GPT-2",
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
+
+
+def layout_of_grafted(grafted: Grafted) -> Any:
+    """The layout, found through the adapters: an adapted module still has the frozen one at its old place."""
+    return layout_of(grafted.model)
+
+
+def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:
+    """Attaches an adapter that `export_adapter` or peft wrote; the tensors come back exactly.
+
+    Raises:
+        ModelError: the folder is incomplete or damaged, or asks for something that is not implemented (named).
+    """
+    given, tensors = _read(folder)
+    for key, harmless in REFUSED.items():
+        if given.get(key, harmless) not in (harmless, [], {}):
+            raise ModelError(f"{folder}: {key} = {given[key]!r} is not implemented; only plain LoRA adapters can be read")
+    words, rank = _words_and_rank(model, tensors, given, folder)
+    alpha = given["lora_alpha"] * rank / given["r"]
+    grafted = attach(model, LoraConfig(targets="+".join(words), rank=rank, alpha=alpha, dropout=0.0), seed=0)
+    for path, layer in lora_layers(grafted.model):
+        a, b = tensors.pop(f"{PREFIX}{path}.lora_A.weight"), tensors.pop(f"{PREFIX}{path}.lora_B.weight")
+        for index, place in enumerate(layer.places):
+            part = slice(index * rank, (index + 1) * rank)
+            layer.lora_a[index].data.copy_(a[part])
+            layer.lora_b[index].data.copy_(b[place.start : place.stop, part])
+        if not torch.equal(fuse(layer.places, list(layer.lora_a), list(layer.lora_b), out_features(layer.base))[1], b.float()):
+            raise ModelError(f"{folder}: the adapter of {path} covers the whole fused weight; only adapters on its q, k, v ranges can be read")
+    if tensors:
+        raise ModelError(f"{folder}: {len(tensors)} tensors have no place in this model, the first is {min(tensors)}")
+    return grafted
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return given, load_file(folder / "adapter_model.safetensors")
+    except FileNotFoundError as broken:
+        raise ModelError(f"{folder}: {Path(str(broken.filename or 'adapter_model.safetensors')).name} is missing: not a PEFT adapter folder") from None
+    except (ValueError, SafetensorError) as broken:
+        raise ModelError(f"{folder}: damaged or cut short: {broken}") from None
+
+
+def _words_and_rank(model: torch.nn.Module, tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path) -> tuple[list[str], int]:
+    """Which words the adapter covers, and the rank of each. A fused weight's rank says how many ranges are covered."""
+    found: list[str] = []
+    ranks: set[int] = set()
+    for path, places in by_module(find_places(model, "all-linear")).items():
+        a = tensors.get(f"{PREFIX}{path}.lora_A.weight")
+        if a is None:
+            continue
+        covered = [place.word for place in places]
+        if len(places) > 1:
+            b = tensors[f"{PREFIX}{path}.lora_B.weight"]
+            covered = [place.word for place in places if b[place.start : place.stop].any()] or covered
+        found.extend(word for word in covered if word not in found)
+        ranks.add(a.shape[0] // len(covered))
+    if not found:
+        raise ModelError(f"{folder}: none of its tensors has a place in this model. The adapter was made for {given.get('base_model_name_or_path')}")
+    if len(ranks) != 1:
+        raise ModelError(f"{folder}: adapters of different ranks ({sorted(ranks)}) in one folder are not implemented")
+    return found, ranks.pop()

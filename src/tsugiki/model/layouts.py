@@ -1,0 +1,134 @@
+"""Where the linear layers of a model are, by plain words: `q k v o` and the MLP's.
+
+    Llama   q_proj k_proj v_proj o_proj · gate_proj up_proj down_proj        one weight each
+    GPT-2   c_attn = [q | k | v] in one weight, c_proj · c_fc c_proj         q, k, v are column ranges of c_attn
+
+A layout is told by the modules that are there, not by the model's name: Mistral or Qwen2 are of the Llama layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tsugiki.errors import ModelError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One adaptable linear map: outputs `[start, stop)` of the module `path`; the whole module unless it is fused."""
+
+    word: str
+    path: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Module paths inside one layer, by word; `fused` words share one module, in this order, in equal parts."""
+
+    name: str
+    layers: str
+    modules: dict[str, str]
+    fused: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ("q", "k", "v", "o")
+
+
+LLAMA = Layout(
+    name="Llama",
+    layers="model.layers",
+    modules={
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.o_proj",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    },
+)
+GPT2 = Layout(
+    name="GPT-2",
+    layers="transformer.h",
+    modules={"q": "attn.c_attn", "k": "attn.c_attn", "v": "attn.c_attn", "o": "attn.c_proj", "fc": "mlp.c_fc", "proj": "mlp.c_proj"},
+    fused=("q", "k", "v"),
+)
+LAYOUTS = (LLAMA, GPT2)
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """The layout whose modules are all there; raises `ModelError` naming the linear layers that are."""
+    for layout in LAYOUTS:
+        if all(_submodule(model, f"{layout.layers}.0.{path}") is not None for path in layout.modules.values()):
+            return layout
+    there = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))})
+    raise ModelError(
+        f"{type(model).__name__}: neither of the Llama nor of the GPT-2 layout, the two that LoRA knows. Its linear layers: {', '.join(there)}. "
+        'Full fine-tuning (method = "full") does not need to know the layout'
+    )
+
+
+def out_features(module: nn.Module) -> int:
+    """Outputs of a linear layer; GPT-2's `Conv1D` keeps its weight as [in, out]."""
+    weight = module.weight
+    assert weight.ndim == 2, f"{type(module).__name__} is no linear layer"
+    return int(weight.shape[1] if isinstance(module, Conv1D) else weight.shape[0])
+
+
+def in_features(module: nn.Module) -> int:
+    return int(module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1])
+
+
+def words_of(targets: str, layout: Layout) -> list[str]:
+    """`q+v` → [q, v]; `all-linear` → every linear layer of the layout. Raises `ModelError` for an unknown word."""
+    if targets == "all-linear":
+        return list(layout.modules)
+    words = [word.strip() for word in targets.split("+")]
+    for word in words:
+        if word not in layout.modules:
+            known = [*layout.modules, "all-linear"]
+            raise ModelError(f'lora.targets "{targets}": a model of the {layout.name} layout has no "{word}".{did_you_mean(word, known)}')
+    if len(set(words)) != len(words):
+        raise ModelError(f'lora.targets "{targets}": names a layer twice')
+    return words
+
+
+def find_places(model: nn.Module, targets: str) -> list[Place]:
+    """Every linear map that `targets` names, layer by layer."""
+    layout = layout_of(model)
+    words = words_of(targets, layout)
+    layers = model.get_submodule(layout.layers)
+    places = []
+    for index in range(len(layers)):  # type: ignore[arg-type]
+        for word in words:
+            path = f"{layout.layers}.{index}.{layout.modules[word]}"
+            width = out_features(model.get_submodule(path))
+            places.append(Place(word=word, path=path, **_range(layout, word, width)))
+    return places
+
+
+def _range(layout: Layout, word: str, width: int) -> dict[str, int]:
+    if word not in layout.fused:
+        return {"start": 0, "stop": width}
+    part = width // len(layout.fused)
+    place = layout.fused.index(word)
+    return {"start": place * part, "stop": (place + 1) * part}
+
+
+def by_module(places: Sequence[Place]) -> dict[str, list[Place]]:
+    """Places gathered by module path: a fused module is replaced once, with one adapter for each of its places."""
+    gathered: dict[str, list[Place]] = {}
+    for place in places:
+        gathered.setdefault(place.path, []).append(place)
+    return gathered

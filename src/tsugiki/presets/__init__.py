@@ -1,0 +1,1 @@
+"""Files that ship with the package: tasks, studies, the built-in model."""

@@ -1,0 +1,72 @@
+"""Task × model → `Evaluation`: the scores of one set of answers, with intervals and failure classes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tsugiki.config import ScoreConfig, TaskSpec
+from tsugiki.data.prompts import Tokens
+from tsugiki.model.loading import Base
+from tsugiki.score.failures import CLASSES, is_candidate
+from tsugiki.score.metrics import Score, per_example, score
+from tsugiki.score.predict import Prediction, predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores by name (the task's metric first), failure classes, candidate rate (None for free text), seconds an answer."""
+
+    part: str
+    scores: tuple[Score, ...]
+    failures: dict[str, int]
+    candidate_rate: float | None
+    answer_s: float
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def main(self) -> Score:
+        """The score that chooses: the metric itself; ROUGE-L for summaries."""
+        return self.scores[-1] if self.scores[-1].name == "rougeL" else self.scores[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the answers."""
+        kept = asdict(self)
+        del kept["predictions"]
+        return {**kept, "main": asdict(self.main)}
+
+
+def summarise(spec: TaskSpec, part: str, predictions: Sequence[Prediction], answer_s: float) -> Evaluation:
+    """Scores a set of answers; needs no model."""
+    values = per_example(spec.metric, [one.answer for one in predictions], [one.target for one in predictions])
+    groups = [one.group for one in predictions]
+    counted = Counter(one.failure for one in predictions)
+    closed = spec.kind != "generation"
+    return Evaluation(
+        part=part,
+        scores=tuple(score(name, column, groups, spec.metric) for name, column in values.items()),
+        failures={name: counted[name] for name in CLASSES if counted[name]},
+        candidate_rate=sum(is_candidate(one.failure) for one in predictions) / len(predictions) if closed else None,
+        answer_s=answer_s,
+        predictions=tuple(predictions),
+    )
+
+
+def evaluate(
+    base: Base, spec: TaskSpec, part: str, rows: Sequence[Tokens], config: ScoreConfig, on_progress: Callable[[int, int], None] | None = None
+) -> Evaluation:
+    """Generates and scores the answers of one part. `answer_s` is wall time over answers, batches included."""
+    started = time.perf_counter()
+    predictions = predict(
+        base.model,
+        base.tokenizer,
+        rows,
+        max_new_tokens=config.max_new_tokens or spec.max_new_tokens,
+        batch=config.batch,
+        numerics=base.numerics,
+        on_progress=on_progress,
+    )
+    return summarise(spec, part, predictions, (time.perf_counter() - started) / len(rows))

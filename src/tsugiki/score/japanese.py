@@ -1,0 +1,54 @@
+"""Japanese text for scoring: normalisation and segmentation, with the versions that make a number repeatable."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+
+from tsugiki.errors import ConfigError
+
+
+def normalise(text: str) -> str:
+    """NFKC, then white space off both ends: the rule under which an answer matches."""
+    return unicodedata.normalize("NFKC", text).strip()
+
+
+def _need(package: str) -> str:
+    return f'ROUGE for Japanese needs {package}. Run: pip install "tsugiki[ja]"'
+
+
+def clean_for_rouge(text: str) -> str:
+    """Emoji off, neologdn normalisation, single spaces: what lm-evaluation-harness does before it segments.
+
+    Source: lm-evaluation-harness, `lm_eval/tasks/japanese_leaderboard/ja_leaderboard_xlsum.py` (read 2026-11).
+    """
+    try:
+        import emoji
+        import neologdn
+    except ImportError as missing:
+        raise ConfigError(_need(missing.name or "emoji and neologdn")) from None
+    kept = "".join(char for char in text if not emoji.is_emoji(char))
+    return " ".join(neologdn.normalize(kept).split())
+
+
+@cache
+def segmenter() -> Callable[[str], list[str]]:
+    """Words of a text by MeCab with the unidic-lite dictionary."""
+    try:
+        import fugashi
+        import unidic_lite
+    except ImportError as missing:
+        raise ConfigError(_need(missing.name or "fugashi and unidic-lite")) from None
+    tagger = fugashi.Tagger(f'-Owakati -r "{unidic_lite.DICDIR}/dicrc" -d "{unidic_lite.DICDIR}"')
+    return lambda text: tagger.parse(text).split()
+
+
+def segment(text: str) -> list[str]:
+    return segmenter()(text)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what segmentation and normalisation depend on."""
+    return {package: version(package) for package in ("fugashi", "unidic-lite", "neologdn", "rouge-score")}

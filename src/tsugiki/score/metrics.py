@@ -1,0 +1,133 @@
+"""Numbers from answers: per-example values, their mean, a bootstrap interval, and a signature that says by which rule.
+
+Intervals resample groups (images, for JNLI) when rows of one group depend on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tsugiki.errors import ConfigError
+from tsugiki.score.japanese import clean_for_rouge, normalise, segment, versions
+
+RESAMPLES = 2000
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A mean over examples with its 95 % bootstrap interval. `n` examples in `groups` groups."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    groups: int
+    signature: str
+
+
+def matches(answer: str, target: str) -> float:
+    """1.0 when answer and target are equal after NFKC and strip of both."""
+    return float(normalise(answer) == normalise(target))
+
+
+def matches_raw(answer: str, target: str) -> float:
+    """1.0 when answer and target are the same characters."""
+    return float(answer == target)
+
+
+class _Segmented:
+    """The tokenizer face that google's rouge-score asks for."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return segment(clean_for_rouge(text))
+
+
+@cache
+def _rouge_scorer() -> Any:
+    try:
+        from rouge_score import rouge_scorer
+    except ImportError:
+        raise ConfigError('ROUGE needs rouge-score. Run: pip install "tsugiki[ja]"') from None
+    return rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=_Segmented())
+
+
+def rouge(answer: str, target: str) -> dict[str, float]:
+    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L in 0–1 by the lm-eval rule (neologdn, MeCab unidic-lite, google rouge-score)."""
+    scores = _rouge_scorer().score(target, answer)
+    return {name: float(scores[name].fmeasure) for name in ROUGE_TYPES}
+
+
+def signature(metric: str) -> str:
+    """The rule in one line, in the manner of sacreBLEU."""
+    if metric == "rouge":
+        used = versions()
+        return "rouge|rule:lm-eval|norm:neologdn-{neologdn}|seg:mecab-unidic-lite-{unidic-lite}|fugashi:{fugashi}|impl:rouge-score-{rouge-score}|f1".format(**used)
+    return f"{metric}|norm:nfkc+strip|decode:greedy"
+
+
+def per_example(metric: str, answers: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
+    """Values by score name, one for each example. `exact_match_raw` stands beside the metric of closed tasks."""
+    pairs = list(zip(answers, targets, strict=True))
+    if metric == "rouge":
+        rows = [rouge(answer, target) for answer, target in pairs]
+        return {name: [row[name] for row in rows] for name in ROUGE_TYPES}
+    return {
+        metric: [matches(answer, target) for answer, target in pairs],
+        "exact_match_raw": [matches_raw(answer, target) for answer, target in pairs],
+    }
+
+
+def interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean, resampling whole groups."""
+    sums, sizes = _by_group(values, groups)
+    draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
+    means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _by_group(values: Sequence[float], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    names, place = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    sums = np.bincount(place, weights=np.asarray(values, dtype=float), minlength=len(names))
+    return sums, np.bincount(place, minlength=len(names)).astype(float)
+
+
+def score(name: str, values: Sequence[float], groups: Sequence[str], metric: str) -> Score:
+    low, high = interval(values, groups)
+    return Score(name=name, value=float(np.mean(values)), low=low, high=high, n=len(values), groups=len(set(groups)), signature=signature(metric))
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float], groups: Sequence[str]) -> tuple[float, float, float]:
+    """(mean of first - second, low, high): both methods answered the same examples, so the same groups are drawn for both."""
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    return (float(np.mean(differences)), *interval(differences, groups))
+
+
+def majority_baseline(train_targets: Sequence[str], targets: Sequence[str]) -> float:
+    """Accuracy of always giving the most frequent training answer."""
+    values, counts = np.unique(list(train_targets), return_counts=True)
+    return float(np.mean([target == values[counts.argmax()] for target in targets]))
+
+
+def chance_baseline(candidates: Sequence[Sequence[str]]) -> float:
+    """Expected accuracy of a uniform draw among each row's candidates."""
+    return float(np.mean([1 / len(row) for row in candidates]))
+
+
+def lead_baseline(texts: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    """ROUGE of the text's first characters, as many as the mean target has."""
+    length = round(np.mean([len(target) for target in targets]))
+    return mean_of([rouge(text[:length], target) for text, target in zip(texts, targets, strict=True)])
+
+
+def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+

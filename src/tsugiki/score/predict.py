@@ -1,0 +1,103 @@
+"""Greedy answers in batches: sorted by length, left-padded, finished rows retired. The same text for any batch size in fp32.
+
+    _ _ p p p p | a e            position ids count from the first real token, so padding changes nothing
+    p p p p p p | a a a e
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from tsugiki.data.prompts import Tokens, answer_text
+from tsugiki.model.loading import Numerics
+from tsugiki.score.failures import FailureClass, classify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One answer: its text, whether the end mark came, and its class."""
+
+    id: str
+    group: str
+    target: str
+    answer: str
+    ended: bool
+    failure: FailureClass
+
+
+@torch.inference_mode()
+def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
+    """Greedy continuations of one batch, without the end mark's successors; an answer that ended closes with `eos_id`."""
+    device = next(model.parameters()).device
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, longest - len(prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    answers: list[list[int]] = [[] for _ in prompts]
+    alive = torch.arange(len(prompts))
+    for _ in range(max_new_tokens):
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        chosen = out.logits[:, -1].argmax(-1)
+        host = chosen.tolist()
+        for row, token in zip(alive.tolist(), host, strict=True):
+            answers[row].append(token)
+        going = torch.tensor([place for place, token in enumerate(host) if token != eos_id], dtype=torch.long)
+        if not len(going):
+            break
+        if len(going) < len(host):
+            alive = alive[going]
+            keep = going.to(device)
+            cache.batch_select_indices(keep)
+            chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    return answers
+
+
+def predict(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Tokens],
+    *,
+    max_new_tokens: int,
+    batch: int,
+    numerics: Numerics,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Answers in the order of `rows`. A batch holds rows of like length; long ones make smaller batches."""
+    eos_id = tokenizer.eos_token_id
+    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].prompt_ids))
+    answers: dict[int, list[int]] = {}
+    done = 0
+    while done < len(order):
+        longest = len(rows[order[done]].prompt_ids)
+        size = max(1, min(batch, batch * 512 // max(longest, 1)))
+        here = order[done : done + size]
+        with numerics.autocast(device):
+            generated = generate_ids(model, [rows[i].prompt_ids for i in here], max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id)
+        answers.update(zip(here, generated, strict=True))
+        done += len(here)
+        if on_progress:
+            on_progress(done, len(order))
+    return [_prediction(tokenizer, row, answers[index]) for index, row in enumerate(rows)]
+
+
+def _prediction(tokenizer: Any, row: Tokens, ids: list[int]) -> Prediction:
+    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    text = answer_text(tokenizer, row.prompt_ids, ids[:-1] if ended else ids)
+    example = row.example
+    failure = classify(text, example.target, example.candidates, ended=ended, was_cut=row.was_cut)
+    return Prediction(id=example.id, group=example.group, target=example.target, answer=text, ended=ended, failure=failure)

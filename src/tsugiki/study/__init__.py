@@ -1,0 +1,1 @@
+"""From configurations to tables: the main path is `study/run.py`."""

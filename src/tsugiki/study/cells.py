@@ -1,0 +1,137 @@
+"""A study file becomes cells: models × tasks × methods × grid. No torch here: reports are made from this and the records."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, RunConfig, StudySpec, TaskChoice, TrainConfig, parse, read_toml
+from tsugiki.errors import ConfigError, did_you_mean
+from tsugiki.study.store import RunRecord, Store
+
+PRESETS = Path(__file__).parent.parent / "presets" / "studies"
+LORA_KEYS = frozenset(LoraConfig.model_fields)
+TRAIN_KEYS = frozenset(TrainConfig.model_fields) - {"seed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One configuration of one method on one task with one model."""
+
+    model: ModelChoice
+    task: TaskChoice
+    method: MethodSpec
+    settings: Mapping[str, Any]
+    config: RunConfig
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.model.label, task_label(self.task), self.method.name)
+
+    @property
+    def label(self) -> str:
+        settings = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in self.settings.items())
+        return f"{' · '.join(self.key)}{' · ' if settings else ''}{settings}"
+
+
+@dataclass(kw_only=True)
+class StudyResult:
+    """Records of every cell, and the chosen cell of each (model, task, method), scored on test."""
+
+    study: StudySpec
+    cells: list[Cell]
+    records: dict[str, RunRecord] = field(default_factory=dict)
+    chosen: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
+
+    def record(self, cell: Cell) -> RunRecord | None:
+        return self.records.get(cell.label)
+
+
+def task_label(task: TaskChoice) -> str:
+    """Task name, with the split when one is named: two splits of one task are two rows."""
+    return f"{Path(task.name).stem} ({task.split})" if task.split else Path(task.name).stem
+
+
+def find_study(name: str) -> dict[str, Any]:
+    """The content of a built-in study or of a file."""
+    known = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+    if name in known:
+        return read_toml(known[name])
+    if Path(name).suffix != ".toml":
+        raise ConfigError(f'study "{name}": no such study.{did_you_mean(name, known)}; or give a path to a .toml file')
+    return read_toml(Path(name))
+
+
+def parse_study(given: Mapping[str, Any], where: str) -> StudySpec:
+    return parse(StudySpec, given, where)
+
+
+def expand(study: StudySpec) -> list[Cell]:
+    """Every cell of the study, models × tasks × methods × grid. Raises `ConfigError` naming the setting that is wrong."""
+    names = {Path(task.name).stem for task in study.tasks}
+    cells = []
+    for method in study.methods:
+        for unknown in set(method.tasks or ()) - names:
+            raise ConfigError(f'study "{study.name}" method "{method.name}": tasks names "{unknown}".{did_you_mean(unknown, names)}')
+        _check_grid(study, method)
+    for model, task, method in itertools.product(study.models, study.tasks, study.methods):
+        if method.tasks is None or Path(task.name).stem in method.tasks:
+            cells.extend(_cells_of(study, model, task, method))
+    labels = [cell.label for cell in cells]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f'study "{study.name}": two cells are called “{label}”. Give models or methods different names')
+    return cells
+
+
+def _check_grid(study: StudySpec, method: MethodSpec) -> None:
+    known = TRAIN_KEYS | (LORA_KEYS if method.kind == "lora" else frozenset())
+    for key, values in method.grid.items():
+        if key not in known:
+            raise ConfigError(f'study "{study.name}" method "{method.name}": grid has no "{key}".{did_you_mean(key, known)}')
+        if not values:
+            raise ConfigError(f'study "{study.name}" method "{method.name}": grid.{key} is empty')
+
+
+def _cells_of(study: StudySpec, model: ModelChoice, task: TaskChoice, method: MethodSpec) -> list[Cell]:
+    cells = []
+    for values in itertools.product(*method.grid.values()):
+        settings = dict(zip(method.grid, values, strict=True))
+        lora = {key: value for key, value in settings.items() if key in LORA_KEYS}
+        train = {**study.train, **{key: value for key, value in settings.items() if key in TRAIN_KEYS}}
+        asked: dict[str, Any] = {"model": model, "task": task, "method": method.kind, "train": train, "score": study.score}
+        if method.kind == "lora":
+            asked["lora"] = lora
+        config = parse(RunConfig, asked, f'study "{study.name}" method "{method.name}"')
+        cells.append(Cell(model=model, task=task, method=method, settings=settings, config=config))
+    return cells
+
+
+def choose(result: StudyResult) -> None:
+    """The cell with the best validation score for each (model, task, method); the first of the grid on a tie."""
+    for cell in result.cells:
+        value = validation_score(result, cell)
+        best = result.chosen.get(cell.key)
+        if value is not None and (best is None or value > (validation_score(result, best) or 0.0)):
+            result.chosen[cell.key] = cell
+
+
+
+def validation_score(result: StudyResult, cell: Cell) -> float | None:
+    record = result.record(cell)
+    return record.main_score("validation") if record is not None and record.status == "done" else None
+
+
+def collect(study: StudySpec, store: Store) -> StudyResult:
+    """What is on disk of a study: the newest record of each cell's configuration, and the choice among them."""
+    result = StudyResult(study=study, cells=expand(study))
+    records = sorted(store.records(), key=lambda record: (record.folder / "asked.json").stat().st_mtime)
+    for cell in result.cells:
+        for record in records:
+            if record.config == cell.config:
+                result.records[cell.label] = record
+    choose(result)
+    return result

@@ -1,0 +1,28 @@
+"""The report of a study: one Markdown page and a CSV file a table, made from the run records alone."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from tsugiki.config import StudySpec
+from tsugiki.data.sources import write_atomically
+from tsugiki.study.cells import StudyResult
+from tsugiki.study.tables import Table, all_tables
+
+
+def study_folder(root: Path, study: StudySpec) -> Path:
+    """`ROOT/studies/NAME-digest`: a changed study file is another folder, so no report is overwritten by another study's."""
+    digest = hashlib.sha256(study.model_dump_json().encode()).hexdigest()[:6]
+    return root / "studies" / f"{study.name}-{digest}"
+
+
+def write_report(result: StudyResult, root: Path) -> tuple[Path, list[Table]]:
+    """Writes `report.md` and the tables as CSV; returns the page and the tables."""
+    tables = all_tables(result)
+    folder = study_folder(root, result.study)
+    head = f"# {result.study.title or result.study.name}\n\nMade by tsugiki from {len(result.records)} runs under `{root / 'runs'}`.\n\n"
+    write_atomically(folder / "report.md", (head + "\n".join(table.to_markdown() for table in tables)).encode())
+    for table in tables:
+        write_atomically(folder / f"{table.name}.csv", table.to_csv().encode("utf-8-sig"))
+    return folder / "report.md", tables

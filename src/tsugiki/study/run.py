@@ -1,0 +1,198 @@
+"""The main path: a configuration becomes a record. Read it from top to bottom.
+
+    task    = load_task(…)                    rows of text, split
+    source  = find_base(…)                    which weights, which precision; this names the run
+    base    = load_base(source)               model and tokenizer
+    rows    = tokenize(…)                     ids, with room for the answer
+    lane    = make_lane(base, config, …)      LoRA's adapters, or the base's own parameters
+              fit(step, [lane], …)            the one loop
+              evaluate(base, …)               answers generated, scored on validation
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tsugiki.config import RunConfig
+from tsugiki.data.prompts import Tokens, check_tokenizer, tokenize
+from tsugiki.data.tasks import SPLITS, Task, load_task, refuse_leak
+from tsugiki.errors import RunError
+from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_parameters
+from tsugiki.model.lora import attach, detach
+from tsugiki.score.evaluate import Evaluation, evaluate
+from tsugiki.study.store import Run, RunRecord, Store, read_record
+from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
+from tsugiki.train.engine import Interrupted, Progress, fit
+from tsugiki.train.lane import Lane
+from tsugiki.train.meter import Measurement, device_name
+from tsugiki.train.step import EagerStep
+
+PAPER_BATCH = 8
+PROBE_STEPS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Who wants to hear of progress: training steps, and answers (part, done, all)."""
+
+    on_train: Callable[[Progress], None] | None = None
+    on_score: Callable[[str, int, int], None] | None = None
+
+
+def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = Listener()) -> list[RunRecord]:
+    """Train and score on validation configurations that share a base model and a task; finished ones are only read.
+
+    One run is a group of one. A run that fails (diverges, does not learn) is recorded as failed with its reason.
+    """
+    task = load_task(configs[0].task)
+    base: Base | None = None
+    records = []
+    for config in configs:
+        source = find_base(config.model, config.method, config.train.precision)
+        run = store.open(config, with_what(source, task))
+        if run.record().status == "running":
+            with run.lock():
+                if base is None or config.method == "full":
+                    base = load_base(source)
+                if run.record().status == "running":
+                    _train_and_score(base, task, config, run, listener)
+                detach(base.model)
+        records.append(run.record())
+    return records
+
+
+def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, listener: Listener) -> None:
+    rows = _tokens(base, task, config, "train")
+    lane = make_lane(base, config, len(rows))
+    step = EagerStep(base.model, rows, _pad_id(base), base.device, base.numerics)
+    run.update(status="running", trainable=lane.num_trainable, total=num_parameters(base.model), steps=lane.steps)
+    try:
+        result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train)[0]
+    except Interrupted:
+        raise
+    except RunError as failure:
+        run.update(status="failed", reason=str(failure))
+        return
+    run.write("history.json", asdict(result.history))
+    saved = save_checkpoint(run.weights, lane.step, _parameters_only(lane), {"moving_steps": lane.moving_steps})
+    run.update(measurement=result.measurement.to_json(), weights_bytes=(saved / "lane.safetensors").stat().st_size)
+    _score_part(base, task, config, "validation", run, listener)
+    run.update(status="done", trained_on=task.files["train"])
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def make_lane(base: Base, config: RunConfig, num_rows: int) -> Lane:
+    """LoRA: a lane of adapter parameters over the frozen base. Full fine-tuning: a lane of the base's own parameters."""
+    if config.lora is None:
+        return Lane(f"FT {config.train.learning_rate:g}", dict(base.model.named_parameters()), config.train, num_rows)
+    grafted = attach(base.model, config.lora, config.train.seed)
+    name = f"LoRA {config.lora.targets} r{config.lora.rank} {config.train.learning_rate:g}"
+    watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
+    return Lane(name, grafted.parameters, config.train, num_rows, watched=watched, clock=grafted.clock)
+
+
+def score_run(record: RunRecord, part: str, listener: Listener = Listener()) -> RunRecord:
+    """Scores a finished run on one part from its kept weights, unless that was done; adds the result to the record.
+
+    Raises:
+        DataError: the part is cut from a file the run was trained on.
+        RunError: the run is not finished, or its weights are gone.
+    """
+    if record.evaluation(part) is not None:
+        return record
+    if record.status != "done":
+        raise RunError(f"{record.folder}: status is {record.status}; only a finished run can be scored")
+    task = load_task(record.config.task)
+    if part != "train":
+        refuse_leak(task, record.happened["trained_on"], part)
+    base = load_trained(record)
+    _score_part(base, task, record.config, part, Run(record.folder), listener)
+    return read_record(record.folder)
+
+
+def load_trained(record: RunRecord) -> Base:
+    """The base model with the run's trained parameters in place."""
+    path = latest_checkpoint(record.folder / "weights")
+    if path is None:
+        raise RunError(f"{record.folder}: its weights were not kept. Run it again to score it")
+    config = record.config
+    source = find_base(config.model, config.method, config.train.precision)
+    if source.checksum != record.with_what["model_sha256"]:
+        raise RunError(f"{record.folder}: was trained over weights of sha256 {record.with_what['model_sha256'][:12]}, {source.folder} now has {source.checksum[:12]}")
+    base = load_base(source)
+    lane = make_lane(base, config, num_rows=config.train.batch)
+    lane.load_state(read_checkpoint(path)[0], step=0, moving_steps=0)
+    return base
+
+
+def _score_part(base: Base, task: Task, config: RunConfig, part: str, run: Run, listener: Listener) -> Evaluation:
+    rows = _tokens(base, task, config, part)
+    heard = listener.on_score
+    evaluation = evaluate(base, task.spec, part, rows, config.score, (lambda done, total: heard(part, done, total)) if heard else None)
+    run.write_answers(part, [asdict(one) for one in evaluation.predictions])
+    run.update(evaluations={**run.record().happened.get("evaluations", {}), part: evaluation.to_json()})
+    return evaluation
+
+
+def measure_at_paper_batch(record: RunRecord) -> None:
+    """Adds `at_batch_8`: cost of a step at the paper's batch, from a short solo probe when the run's own batch differs."""
+    config = record.config
+    if "at_batch_8" in record.happened or record.status != "done":
+        return
+    if config.train.batch == PAPER_BATCH:
+        Run(record.folder).update(at_batch_8=record.happened["measurement"])
+        return
+    Run(record.folder).update(at_batch_8=_probe(config).to_json())
+
+
+def _probe(config: RunConfig) -> Measurement:
+    task = load_task(config.task)
+    base = load_base(find_base(config.model, config.method, config.train.precision))
+    rows = _tokens(base, task, config, "train")[: PROBE_STEPS * PAPER_BATCH]
+    train = config.train.model_copy(update={"batch": PAPER_BATCH, "micro_batch": None, "epochs": 1.0})
+    lane = make_lane(base, config.model_copy(update={"train": train}), len(rows))
+    step = EagerStep(base.model, rows, _pad_id(base), base.device, base.numerics)
+    return fit(step, [lane], base.device, folders=[None])[0].measurement
+
+
+def _tokens(base: Base, task: Task, config: RunConfig, part: str) -> list[Tokens]:
+    vocab_size = base.model.get_input_embeddings().weight.shape[0]
+    check_tokenizer(base.tokenizer, vocab_size)
+    longest = min(config.train.max_length, base.max_positions)
+    return tokenize(base.tokenizer, task, task.examples[part], longest)
+
+
+def _pad_id(base: Base) -> int:
+    return int(base.tokenizer.eos_token_id if base.tokenizer.pad_token_id is None else base.tokenizer.pad_token_id)
+
+
+def _parameters_only(lane: Lane) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in lane.state_tensors().items() if name.startswith("param/")}
+
+
+def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
+    """Everything a result depends on besides the configuration."""
+    return {
+        "model_sha256": source.checksum,
+        "data": {part: dict(task.files[part]) for part in SPLITS},
+        "numerics": asdict(source.numerics),
+        "device_type": source.device.type,
+        "device": device_name(source.device),
+        "threads": torch.get_num_threads(),
+        "rows": {part: len(task.examples[part]) for part in SPLITS},
+        "task": {"name": task.name, "version": task.version, "split": task.split, "format": task.format},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("tsugiki", "torch", "transformers", "tokenizers")}},
+    }
+
+
+def drop_weights(folder: Path) -> None:
+    """Deletes the trained weights of a run (a study keeps those of the chosen cells); scores and answers stay."""
+    shutil.rmtree(folder / "weights", ignore_errors=True)

@@ -1,0 +1,73 @@
+"""Runs the missing cells of a study, in this process or in several, and scores the best of each method on test, once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from tsugiki.config import StudySpec
+from tsugiki.errors import RunError
+from tsugiki.study.cells import Cell, StudyResult, choose, expand, validation_score
+from tsugiki.study.run import Listener, drop_weights, measure_at_paper_batch, run_group, score_run
+from tsugiki.study.store import RunBusy, Store, read_record
+
+
+def run_study(
+    study: StudySpec,
+    store: Store,
+    listener: Listener = Listener(),
+    *,
+    on_cell: Callable[[int, int, Cell], None] | None = None,
+    keep_all_weights: bool = False,
+) -> StudyResult:
+    """Runs what is missing, chooses by validation, scores each chosen cell on test, once. Resumable at any moment."""
+    result = StudyResult(study=study, cells=expand(study))
+    for number, cell in enumerate(result.cells):
+        if on_cell:
+            on_cell(number, len(result.cells), cell)
+        result.records[cell.label] = run_group([cell.config], store, listener)[0]
+        if not keep_all_weights:
+            _keep_best_weights(result, cell)
+    choose(result)
+    for cell in result.chosen.values():
+        record = score_run(result.records[cell.label], "test", listener)
+        measure_at_paper_batch(record)
+        result.records[cell.label] = read_record(record.folder)
+    return result
+
+
+def _keep_best_weights(result: StudyResult, latest: Cell) -> None:
+    """Full fine-tuning leaves a whole model a cell: only the best so far of a (model, task, method) keeps its weights."""
+    if latest.method.kind != "full":
+        return
+    rivals = [cell for cell in result.cells if cell.key == latest.key and validation_score(result, cell) is not None]
+    if not rivals:
+        return
+    best = max(rivals, key=lambda cell: validation_score(result, cell) or 0.0)
+    for cell in rivals:
+        if cell is not best:
+            drop_weights(result.records[cell.label].folder)
+
+
+def run_cells(study: StudySpec, store: Store, listener: Listener = Listener()) -> None:
+    """What one worker of `--jobs` does: takes cells that no other live process works on, until none is left."""
+    for cell in expand(study):
+        try:
+            run_group([cell.config], store, listener)
+        except RunBusy:
+            continue
+
+
+def run_in_parallel(arguments: Sequence[str], jobs: int) -> None:
+    """Starts `jobs` workers (`tsugiki study … --worker`) and waits for them. Raises `RunError` when one of them failed."""
+    command = [sys.executable, "-m", "tsugiki", "study", *arguments, "--worker"]
+    workers = [subprocess.Popen(command) for _ in range(jobs)]
+    try:
+        codes = [worker.wait() for worker in workers]
+    except KeyboardInterrupt:
+        codes = [worker.wait() for worker in workers]
+        raise
+    if any(codes):
+        raise RunError(f"{sum(map(bool, codes))} of {jobs} workers stopped with an error (above). Run the same command again: finished cells are kept")
+

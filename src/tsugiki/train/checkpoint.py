@@ -1,0 +1,64 @@
+"""Checkpoints: written whole or not at all, checked when read, one kept.
+
+    FOLDER/step-00000120/   lane.safetensors (parameters, moments)   state.json (counters, history, sha256 of the former)
+
+The folder is written under a hidden name and renamed; a killed process leaves the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+
+from tsugiki.errors import RunError
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
+    """Writes `FOLDER/step-…` atomically and removes older ones."""
+    final = folder / f"step-{step:08d}"
+    if final.exists():
+        return final
+    draft = folder / f".step-{step:08d}.{os.getpid()}"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, draft / "lane.safetensors")
+        digest = hashlib.sha256((draft / "lane.safetensors").read_bytes()).hexdigest()
+        (draft / "state.json").write_text(json.dumps({**state, "step": step, "sha256": digest}), encoding="utf-8")
+        for name in ("lane.safetensors", "state.json"):
+            with (draft / name).open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(draft, final)
+    except (OSError, SafetensorError) as broken:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise RunError(f"{folder}: the checkpoint of step {step} cannot be written: {broken}. Free some space and run again: it resumes") from None
+    for other in folder.glob("step-*"):
+        if other != final:
+            shutil.rmtree(other)
+    for other in folder.glob(".step-*"):
+        shutil.rmtree(other)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    return max(folder.glob("step-*"), default=None)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(tensors, state) of a checkpoint. Raises `RunError` naming the damaged file."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        content = (path / "lane.safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != state["sha256"]:
+            raise RunError(f"{path / 'lane.safetensors'}: damaged or cut short (checksum differs). Delete {path} to train from the start")
+        return load(content), state
+    except (OSError, ValueError, KeyError, SafetensorError) as broken:
+        raise RunError(f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the start") from None

@@ -1,0 +1,105 @@
+"""Measures a run: seconds a step, tokens a second, memory. Says what it measures and on which device.
+
+On CUDA: peak allocated and reserved bytes of the caching allocator, step times from events. On a CPU: the largest
+resident size of the whole process (Python and libraries included), step times from the wall clock.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+WARM_UP_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one run cost. Times exclude the first `WARM_UP_STEPS` steps; memory covers all of it."""
+
+    device: str
+    num_steps: int
+    step_s_median: float | None
+    step_s_mean: float | None
+    tokens_per_s: float | None
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+    peak_process_bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = torch.cpu.get_capabilities().get("cpu_name") if hasattr(torch.cpu, "get_capabilities") else None
+    return f"CPU ({model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+class Meter:
+    """Call `begin` before and `end` after each step; `settle` when the device was synchronised anyway."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.step_s: list[float] = []
+        self.step_tokens: list[int] = []
+        self.process_bytes = 0
+        self._events: list[tuple[Any, Any]] = []
+        self._start: Any = None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def begin(self) -> None:
+        if self.device.type == "cuda":
+            self._start = torch.cuda.Event(enable_timing=True)
+            self._start.record()
+        else:
+            self._start = time.perf_counter()
+
+    def end(self, num_tokens: int) -> None:
+        self.step_tokens.append(num_tokens)
+        if self.device.type == "cuda":
+            stop = torch.cuda.Event(enable_timing=True)
+            stop.record()
+            self._events.append((self._start, stop))
+        else:
+            self.step_s.append(time.perf_counter() - self._start)
+            self.process_bytes = max(self.process_bytes, psutil.Process().memory_info().rss)
+
+    def settle(self) -> None:
+        """Turns recorded events into seconds; cheap once the device has caught up."""
+        if self._events:
+            self._events[-1][1].synchronize()
+            self.step_s.extend(start.elapsed_time(stop) / 1000 for start, stop in self._events)
+            self._events.clear()
+
+    @property
+    def memory_bytes(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else self.process_bytes
+
+    def measurement(self) -> Measurement:
+        self.settle()
+        cuda = self.device.type == "cuda"
+        times, tokens = timed(self.step_s), timed(self.step_tokens)
+        return Measurement(
+            device=device_name(self.device),
+            num_steps=len(times),
+            step_s_median=statistics.median(times) if times else None,
+            step_s_mean=statistics.fmean(times) if times else None,
+            tokens_per_s=sum(tokens) / sum(times) if times else None,
+            peak_allocated_bytes=torch.cuda.max_memory_allocated(self.device) if cuda else None,
+            peak_reserved_bytes=torch.cuda.max_memory_reserved(self.device) if cuda else None,
+            peak_process_bytes=None if cuda else self.process_bytes,
+        )
+
+
+def timed(values: Sequence[Any]) -> Sequence[Any]:
+    """The steps that count: all after the warm-up."""
+    return values[WARM_UP_STEPS:]

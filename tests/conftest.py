@@ -1,0 +1,45 @@
+"""Shared fixtures: tiny model folders and task files, one thread where bits are compared, the shared data if it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TSUGIKI_DEVICE", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+import transformers
+
+from tests import tiny
+
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    return tiny.save_task(tmp_path / "task")
+
+
+@pytest.fixture(scope="session")
+def testdata() -> Path:
+    """The folder of real data sets (`TSUGIKI_TESTDATA`); without it the test is skipped."""
+    given = os.environ.get("TSUGIKI_TESTDATA")
+    if not given or not Path(given, "jcommonsenseqa").exists():
+        pytest.skip("TSUGIKI_TESTDATA does not name a folder with the real task data")
+    return Path(given)

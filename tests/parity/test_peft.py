@@ -1,0 +1,109 @@
+"""LoRA against peft: same outputs, same gradients, adapters readable in both directions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+
+from tests import tiny
+from tsugiki.config import LoraConfig
+from tsugiki.errors import ModelError
+from tsugiki.model.export import export_adapter, import_adapter
+from tsugiki.model.lora import Grafted, attach, detach, lora_layers, switched_off
+
+IDS = torch.tensor([[5, 9, 30, 41, 300, 7], [8, 8, 100, 2, 17, 45]])
+CASES = [("llama", "q+v"), ("llama", "q+k+v+o"), ("llama", "all-linear"), ("gpt2", "q+v"), ("gpt2", "q+k+v+o"), ("gpt2", "all-linear"), ("gpt2", "fc")]
+
+
+def grafted(kind: str, targets: str, rank: int = 4, alpha: float = 6.0) -> Grafted:
+    """An adapted model whose B is not zero, as after training."""
+    model = tiny.MODELS[kind]()
+    result = attach(model, LoraConfig(targets=targets, rank=rank, alpha=alpha), seed=1)
+    torch.manual_seed(7)
+    for name, parameter in result.parameters.items():
+        if name.endswith(".B"):
+            parameter.data.normal_(0, 0.05)
+    return result
+
+
+@pytest.mark.parametrize(("kind", "targets"), CASES)
+def test_peft_computes_the_same_from_an_exported_adapter(kind: str, targets: str, tmp_path: Path) -> None:
+    ours = grafted(kind, targets)
+    export_adapter(ours, tmp_path / "adapter", "tiny")
+    theirs = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "adapter").eval()
+    with switched_off(ours.model):
+        base = ours.model(IDS).logits
+    torch.testing.assert_close(base, tiny.MODELS[kind]()(IDS).logits, rtol=0, atol=0)
+    assert (ours.model(IDS).logits - base).abs().max() > 1e-3
+    torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "targets"), CASES)
+def test_gradients_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) -> None:
+    ours = grafted(kind, targets)
+    export_adapter(ours, tmp_path / "adapter", "tiny")
+    theirs = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "adapter", is_trainable=True)
+    for parameter in ours.parameters.values():
+        parameter.requires_grad_(True)
+    ours.model(IDS, labels=IDS).loss.backward()
+    theirs.eval()(IDS, labels=IDS).loss.backward()
+    gradients = dict(theirs.named_parameters())
+    for path, layer in lora_layers(ours.model):
+        a = gradients[f"base_model.model.{path}.lora_A.default.weight"].grad
+        b = gradients[f"base_model.model.{path}.lora_B.default.weight"].grad
+        for index, place in enumerate(layer.places):
+            part = slice(index * 4, index * 4 + 4)
+            torch.testing.assert_close(layer.lora_a[index].grad, a[part], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(layer.lora_b[index].grad, b[place.start : place.stop, part], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "targets"), CASES)
+def test_round_trip_is_exact(kind: str, targets: str, tmp_path: Path) -> None:
+    ours = grafted(kind, targets)
+    export_adapter(ours, tmp_path / "adapter", "tiny")
+    back = import_adapter(tiny.MODELS[kind](), tmp_path / "adapter")
+    assert back.parameters.keys() == ours.parameters.keys()
+    assert back.config.scale == pytest.approx(ours.config.scale)
+    for name, parameter in ours.parameters.items():
+        assert torch.equal(parameter, back.parameters[name]), name
+
+
+def test_an_adapter_saved_by_peft_is_read(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(tiny.llama(), config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = import_adapter(tiny.llama(), tmp_path / "adapter")
+    assert ours.config.targets == "q+v"
+    torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=3, use_dora=True, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(tiny.llama(), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="use_dora"):
+        import_adapter(tiny.llama(), tmp_path / "adapter")
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ModelError, match="not empty"):
+        export_adapter(grafted("llama", "q+v"), tmp_path, "tiny")
+
+
+def test_detaching_restores_the_base_bit_for_bit() -> None:
+    result = grafted("gpt2", "all-linear")
+    detach(result.model)
+    assert not lora_layers(result.model)
+    assert torch.equal(result.model(IDS).logits, tiny.gpt2()(IDS).logits)
+
+
+def test_the_start_of_a_place_depends_on_the_seed_not_on_its_neighbours() -> None:
+    narrow = attach(tiny.llama(), LoraConfig(targets="v", rank=4), seed=3).parameters
+    wide = attach(tiny.llama(), LoraConfig(targets="all-linear", rank=4), seed=3).parameters
+    other = attach(tiny.llama(), LoraConfig(targets="v", rank=4), seed=4).parameters
+    for name, parameter in narrow.items():
+        assert torch.equal(parameter, wide[name])
+        assert name.endswith(".B") or not torch.equal(parameter, other[name])

@@ -1,0 +1,89 @@
+"""The engine against a hand-written loop with torch's AdamW, in HF's own loss; accumulation against the big batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests import tiny
+from tsugiki.config import LoraConfig, TrainConfig
+from tsugiki.data.batch import collate
+from tsugiki.data.prompts import Tokens
+from tsugiki.data.tasks import Example
+from tsugiki.model.loading import Numerics
+from tsugiki.model.lora import attach
+from tsugiki.train.engine import fit
+from tsugiki.train.lane import Lane
+from tsugiki.train.step import EagerStep
+
+FP32 = Numerics(compute="fp32", base="fp32", trained="fp32")
+CPU = torch.device("cpu")
+
+
+def rows(count: int = 10) -> list[Tokens]:
+    """Rows of different lengths; the answer is a function of the prompt."""
+    made = []
+    for number in range(count):
+        prompt = tuple(10 + (number * 7 + place * 3) % 200 for place in range(4 + number % 5))
+        made.append(Tokens(example=Example(id=str(number), fields={}, target=""), prompt_ids=prompt, target_ids=(20 + number % 3, *(30,) * (number % 2), 2)))
+    return made
+
+
+def config(**changes: object) -> TrainConfig:
+    return TrainConfig(**{"learning_rate": 1e-2, "epochs": 3, "batch": 4, "precision": "fp32", **changes})
+
+
+def lane_of(model: torch.nn.Module, train: TrainConfig, method: str, count: int) -> Lane:
+    if method == "full":
+        return Lane("FT", dict(model.named_parameters()), train, count)
+    grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=train.seed)
+    return Lane("LoRA", grafted.parameters, train, count, watched=tuple(n for n in grafted.parameters if n.endswith(".B")), clock=grafted.clock)
+
+
+def train(kind: str, method: str, settings: TrainConfig) -> tuple[Lane, list[float]]:
+    model, data = tiny.MODELS[kind](), rows()
+    lane = lane_of(model, settings, method, len(data))
+    result = fit(EagerStep(model, data, 3, CPU, FP32), [lane], CPU, folders=[None])[0]
+    return lane, result.history.loss
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_engine_equals_a_plain_loop(kind: str, method: str) -> None:
+    settings = config(schedule="linear", warmup=0.2, weight_decay=0.1, clip=0.5)
+    lane, losses = train(kind, method, settings)
+
+    model, data = tiny.MODELS[kind](), rows()
+    from tsugiki.model.loading import no_dropout
+
+    no_dropout(model)
+    plain = lane_of(model, settings, method, len(data))
+    optimizer = torch.optim.AdamW(list(plain.parameters.values()), lr=1e-2, weight_decay=0.1)
+    steps = plain.steps
+    warm = round(0.2 * steps)
+    expected = []
+    for step in range(steps):
+        numbers = plain.order.rows_of(step)
+        batch = collate([data[number] for number in numbers], numbers, 3)
+        loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(plain.parameters.values()), 0.5)
+        share = (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * share
+        optimizer.step()
+        expected.append(loss.item())
+    assert losses == pytest.approx(expected, rel=1e-4)
+    for name, parameter in plain.parameters.items():
+        torch.testing.assert_close(lane.parameters[name], parameter, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_accumulation_equals_the_big_batch(method: str) -> None:
+    """With answers of different lengths a mean of means would differ; the sum over the number of target tokens does not."""
+    big, big_losses = train("llama", method, config())
+    small, small_losses = train("llama", method, config(micro_batch=1))
+    assert small_losses == pytest.approx(big_losses, rel=1e-5)
+    for name, parameter in big.parameters.items():
+        torch.testing.assert_close(small.parameters[name], parameter, rtol=1e-3, atol=2e-5)

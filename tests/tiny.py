@@ -1,0 +1,125 @@
+"""Tiny models and a Japanese tokenizer, built in memory: nothing is downloaded, nothing is mocked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SENTENCES = [
+    "文1: 犬が公園を走っています。[SEP]文2: 動物が外にいます。",
+    "質問: 空は何色ですか？1. 青 2. 赤 3. 白 4. 緑 5. 黒",
+    "今日は天気がよいので、洗濯物がよく乾く。",
+    "含意 中立 矛盾 田園 前提 仮説 関係 記事 見出し 要約 答え",
+    "猫は台所で魚を食べた。子どもは庭で遊んでいる。",
+]
+
+
+def tokenizer(sep: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-fallback BPE over the sentences above; with `sep`, `[SEP]` is a piece of its own."""
+    specials = ["<unk>", "<s>", "</s>", "<pad>", *(["[SEP]"] if sep else [])]
+    inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    inner.normalizer = normalizers.NFKC()
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")])
+    bytes_of = [f"<0x{value:02X}>" for value in range(256)]
+    inner.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=400, special_tokens=[*specials, *bytes_of], show_progress=False))
+    extra = {"sep_token": "[SEP]"} if sep else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_plain_bytes(inner, specials), bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **extra
+    )
+
+
+def _plain_bytes(inner: Tokenizer, specials: list[str]) -> Tokenizer:
+    """The byte pieces are ordinary pieces: only the real specials stay special."""
+    content = json.loads(inner.to_str())
+    content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] in specials]
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def llama(vocab_size: int = 512, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def gpt2(vocab_size: int = 512, seed: int = 0) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    return GPT2LMHeadModel(config).eval()
+
+
+MODELS = {"llama": llama, "gpt2": gpt2}
+
+
+def save(folder: Path, kind: str = "llama", sep: bool = True) -> Path:
+    """A model folder on disk, as a user would have one."""
+    MODELS[kind]().save_pretrained(folder)
+    tokenizer(sep).save_pretrained(folder)
+    return folder
+
+
+TASK = """
+name = "tiny"
+title = "tiny"
+kind = "classification"
+metric = "accuracy"
+licence = "CC0"
+citation = "none"
+fields = ["a", "b"]
+target = "label"
+group = "image"
+max_new_tokens = 6
+default_split = "standard"
+[labels]
+e = "含意"
+n = "中立"
+c = "矛盾"
+[formats]
+paper = "文1: {a}[SEP]文2: {b}[SEP]"
+[files.train]
+path = "train.jsonl"
+[files.validation]
+path = "validation.jsonl"
+[files.test]
+path = "test.jsonl"
+[splits.standard]
+train = { files = "train" }
+validation = { files = "validation" }
+test = { files = "test" }
+[splits.leaky]
+train = { files = "test" }
+validation = { files = "validation" }
+test = { files = "test" }
+"""
+
+
+def save_task(folder: Path, num_rows: int = 24) -> Path:
+    """A task file with its data: the label follows from whether the animal is the same and the place agrees."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.toml").write_text(TASK, encoding="utf-8")
+    animals, places = ["犬", "猫", "子ども"], ["公園", "庭", "台所"]
+    for part, shift in (("train", 0), ("validation", 1), ("test", 2)):
+        rows = []
+        for number in range(num_rows if part == "train" else 9):
+            animal, place = animals[(number + shift) % 3], places[(number // 3) % 3]
+            label = "enc"[number % 3]
+            other = {"e": "動物が外にいます。", "n": f"{animal}は魚を食べた。", "c": f"{animal}は{place}にいない。"}[label]
+            rows.append({"a": f"{animal}が{place}を走っています。", "b": other, "label": label, "image": str(number // 2)})
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
+    return folder / "tiny.toml"
