@@ -47,6 +47,7 @@ class FileSpec(Record):
     git_blob: str | None = Field(None, pattern="^[0-9a-f]{40}$")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     rows: Positive | None = None
+    has_group: bool = Field(True, description="whether the rows carry the task's group field (training files need not)")
 
     @model_validator(mode="after")
     def _has_a_place(self) -> Self:
@@ -263,7 +264,9 @@ def parse(schema: type[T], given: Mapping[str, Any], where: str, error: type[Tsu
     try:
         return schema.model_validate(given)
     except ValidationError as broken:
-        lines = [_say(schema, one) for one in broken.errors()]
+        found = broken.errors()
+        inner = [one for one in found if not any(other is not one and other["loc"][: len(one["loc"])] == one["loc"] for other in found)]
+        lines = [_say(schema, one) for one in inner]
         head = f"{where}: {len(lines)} mistakes. " if len(lines) > 1 else f"{where}: "
         raise error(head + " | ".join(lines)) from None
 

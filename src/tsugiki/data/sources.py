@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import http.client
 import json
 import os
 import tempfile
@@ -87,11 +88,10 @@ def _fetch_url(spec: FileSpec) -> Path:
     try:
         with urllib.request.urlopen(spec.url, timeout=TIMEOUT_S) as answer:
             content = answer.read()
-            promised = answer.headers.get("Content-Length")
+    except http.client.IncompleteRead as broken:
+        raise DataError(f"{spec.url}: the download broke off after {len(broken.partial)} bytes. Run again") from None
     except (urllib.error.URLError, OSError) as broken:
         raise DataError(f"{spec.url}: cannot be fetched: {broken}. Check the network, or put a copy there and name its folder with data_dir") from None
-    if promised and len(content) != int(promised):
-        raise DataError(f"{spec.url}: the download broke off at {len(content)} of {promised} bytes. Run again")
     if spec.git_blob and (got := git_blob_id(content)) != spec.git_blob:
         raise DataError(f"{spec.url}: git blob id must be {spec.git_blob}, what came is {got}. Nothing was kept")
     write_atomically(path, content)

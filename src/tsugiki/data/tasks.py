@@ -128,14 +128,14 @@ def _file(files: Mapping[str, FileSpec], name: str, task: str) -> FileSpec:
 
 def _load_file(spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None) -> tuple[list[Example], str]:
     path = locate(file, folder, data_dir)
-    build = _builder(spec)
+    build = _builder(spec, spec.group if file.has_group else None)
     examples = [build(f"{path} row {number}", number, row) for number, row in read_rows(path)]
     if file.rows and len(examples) != file.rows:
         raise DataError(f"{path}: must have {file.rows} rows, has {len(examples)}: another version, or cut short")
     return examples, git_blob_id(path.read_bytes())
 
 
-def _builder(spec: TaskSpec) -> Callable[[str, int, Mapping[str, Any]], Example]:
+def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, int, Mapping[str, Any]], Example]:
     pattern = re.compile(spec.group_pattern)
 
     def build(where: str, number: int, row: Mapping[str, Any]) -> Example:
@@ -159,8 +159,8 @@ def _builder(spec: TaskSpec) -> Callable[[str, int, Mapping[str, Any]], Example]
             target = _chosen(where, target, candidates)
         if not target.strip():
             raise DataError(f'{where}: the answer (field "{spec.target}") is empty')
-        group = take(spec.group) if spec.group else str(number)
-        match = pattern.match(group)
+        group = take(group_field) if group_field else str(number)
+        match = pattern.match(group) if group_field else None
         name = take(spec.id) if spec.id else str(number)
         return Example(id=name, fields=fields, target=target, candidates=candidates, group=match.group(1) if match else group)
 

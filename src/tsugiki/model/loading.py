@@ -183,7 +183,9 @@ def load_base(source: BaseSource) -> Base:
         ModelError: it is not a causal language model, or its tokenizer cannot be read.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     dtype = torch.bfloat16 if source.numerics.base == "bf16" else torch.float32
     try:
         model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")

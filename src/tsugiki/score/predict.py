@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +44,11 @@ def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens
     ids, mask = ids.to(device), mask.to(device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
+    kept = {_cache_argument(model): cache, "use_cache": True, "logits_to_keep": 1}
     answers: list[list[int]] = [[] for _ in prompts]
     alive = torch.arange(len(prompts))
     for _ in range(max_new_tokens):
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, **kept)
         chosen = out.logits[:, -1].argmax(-1)
         host = chosen.tolist()
         for row, token in zip(alive.tolist(), host, strict=True):
@@ -63,6 +65,11 @@ def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1
     return answers
+
+
+def _cache_argument(model: Any) -> str:
+    """transformers renamed `past_key_values` to `cache` in 5.2x; both are in use under our lowest and newest version."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def predict(

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+import tsugiki
 from tsugiki.config import RunConfig
 from tsugiki.data.prompts import Tokens, check_tokenizer, tokenize
 from tsugiki.data.tasks import SPLITS, Task, load_task, refuse_leak
@@ -36,7 +37,7 @@ from tsugiki.train.meter import Measurement, device_name
 from tsugiki.train.step import EagerStep
 
 PAPER_BATCH = 8
-PROBE_STEPS = 30
+PROBE_STEPS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,10 @@ class Listener:
     on_score: Callable[[str, int, int], None] | None = None
 
 
-def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = Listener()) -> list[RunRecord]:
+def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = Listener(), *, alone: bool = True) -> list[RunRecord]:
     """Train and score on validation configurations that share a base model and a task; finished ones are only read.
 
-    One run is a group of one. A run that fails (diverges, does not learn) is recorded as failed with its reason.
+    One run is a group of one. `alone` is False when other processes share the device: step times then need a probe. A run that fails (diverges, does not learn) is recorded as failed with its reason.
     """
     task = load_task(configs[0].task)
     base: Base | None = None
@@ -63,6 +64,7 @@ def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = L
                 if base is None or config.method == "full":
                     base = load_base(source)
                 if run.record().status == "running":
+                    run.update(alone=alone)
                     _train_and_score(base, task, config, run, listener)
                 detach(base.model)
         records.append(run.record())
@@ -142,25 +144,33 @@ def _score_part(base: Base, task: Task, config: RunConfig, part: str, run: Run, 
     return evaluation
 
 
-def measure_at_paper_batch(record: RunRecord) -> None:
-    """Adds `at_batch_8`: cost of a step at the paper's batch, from a short solo probe when the run's own batch differs."""
-    config = record.config
-    if "at_batch_8" in record.happened or record.status != "done":
+def measure_solo(record: RunRecord) -> None:
+    """Adds `solo`: what a step costs with the device to itself, at the paper's batch of 8 and at the run's own.
+
+    The run's own measurement serves where it was alone; otherwise a probe trains `PROBE_STEPS` fresh steps on the
+    same rows twice and times the second time round: on a GPU the first meeting with each shape loads its kernels.
+    """
+    batch = record.config.train.batch
+    if "solo" in record.happened or record.status != "done":
         return
-    if config.train.batch == PAPER_BATCH:
-        Run(record.folder).update(at_batch_8=record.happened["measurement"])
-        return
-    Run(record.folder).update(at_batch_8=_probe(config).to_json())
+    solo = {}
+    for wanted in sorted({PAPER_BATCH, batch}):
+        own = wanted == batch and record.happened["alone"]
+        solo[str(wanted)] = record.happened["measurement"] if own else _probe(record.config, wanted).to_json()
+    Run(record.folder).update(solo=solo)
 
 
-def _probe(config: RunConfig) -> Measurement:
+def _probe(config: RunConfig, batch: int) -> Measurement:
     task = load_task(config.task)
     base = load_base(find_base(config.model, config.method, config.train.precision))
-    rows = _tokens(base, task, config, "train")[: PROBE_STEPS * PAPER_BATCH]
-    train = config.train.model_copy(update={"batch": PAPER_BATCH, "micro_batch": None, "epochs": 1.0})
+    rows = _tokens(base, task, config, "train")[: PROBE_STEPS * batch]
+    train = config.train.model_copy(update={"batch": batch, "micro_batch": None, "epochs": 1.0, "learning_rate": 1e-6})
     lane = make_lane(base, config.model_copy(update={"train": train}), len(rows))
     step = EagerStep(base.model, rows, _pad_id(base), base.device, base.numerics)
-    return fit(step, [lane], base.device, folders=[None])[0].measurement
+    for _ in range(2):
+        lane.step = 0
+        measurement = fit(step, [lane], base.device, folders=[None])[0].measurement
+    return measurement
 
 
 def _tokens(base: Base, task: Task, config: RunConfig, part: str) -> list[Tokens]:
@@ -189,7 +199,7 @@ def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "rows": {part: len(task.examples[part]) for part in SPLITS},
         "task": {"name": task.name, "version": task.version, "split": task.split, "format": task.format},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("tsugiki", "torch", "transformers", "tokenizers")}},
+        "versions": {"python": platform.python_version(), "tsugiki": tsugiki.__version__, **{name: version(name) for name in ("torch", "transformers", "tokenizers")}},
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from tsugiki.config import StudySpec
 from tsugiki.errors import RunError
 from tsugiki.study.cells import Cell, StudyResult, choose, expand, validation_score
-from tsugiki.study.run import Listener, drop_weights, measure_at_paper_batch, run_group, score_run
+from tsugiki.study.run import Listener, drop_weights, measure_solo, run_group, score_run
 from tsugiki.study.store import RunBusy, Store, read_record
 
 
@@ -31,8 +31,10 @@ def run_study(
             _keep_best_weights(result, cell)
     choose(result)
     for cell in result.chosen.values():
+        if on_cell:
+            on_cell(len(result.cells) - 1, len(result.cells), cell)
         record = score_run(result.records[cell.label], "test", listener)
-        measure_at_paper_batch(record)
+        measure_solo(record)
         result.records[cell.label] = read_record(record.folder)
     return result
 
@@ -54,7 +56,7 @@ def run_cells(study: StudySpec, store: Store, listener: Listener = Listener()) -
     """What one worker of `--jobs` does: takes cells that no other live process works on, until none is left."""
     for cell in expand(study):
         try:
-            run_group([cell.config], store, listener)
+            run_group([cell.config], store, listener, alone=False)
         except RunBusy:
             continue
 

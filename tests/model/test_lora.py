@@ -1,0 +1,80 @@
+"""Targets by plain words, the paper's parameter counts, dropout masks from counters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from tests import tiny
+from tsugiki.config import LoraConfig
+from tsugiki.errors import ModelError
+from tsugiki.model.layouts import find_places
+from tsugiki.model.loading import num_parameters
+from tsugiki.model.lora import attach
+from tsugiki.model.lora_ops import dropout_mask
+
+
+@pytest.mark.parametrize(("layers", "width", "heads", "total", "adapters"), [(24, 2048, 16, 1317e6, 6.29e6), (32, 4096, 32, 6666e6, 16.78e6)])
+def test_the_papers_models_have_its_parameter_counts(layers: int, width: int, heads: int, total: float, adapters: float) -> None:
+    """GPT-2 layout, 51,200 pieces, 2,048 positions; Table 2 of the paper: 1,317 M / 6,666 M, LoRA q+k+v+o r16."""
+    config = GPT2Config(vocab_size=51200, n_positions=2048, n_embd=width, n_layer=layers, n_head=heads)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        assert num_parameters(model) == pytest.approx(total, rel=1e-3)
+        grafted = attach(model, LoraConfig(targets="q+k+v+o", rank=16), seed=0)
+    count = sum(parameter.numel() for parameter in grafted.parameters.values())
+    assert count == layers * 4 * 2 * width * 16
+    assert count == pytest.approx(adapters, rel=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "targets", "words"), [("llama", "q+v", "q v"), ("llama", "all-linear", "q k v o gate up down"), ("gpt2", "all-linear", "q k v o fc proj")])
+def test_words_name_layers(kind: str, targets: str, words: str) -> None:
+    places = find_places(tiny.MODELS[kind](), targets)
+    assert [place.word for place in places] == words.split() * 2
+
+
+def test_gpt2_q_and_v_are_ranges_of_the_fused_weight() -> None:
+    q, v = find_places(tiny.gpt2(), "q+v")[:2]
+    assert (q.path, q.start, q.stop) == ("transformer.h.0.attn.c_attn", 0, 32)
+    assert (v.path, v.start, v.stop) == ("transformer.h.0.attn.c_attn", 64, 96)
+
+
+@pytest.mark.parametrize("targets", ["q+vv", "query", "q++v", "q+q", ""])
+def test_an_unknown_target_is_an_error_that_lists_what_is_there(targets: str) -> None:
+    with pytest.raises(ModelError, match=r"names a layer twice|Known: all-linear, down, gate, k, o, q, up, v"):
+        find_places(tiny.llama(), targets)
+
+
+def test_an_unknown_layout_lists_its_linear_layers() -> None:
+    config = GPTNeoXConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    with pytest.raises(ModelError, match=r"neither of the Llama nor of the GPT-2 layout.*query_key_value"):
+        find_places(GPTNeoXForCausalLM(config), "q+v")
+
+
+def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained() -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model = tiny.gpt2()
+    before = model(ids).logits
+    grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
+    assert torch.equal(model(ids).logits, before)
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in grafted.parameters.values()}
+
+
+def test_a_mask_depends_on_its_counters_alone() -> None:
+    rows = torch.tensor([4, 9, 2])
+    mask = dropout_mask(1, 7, 123, rows, 6, 10, 0.25)
+    alone = dropout_mask(1, 7, 123, rows[1:2], 6, 10, 0.25)
+    longer = dropout_mask(1, 7, 123, rows, 9, 10, 0.25)
+    assert torch.equal(mask[1:2], alone)
+    assert torch.equal(mask, longer[:, :6])
+    for other in (dropout_mask(2, 7, 123, rows, 6, 10, 0.25), dropout_mask(1, 8, 123, rows, 6, 10, 0.25), dropout_mask(1, 7, 124, rows, 6, 10, 0.25)):
+        assert not torch.equal(mask, other)
+
+
+def test_a_mask_drops_the_right_share_and_keeps_the_mean() -> None:
+    mask = dropout_mask(3, 5, 99, torch.arange(64), 32, 64, 0.3)
+    assert (mask == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert mask.mean().item() == pytest.approx(1.0, abs=0.02)
+    by_feature = (mask == 0).float().mean(dim=(0, 1))
+    assert by_feature.std().item() < 0.02

@@ -1,0 +1,266 @@
+"""The main path on tiny models and real files: run, resume, score, study, tables, report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tsugiki
+from tests import tiny
+from tsugiki.config import RunConfig, parse
+from tsugiki.errors import ConfigError, DataError, ModelError, RunError
+from tsugiki.study.answer import answer_texts, export_run
+from tsugiki.study.cells import collect, expand, parse_study
+from tsugiki.study.inspect import check_file, show_task
+from tsugiki.study.report import write_report
+from tsugiki.study.run import load_trained, run_group, score_run
+from tsugiki.study.store import Store, held_by, read_record
+from tsugiki.study.sweep import run_study
+from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
+
+TRAIN = {"learning_rate": 5e-3, "epochs": 2, "batch": 8, "precision": "fp32"}
+
+
+def asked(model_path: Path, task_path: Path, **changes: object) -> RunConfig:
+    given = {"model": {"path": str(model_path), "name": "tiny"}, "task": {"name": str(task_path)}, "train": TRAIN, "lora": {"targets": "q+v", "rank": 2}, **changes}
+    return parse(RunConfig, {key: value for key, value in given.items() if value is not None}, "test")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_one_run_leaves_exactly_these_files_and_is_only_read_again(method: str, model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    changes = {"method": "full", "lora": None} if method == "full" else {}
+    config = asked(model_folder, task_file, **changes)
+    record = run_group([config], Store(tmp_path))[0]
+    assert record.status == "done"
+    names = {str(path.relative_to(record.folder)) for path in record.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "asked.json",
+        "with_what.json",
+        "happened.json",
+        "history.json",
+        "answers-validation.jsonl",
+        "weights/step-00000006/lane.safetensors",
+        "weights/step-00000006/state.json",
+    }
+    evaluation = record.evaluation("validation")
+    assert evaluation is not None
+    assert sum(evaluation["failures"].values()) == evaluation["main"]["n"] == 9
+    assert record.happened["trainable"] == (2 * 2 * 2 * (32 + 32) - 2 * 2 * 16 if method == "lora" else record.happened["total"])
+    before = {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")}
+    again = run_group([config], Store(tmp_path))[0]
+    assert again.happened == record.happened
+    assert before == {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")}
+
+
+def test_a_group_shares_its_base_and_each_member_equals_its_solo_run(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    configs = [asked(model_folder, task_file, lora={"targets": targets, "rank": 2}) for targets in ("q+v", "all-linear")]
+    together = run_group(configs, Store(tmp_path / "group"))
+    for config, record in zip(configs, together, strict=True):
+        solo = run_group([config], Store(tmp_path / "solo"))[0]
+        assert record.answers("validation") == solo.answers("validation")
+        paths = [latest_checkpoint(one.folder / "weights") for one in (record, solo)]
+        tensors = [read_checkpoint(path)[0] for path in paths if path]
+        assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+
+def test_the_kept_weights_give_the_same_answers(gpt2_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    record = run_group([asked(gpt2_folder, task_file)], Store(tmp_path))[0]
+    scored = score_run(record, "test")
+    assert scored.evaluation("test") is not None
+    os.remove(scored.folder / "answers-validation.jsonl")
+    happened = dict(scored.happened)
+    happened["evaluations"] = {"test": happened["evaluations"]["test"]}
+    (scored.folder / "happened.json").write_text(json.dumps(happened), encoding="utf-8")
+    again = score_run(read_record(scored.folder), "validation")
+    assert again.evaluation("validation")["scores"] == record.evaluation("validation")["scores"]
+
+
+def test_scoring_on_training_data_is_refused(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    record = run_group([asked(model_folder, task_file, task={"name": str(task_file), "split": "leaky"})], Store(tmp_path))[0]
+    with pytest.raises(DataError, match="which this run was trained on"):
+        score_run(record, "test")
+
+
+def test_a_diverged_run_is_recorded_as_failed_with_its_reason(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    config = asked(model_folder, task_file, method="full", lora=None, train={**TRAIN, "learning_rate": 1e18})
+    record = run_group([config], Store(tmp_path))[0]
+    assert record.status == "failed"
+    assert "diverged" in record.happened["reason"]
+    with pytest.raises(RunError, match="status is failed"):
+        score_run(record, "test")
+
+
+def test_damage_is_named_not_guessed_at(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
+    path = latest_checkpoint(record.folder / "weights")
+    assert path is not None
+    (path / "lane.safetensors").write_bytes(b"cut")
+    with pytest.raises(RunError, match=r"lane\.safetensors: damaged or cut short"):
+        load_trained(record)
+    (record.folder / "happened.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match=r"happened\.json: damaged or cut short"):
+        read_record(record.folder)
+
+
+def test_a_base_that_changed_is_refused(task_file: Path, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+    record = run_group([asked(folder, task_file)], Store(tmp_path / "out"))[0]
+    tiny.llama(seed=5).save_pretrained(folder)
+    with pytest.raises(RunError, match="was trained over weights of sha256"):
+        load_trained(record)
+
+
+@pytest.mark.parametrize(("damage", "message"), [("cut", "damaged or cut short"), ("gone", "no safetensors"), ("config", r"no config\.json")])
+def test_a_broken_model_folder(damage: str, message: str, task_file: Path, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "gone":
+        weights.rename(folder / "pytorch_model.bin")
+    else:
+        (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=message):
+        run_group([asked(folder, task_file)], Store(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_longer_than_the_model_is_refused(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    train = task_file.parent / "train.jsonl"
+    train.write_text(train.read_text(encoding="utf-8").replace("犬が公園", "犬が公園" * 60, 1), encoding="utf-8")
+    with pytest.raises(DataError, match="prompt tokens, but 128 less the answer leave"):
+        run_group([asked(model_folder, task_file)], Store(tmp_path))
+
+
+STUDY = {
+    "name": "tiny",
+    "train": {"epochs": 2, "precision": "fp32"},
+    "methods": [
+        {"name": "LoRA", "kind": "lora", "grid": {"learning_rate": [1e-3, 1e-2], "targets": ["q+v"], "rank": [2]}},
+        {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3, 1e18], "batch": [16]}},
+    ],
+    "reference_rows": True,
+}
+
+
+def study_of(model: Path, task: Path) -> dict:
+    return {**STUDY, "models": [{"path": str(model), "name": "tiny"}], "tasks": [{"name": str(task)}]}
+
+
+def test_a_study_chooses_by_validation_scores_test_once_and_resumes(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    study = parse_study(study_of(model_folder, task_file), "study")
+    store = Store(tmp_path)
+    result = run_study(study, store)
+    assert len(result.cells) == 4
+    assert set(result.chosen) == {("tiny", "tiny", "LoRA"), ("tiny", "tiny", "FT")}
+    tested = [record for record in store.records() if record.evaluation("test")]
+    assert len(tested) == 2
+    for key, cell in result.chosen.items():
+        best = max(result.records[c.label].main_score("validation") for c in result.cells if c.key == key and result.records[c.label].status == "done")
+        assert result.records[cell.label].main_score("validation") == best
+    page, tables = write_report(result, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert [table.name for table in tables] == ["table1", "table2", "comparison", "failures", "table3", "table4"]
+    assert "diverged" in text
+    assert "compared cells differ in batch: LoRA 8, FT 16" in text
+    assert "| tiny | majority |" in text
+    solo = result.records[result.chosen["tiny", "tiny", "FT"].label].happened["solo"]
+    assert set(solo) == {"8", "16"}
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
+    run_study(study, store)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
+    assert collect(study, store).chosen.keys() == result.chosen.keys()
+    with (page.parent / "table2.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][0] == "Task"
+    assert {len(row) for row in rows} == {len(rows[0])}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": {"learning_rat": [1]}}, r'grid has no "learning_rat". Did you mean "learning_rate"'),
+        ({"grid": {"learning_rate": []}}, r"grid.learning_rate is empty"),
+        ({"grid": {}}, "learning_rate: missing"),
+        ({"grid": {"learning_rate": [1e-3, 1e-3]}}, "two cells are called"),
+        ({"tasks": ["jnly"], "grid": {"learning_rate": [1e-3]}}, r'tasks names "jnly"'),
+        ({"kind": "full", "grid": {"learning_rate": [1e-3], "rank": [2]}}, 'grid has no "rank"'),
+    ],
+)
+def test_a_wrong_study_is_one_clear_line(change: dict, message: str) -> None:
+    study = {**STUDY, "models": [{"path": "builtin"}], "tasks": [{"name": "jnli"}], "methods": [{"name": "LoRA", "kind": "lora", **change}]}
+    with pytest.raises(ConfigError, match=message):
+        expand(parse_study(study, "study"))
+
+
+def test_a_trained_run_answers_own_text_and_exports(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
+    answers = answer_texts(record, ["文1: 犬[SEP]文2: 猫[SEP]", "空"], max_new_tokens=3)
+    assert len(answers) == 2
+    export_run(record, tmp_path / "adapter")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    with pytest.raises(ModelError, match="tokens; from 1 to"):
+        answer_texts(record, ["空" * 200], max_new_tokens=3)
+    full = run_group([asked(model_folder, task_file, method="full", lora=None)], Store(tmp_path))[0]
+    with pytest.raises(ModelError, match="no adapter to export"):
+        export_run(full, tmp_path / "other")
+
+
+def test_tokens_are_shown_with_their_loss_mask(model_folder: Path, task_file: Path) -> None:
+    from tsugiki.config import TaskChoice
+
+    lines = list(show_task(TaskChoice(name=str(task_file)), "train", 1, str(model_folder)))
+    ids, loss = (next(line for line in lines if line.startswith(f"  {word}")).split()[1:] for word in ("ids", "loss"))
+    assert len(ids) == len(loss)
+    assert loss[-1] == "x"
+    assert ids[-1] == "2"
+
+
+def test_check_reads_a_file_and_all_it_names(task_file: Path, tmp_path: Path) -> None:
+    assert list(check_file(task_file))[-1] == "ok"
+    bad = tmp_path / "bad.toml"
+    bad.write_text(task_file.read_text(encoding="utf-8").replace("{a}", "{aa}").replace('path = "', f'path = "{task_file.parent}/'), encoding="utf-8")
+    with pytest.raises(DataError, match='no field "aa"'):
+        list(check_file(bad))
+
+
+def test_python_entry_points(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    record = tsugiki.run({"model": {"path": str(model_folder)}, "task": {"name": str(task_file)}, "train": TRAIN}, out=tmp_path)
+    assert record.main_score("validation") is not None
+
+
+def test_kill_9_in_the_middle_resumes_to_the_same_bits(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """A real process, killed for real once its first checkpoint is there."""
+    config = {"model": {"path": str(model_folder), "name": "tiny"}, "task": {"name": str(task_file)}, "train": {**TRAIN, "epochs": 60}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    code = (
+        "import json, sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; import tsugiki.train.engine as engine; engine.CHECKPOINT_EVERY_S = 0.0\n"
+        "engine.fit.__kwdefaults__['checkpoint_every_s'] = 0.0\n"
+        "import tsugiki; print(tsugiki.run(json.loads(Path(sys.argv[1]).read_text()), out=sys.argv[2]).folder)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "config.json")]
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").rglob("step-*/state.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    run_folder = next((tmp_path / "killed" / "runs").iterdir())
+    assert read_record(run_folder).status == "running", "it was killed before its end"
+    assert held_by(run_folder) is None, "a dead process holds nothing"
+    folders = [Path(subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True, text=True).stdout.strip()) for name in ("killed", "whole")]
+    weights = [read_checkpoint(path)[0] for folder in folders if (path := latest_checkpoint(folder / "weights"))]
+    assert len(weights) == 2
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    losses = [json.loads((folder / "history.json").read_text(encoding="utf-8"))["loss"] for folder in folders]
+    assert losses[0] == losses[1]

@@ -1,0 +1,79 @@
+"""The command line as a user meets it: exit codes, one-line errors, help that comes fast."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ["demo", "study", "run", "score", "generate", "report", "export", "tasks", "check"]
+
+
+def tsugiki(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tsugiki", *arguments], capture_output=True, text=True)
+
+
+def test_help_names_every_command_and_loads_no_torch() -> None:
+    done = tsugiki("--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert command in done.stdout
+    code = "import sys, tsugiki.cli; print([name for name in ('torch', 'transformers', 'pydantic') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_an_example(command: str) -> None:
+    done = tsugiki(command, "--help") if command != "tasks" else tsugiki("tasks", "show", "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study", "papper"], 'study "papper": no such study. Did you mean "paper"?'),
+        (["study", "nowhere.toml"], "nowhere.toml: no such file"),
+        (["study", "demo", "--set", "train.epoch=1"], 'epoch: unknown key. Did you mean "epochs"?'),
+        (["score", "nowhere"], "nowhere: no asked.json there: not a run folder"),
+        (["tasks", "show", "jnl"], 'task "jnl": no such task. Did you mean "jnli"?'),
+        (["report", "demo", "--out", "nowhere"], "no finished run of this study there"),
+        (["check", "nowhere.toml"], "nowhere.toml: no such file"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = tsugiki(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path) -> None:
+    done = tsugiki("study", "paper", "--dry-run", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0
+    lora = [line for line in done.stdout.splitlines() if "LoRA" in line]
+    full = [line for line in done.stdout.splitlines() if "· FT ·" in line]
+    assert (len(lora) / 2 / 3, len(full) / 2 / 3) == (72, 40), "the paper's Table 3, for two models and three tasks"
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_are_listed() -> None:
+    done = tsugiki("tasks", "list")
+    assert done.returncode == 0
+    for name in ("jnli", "jcommonsenseqa", "xlsum_ja", "sample_nli"):
+        assert name in done.stdout
+
+
+@pytest.mark.slow
+def test_help_answers_within_half_a_second() -> None:
+    tsugiki("--help")
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        tsugiki("--help")
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5

@@ -1,0 +1,80 @@
+"""Schemas: strict, all mistakes at once, overrides, fingerprints that depend on content alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsugiki.config import RunConfig, StudySpec, override, parse, read_toml
+from tsugiki.errors import ConfigError, DataError
+
+ASKED = {"model": {"path": "builtin"}, "task": {"name": "jnli"}, "train": {"learning_rate": 1e-3}}
+
+
+def test_lora_is_the_default_and_its_scale_is_one() -> None:
+    config = parse(RunConfig, ASKED, "here")
+    assert config.method == "lora"
+    assert config.lora is not None
+    assert config.lora.scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trian": {}}, 'trian: unknown key. Did you mean "train"?'),
+        ({"train": {"learning_rate": 1e-3, "epoch": 2}}, 'train.epoch: unknown key. Did you mean "epochs"?'),
+        ({"train": {"learning_rate": -1}}, "train.learning_rate: Input should be greater than 0, got -1"),
+        ({"train": {}}, "train.learning_rate: missing, must be given"),
+        ({"train": {"learning_rate": 1e-3, "decay": 0.2}}, 'decay: only schedule = "wsd" reads it'),
+        ({"train": {"learning_rate": 1e-3, "batch": 8, "micro_batch": 3}}, "micro_batch: must divide batch (8), got 3"),
+        ({"method": "full", "lora": {"rank": 4}}, 'method = "full" would ignore it'),
+    ],
+)
+def test_each_mistake_says_where_what_and_what_to_do(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(RunConfig, {**ASKED, **change}, "run.toml")
+    assert message in str(raised.value)
+    assert str(raised.value).startswith("run.toml: ")
+
+
+def test_all_mistakes_stand_in_one_message() -> None:
+    with pytest.raises(ConfigError, match=r"2 mistakes.*rank.*batch"):
+        parse(RunConfig, {**ASKED, "lora": {"rank": 0}, "train": {"learning_rate": 1e-3, "batch": 0}}, "run.toml")
+
+
+def test_a_study_names_the_key_of_a_nested_table() -> None:
+    study = {"name": "s", "models": [{"path": "builtin", "rev": "x"}], "tasks": [{"name": "jnli"}], "methods": [{"name": "LoRA", "kind": "lora"}]}
+    with pytest.raises(ConfigError, match=r"s.toml: models.0.rev: unknown key. Known: name, path, revision$"):
+        parse(StudySpec, study, "s.toml")
+
+
+def test_overrides_reach_into_tables_and_read_toml_values() -> None:
+    changed = override(ASKED, ["train.epochs=2", "train.schedule=cosine", 'task.name="x"', "lora.rank=4"])
+    assert changed["train"] == {"learning_rate": 1e-3, "epochs": 2, "schedule": "cosine"}
+    assert changed["task"]["name"] == "x"
+    assert changed["lora"]["rank"] == 4
+    assert "lora" not in ASKED
+    with pytest.raises(ConfigError, match="must read key=value"):
+        override(ASKED, ["train.epochs"])
+
+
+@given(rate=st.floats(1e-6, 1.0), epochs=st.integers(1, 9), rank=st.integers(1, 64), seed=st.integers(0, 99))
+def test_a_config_survives_json(rate: float, epochs: int, rank: int, seed: int) -> None:
+    asked = {**ASKED, "lora": {"rank": rank}, "train": {"learning_rate": rate, "epochs": epochs, "seed": seed, "schedule": "wsd", "decay": 0.3}}
+    config = parse(RunConfig, asked, "here")
+    again = parse(RunConfig, json.loads(json.dumps(config.model_dump(mode="json", exclude_none=True))), "there")
+    assert again == config
+    assert again.fingerprint({"a": 1}) == config.fingerprint({"a": 1}) != config.fingerprint({"a": 2})
+
+
+def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('name = "x\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad\.toml: not valid TOML"):
+        read_toml(path)
+    with pytest.raises(DataError, match="no such file"):
+        read_toml(tmp_path / "absent.toml", DataError)
