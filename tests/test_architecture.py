@@ -10,7 +10,20 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "tsugiki"
 FILES = sorted(ROOT.rglob("*.py"))
 RANK = {"errors": 0, "config": 1, "data": 2, "model": 2, "train": 3, "score": 3, "study": 4, "progress": 5, "cli": 6}
-NO_TORCH = ["errors", "config", "data.tasks", "data.sources", "score.japanese", "score.metrics", "score.failures", "study.store", "study.cells", "study.tables", "study.report", "cli"]
+NO_TORCH = [
+    "errors",
+    "config",
+    "data.tasks",
+    "data.sources",
+    "score.japanese",
+    "score.metrics",
+    "score.failures",
+    "study.store",
+    "study.cells",
+    "study.tables",
+    "study.report",
+    "cli",
+]
 SAYS_NOTHING = {"utils", "common", "helpers", "misc", "base", "core", "manager", "handler"}
 
 

@@ -48,11 +48,11 @@ def _pretrain(args: argparse.Namespace, shape: str, optimizer: str, seconds: flo
 
 
 def make_compare(args: argparse.Namespace) -> None:
-    """Shapes side by side on one GPU, the same wall time each: they share the card evenly."""
+    """Shapes one after another, each alone on the card for the same time (side by side they would share it unevenly)."""
     runs = {f"{shape}-{optimizer}": (shape, optimizer) for shape, optimizer in COMPARED}
-    processes = [_pretrain(args, *what, args.compare_seconds, args.work / "compare" / name) for name, what in runs.items()]
-    if any([process.wait() for process in processes]):
-        raise SystemExit("a comparison run failed; its message stands above")
+    for name, what in runs.items():
+        if _pretrain(args, *what, args.compare_seconds, args.work / "compare" / name).wait():
+            raise SystemExit(f"the comparison run {name} failed; its message stands above")
     rows = {name: json.loads((args.work / "compare" / name / "result.json").read_text("utf-8")) for name in runs}
     for name, row in sorted(rows.items(), key=lambda item: item[1]["mean_bits_per_character"]):
         print(f"{name:16} {row['parameters'] / 1e6:5.1f} M  {row['tokens'] / 1e6:6.1f} M tokens  {row['mean_bits_per_character']:.4f} bits a character")

@@ -1,6 +1,6 @@
 """Pre-trains one shape on packed tokens: resumable, warm-up-stable-decay, bits per character on held-out documents.
 
-    python pretrain.py --packed DIR --out DIR --shape d320x6 --seconds 330
+python pretrain.py --packed DIR --out DIR --shape d320x6 --seconds 330
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ def _bare(model: models.Unigram) -> Tokenizer:
 def train_tokenizer(lines: list[str], vocab_size: int) -> Tokenizer:
     """A Unigram tokenizer of `vocab_size` pieces, of which 5 are special and 256 are bytes."""
     trained = _bare(models.Unigram())
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size - len(SPECIALS) - 256 + 1, unk_token="<unk>", special_tokens=["<unk>"], max_piece_length=8
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=vocab_size - len(SPECIALS) - 256 + 1, unk_token="<unk>", special_tokens=["<unk>"], max_piece_length=8)
     trained.train_from_iterator(lines, trainer)
     learned = [(piece, score) for piece, score in json.loads(trained.to_str())["model"]["vocab"] if piece != "<unk>"]
     floor = min(score for _, score in learned) - 10.0

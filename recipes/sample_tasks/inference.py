@@ -11,8 +11,22 @@ import random
 
 # word -> more general word
 WHO = {
-    "男の子": "子ども", "女の子": "子ども", "おじいさん": "お年寄り", "おばあさん": "お年寄り", "若い男性": "男性", "若い女性": "女性",
-    "父": "家族", "母": "家族", "兄": "家族", "妹": "家族", "先生": "大人", "店の主人": "大人", "会社員": "大人", "大学生": "学生", "中学生": "学生", "高校生": "学生",
+    "男の子": "子ども",
+    "女の子": "子ども",
+    "おじいさん": "お年寄り",
+    "おばあさん": "お年寄り",
+    "若い男性": "男性",
+    "若い女性": "女性",
+    "父": "家族",
+    "母": "家族",
+    "兄": "家族",
+    "妹": "家族",
+    "先生": "大人",
+    "店の主人": "大人",
+    "会社員": "大人",
+    "大学生": "学生",
+    "中学生": "学生",
+    "高校生": "学生",
 }
 # general activity -> (specific activities that exclude one another, kinds of places)
 ACTS: list[tuple[str, list[str], str]] = [
@@ -79,7 +93,7 @@ def other(draw: random.Random, items: list[str], than: str) -> str:
 class PersonScene:
     """Who does what, where, when, with whom, in which clothes; slots may be left out of the sentence."""
 
-    slots = ["time", "clothes", "place", "with", "act"]
+    slots: tuple[str, ...] = ("time", "clothes", "place", "with", "act")
 
     def __init__(self, draw: random.Random, part: str):
         self.draw = draw
@@ -110,7 +124,13 @@ class PersonScene:
             return f"それは{value}のことではありません。" if negated else self.draw.choice([f"時間は{value}です。", f"{value}のできごとです。"])
         if slot == "with":
             return f"{who}は{value}過ごしてはいません。" if negated else f"{who}は{value}過ごしています。"
-        said = value.replace("をかぶった", "をかぶって").replace("を着た", "を着て").replace("を持った", "を持って").replace("をはいた", "をはいて").replace("をした", "をして")
+        said = (
+            value.replace("をかぶった", "をかぶって")
+            .replace("を着た", "を着て")
+            .replace("を持った", "を持って")
+            .replace("をはいた", "をはいて")
+            .replace("をした", "をして")
+        )
         return f"{who}は{said}いません。" if negated else self.draw.choice([f"{value}{who}がいます。", f"{who}は{said}います。"])
 
     def swapped(self, slot: str, negated: bool) -> str:
@@ -121,14 +141,14 @@ class PersonScene:
 class ThingScene(PersonScene):
     """How many of what, of which colour, where."""
 
-    slots = ["colour", "number", "spot", "thing"]
+    slots = ("colour", "number", "spot", "thing")
 
     def __init__(self, draw: random.Random, part: str):
         self.draw = draw
         self.general, things, counter = draw.choice(share(THINGS, part))
         self.choices = {"colour": CLOTHES[0], "number": NUMBERS[counter], "spot": SPOTS, "thing": things}
         if self.general not in COLOURED:
-            self.slots = ["number", "spot", "thing"]
+            self.slots = ("number", "spot", "thing")
         self.values = {slot: draw.choice(self.choices[slot]) for slot in self.slots}
 
     def sentence(self, values: dict[str, str]) -> str:
@@ -144,7 +164,9 @@ class ThingScene(PersonScene):
         if slot == "colour":
             said = value.removesuffix("い") if value.endswith("い") else value.removesuffix("の")
             return f"{thing}の色は{said}ではありません。" if negated else self.draw.choice([f"{value}{thing}があります。", f"{thing}の色は{said}です。"])
-        return f"{thing}があるのは{value}ではありません。" if negated else self.draw.choice([f"{thing}は{value}にあります。", f"{thing}があるのは{value}です。"])
+        return (
+            f"{thing}があるのは{value}ではありません。" if negated else self.draw.choice([f"{thing}は{value}にあります。", f"{thing}があるのは{value}です。"])
+        )
 
 
 def triple(draw: random.Random, part: str) -> list[dict[str, str]]:
@@ -153,9 +175,12 @@ def triple(draw: random.Random, part: str) -> list[dict[str, str]]:
     slot = draw.choice(scene.slots)
     negated = draw.random() < 0.3
     hypothesis = scene.hypothesis(slot, negated)
+    others = [name for name in scene.slots if name != slot]
+    count = draw.randint(2, len(others))  # slots named by each premise, so that what is left out tells nothing by itself
     rows = []
     for label in ("entailment", "neutral", "contradiction"):
-        shown = {name: value for name, value in scene.values.items() if name != slot and draw.random() < 0.65}
+        names = draw.sample(others, count if label == "neutral" else count - 1)
+        shown = {name: scene.values[name] for name in names}
         if label != "neutral":
             true = (label == "entailment") != negated
             shown[slot] = scene.values[slot] if true else scene.swapped(slot, negated)

@@ -1,8 +1,8 @@
 """tsugiki (接ぎ木): LoRA and full fine-tuning of Japanese language models, compared fairly.
 
-    import tsugiki
-    record = tsugiki.run({"model": {"path": "builtin"}, "task": {"name": "sample_nli"}, "train": {"learning_rate": 1e-3}})
-    print(record.main_score("validation"))
+import tsugiki
+record = tsugiki.run({"model": {"path": "builtin"}, "task": {"name": "sample_nli"}, "train": {"learning_rate": 1e-3}})
+print(record.main_score("validation"))
 """
 
 from __future__ import annotations

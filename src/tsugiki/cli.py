@@ -64,7 +64,9 @@ def demo(out: Out = DEFAULT_OUT) -> None:
     _run_study(_study("demo", None), ["demo"], out, jobs=1, worker=False)
 
 
-@app.command(epilog="Examples: tsugiki study paper --set models='[{path=\"owner/model\"}]'   ·   tsugiki study my.toml --jobs 4   ·   tsugiki study my.toml --dry-run")
+@app.command(
+    epilog="Examples: tsugiki study paper --set models='[{path=\"owner/model\"}]'   ·   tsugiki study my.toml --jobs 4   ·   tsugiki study my.toml --dry-run"
+)
 def study(
     file: Annotated[str, typer.Argument(help="A study file (.toml) or the name of a built-in study: demo, paper, recommended.")],
     out: Out = DEFAULT_OUT,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests import tiny
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from tests import tiny
 from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError
 from tsugiki.model.layouts import find_places
@@ -28,7 +28,9 @@ def test_the_papers_models_have_its_parameter_counts(layers: int, width: int, he
     assert count == pytest.approx(adapters, rel=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "targets", "words"), [("llama", "q+v", "q v"), ("llama", "all-linear", "q k v o gate up down"), ("gpt2", "all-linear", "q k v o fc proj")])
+@pytest.mark.parametrize(
+    ("kind", "targets", "words"), [("llama", "q+v", "q v"), ("llama", "all-linear", "q k v o gate up down"), ("gpt2", "all-linear", "q k v o fc proj")]
+)
 def test_words_name_layers(kind: str, targets: str, words: str) -> None:
     places = find_places(tiny.MODELS[kind](), targets)
     assert [place.word for place in places] == words.split() * 2

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from rouge_score import rouge_scorer
-
 from tests import tiny
+
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Example
 from tsugiki.model.loading import Numerics
@@ -119,7 +119,9 @@ def test_rows_that_end_are_retired_and_order_is_kept() -> None:
 
 def test_predictions_come_in_the_order_of_the_rows() -> None:
     tokenizer, model = tiny.tokenizer(), tiny.llama(seed=1)
-    rows = [Tokens(example=Example(id=str(n), fields={}, target="含意", candidates=CANDIDATES), prompt_ids=(5,) * (n % 4 + 1), target_ids=(2,)) for n in range(9)]
+    rows = [
+        Tokens(example=Example(id=str(n), fields={}, target="含意", candidates=CANDIDATES), prompt_ids=(5,) * (n % 4 + 1), target_ids=(2,)) for n in range(9)
+    ]
     wide = predict(model, tokenizer, rows, max_new_tokens=4, batch=4, numerics=FP32)
     narrow = predict(model, tokenizer, rows, max_new_tokens=4, batch=1, numerics=FP32)
     assert wide == narrow

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import tiny
 
 import tsugiki
-from tests import tiny
 from tsugiki.config import RunConfig, parse
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.study.answer import answer_texts, export_run
@@ -31,7 +31,13 @@ TRAIN = {"learning_rate": 5e-3, "epochs": 2, "batch": 8, "precision": "fp32"}
 
 
 def asked(model_path: Path, task_path: Path, **changes: object) -> RunConfig:
-    given = {"model": {"path": str(model_path), "name": "tiny"}, "task": {"name": str(task_path)}, "train": TRAIN, "lora": {"targets": "q+v", "rank": 2}, **changes}
+    given = {
+        "model": {"path": str(model_path), "name": "tiny"},
+        "task": {"name": str(task_path)},
+        "train": TRAIN,
+        "lora": {"targets": "q+v", "rank": 2},
+        **changes,
+    }
     return parse(RunConfig, {key: value for key, value in given.items() if value is not None}, "test")
 
 
@@ -258,7 +264,9 @@ def test_kill_9_in_the_middle_resumes_to_the_same_bits(model_folder: Path, task_
     run_folder = next((tmp_path / "killed" / "runs").iterdir())
     assert read_record(run_folder).status == "running", "it was killed before its end"
     assert held_by(run_folder) is None, "a dead process holds nothing"
-    folders = [Path(subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True, text=True).stdout.strip()) for name in ("killed", "whole")]
+    folders = [
+        Path(subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True, text=True).stdout.strip()) for name in ("killed", "whole")
+    ]
     weights = [read_checkpoint(path)[0] for folder in folders if (path := latest_checkpoint(folder / "weights"))]
     assert len(weights) == 2
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

@@ -1,7 +1,7 @@
 """`Tokens → Batch`: rows padded to the longest, and a seeded order that any step can be resumed from.
 
-    input_ids   p p p a a e _ _        labels   . . . a a e . .
-                p p p p p a a e                 . . . . . a a e
+input_ids   p p p a a e _ _        labels   . . . a a e . .
+            p p p p p a a e                 . . . . . a a e
 """
 
 from __future__ import annotations

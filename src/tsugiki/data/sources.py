@@ -109,7 +109,8 @@ def _fetch_hub(spec: FileSpec) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    assert spec.hub and spec.hub_file
+    assert spec.hub
+    assert spec.hub_file
     what = f"{spec.hub}@{spec.hub_revision}/{spec.hub_file}"
     try:
         got = hf_hub_download(spec.hub, spec.hub_file, repo_type="dataset", revision=spec.hub_revision, cache_dir=cache_dir() / "hub")
@@ -171,7 +172,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        import pyarrow.parquet as parquet
+        from pyarrow import parquet
     except ImportError:
         raise DataError(f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"') from None
     number = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -79,15 +80,21 @@ def layout_of(model: nn.Module) -> Layout:
     )
 
 
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """The weight matrix of a linear layer."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor), f"{type(module).__name__} is no linear layer"
+    assert weight.ndim == 2, f"{type(module).__name__} is no linear layer"
+    return weight
+
+
 def out_features(module: nn.Module) -> int:
     """Outputs of a linear layer; GPT-2's `Conv1D` keeps its weight as [in, out]."""
-    weight = module.weight
-    assert weight.ndim == 2, f"{type(module).__name__} is no linear layer"
-    return int(weight.shape[1] if isinstance(module, Conv1D) else weight.shape[0])
+    return weight_of(module).shape[1 if isinstance(module, Conv1D) else 0]
 
 
 def in_features(module: nn.Module) -> int:
-    return int(module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1])
+    return weight_of(module).shape[0 if isinstance(module, Conv1D) else 1]
 
 
 def words_of(targets: str, layout: Layout) -> list[str]:

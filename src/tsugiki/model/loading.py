@@ -23,7 +23,17 @@ from tsugiki.config import Method, ModelChoice, Precision
 from tsugiki.errors import ModelError, RunError
 
 BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"
-WANTED_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json"]
+WANTED_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*.model",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +140,11 @@ def weight_files(folder: Path) -> list[Path]:
     from safetensors import SafetensorError, safe_open
 
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index.exists() else sorted(p.name for p in folder.glob("*.safetensors"))
+    names = (
+        sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if index.exists()
+        else sorted(p.name for p in folder.glob("*.safetensors"))
+    )
     if not names:
         others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "none"
         raise ModelError(f"model {folder}: no safetensors (other weights: {others}). tsugiki reads nothing else; convert with transformers: save_pretrained")
@@ -188,7 +202,7 @@ def load_base(source: BaseSource) -> Base:
     logging.disable_progress_bar()
     dtype = torch.bfloat16 if source.numerics.base == "bf16" else torch.float32
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
+        model: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
     except (OSError, ValueError, KeyError, RuntimeError) as broken:
         raise ModelError(f"model {source.folder}: cannot be loaded as a causal language model: {str(broken).splitlines()[0]}") from broken
     no_dropout(model)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tsugiki.config import LoraConfig
-from tsugiki.model.layouts import Place, by_module, find_places, in_features, out_features
+from tsugiki.model.layouts import Place, by_module, find_places, in_features, out_features, weight_of
 from tsugiki.model.lora_ops import dropout_mask, low_rank_update
 
 
@@ -41,7 +41,7 @@ class LoraLinear(nn.Module):
         self.scale = config.scale
         self.dropout = config.dropout
         self.clock = clock
-        device = base.weight.device
+        device = weight_of(base).device
         d_in = in_features(base)
         self.whole = len(places) == 1 and places[0].start == 0 and places[0].stop == out_features(base)
         self.lora_a = nn.ParameterList([_start_a(place, config.rank, d_in, seed, device) for place in places])

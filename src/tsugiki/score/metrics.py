@@ -68,7 +68,9 @@ def signature(metric: str) -> str:
     """The rule in one line, in the manner of sacreBLEU."""
     if metric == "rouge":
         used = versions()
-        return "rouge|rule:lm-eval|norm:neologdn-{neologdn}|seg:mecab-unidic-lite-{unidic-lite}|fugashi:{fugashi}|impl:rouge-score-{rouge-score}|f1".format(**used)
+        return "rouge|rule:lm-eval|norm:neologdn-{neologdn}|seg:mecab-unidic-lite-{unidic-lite}|fugashi:{fugashi}|impl:rouge-score-{rouge-score}|f1".format(
+            **used
+        )
     return f"{metric}|norm:nfkc+strip|decode:greedy"
 
 
@@ -129,5 +131,3 @@ def lead_baseline(texts: Sequence[str], targets: Sequence[str]) -> dict[str, flo
 
 def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-

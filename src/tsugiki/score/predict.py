@@ -1,7 +1,7 @@
 """Greedy answers in batches: sorted by length, left-padded, finished rows retired. The same text for any batch size in fp32.
 
-    _ _ p p p p | a e            position ids count from the first real token, so padding changes nothing
-    p p p p p p | a a a e
+_ _ p p p p | a e            position ids count from the first real token, so padding changes nothing
+p p p p p p | a a a e
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
     ids = [prompt_ids_of(tokenizer, prompt) for prompt in prompts]
     for prompt, one in zip(prompts, ids, strict=True):
         if not one or len(one) + max_new_tokens > base.max_positions:
-            raise ModelError(f"prompt “{prompt[:30]}”: has {len(one)} tokens; from 1 to {base.max_positions - max_new_tokens} fit beside {max_new_tokens} new ones")
+            raise ModelError(
+                f"prompt “{prompt[:30]}”: has {len(one)} tokens; from 1 to {base.max_positions - max_new_tokens} fit beside {max_new_tokens} new ones"
+            )
     eos = tokenizer.eos_token_id
     pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with base.numerics.autocast(base.device):

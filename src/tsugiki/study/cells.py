@@ -119,7 +119,6 @@ def choose(result: StudyResult) -> None:
             result.chosen[cell.key] = cell
 
 
-
 def validation_score(result: StudyResult, cell: Cell) -> float | None:
     record = result.record(cell)
     return record.main_score("validation") if record is not None and record.status == "done" else None

@@ -1,12 +1,12 @@
 """The main path: a configuration becomes a record. Read it from top to bottom.
 
-    task    = load_task(…)                    rows of text, split
-    source  = find_base(…)                    which weights, which precision; this names the run
-    base    = load_base(source)               model and tokenizer
-    rows    = tokenize(…)                     ids, with room for the answer
-    lane    = make_lane(base, config, …)      LoRA's adapters, or the base's own parameters
-              fit(step, [lane], …)            the one loop
-              evaluate(base, …)               answers generated, scored on validation
+task    = load_task(…)                    rows of text, split
+source  = find_base(…)                    which weights, which precision; this names the run
+base    = load_base(source)               model and tokenizer
+rows    = tokenize(…)                     ids, with room for the answer
+lane    = make_lane(base, config, …)      LoRA's adapters, or the base's own parameters
+          fit(step, [lane], …)            the one loop
+          evaluate(base, …)               answers generated, scored on validation
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Listener:
 def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = Listener(), *, alone: bool = True) -> list[RunRecord]:
     """Train and score on validation configurations that share a base model and a task; finished ones are only read.
 
-    One run is a group of one. `alone` is False when other processes share the device: step times then need a probe. A run that fails (diverges, does not learn) is recorded as failed with its reason.
+    One run is a group of one. `alone` is False when other processes share the device: step times then need a probe.
+    A run that fails (diverges, does not learn) is recorded as failed with its reason.
     """
     task = load_task(configs[0].task)
     base: Base | None = None
@@ -128,7 +129,9 @@ def load_trained(record: RunRecord) -> Base:
     config = record.config
     source = find_base(config.model, config.method, config.train.precision)
     if source.checksum != record.with_what["model_sha256"]:
-        raise RunError(f"{record.folder}: was trained over weights of sha256 {record.with_what['model_sha256'][:12]}, {source.folder} now has {source.checksum[:12]}")
+        raise RunError(
+            f"{record.folder}: was trained over weights of sha256 {record.with_what['model_sha256'][:12]}, {source.folder} now has {source.checksum[:12]}"
+        )
     base = load_base(source)
     lane = make_lane(base, config, num_rows=config.train.batch)
     lane.load_state(read_checkpoint(path)[0], step=0, moving_steps=0)
@@ -199,7 +202,11 @@ def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "rows": {part: len(task.examples[part]) for part in SPLITS},
         "task": {"name": task.name, "version": task.version, "split": task.split, "format": task.format},
-        "versions": {"python": platform.python_version(), "tsugiki": tsugiki.__version__, **{name: version(name) for name in ("torch", "transformers", "tokenizers")}},
+        "versions": {
+            "python": platform.python_version(),
+            "tsugiki": tsugiki.__version__,
+            **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        },
     }
 
 

@@ -1,9 +1,9 @@
 """Run folders: what was asked, with what, what happened. Named by fingerprint, written atomically, found again.
 
-    ROOT/runs/jnli-mame-lora-1a2b3c4d5e6f/
-        asked.json       the RunConfig                with_what.json   versions, checksums, device, precision
-        happened.json    status, scores, cost         answers-PART.jsonl   every prompt's answer, with its class
-        history.json     loss, norm, rate by step     checkpoint/ (while training)   weights/ (afterwards)
+ROOT/runs/jnli-mame-lora-1a2b3c4d5e6f/
+    asked.json       the RunConfig                with_what.json   versions, checksums, device, precision
+    happened.json    status, scores, cost         answers-PART.jsonl   every prompt's answer, with its class
+    history.json     loss, norm, rate by step     checkpoint/ (while training)   weights/ (afterwards)
 """
 
 from __future__ import annotations

@@ -72,4 +72,3 @@ def run_in_parallel(arguments: Sequence[str], jobs: int) -> None:
         raise
     if any(codes):
         raise RunError(f"{sum(map(bool, codes))} of {jobs} workers stopped with an error (above). Run the same command again: finished cells are kept")
-

@@ -11,34 +11,11 @@ from typing import Any
 from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline, paired_difference, per_example
-from tsugiki.study.store import RunRecord
 from tsugiki.study.cells import Cell, StudyResult, task_label
+from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, results_notes
+from tsugiki.study.store import RunRecord
 
 EXAMPLES_SHOWN = 3
-PAPER = "王・中町・佐藤 2023"
-# Table 2 of the paper, quoted: method, trainable M, its memory column (MB), seconds an iteration, score.
-PAPER_ROWS: dict[str, list[tuple[str, str, str, str, str]]] = {
-    "jnli": [
-        ("1B-FT", "1,317", "2,635", "0.100", "0.732"),
-        ("1B-LoRA", "6", "24", "0.123", "0.731"),
-        ("6.7B-FT", "6,666", "483,652", "9.040", "0.927"),
-        ("6.7B-LoRA", "16", "54", "0.120", "0.935"),
-        ("RoBERTa-large", "336", "-", "-", "0.924 ‡"),
-    ],
-    "jcommonsenseqa": [
-        ("1B-FT", "1,317", "2,635", "0.089", "0.641"),
-        ("1B-LoRA", "6", "24", "0.151", "0.012"),
-        ("6.7B-FT", "6,666", "483,652", "9.031", "0.933"),
-        ("6.7B-LoRA", "16", "54", "0.108", "0.935"),
-        ("RoBERTa-large", "336", "-", "-", "0.901 ‡"),
-    ],
-    "xlsum_ja": [
-        ("1B-FT", "1,317", "2,635", "0.472", "0.417/0.154/0.290"),
-        ("1B-LoRA", "6", "24", "2.315", "0.153/0.034/0.134"),
-        ("6.7B-FT", "6,666", "483,652", "9.060", "0.397/0.139/0.274"),
-        ("6.7B-LoRA", "16", "54", "4.271", "0.457/0.213/0.340"),
-    ],
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +57,13 @@ def data_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
         rows.append((f"{label}{version}", *counts, f"{task.split} / {task.format}", task.template + "{answer}"))
         note = task.spec.splits[task.split].note
         notes.append(f"{label}: {task.spec.licence}; {task.spec.citation}.{' ' + note if note else ''}")
-    return Table(name="table1", title="表 1: データセット / Table 1: data", header=("Task", "Train", "Validation", "Test", "Split / format", "Input format"), rows=tuple(rows), notes=tuple(notes))
+    return Table(
+        name="table1",
+        title="表 1: データセット / Table 1: data",
+        header=("Task", "Train", "Validation", "Test", "Split / format", "Input format"),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
@@ -103,17 +86,31 @@ def memory_text(measurement: Mapping[str, Any]) -> str:
 
 
 def results_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
-    header = ("Task", "Method", "Trainable (M)", "Weights file (MiB)", "Peak memory (MiB)", "s/step @8", "s/step (batch)", "tokens/s", "s/answer", "Validation", "Test", "Candidate rate", "n")
+    header = (
+        "Task",
+        "Method",
+        "Trainable (M)",
+        "Weights file (MiB)",
+        "Peak memory (MiB)",
+        "s/step @8",
+        "s/step (batch)",
+        "tokens/s",
+        "s/answer",
+        "Validation",
+        "Test",
+        "Candidate rate",
+        "n",
+    )
     rows: list[tuple[str, ...]] = []
     for label, task in tasks.items():
         for model in result.study.models:
-            for method in result.study.methods:
-                cell = result.chosen.get((model.label, label, method.name))
+            for name in dict.fromkeys(cell.method.name for cell in result.cells if cell.key[:2] == (model.label, label)):
+                cell = result.chosen.get((model.label, label, name))
                 record = result.record(cell) if cell else None
                 if cell is not None and record is not None:
                     rows.append(_result_row(label, cell, record))
-                elif method.tasks is None or task.name in method.tasks:
-                    rows.append((label, f"{model.label}-{method.name}", *["-"] * 8, "no cell learned", "-", "-"))
+                else:
+                    rows.append((label, f"{model.label}-{name}", *["-"] * 8, "no cell learned", "-", "-"))
         rows += [(label, name, *["-"] * 8, value, "-", str(len(task.examples["test"]))) for name, value in baselines(task)]
         if result.study.reference_rows:
             for name, trainable, memory, seconds, value in PAPER_ROWS.get(task.name, []):
@@ -164,53 +161,6 @@ def baselines(task: Task) -> list[tuple[str, str]]:
     return rows
 
 
-def results_notes(result: StudyResult) -> list[str]:
-    """What a reader must know to read Table 2, differences between compared runs included."""
-    records = [record for cell in result.chosen.values() if (record := result.record(cell)) is not None]
-    notes = []
-    for record in records[:1]:
-        what = record.with_what
-        notes.append(f"Device: {what['device']}; torch {what['versions']['torch']}, transformers {what['versions']['transformers']}, tsugiki {what['versions']['tsugiki']}.")
-    for checksum in sorted({f"{record.config.model.label}: sha256 {record.with_what['model_sha256']}" for record in records}):
-        notes.append(f"Base model {checksum}.")
-    for numerics in sorted({f"{record.config.method}: products {n['compute']}, frozen base {n['base']}, trained {n['trained']}" for record in records for n in [record.with_what["numerics"]]}):
-        notes.append(f"Precision, {numerics}.")
-    signatures = sorted({one["signature"] for record in records if (test := record.evaluation("test")) for one in test["scores"]})
-    notes.append("Scores: mean [95 % bootstrap interval, 2,000 resamples; whole groups where rows depend on each other]; n = test examples; one seed. " + " ; ".join(signatures))
-    notes.append("Seconds a step: median / mean, first 5 steps excluded, the device to itself (a probe of 40 steps, the second time round, where cells ran side by side). @8: at the paper's batch of 8. Memory: peak of PyTorch's allocator, allocated / reserved, on CUDA; largest resident size of the whole process on a CPU.")
-    notes.append("Each cell was chosen by its validation score; the test set was read once, by the chosen cell. " + "; ".join(f"{' '.join(cell.key)}: {chosen_text(cell)}" for cell in result.chosen.values()) + ".")
-    notes += differences(result)
-    if result.study.reference_rows:
-        notes.append(f"† Quoted from {PAPER}「日本語の大規模な基盤モデルに対する LoRA チューニング」, NLP2023, Table 2: other models, A100; its memory column mixes units (24 MB is the size of an adapter file). ‡ Scored there on the whole validation set, so not comparable.")
-    return notes + [f"What the paper leaves open, here: {text}." for text in sorted({protocol_text(record) for record in records})]
-
-
-def protocol_text(record: RunRecord) -> str:
-    """The settings of one chosen run that the paper does not give."""
-    train, lora = record.config.train, record.config.lora
-    scale = f"LoRA: α/r = {lora.scale:g}, dropout {lora.dropout:g}; " if lora else "FT: "
-    schedule = f"{train.schedule} rate" + (f" with {train.warmup:.0%} warm-up" if train.warmup else "")
-    return f"{scale}AdamW, weight decay {train.weight_decay:g}, gradient norm at most {train.clip:g}, {schedule}, seed {train.seed}, at most {train.max_length:,} tokens, greedy decoding"
-
-
-def chosen_text(cell: Cell) -> str:
-    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in cell.settings.items()) or "the only cell"
-
-
-def differences(result: StudyResult) -> list[str]:
-    """The fairness lock: every training setting, other than the searched ones, in which compared chosen cells differ."""
-    notes = []
-    searched = {"learning_rate", "epochs"}
-    for model in result.study.models:
-        for choice in result.study.tasks:
-            cells = [cell for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
-            for name in type(cells[0].config.train).model_fields if len(cells) > 1 else ():
-                values = {cell.method.name: getattr(cell.config.train, name) for cell in cells}
-                if name not in searched and len(set(values.values())) > 1:
-                    notes.append(f"{task_label(choice)}: compared cells differ in {name}: " + ", ".join(f"{method} {value}" for method, value in values.items()) + ".")
-    return notes
-
-
 def comparison_table(result: StudyResult) -> Table:
     """Paired difference between the first method and each other one on the same test examples."""
     rows = []
@@ -225,7 +175,13 @@ def comparison_table(result: StudyResult) -> Table:
                 verdict = "undecided" if low <= 0 <= high else (f"{first_name} better" if mean > 0 else f"{other_name} better")
                 rows.append((f"{model.label} · {task_label(choice)}", f"{first_name} - {other_name}", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]", verdict))
     note = "Paired bootstrap over the same test examples (by group), 95 %; one seed, so the spread between seeds is not in it."
-    return Table(name="comparison", title="対応のある差 / Paired differences on test", header=("Model · task", "Difference", "Main score", "Reading"), rows=tuple(rows), notes=(note,))
+    return Table(
+        name="comparison",
+        title="対応のある差 / Paired differences on test",
+        header=("Model · task", "Difference", "Main score", "Reading"),
+        rows=tuple(rows),
+        notes=(note,),
+    )
 
 
 def _paired(first: RunRecord, other: RunRecord) -> tuple[float, float, float]:
@@ -247,7 +203,13 @@ def failure_table(result: StudyResult) -> Table:
     for key, evaluation in _tests(result).items():
         rows.append((" · ".join(key), *(str(evaluation["failures"].get(name, 0)) for name in used), str(evaluation["main"]["n"])))
     note = "For summaries only the technical classes apply; the rest counts as “right”."
-    return Table(name="failures", title="誤りの種類 / Failure classes on test", header=("Model · task · method", *(ENGLISH[name] for name in used), "n"), rows=tuple(rows), notes=(note,))
+    return Table(
+        name="failures",
+        title="誤りの種類 / Failure classes on test",
+        header=("Model · task · method", *(ENGLISH[name] for name in used), "n"),
+        rows=tuple(rows),
+        notes=(note,),
+    )
 
 
 def _tests(result: StudyResult) -> dict[tuple[str, str, str], Mapping[str, Any]]:
@@ -269,7 +231,12 @@ def grid_table(result: StudyResult) -> Table:
         rate = _number(evaluation["candidate_rate"]) if evaluation else "-"
         mark = "★" if result.chosen.get(cell.key) is cell else ""
         rows.append((" · ".join(cell.key), chosen_text(cell), status, rate, mark))
-    return Table(name="table3", title="表 3: 探索した設定 / Table 3: the grid, by validation", header=("Model · task · method", "Setting", "Validation", "Candidate rate", "Chosen"), rows=tuple(rows))
+    return Table(
+        name="table3",
+        title="表 3: 探索した設定 / Table 3: the grid, by validation",
+        header=("Model · task · method", "Setting", "Validation", "Candidate rate", "Chosen"),
+        rows=tuple(rows),
+    )
 
 
 def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table]:
@@ -293,7 +260,14 @@ def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table
             rows.append((example.id, "Input", _short(task.template.format_map(dict(example.fields)))))
             rows.append(("", "正解 / reference", example.target))
             rows += [("", name, column[place]["answer"] + ("" if column[place]["ended"] else " …")) for name, column in answers.items()]
-        tables.append(Table(name=f"table{number}", title=f"表 {number}: {label} の生成例 / Table {number}: generated answers", header=("Example", "Method", "Text"), rows=tuple(rows)))
+        tables.append(
+            Table(
+                name=f"table{number}",
+                title=f"表 {number}: {label} の生成例 / Table {number}: generated answers",
+                header=("Example", "Method", "Text"),
+                rows=tuple(rows),
+            )
+        )
     return tables
 
 

@@ -130,7 +130,9 @@ class _Course:
         for back, (loss, _) in enumerate(reversed(numbers)):
             if not math.isfinite(loss):
                 at = self.lane.step - back
-                raise RunError(f"{self.lane.name}: the loss is {loss} at step {at}: training diverged. Lower the learning rate ({self.lane.config.learning_rate:g})")
+                raise RunError(
+                    f"{self.lane.name}: the loss is {loss} at step {at}: training diverged. Lower the learning rate ({self.lane.config.learning_rate:g})"
+                )
         self._tell()
 
     def _tell(self) -> None:

@@ -1,0 +1,38 @@
+"""Times the chosen cells of a study again, each alone on the device; their scores stay as they are.
+
+python benchmarks/workbench/measure_again.py STUDY.toml RUNS_ROOT [--set …]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tsugiki.config import override
+from tsugiki.study.cells import collect, find_study, parse_study
+from tsugiki.study.run import measure_solo
+from tsugiki.study.store import Run, Store, read_record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    study = parse_study(override(find_study(args.study), args.set), args.study)
+    result = collect(study, Store(args.root))
+    for cell in result.chosen.values():
+        record = result.records[cell.label]
+        happened = {key: value for key, value in record.happened.items() if key != "solo"}
+        Run(record.folder).write("happened.json", happened)
+        measure_solo(read_record(record.folder))
+        for batch, measured in read_record(record.folder).happened["solo"].items():
+            print(
+                f"{cell.label} batch {batch}: {measured['step_s_median']:.4f} s median, {measured['step_s_mean']:.4f} s mean, {measured['num_steps']} steps",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""On a CUDA device: the same losses and answers as the CPU reference; bf16 within its noise; bit-equal resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests import tiny
+from tests.parity.test_training import CPU, FP32, config, lane_of, rows
+
+from tsugiki.model.loading import Numerics, no_dropout, pick_numerics
+from tsugiki.score.predict import generate_ids
+from tsugiki.train.engine import fit
+from tsugiki.train.lane import Lane
+from tsugiki.train.step import EagerStep
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")]
+CUDA = torch.device("cuda")
+
+
+def losses(kind: str, method: str, device: torch.device, numerics: Numerics, folder: Path | None = None, upto: int | None = None) -> tuple[list[float], Lane]:
+    model = tiny.MODELS[kind]().to(device, torch.bfloat16 if numerics.base == "bf16" else torch.float32)
+    no_dropout(model)
+    lane = lane_of(model, config(epochs=3, learning_rate=1e-3), method, 10)
+    if upto:
+        lane.steps = upto
+    result = fit(EagerStep(model, rows(), 3, device, numerics), [lane], device, folders=[folder], checkpoint_every_s=0.0)[0]
+    return result.history.loss, lane
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_losses_equal_the_cpu_reference(kind: str, method: str) -> None:
+    reference, _ = losses(kind, method, CPU, FP32)
+    fp32, _ = losses(kind, method, CUDA, FP32)
+    assert fp32 == pytest.approx(reference, rel=1e-4)
+    bf16, _ = losses(kind, method, CUDA, pick_numerics(method, "auto", CUDA))
+    assert bf16 == pytest.approx(reference, rel=2e-2)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_resumed_on_cuda_goes_on_to_the_same_losses(method: str, tmp_path: Path) -> None:
+    numerics = pick_numerics(method, "auto", CUDA)
+    straight, whole = losses("llama", method, CUDA, numerics)
+    losses("llama", method, CUDA, numerics, tmp_path, upto=6)
+    resumed, lane = losses("llama", method, CUDA, numerics, tmp_path)
+    assert resumed == straight
+    assert all(torch.equal(parameter, lane.parameters[name]) for name, parameter in whole.parameters.items())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_greedy_answers_equal_the_cpus(kind: str) -> None:
+    prompts = [[5, 6, 7], [9, 10, 11, 12, 13, 14], [20]]
+    reference = generate_ids(tiny.MODELS[kind](seed=3), prompts, max_new_tokens=10, eos_id=2, pad_id=3)
+    assert generate_ids(tiny.MODELS[kind](seed=3).to(CUDA), prompts, max_new_tokens=10, eos_id=2, pad_id=3) == reference
+
+
+def test_memory_and_times_are_measured() -> None:
+    model = tiny.llama().to(CUDA)
+    lane = lane_of(model, config(), "full", 10)
+    measured = fit(EagerStep(model, rows(), 3, CUDA, FP32), [lane], CUDA, folders=[None])[0].measurement
+    assert measured.device == torch.cuda.get_device_name()
+    assert measured.peak_reserved_bytes >= measured.peak_allocated_bytes > 0
+    assert measured.step_s_median > 0
