@@ -1,8 +1,8 @@
 """Inference pairs: one hypothesis, three premises — one entails it, one leaves it open, one contradicts it.
 
 Each hypothesis stands in the data once with every label, so that it alone says nothing; and whether a premise names,
-swaps or omits what the hypothesis speaks of is seen only by reading both. Negated hypotheses and hypernyms keep word
-overlap from giving the label away. Activities and things are split by group: those of the test are never seen in training.
+swaps or omits what the hypothesis speaks of is seen only by reading both; each premise of a hypothesis names as many
+things, so that neither does it alone. Activities and things are split by group: those of the test are never seen in training.
 """
 
 from __future__ import annotations
@@ -111,30 +111,23 @@ class PersonScene:
         place = f"{values['place']}で" if "place" in values else ""
         return f"{time}{values.get('clothes', '')}{self.who}が{place}{values.get('with', '')}{values.get('act', 'ゆっくりして')}います。"
 
-    def hypothesis(self, slot: str, negated: bool) -> str:
+    def hypothesis(self, slot: str) -> str:
         """A sentence about one slot (and the person), in one of several wordings."""
-        value, who = self.values[slot], self.who
-        who = self.draw.choice([who, who, WHO[who]]) if not negated else who
+        value = self.values[slot]
+        who = self.draw.choice([self.who, self.who, WHO[self.who]])
         if slot == "act":
-            said = self.draw.choice([value, value, self.general]) if not negated else value
-            return f"{who}は{value}いません。" if negated else self.draw.choice([f"{who}が{said}います。", f"{said}いるのは{who}です。"])
+            said = self.draw.choice([value, value, self.general])
+            return self.draw.choice([f"{who}が{said}います。", f"{said}いるのは{who}です。"])
         if slot == "place":
-            return f"{who}は{value}にはいません。" if negated else self.draw.choice([f"{who}は{value}にいます。", f"{who}がいるのは{value}です。"])
+            return self.draw.choice([f"{who}は{value}にいます。", f"{who}がいるのは{value}です。"])
         if slot == "time":
-            return f"それは{value}のことではありません。" if negated else self.draw.choice([f"時間は{value}です。", f"{value}のできごとです。"])
+            return self.draw.choice([f"時間は{value}です。", f"{value}のできごとです。"])
         if slot == "with":
-            return f"{who}は{value}過ごしてはいません。" if negated else f"{who}は{value}過ごしています。"
-        said = (
-            value.replace("をかぶった", "をかぶって")
-            .replace("を着た", "を着て")
-            .replace("を持った", "を持って")
-            .replace("をはいた", "をはいて")
-            .replace("をした", "をして")
-        )
-        return f"{who}は{said}いません。" if negated else self.draw.choice([f"{value}{who}がいます。", f"{who}は{said}います。"])
+            return f"{who}は{value}過ごしています。"
+        return f"{value}{who}がいます。"
 
-    def swapped(self, slot: str, negated: bool) -> str:
-        """Another value of the slot, under which the hypothesis is false (true, when it is negated)."""
+    def swapped(self, slot: str) -> str:
+        """Another value of the slot, under which the hypothesis is false."""
         return other(self.draw, self.choices[slot], self.values[slot])
 
 
@@ -155,26 +148,22 @@ class ThingScene(PersonScene):
         spot = f"{values['spot']}に" if "spot" in values else "そこに"
         return f"{spot}{values.get('colour', '')}{values.get('thing', self.general)}が{values.get('number', '')}置いてあります。"
 
-    def hypothesis(self, slot: str, negated: bool) -> str:
+    def hypothesis(self, slot: str) -> str:
         value, thing = self.values[slot], self.general
         if slot == "thing":
-            return f"置いてあるのは{value}ではありません。" if negated else self.draw.choice([f"置いてあるのは{value}です。", f"{value}が見えます。"])
+            return self.draw.choice([f"置いてあるのは{value}です。", f"{value}が見えます。"])
         if slot == "number":
-            return f"{thing}の数は{value}ではありません。" if negated else self.draw.choice([f"{thing}が{value}あります。", f"{thing}の数は{value}です。"])
+            return self.draw.choice([f"{thing}が{value}あります。", f"{thing}の数は{value}です。"])
         if slot == "colour":
-            said = value.removesuffix("い") if value.endswith("い") else value.removesuffix("の")
-            return f"{thing}の色は{said}ではありません。" if negated else self.draw.choice([f"{value}{thing}があります。", f"{thing}の色は{said}です。"])
-        return (
-            f"{thing}があるのは{value}ではありません。" if negated else self.draw.choice([f"{thing}は{value}にあります。", f"{thing}があるのは{value}です。"])
-        )
+            return f"{value}{thing}があります。"
+        return self.draw.choice([f"{thing}は{value}にあります。", f"{thing}があるのは{value}です。"])
 
 
 def triple(draw: random.Random, part: str) -> list[dict[str, str]]:
     """One hypothesis with its three premises."""
     scene = (PersonScene if draw.random() < 0.6 else ThingScene)(draw, part)
     slot = draw.choice(scene.slots)
-    negated = draw.random() < 0.3
-    hypothesis = scene.hypothesis(slot, negated)
+    hypothesis = scene.hypothesis(slot)
     others = [name for name in scene.slots if name != slot]
     count = draw.randint(2, len(others))  # slots named by each premise, so that what is left out tells nothing by itself
     rows = []
@@ -182,8 +171,7 @@ def triple(draw: random.Random, part: str) -> list[dict[str, str]]:
         names = draw.sample(others, count if label == "neutral" else count - 1)
         shown = {name: scene.values[name] for name in names}
         if label != "neutral":
-            true = (label == "entailment") != negated
-            shown[slot] = scene.values[slot] if true else scene.swapped(slot, negated)
+            shown[slot] = scene.values[slot] if label == "entailment" else scene.swapped(slot)
         rows.append({"premise": scene.sentence(shown), "hypothesis": hypothesis, "label": label})
     return rows
 

@@ -1,0 +1,76 @@
+"""What the documents promise: files that exist, commands that run, Python that works."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_file_tree_names_every_module() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[-2]
+    for path in (ROOT / "src" / "tsugiki").rglob("*.py"):
+        if not path.name.startswith("__"):
+            assert str(path.relative_to(ROOT / "src" / "tsugiki")) in tree, path.name
+
+
+def test_both_readmes_quote_the_benchmark() -> None:
+    kept = (ROOT / "benchmarks/workbench/h100_20261125/table2.csv").read_text(encoding="utf-8-sig")
+    for page in PAGES[:2]:
+        text = page.read_text(encoding="utf-8")
+        for number in (".404", ".361", ".695", ".704", ".309", ".322"):
+            assert number in text
+            assert f"0{number}" in kept
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.strip().startswith("tsugiki ")])
+def test_commands_of_the_readme(line: str, tmp_path: Path) -> None:
+    command = line.split("#")[0].strip()
+    if command in ("tsugiki demo", "tsugiki check my_task.toml"):
+        pytest.skip("the demo has its own test; the file is the reader's")
+    done = subprocess.run(["bash", "-c", command.replace("tsugiki ", f"{sys.executable} -m tsugiki ", 1)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_task_file_of_the_docs_works(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "add-a-task.md").read_text(encoding="utf-8")
+    (tmp_path / "reviews.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.S).group(1), encoding="utf-8")
+    for part in ("train", "validation", "test"):
+        (tmp_path / f"{part}.csv").write_text("text,stars\nとても良い。,good\nすぐ壊れた。,bad\n", encoding="utf-8")
+    for command in re.findall(r"^    (tsugiki [^#\n]+)", text, re.M):
+        done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 0 <= float(done.stdout.split()[0]) <= 1
+
+
+@pytest.mark.slow
+def test_the_demo_learns_and_shows_it(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "tsugiki", "demo", "--out", str(tmp_path / "runs")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = next((tmp_path / "runs" / "studies").rglob("report.md")).read_text(encoding="utf-8")
+    assert "サンプル" in page or "sample" in page
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| sample_") and "mame-" in line]
+    scores = {(row[0].strip("| "), row[1]): row[10] for row in rows if len(row) > 11}
+    for method in ("mame-LoRA", "mame-FT"):
+        assert float(scores["sample_choice", method].split()[1].strip("[,")) > 0.22, "the interval lies above chance"
+        assert float(scores["sample_headline", method].split("/")[2].split()[0]) > 0.5, "the lead has 0.33"
