@@ -36,9 +36,11 @@ def test_both_readmes_quote_the_benchmark() -> None:
             assert f"0{number}" in kept
 
 
-@pytest.mark.parametrize("line", [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.strip().startswith("tsugiki ")])
+@pytest.mark.parametrize(
+    "line", [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.strip().startswith("tsugiki ")]
+)
 def test_commands_of_the_readme(line: str, tmp_path: Path) -> None:
-    command = line.split("#")[0].strip()
+    command = line.split("#", maxsplit=1)[0].strip()
     if command in ("tsugiki demo", "tsugiki check my_task.toml"):
         pytest.skip("the demo has its own test; the file is the reader's")
     done = subprocess.run(["bash", "-c", command.replace("tsugiki ", f"{sys.executable} -m tsugiki ", 1)], capture_output=True, text=True, cwd=tmp_path)

@@ -1,6 +1,6 @@
 """What the sample tasks yield without a language model: majority, chance, naive Bayes over character n-grams, lead, overlap.
 
-    python recipes/sample_tasks/baselines.py
+python recipes/sample_tasks/baselines.py
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Display:
             self.status.update(line.replace("[", r"\["))
         elif time.monotonic() - self.told > PLAIN_EVERY_S:
             self.told = time.monotonic()
-            self.console.print(line, markup=False)
+            self.console.print(line, markup=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as parquet
+from pyarrow import parquet
 
 from tests import tiny
 from tests.data.hub import serve
@@ -18,7 +18,14 @@ from tests.data.hub import serve
 def run(code: str, address: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """Runs code in its own process, since the client reads its address at import."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TSUGIKI_"))}
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "TSUGIKI_CACHE": str(home / "tsugiki"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **more}
+    environment |= {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "TSUGIKI_CACHE": str(home / "tsugiki"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        **more,
+    }
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import tiny
 
+from tests import tiny
 from tsugiki.config import TaskChoice
 from tsugiki.data.batch import IGNORED, Order, collate
 from tsugiki.data.prompts import Tokens, answer_text, check_tokenizer, prompt_ids_of, render, target_ids_of, tokenize_one

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests import tiny
 
+from tests import tiny
 from tsugiki.config import FileSpec, TaskChoice, read_task
 from tsugiki.data import sources
 from tsugiki.data.tasks import builtin_tasks, load_task, refuse_leak

@@ -1,6 +1,6 @@
 """Writes the golden files anew: run it only when a change of behaviour is meant, and say so in the CHANGELOG.
 
-    python -m tests.golden.make_golden
+python -m tests.golden.make_golden
 """
 
 from __future__ import annotations

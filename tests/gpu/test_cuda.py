@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
-
 from tsugiki.model.loading import Numerics, no_dropout, pick_numerics
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.engine import fit

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests import tiny
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from tests import tiny
 from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError
 from tsugiki.model.layouts import find_places

@@ -7,8 +7,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests import tiny
 
+from tests import tiny
 from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError
 from tsugiki.model.export import export_adapter, import_adapter

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests import tiny
 
+from tests import tiny
 from tsugiki.config import LoraConfig, TrainConfig
 from tsugiki.data.batch import collate
 from tsugiki.data.prompts import Tokens

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from rouge_score import rouge_scorer
-from tests import tiny
 
+from tests import tiny
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Example
 from tsugiki.model.loading import Numerics

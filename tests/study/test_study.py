@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests import tiny
 
 import tsugiki
+from tests import tiny
 from tsugiki.config import RunConfig, parse
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.study.answer import answer_texts, export_run
@@ -189,6 +189,18 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(model_folder
         rows = list(csv.reader(file))
     assert rows[0][0] == "Task"
     assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_a_study_drops_only_the_weights_of_its_own_losing_cells(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    grid = {"learning_rate": [1e-3, 1e-5], "batch": [16]}
+    given = {**study_of(model_folder, task_file), "methods": [{"name": "FT", "kind": "full", "grid": grid}]}
+    study = parse_study(given, "study")
+    mine = run_group([expand(study)[1].config], Store(tmp_path))[0]
+    run_study(study, Store(tmp_path))
+    assert (mine.folder / "weights").exists(), "the user's own run"
+    fresh = run_study(study, Store(tmp_path / "fresh"))
+    kept = [cell for cell in fresh.cells if (fresh.records[cell.label].folder / "weights").exists()]
+    assert kept == list(fresh.chosen.values())
 
 
 @pytest.mark.parametrize(

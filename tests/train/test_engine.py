@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
-
 from tsugiki.config import LoraConfig, TrainConfig
 from tsugiki.errors import RunError
 from tsugiki.model.lora import attach

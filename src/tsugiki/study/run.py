@@ -48,10 +48,11 @@ class Listener:
     on_score: Callable[[str, int, int], None] | None = None
 
 
-def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = Listener(), *, alone: bool = True) -> list[RunRecord]:
+def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = Listener(), *, alone: bool = True, study: str | None = None) -> list[RunRecord]:
     """Train and score on validation configurations that share a base model and a task; finished ones are only read.
 
     One run is a group of one. `alone` is False when other processes share the device: step times then need a probe.
+    `study` names the study that asked for the runs; it may drop their weights later, never those of other runs.
     A run that fails (diverges, does not learn) is recorded as failed with its reason.
     """
     task = load_task(configs[0].task)
@@ -65,7 +66,7 @@ def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = L
                 if base is None or config.method == "full":
                     base = load_base(source)
                 if run.record().status == "running":
-                    run.update(alone=alone)
+                    run.update(alone=alone, study=study)
                     _train_and_score(base, task, config, run, listener)
                 detach(base.model)
         records.append(run.record())

@@ -26,7 +26,7 @@ def run_study(
     for number, cell in enumerate(result.cells):
         if on_cell:
             on_cell(number, len(result.cells), cell)
-        result.records[cell.label] = run_group([cell.config], store, listener)[0]
+        result.records[cell.label] = run_group([cell.config], store, listener, study=study.name)[0]
         if not keep_all_weights:
             _keep_best_weights(result, cell)
     choose(result)
@@ -48,15 +48,16 @@ def _keep_best_weights(result: StudyResult, latest: Cell) -> None:
         return
     best = max(rivals, key=lambda cell: validation_score(result, cell) or 0.0)
     for cell in rivals:
-        if cell is not best:
-            drop_weights(result.records[cell.label].folder)
+        record = result.records[cell.label]
+        if cell is not best and record.happened.get("study") == result.study.name:
+            drop_weights(record.folder)
 
 
 def run_cells(study: StudySpec, store: Store, listener: Listener = Listener()) -> None:
     """What one worker of `--jobs` does: takes cells that no other live process works on, until none is left."""
     for cell in expand(study):
         try:
-            run_group([cell.config], store, listener, alone=False)
+            run_group([cell.config], store, listener, alone=False, study=study.name)
         except RunBusy:
             continue
 
