@@ -32,8 +32,9 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name, (maker, sizes) in SIZES.items():
+        taken: set[tuple[str, ...]] = set()
         for part, count in sizes.items():
-            rows = maker.make(part, count, SEED)
+            rows = maker.make(part, count, SEED, taken)
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (out / f"{name}.{part}.jsonl").write_text(text, encoding="utf-8")
             print(f"{name} {part}: {len(rows)} rows, for example {json.dumps(rows[0], ensure_ascii=False)}")

@@ -167,14 +167,13 @@ def questions(words: Words, part: str, draw: random.Random) -> list[tuple[str, s
     return made
 
 
-def make(part: str, count: int, seed: int) -> list[dict[str, str | int]]:
-    """`count` rows of one part; the right candidate's place is uniform. Raises `ValueError` when the lexicon gives too few."""
+def make(part: str, count: int, seed: int, taken: set[tuple[str, ...]]) -> list[dict[str, str | int]]:
+    """`count` rows of one part, none of `taken` (added to); the right candidate's place is uniform. Raises `ValueError` when the lexicon gives too few."""
     draw = random.Random(f"{seed}:{part}")
     words = Words(seed)
     pool = questions(words, part, draw)
     draw.shuffle(pool)
     rows: list[dict[str, str | int]] = []
-    seen: set[tuple[str, ...]] = set()
     for _ in range(4):
         for question, answer, rest in pool:
             fitting = sorted(set(rest) - {answer})
@@ -183,8 +182,8 @@ def make(part: str, count: int, seed: int) -> list[dict[str, str | int]]:
             wrong = draw.sample(fitting, 4)
             label = draw.randrange(5)
             candidates = [*wrong[:label], answer, *wrong[label:]]
-            if len(rows) < count and (question, *sorted(candidates)) not in seen:
-                seen.add((question, *sorted(candidates)))
+            if len(rows) < count and (question, *sorted(candidates)) not in taken:
+                taken.add((question, *sorted(candidates)))
                 rows.append({"id": f"{part}-{len(rows)}", "question": question, **{f"choice{i}": c for i, c in enumerate(candidates)}, "label": label})
     if len(rows) < count:
         raise ValueError(f"{part}: the lexicon gives {len(rows)} of {count} questions")

@@ -289,19 +289,18 @@ def of_part(items: list[str], part: str) -> list[str]:
     return {"train": items[:cut], "validation": items[cut:cut2], "test": items[cut2:]}[part]
 
 
-def make(part: str, count: int, seed: int) -> list[dict[str, str]]:
-    """`count` articles of one part, every frame about equally often, no article twice."""
+def make(part: str, count: int, seed: int, taken: set[tuple[str, ...]]) -> list[dict[str, str]]:
+    """`count` articles of one part, every frame about equally often, none of `taken` (added to)."""
     draw = random.Random(f"{seed}:{part}")
     rows: list[dict[str, str]] = []
-    seen: set[str] = set()
     while len(rows) < count:
         article, headline = FRAMES[len(rows) % len(FRAMES)]
         values = {slot: draw.choice(of_part(words, part)) for slot, words in SLOTS.items()}
         values |= {"town": draw.choice(of_part(TOWNS, part)), "name": draw.choice(of_part(NAMES, part)), "date": draw.choice(MONTHS)}
         values |= {"n": str(draw.randint(2, 9)), "m": str(draw.randint(2, 9))}
         text = article.format(**values)
-        if text not in seen:
-            seen.add(text)
+        if (text,) not in taken:
+            taken.add((text,))
             rows.append({"id": f"{part}-{len(rows)}", "article": text, "headline": headline.format(**values)})
     draw.shuffle(rows)
     return rows

@@ -176,18 +176,17 @@ def triple(draw: random.Random, part: str) -> list[dict[str, str]]:
     return rows
 
 
-def make(part: str, count: int, seed: int) -> list[dict[str, str]]:
-    """`count` rows, three a hypothesis; no pair twice, every hypothesis–premise sentence pair different."""
+def make(part: str, count: int, seed: int, taken: set[tuple[str, ...]]) -> list[dict[str, str]]:
+    """`count` rows, three a hypothesis; no pair twice, and none of `taken` (the pairs of earlier parts; added to)."""
     draw = random.Random(f"{seed}:{part}")
     rows: list[dict[str, str]] = []
-    seen: set[tuple[str, str]] = set()
     group = 0
     while len(rows) < count:
         made = triple(draw, part)
         pairs = {(row["premise"], row["hypothesis"]) for row in made}
-        if len(pairs) < 3 or pairs & seen:
+        if len(pairs) < 3 or pairs & taken:
             continue
-        seen |= pairs
+        taken |= pairs
         group += 1
         rows += [{"id": f"{part}-{len(rows) + place}", "group": str(group), **row} for place, row in enumerate(made)]
     draw.shuffle(rows)
