@@ -105,11 +105,11 @@ def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, work
 
 
 def _print_report(result: StudyResult, out: Path) -> None:
+    from tsugiki.progress import show_tables
     from tsugiki.study.report import write_report
 
     page, tables = write_report(result, out)
-    for table in tables:
-        print(table.to_markdown())
+    show_tables(tables)
     print(f"Report: {page}   (tables as CSV beside it)")
     print(f"Next: tsugiki generate RUN --text “…” with a folder under {out / 'runs'}")
 

@@ -1,18 +1,41 @@
-"""What a terminal shows while something runs: one line, with the time left. Plain lines where there is no terminal."""
+"""What a terminal shows: one line with the time left while something runs, and tables that fit it. Plain text elsewhere."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.status import Status
+from rich.table import Table as Drawn
+from rich.text import Text
 
 from tsugiki.study.cells import Cell
 from tsugiki.study.run import Listener
+from tsugiki.study.tables import Table
 
 PLAIN_EVERY_S = 15.0
+# What Table 2 leaves out on a terminal; the report has it all.
+REPORT_ONLY = frozenset({"Weights file (MiB)", "s/step (batch)", "tokens/s", "s/answer", "Validation", "n"})
+
+
+def show_tables(tables: Sequence[Table]) -> None:
+    """Prints tables: drawn to the width of a terminal, or as Markdown into a pipe or file."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print("\n".join(table.to_markdown() for table in tables))
+        return
+    for table in tables:
+        kept = [place for place, name in enumerate(table.header) if name not in REPORT_ONLY or table.name != "table2"]
+        drawn = Drawn(*(table.header[place] for place in kept), title=table.title, title_justify="left", title_style="bold", box=SIMPLE)
+        for row in table.rows:
+            drawn.add_row(*(Text(row[place]) for place in kept))
+        console.print(drawn)
+        for note in table.notes if table.name != "table2" else ():
+            console.print(Text(note, style="dim"))
 
 
 class Display:

@@ -284,3 +284,27 @@ def test_kill_9_in_the_middle_resumes_to_the_same_bits(model_folder: Path, task_
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     losses = [json.loads((folder / "history.json").read_text(encoding="utf-8"))["loss"] for folder in folders]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_cells_side_by_side_give_the_same_choice(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """`--jobs 2`: two workers share the cells; the chosen cells are timed again, alone."""
+    lines = [
+        'name = "tiny"\n[train]\nepochs = 2\nprecision = "fp32"\n',
+        f'[[models]]\npath = "{model_folder}"\nname = "tiny"\n[[tasks]]\nname = "{task_file}"\n',
+        '[[methods]]\nname = "LoRA"\nkind = "lora"\n[methods.grid]\nlearning_rate = [1e-3, 1e-2]\nrank = [2]\n',
+        '[[methods]]\nname = "FT"\nkind = "full"\n[methods.grid]\nlearning_rate = [1e-3, 1e-5]\n',
+    ]
+    (tmp_path / "study.toml").write_text("".join(lines), encoding="utf-8")
+    outputs = {}
+    for jobs in ("1", "2"):
+        command = [sys.executable, "-m", "tsugiki", "study", str(tmp_path / "study.toml"), "--out", str(tmp_path / jobs), "--jobs", jobs]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        records = Store(tmp_path / jobs).records()
+        outputs[jobs] = {str(record.config): record.main_score("validation") for record in records}
+        tested = [record for record in records if record.evaluation("test")]
+        assert len(tested) == 2
+        assert all(record.happened["alone"] == (jobs == "1") for record in records)
+        assert all("8" in record.happened["solo"] for record in tested)
+    assert outputs["1"] == outputs["2"]
