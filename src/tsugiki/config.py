@@ -128,7 +128,9 @@ class TaskChoice(Record):
     """Which task, which version of its data, which split, which prompt format, how many rows."""
 
     name: str = Field(description="built-in task name or path of a task file")
-    version: str | None = Field(None, description="version of the data (default: the task file's)")
+    version: Annotated[str | None, BeforeValidator(lambda v: str(v) if isinstance(v, float) else v)] = Field(
+        None, description="version of the data (default: the task file's)"
+    )
     split: str | None = Field(None, description="named split (default: the task file's)")
     format: str | None = Field(None, description="prompt format (default: the task file's)")
     data_dir: str | None = Field(None, description="folder with local copies of the data files")

@@ -30,7 +30,9 @@ def show_tables(tables: Sequence[Table]) -> None:
         return
     for table in tables:
         kept = [place for place, name in enumerate(table.header) if name not in REPORT_ONLY or table.name != "table2"]
-        drawn = Drawn(*(table.header[place] for place in kept), title=table.title, title_justify="left", title_style="bold", box=SIMPLE)
+        drawn = Drawn(title=table.title, title_justify="left", title_style="bold", box=SIMPLE)
+        for place in kept:
+            drawn.add_column(table.header[place], overflow="fold")
         for row in table.rows:
             drawn.add_row(*(Text(row[place]) for place in kept))
         console.print(drawn)

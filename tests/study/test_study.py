@@ -144,7 +144,14 @@ def test_a_row_longer_than_the_model_is_refused(model_folder: Path, task_file: P
     train = task_file.parent / "train.jsonl"
     train.write_text(train.read_text(encoding="utf-8").replace("犬が公園", "犬が公園" * 60, 1), encoding="utf-8")
     with pytest.raises(DataError, match="prompt tokens, but 128 less the answer leave"):
-        run_group([asked(model_folder, task_file)], Store(tmp_path))
+        run_group([asked(model_folder, task_file)], Store(tmp_path / "out"))
+    assert not list((tmp_path / "out" / "runs").iterdir()), "nothing half-written"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="cannot be made"):
+        run_group([asked(model_folder, task_file)], Store(tmp_path / "file"))
 
 
 STUDY = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ from tsugiki.train.step import EagerStep
 
 PAPER_BATCH = 8
 PROBE_STEPS = 40
+UNFINISHED = ("new", "running")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,15 @@ class Listener:
 
     on_train: Callable[[Progress], None] | None = None
     on_score: Callable[[str, int, int], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What a run folder opens with: its inputs, whether the device is its own, the study that asked."""
+
+    what: Mapping[str, Any]
+    alone: bool
+    study: str | None
 
 
 def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = Listener(), *, alone: bool = True, study: str | None = None) -> list[RunRecord]:
@@ -60,24 +70,25 @@ def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = L
     records = []
     for config in configs:
         source = find_base(config.model, config.method, config.train.precision)
-        run = store.open(config, with_what(source, task))
-        if run.record().status == "running":
+        what = with_what(source, task)
+        run = store.open(config, what)
+        if run.status in UNFINISHED:
             with run.lock():
                 if base is None or config.method == "full":
                     base = load_base(source)
-                if run.record().status == "running":
-                    run.update(alone=alone, study=study)
-                    _train_and_score(base, task, config, run, listener)
+                if run.status in UNFINISHED:  # another process may just have finished it
+                    _train_and_score(base, task, config, run, _Start(what=what, alone=alone, study=study), listener)
                 detach(base.model)
         records.append(run.record())
     return records
 
 
-def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, listener: Listener) -> None:
+def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, start: _Start, listener: Listener) -> None:
     rows = _tokens(base, task, config, "train")
     lane = make_lane(base, config, len(rows))
     step = EagerStep(base.model, rows, _pad_id(base), base.device, base.numerics)
-    run.update(status="running", trainable=lane.num_trainable, total=num_parameters(base.model), steps=lane.steps)
+    run.begin(config, start.what)
+    run.update(status="running", alone=start.alone, study=start.study, trainable=lane.num_trainable, total=num_parameters(base.model), steps=lane.steps)
     try:
         result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train)[0]
     except Interrupted:

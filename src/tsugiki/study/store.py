@@ -54,10 +54,21 @@ class RunRecord:
 
 
 class Run:
-    """One run folder, open for writing."""
+    """One run folder, open for writing; nothing is written before `begin`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
+
+    @property
+    def status(self) -> str:
+        """new, running, done or failed."""
+        return self.record().status if (self.folder / "asked.json").exists() else "new"
+
+    def begin(self, config: RunConfig, with_what: Mapping[str, Any]) -> None:
+        """Writes what is asked and with what, unless it stands there from an earlier try."""
+        if self.status == "new":
+            self.write("with_what.json", dict(with_what))
+            self.write("asked.json", config.model_dump(mode="json", exclude_none=True))
 
     @property
     def checkpoints(self) -> Path:
@@ -87,6 +98,10 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Holds the folder for this process. Raises `RunBusy` when another live process holds it."""
         path = self.folder / "lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as broken:
+            raise RunError(f"{self.folder}: cannot be made: {broken.strerror}. Choose another folder with --out") from None
         if (holder := held_by(self.folder)) is not None:
             raise RunBusy(f"{self.folder}: process {holder} is working on this run")
         path.unlink(missing_ok=True)
@@ -100,6 +115,8 @@ class Run:
             yield
         finally:
             path.unlink(missing_ok=True)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()  # it failed before it began: nothing is left behind
 
 
 def held_by(folder: Path) -> int | None:
@@ -119,14 +136,10 @@ class Store:
         self.root = root
 
     def open(self, config: RunConfig, with_what: Mapping[str, Any]) -> Run:
-        """The folder of this configuration with these inputs, made if it is new."""
+        """The run folder of this configuration with these inputs; it need not exist yet."""
         print_of_it = config.fingerprint({key: with_what[key] for key in ("model_sha256", "data", "numerics", "device_type")})
         name = f"{Path(config.task.name).stem}-{config.model.label}-{config.method}-{print_of_it}"
-        run = Run(self.root / "runs" / name.replace("/", "_"))
-        if not (run.folder / "asked.json").exists():
-            run.write("with_what.json", dict(with_what))
-            run.write("asked.json", config.model_dump(mode="json", exclude_none=True))
-        return run
+        return Run(self.root / "runs" / name.replace("/", "_"))
 
     def records(self) -> list[RunRecord]:
         return [read_record(path.parent) for path in sorted((self.root / "runs").glob("*/asked.json"))]

@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         digest = hashlib.sha256((draft / "lane.safetensors").read_bytes()).hexdigest()
         (draft / "state.json").write_text(json.dumps({**state, "step": step, "sha256": digest}), encoding="utf-8")
         for name in ("lane.safetensors", "state.json"):
-            with (draft / name).open("rb") as file:
+            with (draft / name).open("r+b") as file:
                 os.fsync(file.fileno())
         os.replace(draft, final)
     except (OSError, SafetensorError) as broken:
