@@ -76,3 +76,23 @@ def test_the_demo_learns_and_shows_it(tmp_path: Path) -> None:
     for method in ("mame-LoRA", "mame-FT"):
         assert float(scores["sample_choice", method].split()[1].strip("[,")) > 0.22, "the interval lies above chance"
         assert float(scores["sample_headline", method].split("/")[2].split()[0]) > 0.5, "the lead has 0.33"
+
+
+def test_the_run_and_study_files_of_the_docs_are_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "study-files.md").read_text(encoding="utf-8")
+    run_file, study_file = re.findall(r"```toml\n(.*?)```", text, re.S)
+    (tmp_path / "run.toml").write_text(run_file, encoding="utf-8")
+    (tmp_path / "study.toml").write_text(study_file, encoding="utf-8")
+    for command in ("check run.toml", "check study.toml", "study study.toml --dry-run"):
+        done = subprocess.run([sys.executable, "-m", "tsugiki", *command.split()], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "3 cells" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_study_file_of_the_docs_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "study-files.md").read_text(encoding="utf-8")
+    (tmp_path / "study.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.S)[1], encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "tsugiki", "study", "study.toml"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "表 2" in done.stdout
