@@ -51,7 +51,7 @@ def test_the_task_file_of_the_docs_works(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "add-a-task.md").read_text(encoding="utf-8")
     (tmp_path / "reviews.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.S).group(1), encoding="utf-8")
     for part in ("train", "validation", "test"):
-        (tmp_path / f"{part}.csv").write_text("text,stars\nとても良い。,good\nすぐ壊れた。,bad\n", encoding="utf-8")
+        (tmp_path / f"{part}.csv").write_text(f"text,stars\n{part} とても良い。,good\nすぐ壊れた。,bad\n", encoding="utf-8")
     for command in re.findall(r"^    (tsugiki [^#\n]+)", text, re.M):
         done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -34,6 +34,9 @@ def main() -> None:
     """Entry point: the user's errors become one line and exit code 2, Ctrl-C exit code 130."""
     from tsugiki.errors import RunError
 
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")  # a Japanese Windows would pipe in CP932, which lacks some of our signs
     try:
         app(standalone_mode=True)
     except RunError as error:
@@ -132,9 +135,9 @@ def run(
         record = run_group([config], Store(out), display.listener)[0]
     if as_json:
         print(json.dumps({"folder": str(record.folder), **record.happened}, ensure_ascii=False, indent=1))
-    elif record.status == "failed":
+    if record.status == "failed":
         raise TsugikiError(record.happened["reason"])
-    else:
+    if not as_json:
         _print_scores(record, "validation")
         print(f"Run: {record.folder}\nNext: tsugiki score {record.folder} --part test")
 
@@ -179,7 +182,7 @@ def generate(
     from tsugiki.study.answer import answer_texts
     from tsugiki.study.store import read_record
 
-    lines = [text] if text is not None else [line.rstrip("\n") for line in sys.stdin]
+    lines = [text] if text is not None else [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not any(line.strip() for line in lines):
         raise ConfigError("generate: no text given. Use --text, or write lines to standard input")
     for answer in answer_texts(read_record(folder), lines, max_new_tokens):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,9 +117,21 @@ class TaskSpec(Record):
             raise ValueError(f"default_format: no such format.{did_you_mean(self.default_format, self.formats)}")
         if self.default_split not in self.splits:
             raise ValueError(f"default_split: no such split.{did_you_mean(self.default_split, self.splits)}")
+        if any(part.by == "group" for split in self.splits.values() for part in (split.train, split.validation, split.test)) and not self.group:
+            raise ValueError('group: must name a field, since a split says by = "group"')
+        _check_pattern(self.group_pattern)
         if self.versions and self.default_version not in self.versions:
             raise ValueError("default_version: must name one of versions")
         return self
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as broken:
+        raise ValueError(f"group_pattern: {pattern!r} is no regular expression ({broken})") from None
+    if groups < 1:
+        raise ValueError(f"group_pattern: {pattern!r} needs one group in round brackets: what it matches names the group")
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------
@@ -305,6 +318,8 @@ def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, 
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
+    except OSError as broken:
+        raise error(f"{path}: cannot be read: {broken.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
         raise error(f"{path}: not valid TOML in UTF-8: {broken}") from None
 

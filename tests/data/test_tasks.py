@@ -76,6 +76,44 @@ def test_unknown_names_are_met_with_the_known_ones(task_file: Path) -> None:
         load_task(TaskChoice(name=str(task_file), format="papr"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("{a}", "{a"), "for curly brackets that are meant as text"),
+        (("{a}", "{a.x}"), "no field"),
+        (('group = "image"', 'group = "image"\ngroup_pattern = "^[0-9]+"'), "needs one group in round brackets"),
+        (('group = "image"', 'group = "image"\ngroup_pattern = "("'), "is no regular expression"),
+        (('group = "image"\n', ""), None),
+    ],
+)
+def test_a_wrong_task_file_is_one_line(task_file: Path, change: tuple[str, str], message: str | None) -> None:
+    from tsugiki.study.inspect import check_file
+
+    task_file.write_text(task_file.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
+    if message is None:
+        task = load_task(TaskChoice(name=str(task_file)))
+        groups = [one.group for part in task.examples.values() for one in part]
+        assert len(set(groups)) == len(groups), "rows without a group field depend on no other row, of another file least of all"
+        return
+    with pytest.raises(DataError, match=message):
+        list(check_file(task_file))
+
+
+def test_a_label_that_is_a_candidate_and_an_index_is_not_guessed(tmp_path: Path) -> None:
+    from tsugiki.data.tasks import _chosen
+
+    assert _chosen("row 1", "2", ("一", "二", "三")) == "三"
+    assert _chosen("row 1", "0", ("0", "1")) == "0"
+    with pytest.raises(DataError, match="is a candidate and also the index of another"):
+        _chosen("row 1", "1", ("1", "2", "3"))
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(DataError, match=r"x\.parquet: damaged or cut short"):
+        list(sources.read_rows(tmp_path / "x.parquet"))
+
+
 def test_choice_and_generation_from_csv(tmp_path: Path) -> None:
     (tmp_path / "q.toml").write_text(
         'name="q"\ntitle="q"\nkind="choice"\nmetric="exact_match"\nlicence="CC0"\ncitation="-"\nfields=["問","ア","イ"]\nchoices=["ア","イ"]\n'

@@ -89,7 +89,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ModelError, match="not empty"):
+    with pytest.raises(ModelError, match="not an empty folder"):
         export_adapter(grafted("llama", "q+v"), tmp_path, "tiny")
 
 

@@ -16,14 +16,14 @@ import torch
 
 import tsugiki
 from tests import tiny
-from tsugiki.config import RunConfig, parse
+from tsugiki.config import RunConfig, StudySpec, parse
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.study.answer import answer_texts, export_run
 from tsugiki.study.cells import collect, expand, parse_study
 from tsugiki.study.inspect import check_file, show_task
 from tsugiki.study.report import write_report
 from tsugiki.study.run import load_trained, run_group, score_run
-from tsugiki.study.store import Store, held_by, read_record
+from tsugiki.study.store import Run, RunBusy, Store, read_record
 from tsugiki.study.sweep import run_study
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 
@@ -91,9 +91,12 @@ def test_the_kept_weights_give_the_same_answers(gpt2_folder: Path, task_file: Pa
 
 
 def test_scoring_on_training_data_is_refused(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    record = run_group([asked(model_folder, task_file, task={"name": str(task_file), "split": "leaky"})], Store(tmp_path))[0]
     with pytest.raises(DataError, match="which this run was trained on"):
-        score_run(record, "test")
+        run_group([asked(model_folder, task_file, task={"name": str(task_file), "split": "leaky"})], Store(tmp_path))
+    record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
+    Run(record.folder).update(trained_on={"mine": next(iter(record.with_what["data"]["test"].values()))})
+    with pytest.raises(DataError, match="which this run was trained on"):
+        score_run(read_record(record.folder), "test")
 
 
 def test_a_diverged_run_is_recorded_as_failed_with_its_reason(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
@@ -145,7 +148,7 @@ def test_a_row_longer_than_the_model_is_refused(model_folder: Path, task_file: P
     train.write_text(train.read_text(encoding="utf-8").replace("犬が公園", "犬が公園" * 60, 1), encoding="utf-8")
     with pytest.raises(DataError, match="prompt tokens, but 128 less the answer leave"):
         run_group([asked(model_folder, task_file)], Store(tmp_path / "out"))
-    assert not list((tmp_path / "out" / "runs").iterdir()), "nothing half-written"
+    assert not (tmp_path / "out" / "runs").exists(), "nothing half-written"
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
@@ -185,6 +188,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(model_folder
     assert [table.name for table in tables] == ["table1", "table2", "comparison", "failures", "table3", "table4"]
     assert "diverged" in text
     assert "compared cells differ in batch: LoRA 8, FT 16" in text
+    assert "at most 128 tokens" in text, "the model has 128 positions"
     assert "| tiny | majority |" in text
     solo = result.records[result.chosen["tiny", "tiny", "FT"].label].happened["solo"]
     assert set(solo) == {"8", "16"}
@@ -282,7 +286,8 @@ def test_kill_9_in_the_middle_resumes_to_the_same_bits(model_folder: Path, task_
     killed.wait()
     run_folder = next((tmp_path / "killed" / "runs").iterdir())
     assert read_record(run_folder).status == "running", "it was killed before its end"
-    assert held_by(run_folder) is None, "a dead process holds nothing"
+    with Run(run_folder).lock():
+        pass  # a dead process holds nothing
     folders = [
         Path(subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True, text=True).stdout.strip()) for name in ("killed", "whole")
     ]
@@ -291,6 +296,91 @@ def test_kill_9_in_the_middle_resumes_to_the_same_bits(model_folder: Path, task_
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     losses = [json.loads((folder / "history.json").read_text(encoding="utf-8"))["loss"] for folder in folders]
     assert losses[0] == losses[1]
+
+
+def test_what_changes_an_answer_changes_the_run(task_file: Path, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+    store = Store(tmp_path / "out")
+    names = {run_group([asked(folder, task_file)], store)[0].folder.name}
+    text = task_file.read_text(encoding="utf-8")
+    for change in (("[SEP]文2", " 文2"), ("含意", "イエス"), ("max_new_tokens = 6", "max_new_tokens = 5")):
+        task_file.write_text(text.replace(*change), encoding="utf-8")
+        names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
+    task_file.write_text(text.replace('title = "tiny"', 'title = "other"'), encoding="utf-8")
+    names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
+    assert len(names) == 4, "a title changes nothing"
+    tokenizer = folder / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
+    assert len(names) == 5
+
+
+def test_a_cell_that_lost_and_was_dropped_is_trained_again_when_it_is_chosen(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    def study(rates: list[float]) -> StudySpec:
+        return parse_study({**study_of(model_folder, task_file), "methods": [{"name": "FT", "kind": "full", "grid": {"learning_rate": rates}}]}, "study")
+
+    wide = run_study(study([1e-3, 1e-5]), Store(tmp_path))
+    loser = next(cell for cell in wide.cells if cell not in wide.chosen.values())
+    narrow = run_study(study([loser.config.train.learning_rate]), Store(tmp_path))
+    record = narrow.records[loser.label]
+    assert record.evaluation("test") is not None
+    assert record.evaluation("validation")["scores"] == wide.records[loser.label].evaluation("validation")["scores"]
+
+
+def test_a_full_disk_is_no_failed_run(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, store = asked(model_folder, task_file), Store(tmp_path)
+    from tsugiki.train import engine
+
+    real = engine.save_checkpoint
+
+    def full(*arguments: object) -> Path:
+        raise RunError("checkpoint cannot be written")
+
+    monkeypatch.setattr(engine, "save_checkpoint", full)
+    monkeypatch.setitem(engine.fit.__kwdefaults__, "checkpoint_every_s", 0.0)
+    with pytest.raises(RunError, match="cannot be written"):
+        run_group([config], store)
+    monkeypatch.setattr(engine, "save_checkpoint", real)
+    assert run_group([config], store)[0].status == "done"
+
+
+def test_a_run_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "x")
+    code = (
+        "import sys; from pathlib import Path; from tsugiki.study.store import Run, RunBusy\n"
+        "try:\n    Run(Path(sys.argv[1])).lock().__enter__(); print('held')\n"
+        "except RunBusy: print('busy')"
+    )
+    command = [sys.executable, "-c", code, str(run.folder)]
+    with run.lock():
+        assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "busy"
+        with pytest.raises(RunBusy), run.lock():
+            pass
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "held"
+
+
+def test_data_that_changed_since_training_is_not_scored_under_the_old_name(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    study = parse_study(study_of(model_folder, task_file), "study")
+    result = run_study(study, Store(tmp_path))
+    test = task_file.parent / "test.jsonl"
+    test.write_text("".join(test.read_text(encoding="utf-8").splitlines(keepends=True)[:5]), encoding="utf-8")
+    assert not collect(study, Store(tmp_path)).records, "yesterday's records are of other data"
+    record = next(one for one in result.records.values() if one.status == "done" and not one.evaluation("test"))
+    with pytest.raises(RunError, match="its data changed since this run was trained"):
+        score_run(record, "test")
+
+
+def test_check_finds_what_a_run_would(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    text = f'[model]\npath = "{model_folder}"\n[task]\nname = "{task_file}"\n[lora]\ntargets = "q+v"\n[train]\nlearning_rate = 1e-3\n'
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    assert list(check_file(path))[-1] == "ok"
+    path.write_text(text.replace("q+v", "q+w"), encoding="utf-8")
+    with pytest.raises(ModelError, match='has no "w"'):
+        list(check_file(path))
+    path.write_text(text + "max_length = 20\n", encoding="utf-8")
+    with pytest.raises(DataError, match="prompt tokens, but 20 less the answer leave"):
+        list(check_file(path))
 
 
 @pytest.mark.slow

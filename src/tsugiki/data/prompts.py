@@ -44,8 +44,11 @@ def render(template: str, example: Example) -> str:
     """The prompt text. Raises `DataError` for a field that the task does not have."""
     try:
         return template.format_map(dict(example.fields))
-    except (KeyError, ValueError, IndexError) as broken:
-        wanted = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    except (KeyError, ValueError, IndexError, AttributeError, TypeError) as broken:
+        try:
+            wanted = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+        except ValueError:
+            raise DataError(f'format "{template}": {broken}. Write {{{{ and }}}} for curly brackets that are meant as text') from None
         missing = next((name for name in wanted if name not in example.fields), str(broken))
         raise DataError(f'format "{template}": no field "{missing}".{did_you_mean(missing, example.fields)}') from None
 
@@ -62,17 +65,18 @@ def target_ids_of(tokenizer: Tokenizer, target: str) -> list[int]:
     return [*tokenizer(target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
-def tokenize(tokenizer: Tokenizer, task: Task, examples: Sequence[Example], max_length: int) -> list[Tokens]:
+def tokenize(tokenizer: Tokenizer, task: Task, examples: Sequence[Example], max_length: int, max_new_tokens: int | None = None) -> list[Tokens]:
     """Rows as ids, none longer than `max_length`: the field `cut` of the task gives way, the answer never does.
 
-    Room for `max_new_tokens` is kept free in every prompt, in training as in inference, so that both see the same ids.
+    Room for `max_new_tokens` (default: the task's) is kept free in every prompt, in training as in inference, so that both see the same ids.
     """
-    return [tokenize_one(tokenizer, task, example, max_length) for example in examples]
+    return [tokenize_one(tokenizer, task, example, max_length, max_new_tokens) for example in examples]
 
 
-def tokenize_one(tokenizer: Tokenizer, task: Task, example: Example, max_length: int) -> Tokens:
+def tokenize_one(tokenizer: Tokenizer, task: Task, example: Example, max_length: int, max_new_tokens: int | None = None) -> Tokens:
+    """One row as ids; see `tokenize`. Raises `DataError` for a row that does not fit and may not be cut."""
     target = target_ids_of(tokenizer, example.target)
-    room = max_length - max(task.spec.max_new_tokens + 1, len(target))
+    room = max_length - max((max_new_tokens or task.spec.max_new_tokens) + 1, len(target))
     prompt = prompt_ids_of(tokenizer, render(task.template, example))
     if len(prompt) <= room:
         return Tokens(example=example, prompt_ids=tuple(prompt), target_ids=tuple(target))
@@ -80,7 +84,7 @@ def tokenize_one(tokenizer: Tokenizer, task: Task, example: Example, max_length:
     if cut is None:
         raise DataError(
             f'task "{task.name}" row {example.id}: {len(prompt)} prompt tokens, but {max_length} less the answer leave {room}. '
-            "Raise max_length, shorten the row, or name the field that may be shortened with cut in the task file"
+            "Raise max_length (if the model has more positions), shorten the row, or name the field that may be shortened with cut in the task file"
         )
     return Tokens(example=example, prompt_ids=tuple(_shorten(tokenizer, task, example, cut, room)), target_ids=tuple(target), was_cut=True)
 

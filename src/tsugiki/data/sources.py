@@ -96,8 +96,9 @@ def _fetch_url(spec: FileSpec) -> Path:
         raise DataError(f"{spec.url}: cannot be fetched: {broken}. Check the network, or put a copy there and name its folder with data_dir") from None
     if spec.git_blob and (got := git_blob_id(content)) != spec.git_blob:
         raise DataError(f"{spec.url}: git blob id must be {spec.git_blob}, what came is {got}. Nothing was kept")
+    if spec.sha256 and (got := hashlib.sha256(content).hexdigest()) != spec.sha256:
+        raise DataError(f"{spec.url}: sha256 must be {spec.sha256}, what came is {got}. Nothing was kept")
     write_atomically(path, content)
-    verify(path, spec)
     return path
 
 
@@ -174,11 +175,14 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise DataError(f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"') from None
     number = 0
-    for batch in parquet.ParquetFile(path).iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (ArrowException, OSError) as broken:
+        raise DataError(f"{path}: damaged or cut short, or no Parquet file: {str(broken).splitlines()[0]}") from None

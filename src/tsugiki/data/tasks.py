@@ -8,6 +8,7 @@ can refuse to be scored on them.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -129,16 +130,16 @@ def _file(files: Mapping[str, FileSpec], name: str, task: str) -> FileSpec:
 def _load_file(spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None) -> tuple[list[Example], str]:
     path = locate(file, folder, data_dir)
     build = _builder(spec, spec.group if file.has_group else None)
-    examples = [build(f"{path} row {number}", number, row) for number, row in read_rows(path)]
+    examples = [build(f"{path} row {number}", f"{path.stem}:{number}", row) for number, row in read_rows(path)]
     if file.rows and len(examples) != file.rows:
         raise DataError(f"{path}: must have {file.rows} rows, has {len(examples)}: another version, or cut short")
     return examples, git_blob_id(path.read_bytes())
 
 
-def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, int, Mapping[str, Any]], Example]:
+def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Mapping[str, Any]], Example]:
     pattern = re.compile(spec.group_pattern)
 
-    def build(where: str, number: int, row: Mapping[str, Any]) -> Example:
+    def build(where: str, number: str, row: Mapping[str, Any]) -> Example:
         def take(name: str) -> str:
             if name not in row or row[name] is None:
                 raise DataError(f'{where}: field "{name}" is missing.{did_you_mean(name, row)}')
@@ -159,9 +160,9 @@ def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, int, Map
             target = _chosen(where, target, candidates)
         if not target.strip():
             raise DataError(f'{where}: the answer (field "{spec.target}") is empty')
-        group = take(group_field) if group_field else str(number)
+        group = take(group_field) if group_field else number
         match = pattern.match(group) if group_field else None
-        name = take(spec.id) if spec.id else str(number)
+        name = take(spec.id) if spec.id else number
         return Example(id=name, fields=fields, target=target, candidates=candidates, group=match.group(1) if match else group)
 
     return build
@@ -169,10 +170,15 @@ def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, int, Map
 
 def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:
     """The right candidate, given as an index from 0 or as its text."""
+    by_index = candidates[int(target)] if target.isdigit() and int(target) < len(candidates) else None
     if target in candidates:
+        if by_index is not None and by_index != target:
+            raise DataError(
+                f'{where}: label "{target}" is a candidate and also the index of another ("{by_index}"). Give the text of the right candidate in words'
+            )
         return target
-    if target.isdigit() and int(target) < len(candidates):
-        return candidates[int(target)]
+    if by_index is not None:
+        return by_index
     raise DataError(f'{where}: label "{target}" is neither one of the candidates ({", ".join(candidates)}) nor an index from 0')
 
 
@@ -194,6 +200,13 @@ def _half(rows: list[Example], part: PartSpec) -> list[Example]:
         first.add(group)
         taken += sizes[group]
     return [row for row in rows if (row.group in first) == (part.half == "first")]
+
+
+def task_digest(task: Task) -> str:
+    """sha256 of everything in the task file that decides prompts, answers or scores (not titles, citations or paths)."""
+    words = {"title", "citation", "licence", "files", "versions", "default_version", "default_split", "default_format"}
+    content = task.spec.model_dump(mode="json", exclude=words) | {"split": task.split, "format": task.format, "version": task.version}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_leak(task: Task, trained_on: Mapping[str, str], part: str) -> None:

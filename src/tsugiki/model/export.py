@@ -39,8 +39,8 @@ def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
     Raises:
         ModelError: the folder holds something already: results are never overwritten.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ModelError(f"{folder}: not empty. Choose a new folder: nothing is overwritten")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder}: not an empty folder. Choose a new one: nothing is overwritten")
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     for path, layer in lora_layers(grafted.model):

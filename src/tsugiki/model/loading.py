@@ -52,10 +52,11 @@ class Numerics:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSource:
-    """A model that was found, not loaded: folder, sha256 of its weights, and the device and precision it will run in."""
+    """A model that was found, not loaded: sha256 of its weights and of config and tokenizer, the device and precision it will run in."""
 
     folder: Path
     checksum: str
+    settings_checksum: str
     device: torch.device
     numerics: Numerics
 
@@ -86,7 +87,10 @@ def pick_device() -> torch.device:
     wanted = os.environ.get("TSUGIKI_DEVICE")
     if wanted and wanted.startswith("cuda") and not torch.cuda.is_available():
         raise RunError(f"TSUGIKI_DEVICE={wanted}: no CUDA device is visible here")
-    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise RunError(f"TSUGIKI_DEVICE={wanted}: no such device. Use cpu, cuda or cuda:1") from None
 
 
 def pick_numerics(method: Method, precision: Precision, device: torch.device) -> Numerics:
@@ -140,11 +144,11 @@ def weight_files(folder: Path) -> list[Path]:
     from safetensors import SafetensorError, safe_open
 
     index = folder / "model.safetensors.index.json"
-    names = (
-        sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if index.exists()
-        else sorted(p.name for p in folder.glob("*.safetensors"))
-    )
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else (p.name for p in folder.glob("*.safetensors"))
+        names = sorted(set(listed))
+    except (ValueError, KeyError) as broken:
+        raise ModelError(f"model {index}: damaged or cut short ({broken!r}). Download again") from None
     if not names:
         others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "none"
         raise ModelError(f"model {folder}: no safetensors (other weights: {others}). tsugiki reads nothing else; convert with transformers: save_pretrained")
@@ -180,14 +184,22 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as broken:  # transformers raises many kinds for a bad folder
-        raise ModelError(f"model {folder}: its tokenizer cannot be loaded: {str(broken).splitlines()[0]}") from broken
+        hint = ' A spiece.model needs: pip install "tsugiki[sentencepiece]".' if list(folder.glob("*.model")) else ""
+        raise ModelError(f"model {folder}: its tokenizer cannot be loaded: {str(broken).splitlines()[0]}.{hint}") from broken
 
 
 def find_base(choice: ModelChoice, method: Method, precision: Precision, device: torch.device | None = None) -> BaseSource:
     """Finds (and downloads) a model without loading it. Raises `ModelError` for one that is absent or damaged."""
     device = device or pick_device()
     folder = resolve(choice)
-    return BaseSource(folder=folder, checksum=checksum_of(weight_files(folder)), device=device, numerics=pick_numerics(method, precision, device))
+    settings = sorted(path for pattern in ("config.json", "tokenizer*", "*.model", "vocab*", "merges.txt") for path in folder.glob(pattern))
+    return BaseSource(
+        folder=folder,
+        checksum=checksum_of(weight_files(folder)),
+        settings_checksum=checksum_of(settings),
+        device=device,
+        numerics=pick_numerics(method, precision, device),
+    )
 
 
 def load_base(source: BaseSource) -> Base:
@@ -206,8 +218,17 @@ def load_base(source: BaseSource) -> Base:
     except (OSError, ValueError, KeyError, RuntimeError) as broken:
         raise ModelError(f"model {source.folder}: cannot be loaded as a causal language model: {str(broken).splitlines()[0]}") from broken
     no_dropout(model)
+    _refuse_scaled_logits(model.config)
     model.config.use_cache = False
     return Base(model=model.to(source.device), tokenizer=load_tokenizer(source.folder), source=source)
+
+
+def _refuse_scaled_logits(config: Any) -> None:
+    """The loss reads the output layer itself; what a model does to its logits afterwards would be missed in training."""
+    for name, neutral in (("final_logit_softcapping", None), ("logits_scaling", 1.0), ("logit_scale", 1.0)):
+        value = getattr(config, name, neutral)
+        if value not in (neutral, None):
+            raise ModelError(f"{type(config).__name__}: {name} = {value} is not implemented: training and generation would use different logits")
 
 
 def no_dropout(model: nn.Module) -> None:

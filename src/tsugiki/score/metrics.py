@@ -58,6 +58,12 @@ def _rouge_scorer() -> Any:
     return rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=_Segmented())
 
 
+def check_ready(metric: str) -> None:
+    """Raises `ConfigError` before anything runs when a library that the metric needs is not installed."""
+    if metric == "rouge":
+        rouge("準備", "準備")
+
+
 def rouge(answer: str, target: str) -> dict[str, float]:
     """F1 of ROUGE-1, ROUGE-2 and ROUGE-L in 0–1 by the lm-eval rule (neologdn, MeCab unidic-lite, google rouge-score)."""
     scores = _rouge_scorer().score(target, answer)

@@ -26,8 +26,11 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
             )
     eos = tokenizer.eos_token_id
     pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    batch = record.config.score.batch
+    answers: list[list[int]] = []
     with base.numerics.autocast(base.device):
-        answers = generate_ids(base.model, ids, max_new_tokens=max_new_tokens, eos_id=eos, pad_id=pad)
+        for start in range(0, len(ids), batch):
+            answers += generate_ids(base.model, ids[start : start + batch], max_new_tokens=max_new_tokens, eos_id=eos, pad_id=pad)
     return [answer_text(tokenizer, prompt, [i for i in answer if i != eos]) for prompt, answer in zip(ids, answers, strict=True)]
 
 

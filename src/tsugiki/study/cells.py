@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, RunConfig, StudySpec, TaskChoice, TrainConfig, parse, read_toml
+from tsugiki.data.tasks import load_task, task_digest
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.study.store import RunRecord, Store
 
@@ -125,12 +126,18 @@ def validation_score(result: StudyResult, cell: Cell) -> float | None:
 
 
 def collect(study: StudySpec, store: Store) -> StudyResult:
-    """What is on disk of a study: the newest record of each cell's configuration, and the choice among them."""
+    """What is on disk of a study: each cell's newest record over today's data and one set of weights a model, and the choice among them."""
     result = StudyResult(study=study, cells=expand(study))
-    records = sorted(store.records(), key=lambda record: (record.folder / "asked.json").stat().st_mtime)
-    for cell in result.cells:
-        for record in records:
-            if record.config == cell.config:
-                result.records[cell.label] = record
+    tasks = {task_label(choice): load_task(choice) for choice in study.tasks}
+    newest_first = sorted(store.records(), key=lambda record: -(record.folder / "asked.json").stat().st_mtime)
+    weights: dict[str, str] = {}
+    for record in newest_first:
+        for cell in result.cells:
+            task = tasks[cell.key[1]]
+            fits = record.with_what.get("task_sha256") == task_digest(task) and record.with_what["data"] == task.files
+            if record.config == cell.config and fits and cell.label not in result.records:
+                checksum = record.with_what["model_sha256"]
+                if weights.setdefault(cell.model.label, checksum) == checksum:
+                    result.records[cell.label] = record
     choose(result)
     return result

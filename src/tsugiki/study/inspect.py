@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tsugiki.config import ModelChoice, RunConfig, TaskChoice, parse, read_toml
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
-from tsugiki.data.tasks import SPLITS, Task, load_task
+from tsugiki.data.tasks import SPLITS, Task, load_task, refuse_leak
 from tsugiki.errors import ConfigError, did_you_mean
-from tsugiki.model.loading import load_tokenizer, resolve
+from tsugiki.model.layouts import find_places
+from tsugiki.model.loading import load_tokenizer, num_parameters, resolve, weight_files
+from tsugiki.score.metrics import check_ready
 from tsugiki.study.cells import expand, parse_study
 
 
@@ -49,35 +53,54 @@ def show_tokens(tokenizer: Any, row: Tokens) -> Iterator[str]:
 
 
 def check_file(path: Path) -> Iterator[str]:
-    """Checks a task, run or study file and the data it names; yields what was found in order. Raises the first error."""
+    """Checks a task, run or study file and all it names; yields what was found in order. Raises the first error."""
     given = read_toml(path)
     if "kind" in given and "fields" in given:
-        yield from _check_task(TaskChoice(name=str(path)))
-    elif "methods" in given:
+        yield describe(_check_task(TaskChoice(name=str(path))))
+        yield "ok"
+        return
+    if "methods" in given:
         study = parse_study(given, str(path))
-        cells = expand(study)
-        yield f"study {study.name}: {len(cells)} cells"
-        for choice in study.tasks:
-            yield from _check_task(choice)
-        for model in study.models:
-            yield from _check_model(model)
+        configs = [cell.config for cell in expand(study)]
+        yield f"study {study.name}: {len(configs)} cells"
     else:
-        config = parse(RunConfig, given, str(path))
-        yield from _check_task(config.task)
-        yield from _check_model(config.model)
+        configs = [parse(RunConfig, given, str(path))]
+    tasks = {config.task: _check_task(config.task) for config in configs}
+    for task in tasks.values():
+        yield describe(task)
+    for choice in {config.model: None for config in configs}:
+        yield from _check_model(choice, [config for config in configs if config.model == choice], tasks)
     yield "ok"
 
 
-def _check_task(choice: TaskChoice) -> Iterator[str]:
+def _check_task(choice: TaskChoice) -> Task:
+    """Loads a task and renders every prompt in every format."""
     task = load_task(choice)
-    for name in task.spec.formats:
+    for part in ("validation", "test"):
+        refuse_leak(task, task.files["train"], part)
+    for template in task.spec.formats.values():
         for part in SPLITS:
             for example in task.examples[part]:
-                render(task.spec.formats[name], example)
-    yield describe(task)
+                render(template, example)
+    check_ready(task.spec.metric)
+    return task
 
 
-def _check_model(choice: ModelChoice) -> Iterator[str]:
-    tokenizer = load_tokenizer(resolve(choice))
-    check_tokenizer(tokenizer)
-    yield f"model {choice.label}: {len(tokenizer):,} pieces, end mark {tokenizer.eos_token}"
+def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mapping[TaskChoice, Task]) -> Iterator[str]:
+    """Tokenizer, weight files, LoRA targets and the length of every row, without loading the weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = resolve(choice)
+    weight_files(folder)
+    tokenizer = load_tokenizer(folder)
+    settings = AutoConfig.from_pretrained(folder)
+    check_tokenizer(tokenizer, settings.vocab_size)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings)
+    for targets in {config.lora.targets for config in configs if config.lora}:
+        find_places(model, targets)
+    positions = getattr(settings, "max_position_embeddings", None) or 2**31
+    for task, longest, new in {(c.task, min(c.train.max_length, positions), c.score.max_new_tokens) for c in configs}:
+        for part in SPLITS:
+            tokenize(tokenizer, tasks[task], tasks[task].examples[part], longest, new)
+    yield f"model {choice.label}: {len(tokenizer):,} pieces, end mark {tokenizer.eos_token}, {num_parameters(model) / 1e6:,.1f} M parameters"

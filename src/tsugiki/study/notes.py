@@ -80,7 +80,7 @@ def protocol_text(record: RunRecord) -> str:
     method = f"LoRA: α/r = {lora.scale:g}, dropout {lora.dropout:g}" if lora else "FT: dropout 0"
     schedule = f"{train.schedule} rate" + (f" with {train.warmup:.0%} warm-up" if train.warmup else "")
     decay = f"AdamW, weight decay {train.weight_decay:g}, gradient norm at most {train.clip:g}"
-    return f"{method}; {decay}; {schedule}; seed {train.seed}; at most {train.max_length:,} tokens; greedy decoding"
+    return f"{method}; {decay}; {schedule}; seed {train.seed}; at most {record.happened['max_length']:,} tokens; greedy decoding"
 
 
 def chosen_text(cell: Cell) -> str:
@@ -89,12 +89,12 @@ def chosen_text(cell: Cell) -> str:
 
 
 def differences(result: StudyResult) -> list[str]:
-    """The fairness lock: every training setting, other than the searched ones, in which compared chosen cells differ."""
+    """The fairness lock: every training setting in which compared chosen cells differ, unless both methods searched it."""
     notes = []
-    searched = {"learning_rate", "epochs"}
     for model in result.study.models:
         for choice in result.study.tasks:
             cells = [cell for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
+            searched = set.intersection(*(set(cell.method.grid) for cell in cells)) if cells else set()
             for name in type(cells[0].config.train).model_fields if len(cells) > 1 else ():
                 values = {cell.method.name: getattr(cell.config.train, name) for cell in cells}
                 if name not in searched and len(set(values.values())) > 1:

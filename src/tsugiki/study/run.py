@@ -11,6 +11,7 @@ lane    = make_lane(base, config, …)      LoRA's adapters, or the base's own p
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -24,15 +25,16 @@ import torch
 import tsugiki
 from tsugiki.config import RunConfig
 from tsugiki.data.prompts import Tokens, check_tokenizer, tokenize
-from tsugiki.data.tasks import SPLITS, Task, load_task, refuse_leak
+from tsugiki.data.tasks import SPLITS, Task, load_task, refuse_leak, task_digest
 from tsugiki.errors import RunError
 from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_parameters
 from tsugiki.model.lora import attach, detach
 from tsugiki.score.evaluate import Evaluation, evaluate
+from tsugiki.score.metrics import check_ready
 from tsugiki.study.store import Run, RunRecord, Store, read_record
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
-from tsugiki.train.engine import Interrupted, Progress, fit
-from tsugiki.train.lane import Lane
+from tsugiki.train.engine import Progress, fit
+from tsugiki.train.lane import DidNotLearn, Lane
 from tsugiki.train.meter import Measurement, device_name
 from tsugiki.train.step import EagerStep
 
@@ -65,7 +67,11 @@ def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = L
     `study` names the study that asked for the runs; it may drop their weights later, never those of other runs.
     A run that fails (diverges, does not learn) is recorded as failed with its reason.
     """
-    task = load_task(configs[0].task)
+    first = configs[0]
+    assert all((one.model, one.task) == (first.model, first.task) for one in configs), "a group shares its model and its task"
+    task = load_task(first.task)
+    for part in ("validation", "test"):
+        refuse_leak(task, task.files["train"], part)
     base: Base | None = None
     records = []
     for config in configs:
@@ -74,32 +80,34 @@ def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = L
         run = store.open(config, what)
         if run.status in UNFINISHED:
             with run.lock():
-                if base is None or config.method == "full":
+                if base is None or base.source != source:
                     base = load_base(source)
                 if run.status in UNFINISHED:  # another process may just have finished it
                     _train_and_score(base, task, config, run, _Start(what=what, alone=alone, study=study), listener)
                 detach(base.model)
+            if config.method == "full":
+                base = None  # its weights were moved
         records.append(run.record())
     return records
 
 
 def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, start: _Start, listener: Listener) -> None:
-    rows = _tokens(base, task, config, "train")
+    rows, validation = _tokens(base, task, config, "train"), _tokens(base, task, config, "validation")
+    check_ready(task.spec.metric)
     lane = make_lane(base, config, len(rows))
     step = EagerStep(base.model, rows, _pad_id(base), base.device, base.numerics)
     run.begin(config, start.what)
     run.update(status="running", alone=start.alone, study=start.study, trainable=lane.num_trainable, total=num_parameters(base.model), steps=lane.steps)
+    run.update(max_length=_longest(base, config))
     try:
         result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train)[0]
-    except Interrupted:
-        raise
-    except RunError as failure:
+    except DidNotLearn as failure:
         run.update(status="failed", reason=str(failure))
         return
     run.write("history.json", asdict(result.history))
     saved = save_checkpoint(run.weights, lane.step, _parameters_only(lane), {"moving_steps": lane.moving_steps})
     run.update(measurement=result.measurement.to_json(), weights_bytes=(saved / "lane.safetensors").stat().st_size)
-    _score_part(base, task, config, "validation", run, listener)
+    _score_part(base, task, config, "validation", validation, run, listener)
     run.update(status="done", trained_on=task.files["train"])
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
@@ -128,8 +136,10 @@ def score_run(record: RunRecord, part: str, listener: Listener = Listener()) -> 
     task = load_task(record.config.task)
     if part != "train":
         refuse_leak(task, record.happened["trained_on"], part)
+    if with_data(task) != {key: record.with_what[key] for key in ("task_sha256", "data")}:
+        raise RunError(f"{record.folder}: the task file or its data changed since this run was trained. Run it again to score it")
     base = load_trained(record)
-    _score_part(base, task, record.config, part, Run(record.folder), listener)
+    _score_part(base, task, record.config, part, _tokens(base, task, record.config, part), Run(record.folder), listener)
     return read_record(record.folder)
 
 
@@ -140,18 +150,17 @@ def load_trained(record: RunRecord) -> Base:
         raise RunError(f"{record.folder}: its weights were not kept. Run it again to score it")
     config = record.config
     source = find_base(config.model, config.method, config.train.precision)
-    if source.checksum != record.with_what["model_sha256"]:
-        raise RunError(
-            f"{record.folder}: was trained over weights of sha256 {record.with_what['model_sha256'][:12]}, {source.folder} now has {source.checksum[:12]}"
-        )
+    kept = (record.with_what["model_sha256"], record.with_what["settings_sha256"])
+    if kept != (source.checksum, source.settings_checksum):
+        was, now = kept[0][:12], source.checksum[:12]
+        raise RunError(f"{record.folder}: was trained over weights of sha256 {was}; {source.folder} has changed since (now {now}), or its tokenizer has")
     base = load_base(source)
     lane = make_lane(base, config, num_rows=config.train.batch)
     lane.load_state(read_checkpoint(path)[0], step=0, moving_steps=0)
     return base
 
 
-def _score_part(base: Base, task: Task, config: RunConfig, part: str, run: Run, listener: Listener) -> Evaluation:
-    rows = _tokens(base, task, config, part)
+def _score_part(base: Base, task: Task, config: RunConfig, part: str, rows: list[Tokens], run: Run, listener: Listener) -> Evaluation:
     heard = listener.on_score
     evaluation = evaluate(base, task.spec, part, rows, config.score, (lambda done, total: heard(part, done, total)) if heard else None)
     run.write_answers(part, [asdict(one) for one in evaluation.predictions])
@@ -170,16 +179,28 @@ def measure_solo(record: RunRecord) -> None:
         return
     solo = {}
     for wanted in sorted({PAPER_BATCH, batch}):
-        own = wanted == batch and record.happened["alone"]
-        solo[str(wanted)] = record.happened["measurement"] if own else _probe(record.config, wanted).to_json()
+        if wanted == batch and record.happened["alone"]:
+            solo[str(wanted)] = record.happened["measurement"]
+        elif (measured := _probe(record.config, wanted)) is not None:
+            solo[str(wanted)] = measured.to_json()
     Run(record.folder).update(solo=solo)
 
 
-def _probe(config: RunConfig, batch: int) -> Measurement:
+def _probe(config: RunConfig, batch: int) -> Measurement | None:
+    """The measurement, or None when the batch does not fit into the device's memory."""
+    try:
+        return _timed_steps(config, batch)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _timed_steps(config: RunConfig, batch: int) -> Measurement:
     task = load_task(config.task)
     base = load_base(find_base(config.model, config.method, config.train.precision))
     rows = _tokens(base, task, config, "train")[: PROBE_STEPS * batch]
-    train = config.train.model_copy(update={"batch": batch, "micro_batch": None, "epochs": 1.0, "learning_rate": 1e-6})
+    train = config.train.model_copy(
+        update={"batch": batch, "micro_batch": math.gcd(batch, config.train.micro_batch or batch), "epochs": 1.0, "learning_rate": 1e-6}
+    )
     lane = make_lane(base, config.model_copy(update={"train": train}), len(rows))
     step = EagerStep(base.model, rows, _pad_id(base), base.device, base.numerics)
     for _ in range(2):
@@ -191,8 +212,12 @@ def _probe(config: RunConfig, batch: int) -> Measurement:
 def _tokens(base: Base, task: Task, config: RunConfig, part: str) -> list[Tokens]:
     vocab_size = base.model.get_input_embeddings().weight.shape[0]
     check_tokenizer(base.tokenizer, vocab_size)
-    longest = min(config.train.max_length, base.max_positions)
-    return tokenize(base.tokenizer, task, task.examples[part], longest)
+    return tokenize(base.tokenizer, task, task.examples[part], _longest(base, config), config.score.max_new_tokens)
+
+
+def _longest(base: Base, config: RunConfig) -> int:
+    """Tokens a row may have: what was asked, or what the model has positions for."""
+    return min(config.train.max_length, base.max_positions)
 
 
 def _pad_id(base: Base) -> int:
@@ -207,7 +232,8 @@ def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
     """Everything a result depends on besides the configuration."""
     return {
         "model_sha256": source.checksum,
-        "data": {part: dict(task.files[part]) for part in SPLITS},
+        "settings_sha256": source.settings_checksum,
+        **with_data(task),
         "numerics": asdict(source.numerics),
         "device_type": source.device.type,
         "device": device_name(source.device),
@@ -220,6 +246,11 @@ def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
         },
     }
+
+
+def with_data(task: Task) -> dict[str, Any]:
+    """What of the inputs comes from the task: the sense of its file, and the git blob id of every data file."""
+    return {"task_sha256": task_digest(task), "data": {part: dict(task.files[part]) for part in SPLITS}}
 
 
 def drop_weights(folder: Path) -> None:

@@ -9,18 +9,19 @@ ROOT/runs/jnli-mame-lora-1a2b3c4d5e6f/
 from __future__ import annotations
 
 import json
-import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import IO, Any
 
 from tsugiki.config import RunConfig, parse
 from tsugiki.data.sources import write_atomically
 from tsugiki.errors import RunError
+
+# What names a run besides its configuration.
+NAMING = ("model_sha256", "settings_sha256", "task_sha256", "data", "numerics", "device_type")
 
 
 class RunBusy(RunError):
@@ -96,37 +97,36 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for this process. Raises `RunBusy` when another live process holds it."""
-        path = self.folder / "lock"
+        """Holds the run for this process; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            RunBusy: another process holds it.
+            RunError: the folder of locks cannot be written.
+        """
+        path = self.folder.parent.parent / "locks" / f"{self.folder.name}.lock"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = path.open("a+")
         except OSError as broken:
-            raise RunError(f"{self.folder}: cannot be made: {broken.strerror}. Choose another folder with --out") from None
-        if (holder := held_by(self.folder)) is not None:
-            raise RunBusy(f"{self.folder}: process {holder} is working on this run")
-        path.unlink(missing_ok=True)
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            raise RunBusy(f"{self.folder}: another process has just taken this run") from None
-        try:
-            os.write(handle, f"{os.getpid()} {psutil.Process().create_time()}".encode())
-            os.close(handle)
+            raise RunError(f"{path}: cannot be made: {broken.strerror}. Choose another folder with --out") from None
+        with handle:
+            try:
+                _hold(handle)
+            except OSError:
+                raise RunBusy(f"{self.folder}: another process is working on this run") from None
             yield
-        finally:
-            path.unlink(missing_ok=True)
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()  # it failed before it began: nothing is left behind
 
 
-def held_by(folder: Path) -> int | None:
-    """The live process that holds the lock of a run folder; a dead one's lock does not count."""
-    try:
-        number, born = (folder / "lock").read_text(encoding="utf-8").split()
-        process = psutil.Process(int(number))
-        return int(number) if abs(process.create_time() - float(born)) < 1 else None
-    except (FileNotFoundError, ValueError, psutil.Error):
-        return None
+def _hold(handle: IO[str]) -> None:
+    """An exclusive lock of the system on an open file; raises `OSError` at once when it is taken."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class Store:
@@ -137,7 +137,7 @@ class Store:
 
     def open(self, config: RunConfig, with_what: Mapping[str, Any]) -> Run:
         """The run folder of this configuration with these inputs; it need not exist yet."""
-        print_of_it = config.fingerprint({key: with_what[key] for key in ("model_sha256", "data", "numerics", "device_type")})
+        print_of_it = config.fingerprint({key: with_what[key] for key in NAMING})
         name = f"{Path(config.task.name).stem}-{config.model.label}-{config.method}-{print_of_it}"
         return Run(self.root / "runs" / name.replace("/", "_"))
 

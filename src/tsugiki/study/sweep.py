@@ -10,7 +10,8 @@ from tsugiki.config import StudySpec
 from tsugiki.errors import RunError
 from tsugiki.study.cells import Cell, StudyResult, choose, expand, validation_score
 from tsugiki.study.run import Listener, drop_weights, measure_solo, run_group, score_run
-from tsugiki.study.store import RunBusy, Store, read_record
+from tsugiki.study.store import Run, RunBusy, RunRecord, Store, read_record
+from tsugiki.train.checkpoint import latest_checkpoint
 
 
 def run_study(
@@ -33,10 +34,18 @@ def run_study(
     for cell in result.chosen.values():
         if on_cell:
             on_cell(len(result.cells) - 1, len(result.cells), cell)
-        record = score_run(result.records[cell.label], "test", listener)
+        record = score_run(_with_weights(result.records[cell.label], study, store, listener), "test", listener)
         measure_solo(record)
         result.records[cell.label] = read_record(record.folder)
     return result
+
+
+def _with_weights(record: RunRecord, study: StudySpec, store: Store, listener: Listener) -> RunRecord:
+    """The record of a chosen cell; trained again when its weights were dropped (it had lost in an earlier, wider grid)."""
+    if record.evaluation("test") is not None or latest_checkpoint(record.folder / "weights") is not None:
+        return record
+    Run(record.folder).update(status="running", evaluations={})
+    return run_group([record.config], store, listener, study=study.name)[0]
 
 
 def _keep_best_weights(result: StudyResult, latest: Cell) -> None:

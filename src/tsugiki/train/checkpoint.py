@@ -24,8 +24,6 @@ from tsugiki.errors import RunError
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
     """Writes `FOLDER/step-…` atomically and removes older ones."""
     final = folder / f"step-{step:08d}"
-    if final.exists():
-        return final
     draft = folder / f".step-{step:08d}.{os.getpid()}"
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -36,6 +34,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         for name in ("lane.safetensors", "state.json"):
             with (draft / name).open("r+b") as file:
                 os.fsync(file.fileno())
+        if final.exists():
+            shutil.rmtree(final)
         os.replace(draft, final)
     except (OSError, SafetensorError) as broken:
         shutil.rmtree(draft, ignore_errors=True)

@@ -16,7 +16,7 @@ import torch
 
 from tsugiki.errors import RunError
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
-from tsugiki.train.lane import Lane
+from tsugiki.train.lane import DidNotLearn, Lane
 from tsugiki.train.meter import Measurement, Meter
 from tsugiki.train.step import StepResult
 
@@ -73,7 +73,8 @@ def fit(
 
     Raises:
         Interrupted: on Ctrl-C, after the running step; the same call goes on from there, to the same result.
-        RunError: the loss is no number any more, or an adapter does not learn.
+        DidNotLearn: the loss is no number any more, or an adapter does not learn.
+        RunError: a checkpoint cannot be written or read.
     """
     results = []
     for lane, folder in zip(lanes, folders, strict=True):
@@ -102,11 +103,13 @@ class _Course:
                     lane.check_health()
                 if lane.step % LOG_EVERY == 0 or lane.done or interrupted:
                     self._fetch()
-                if not lane.done and self.folder and (interrupted or time.monotonic() - saved > self.every_s):
+                if self.folder and (interrupted or (not lane.done and time.monotonic() - saved > self.every_s)):
                     self._fetch()
                     self.save()
                     saved = time.monotonic()
-                if interrupted and not lane.done:
+                if interrupted and lane.done:
+                    raise KeyboardInterrupt
+                if interrupted:
                     where = f"checkpoint at step {lane.step} of {lane.steps}" if self.folder else "nothing was kept"
                     raise Interrupted(f"{lane.name}: stopped; {where}. Run the same command again to go on")
         return FitResult(history=self.history, measurement=self._measurement(), resumed_from=self.resumed_from)
@@ -130,7 +133,7 @@ class _Course:
         for back, (loss, _) in enumerate(reversed(numbers)):
             if not math.isfinite(loss):
                 at = self.lane.step - back
-                raise RunError(
+                raise DidNotLearn(
                     f"{self.lane.name}: the loss is {loss} at step {at}: training diverged. Lower the learning rate ({self.lane.config.learning_rate:g})"
                 )
         self._tell()

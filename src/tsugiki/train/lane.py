@@ -18,6 +18,10 @@ from tsugiki.data.batch import Order
 from tsugiki.errors import RunError
 
 
+class DidNotLearn(RunError):
+    """The run diverged, or a trained matrix never moved: its result would be worth nothing."""
+
+
 def rate_share(config: TrainConfig, step: int, steps: int) -> float:
     """Share of the learning rate at `step` (from 0) of `steps`: linear warm-up, then the schedule's course.
 
@@ -98,14 +102,14 @@ class Lane:
         return norm
 
     def check_health(self) -> None:
-        """Raises `RunError` naming what does not learn: a B that is still zero, or a matrix no gradient ever reached."""
+        """Raises `DidNotLearn` naming what does not learn: a B that is still zero, or a matrix no gradient ever reached."""
         dead = [name for name in self.watched if not bool(self.parameters[name].detach().any())]
         for name in self.must_learn:
             state = self.optimizer.state.get(self.parameters[name])
             if name not in dead and (not state or not bool(state["exp_avg_sq"].any())):
                 dead.append(name)
         if dead:
-            raise RunError(
+            raise DidNotLearn(
                 f"{self.name}: after {self.moving_steps} steps {len(dead)} of {len(self.must_learn)} trained matrices have not moved, "
                 f"the first is {dead[0]}. The run was stopped: its result would be the base model's"
             )

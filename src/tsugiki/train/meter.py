@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +44,16 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def peak_process_bytes() -> int:
+    """Largest resident size the whole process ever had."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # Linux counts in KiB
+
+
 class Meter:
     """Call `begin` before and `end` after each step; `settle` when the device was synchronised anyway."""
 
@@ -71,7 +82,7 @@ class Meter:
             self._events.append((self._start, stop))
         else:
             self.step_s.append(time.perf_counter() - self._start)
-            self.process_bytes = max(self.process_bytes, psutil.Process().memory_info().rss)
+            self.process_bytes = peak_process_bytes()
 
     def settle(self) -> None:
         """Turns recorded events into seconds; cheap once the device has caught up."""
