@@ -42,6 +42,7 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
         (["tasks", "show", "jnl"], 'task "jnl": no such task. Did you mean "jnli"?'),
         (["report", "demo", "--out", "nowhere"], "no finished run of this study there"),
         (["check", "nowhere.toml"], "nowhere.toml: no such file"),
+        (["run", "src/tsugiki/presets/tasks/sample_nli.toml"], "this is a task file. Check it with"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -59,6 +60,40 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path) -> None:
     full = [line for line in done.stdout.splitlines() if "· FT ·" in line]
     assert (len(lora) / 2 / 3, len(full) / 2 / 3) == (72, 40), "the paper's Table 3, for two models and three tasks"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_finds_the_task_beside_it_from_any_folder(tmp_path: Path) -> None:
+    from tests import tiny
+
+    task = tiny.save_task(tmp_path / "mine")
+    study = 'name = "s"\n[train]\nlearning_rate = 1e-3\n[[models]]\npath = "builtin"\n[[tasks]]\nname = "tiny.toml"\n[[methods]]\nname = "FT"\nkind = "ft"\n'
+    (task.parent / "study.toml").write_text(study, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "tsugiki", "check", str(task.parent / "study.toml")], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("ok")
+
+
+def test_sigterm_keeps_a_checkpoint_and_the_same_command_says_that_it_goes_on(tmp_path: Path) -> None:
+    import signal
+
+    task = '[model]\npath = "builtin"\n[task]\nname = "sample_nli"\ntrain_rows = 64\neval_rows = 6\n'
+    text = task + '[lora]\ntargets = "v"\nrank = 2\n[train]\nlearning_rate = 1e-3\nepochs = 3\nbatch = 4\n'
+    (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "tsugiki", "run", "run.toml", "--out", "runs"]
+    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.rglob("happened.json")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate()
+    assert first.returncode == 130, said
+    assert "Run the same command again to go on" in said
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "going on from step" in second.stderr
+    third = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "finished before; nothing was run" in third.stderr
 
 
 def test_tasks_are_listed() -> None:

@@ -27,7 +27,7 @@ def test_lora_is_the_default_and_its_scale_is_one() -> None:
     [
         ({"trian": {}}, 'trian: unknown key. Did you mean "train"?'),
         ({"train": {"learning_rate": 1e-3, "epoch": 2}}, 'train.epoch: unknown key. Did you mean "epochs"?'),
-        ({"train": {"learning_rate": -1}}, "train.learning_rate: Input should be greater than 0, got -1"),
+        ({"train": {"learning_rate": -1}}, "train.learning_rate: must be greater than 0, got -1"),
         ({"train": {}}, "train.learning_rate: missing, must be given"),
         ({"train": {"learning_rate": 1e-3, "decay": 0.2}}, 'decay: only schedule = "wsd" reads it'),
         ({"train": {"learning_rate": 1e-3, "batch": 8, "micro_batch": 3}}, "micro_batch: must divide batch (8), got 3"),

@@ -114,7 +114,7 @@ def _print_report(result: StudyResult, out: Path) -> None:
     page, tables = write_report(result, out)
     show_tables(tables)
     print(f"Report: {page}   (tables as CSV beside it)")
-    print(f"Next: tsugiki generate RUN --text “…” with a folder under {out / 'runs'}")
+    print(f"Next: tsugiki generate RUN --text 'PROMPT' with a RUN under {out / 'runs'}; the prompt's form stands in Table 1")
 
 
 @app.command(epilog="Example: tsugiki run run.toml --set train.learning_rate=5e-4")
@@ -125,12 +125,14 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Train one configuration and score it on validation."""
-    from tsugiki.config import RunConfig, override, parse, read_toml
+    from tsugiki.config import RunConfig, beside, override, parse, read_toml, refuse_task_file
     from tsugiki.progress import Display
     from tsugiki.study.run import run_group
     from tsugiki.study.store import Store
 
-    config = parse(RunConfig, override(read_toml(file), changes or []), str(file))
+    given = read_toml(file)
+    refuse_task_file(given, str(file))
+    config = parse(RunConfig, override(beside(given, file.parent), changes or []), str(file))
     with Display() as display:
         record = run_group([config], Store(out), display.listener)[0]
     if as_json:
@@ -146,7 +148,14 @@ def _print_scores(record: Any, part: str) -> None:
     evaluation = record.evaluation(part)
     for one in evaluation["scores"]:
         print(f"{part} {one['name']}: {one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}] n={one['n']} ({one['signature']})")
-    print("failure classes: " + ", ".join(f"{name} {count}" for name, count in evaluation["failures"].items()))
+    from tsugiki.score.failures import ENGLISH
+
+    failures = evaluation["failures"]
+    print("answers: " + ", ".join(f"{ENGLISH[name]} {count}" for name, count in failures.items()))
+    unended = failures.get("no_eos", 0) + failures.get("repetition", 0)
+    if unended > sum(failures.values()) / 2:
+        print("Most answers did not end: the model has not learned the form of the answer yet. More steps or a higher learning rate may help.")
+    print(f"Every answer: {record.folder / f'answers-{part}.jsonl'}")
 
 
 @app.command(epilog="Example: tsugiki score tsugiki-runs/runs/jnli-… --part test")
@@ -178,7 +187,10 @@ def generate(
     text: Annotated[Optional[str], typer.Option(help="The prompt; without it each line of standard input is one.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
-    """Let a trained checkpoint answer your own text, greedily."""
+    """Let a trained checkpoint answer your own text, greedily.
+
+    The text is the whole prompt, in the form the run was trained on ([SEP] included): see `tsugiki tasks show TASK`.
+    """
     from tsugiki.study.answer import answer_texts
     from tsugiki.study.store import read_record
 
@@ -201,7 +213,8 @@ def report(
 
     result = collect(_study(file, changes), Store(out))
     if not result.chosen:
-        raise TsugikiError(f"{out}: no finished run of this study there. Run: tsugiki study {file} --out {out}")
+        options = "".join(f" --set '{change}'" for change in changes or [])
+        raise TsugikiError(f"{out}: no finished run of this study there. Run: tsugiki study {file} --out {out}{options}")
     _print_report(result, out)
 
 
@@ -219,11 +232,11 @@ def export(
 
 
 @app.command(epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check my_study.toml")
-def check(file: Annotated[Path, typer.Argument(help="A task, run or study file.")]) -> None:
+def check(file: Annotated[Path, typer.Argument(help="A task, run or study file, or a built-in task.")], changes: Changes = None) -> None:
     """Check a file and everything it names, without training: keys, data, splits, labels, every prompt."""
     from tsugiki.study.inspect import check_file
 
-    for line in check_file(file):
+    for line in check_file(file, changes or []):
         print(line)
 
 

@@ -107,6 +107,8 @@ class TaskSpec(Record):
     def _is_coherent(self) -> Self:
         if (self.kind == "classification") != bool(self.labels):
             raise ValueError("labels: needed by kind = classification, and by no other")
+        if len(set(self.labels.values())) < len(self.labels):
+            raise ValueError("labels: two labels share one word, so answers could not be told apart")
         if (self.kind == "choice") != bool(self.choices):
             raise ValueError("choices: needed by kind = choice, and by no other")
         if (self.kind == "generation") != (self.metric == "rouge"):
@@ -253,7 +255,7 @@ class MethodSpec(Record):
     """One row of the table: a method and the grid it is searched over, for all tasks or for those it names."""
 
     name: str = Field(description="what the table calls it: LoRA, FT")
-    kind: Method
+    kind: Annotated[Method, BeforeValidator(lambda v: {"ft": "full", "FT": "full", "LoRA": "lora"}.get(v, v) if isinstance(v, str) else v)]
     tasks: tuple[str, ...] | None = Field(None, description="only these tasks (names)")
     grid: dict[str, tuple[Any, ...]] = Field({}, description="setting -> values; every combination is one cell")
 
@@ -292,7 +294,11 @@ def _say(schema: type[BaseModel], one: Mapping[str, Any]) -> str:
         return f"{place}: unknown key.{did_you_mean(str(one['loc'][-1]), _keys_at(schema, one['loc'][:-1]))}"
     if one["type"] == "missing":
         return f"{place}: missing, must be given"
-    message = one["msg"].removeprefix("Value error, ")
+    message = one["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if one["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "must be a table with keys of its own, like name = …"
+    elif one["type"] == "tuple_type":
+        message = "must be a list in square brackets"
     given = "" if one["type"] == "value_error" else f", got {one['input']!r}"
     return f"{place}: {message}{given}" if place else f"{message}{given}"
 
@@ -315,13 +321,49 @@ def _keys_at(schema: type[BaseModel], path: Sequence[Any]) -> list[str]:
 def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, Any]:
     """The content of a TOML file; a missing or broken file is the user's error, with the line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except OSError as broken:
         raise error(f"{path}: cannot be read: {broken.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
         raise error(f"{path}: not valid TOML in UTF-8: {broken}") from None
+    if not content:
+        raise error(f"{path}: empty")
+    return content
+
+
+def is_task_file(given: Mapping[str, Any]) -> bool:
+    return "kind" in given and "fields" in given
+
+
+def refuse_task_file(given: Mapping[str, Any], where: str) -> None:
+    """Raises `ConfigError` with what to do when a task file was given for a run or study file."""
+    if is_task_file(given):
+        raise ConfigError(f'{where}: this is a task file. Check it with: tsugiki check {where}; use it with name = "{where}" under [task] or [[tasks]]')
+
+
+def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths of tasks, data and models that are not there from the current folder but beside the file that names them."""
+
+    def place(table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        moved = dict(table)
+        for key in ("name", "path", "data_dir"):
+            value = moved.get(key)
+            if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+                moved[key] = str(folder / value)
+        return moved
+
+    result = dict(given)
+    for key in ("task", "model"):
+        if key in result:
+            result[key] = place(result[key])
+    for key in ("tasks", "models"):
+        if isinstance(result.get(key), list):
+            result[key] = [place(one) for one in result[key]]
+    return result
 
 
 def read_task(path: Path) -> TaskSpec:

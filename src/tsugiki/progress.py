@@ -13,7 +13,6 @@ from rich.status import Status
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from tsugiki.study.cells import Cell
 from tsugiki.study.run import Listener
 from tsugiki.study.tables import Table
 
@@ -48,7 +47,7 @@ class Display:
         self.status: Status | None = None
         self.head = ""
         self.told = 0.0
-        self.listener = Listener(on_train=self._on_train, on_score=self._on_score)
+        self.listener = Listener(on_train=self._on_train, on_score=self._on_score, on_note=self._on_note)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -60,8 +59,9 @@ class Display:
         if self.status:
             self.status.stop()
 
-    def on_cell(self, number: int, total: int, cell: Cell) -> None:
-        self.head = f"[{number + 1}/{total}] {cell.label}"
+    def on_cell(self, text: str) -> None:
+        """A new piece of work begins: what the coming lines are about."""
+        self.head = text
         self.told = 0.0
         self._show("")
 
@@ -71,6 +71,9 @@ class Display:
 
     def _on_score(self, part: str, done: int, total: int) -> None:
         self._show(f"answers on {part} {done}/{total}")
+
+    def _on_note(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def _show(self, text: str) -> None:
         line = f"{self.head} {text}".strip()

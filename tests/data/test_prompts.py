@@ -66,7 +66,10 @@ def test_long_text_gives_way_and_the_answer_does_not(tmp_path: Path) -> None:
     assert row.target_ids == tuple(target_ids_of(WITH_SEP, "含意"))
     assert WITH_SEP.decode(list(row.prompt_ids)).endswith("文2: 猫[SEP]")
     longer = Example(id="9", fields=long.fields, target="含意" * 20)
-    assert tokenize_one(WITH_SEP, cutting, longer, 64).target_ids == tuple(target_ids_of(WITH_SEP, "含意" * 20))
+    with pytest.raises(DataError, match="but max_new_tokens is 6"):
+        tokenize_one(WITH_SEP, cutting, longer, 64)
+    free = Task(**{**cutting.__dict__, "spec": cutting.spec.model_copy(update={"kind": "generation"})})
+    assert tokenize_one(WITH_SEP, free, longer, 64).target_ids == tuple(target_ids_of(WITH_SEP, "含意" * 20))
     with pytest.raises(DataError, match="Raise max_length"):
         tokenize_one(WITH_SEP, cutting, long, 12)
 

@@ -79,6 +79,8 @@ def test_intervals_resample_groups() -> None:
     assert alone[0] < 0.5 < alone[1]
     assert alone[1] - alone[0] == pytest.approx(2 * 1.96 * 0.05, rel=0.15)
     assert grouped == (0.5, 0.5), "every group has the same mean"
+    assert interval([0.0] * 8, list("abcdefgh")) == pytest.approx((0.0, 0.324), abs=1e-3), "Wilson: eight wrong answers are no proof of zero"
+    assert interval([1.0] * 8, list("abcdefgh"))[1] == 1.0
     assert score("accuracy", values, [str(i // 10) for i in range(100)], "accuracy").groups == 10
 
 

@@ -104,7 +104,7 @@ def test_a_diverged_run_is_recorded_as_failed_with_its_reason(model_folder: Path
     record = run_group([config], Store(tmp_path))[0]
     assert record.status == "failed"
     assert "diverged" in record.happened["reason"]
-    with pytest.raises(RunError, match="status is failed"):
+    with pytest.raises(RunError, match="this run failed"):
         score_run(record, "test")
 
 
@@ -303,7 +303,7 @@ def test_what_changes_an_answer_changes_the_run(task_file: Path, tmp_path: Path)
     store = Store(tmp_path / "out")
     names = {run_group([asked(folder, task_file)], store)[0].folder.name}
     text = task_file.read_text(encoding="utf-8")
-    for change in (("[SEP]文2", " 文2"), ("含意", "イエス"), ("max_new_tokens = 6", "max_new_tokens = 5")):
+    for change in (("[SEP]文2", " 文2"), ("含意", "田園"), ("max_new_tokens = 6", "max_new_tokens = 5")):
         task_file.write_text(text.replace(*change), encoding="utf-8")
         names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
     task_file.write_text(text.replace('title = "tiny"', 'title = "other"'), encoding="utf-8")

@@ -76,7 +76,12 @@ def tokenize(tokenizer: Tokenizer, task: Task, examples: Sequence[Example], max_
 def tokenize_one(tokenizer: Tokenizer, task: Task, example: Example, max_length: int, max_new_tokens: int | None = None) -> Tokens:
     """One row as ids; see `tokenize`. Raises `DataError` for a row that does not fit and may not be cut."""
     target = target_ids_of(tokenizer, example.target)
-    room = max_length - max((max_new_tokens or task.spec.max_new_tokens) + 1, len(target))
+    allowed = max_new_tokens or task.spec.max_new_tokens
+    if task.spec.kind != "generation" and len(target) > allowed:
+        raise DataError(
+            f'task "{task.name}" row {example.id}: the answer “{example.target}” has {len(target)} tokens, but max_new_tokens is {allowed}. Raise it'
+        )
+    room = max_length - max(allowed + 1, len(target))
     prompt = prompt_ids_of(tokenizer, render(task.template, example))
     if len(prompt) <= room:
         return Tokens(example=example, prompt_ids=tuple(prompt), target_ids=tuple(target))

@@ -163,6 +163,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            if reader.fieldnames and len(reader.fieldnames) == 1 and "\t" in reader.fieldnames[0]:
+                raise DataError(f"{path}: its columns are separated by tabs; save it with commas")
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
                     raise DataError(f"{path} row {number}: {len(reader.fieldnames or [])} columns expected, as in the header")

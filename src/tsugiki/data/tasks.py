@@ -11,6 +11,7 @@ import hashlib
 import json
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ def load_task(choice: TaskChoice) -> Task:
         if limit and limit < len(rows):
             rows = random.Random(20230313).sample(rows, limit) if part_name == "train" else rows[:limit]
         if not rows:
-            raise DataError(f'task "{spec.name}" split "{split}": {part_name} is empty ({", ".join(part.files)})')
+            paths = ", ".join(str(files[name].path or files[name].url or files[name].hub_file) for name in part.files)
+            raise DataError(f'task "{spec.name}" split "{split}": {part_name} is empty; no row in {paths}')
         examples[part_name] = rows
         origins[part_name] = {name: load(name)[1] for name in part.files}
     return Task(spec=spec, version=version, split=split, format=format_name, examples=examples, files=origins)
@@ -146,6 +148,8 @@ def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Map
             return str(row[name])
 
         fields = {name: take(name) for name in spec.fields}
+        if not any(value.strip() for value in fields.values()):
+            raise DataError(f"{where}: every field of the prompt is empty ({', '.join(fields)})")
         if spec.cut and spec.cut_chars:
             fields[spec.cut] = fields[spec.cut][: spec.cut_chars]
         candidates: tuple[str, ...] = ()
@@ -207,6 +211,16 @@ def task_digest(task: Task) -> str:
     words = {"title", "citation", "licence", "files", "versions", "default_version", "default_split", "default_format"}
     content = task.spec.model_dump(mode="json", exclude=words) | {"split": task.split, "format": task.format, "version": task.version}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def shared_rows(task: Task, part: str) -> int:
+    """How many rows of `part` have the same fields as some training row, after NFKC and without white space."""
+
+    def key(example: Example) -> tuple[str, ...]:
+        return tuple("".join(unicodedata.normalize("NFKC", value).split()) for value in example.fields.values())
+
+    trained = {key(example) for example in task.examples["train"]}
+    return sum(key(example) in trained for example in task.examples[part])
 
 
 def refuse_leak(task: Task, trained_on: Mapping[str, str], part: str) -> None:

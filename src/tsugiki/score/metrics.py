@@ -93,8 +93,14 @@ def per_example(metric: str, answers: Sequence[str], targets: Sequence[str]) -> 
 
 
 def interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean, resampling whole groups."""
+    """95 % percentile bootstrap of the mean, resampling whole groups; Wilson's interval where all answers are right, or all wrong.
+
+    (A bootstrap of equal values has no width, however few they are. Source: Wilson 1927, JASA 22, 209-212.)
+    """
     sums, sizes = _by_group(values, groups)
+    if set(values) in ({0.0}, {1.0}):
+        slack = 1.96**2 / (len(sums) + 1.96**2)
+        return (0.0, slack) if values[0] == 0.0 else (1.0 - slack, 1.0)
     draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
     means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])

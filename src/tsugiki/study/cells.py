@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, RunConfig, StudySpec, TaskChoice, TrainConfig, parse, read_toml
+from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, RunConfig, StudySpec, TaskChoice, TrainConfig, beside, parse, read_toml, refuse_task_file
 from tsugiki.data.tasks import load_task, task_digest
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.study.store import RunRecord, Store
@@ -63,7 +63,9 @@ def find_study(name: str) -> dict[str, Any]:
         return read_toml(known[name])
     if Path(name).suffix != ".toml":
         raise ConfigError(f'study "{name}": no such study.{did_you_mean(name, known)}; or give a path to a .toml file')
-    return read_toml(Path(name))
+    given = read_toml(Path(name))
+    refuse_task_file(given, name)
+    return beside(given, Path(name).parent)
 
 
 def parse_study(given: Mapping[str, Any], where: str) -> StudySpec:

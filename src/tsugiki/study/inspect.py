@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from tsugiki.config import ModelChoice, RunConfig, TaskChoice, parse, read_toml
+from tsugiki.config import ModelChoice, RunConfig, TaskChoice, beside, is_task_file, override, parse, read_toml
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
-from tsugiki.data.tasks import SPLITS, Task, load_task, refuse_leak
+from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task, refuse_leak, shared_rows
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.model.layouts import find_places
 from tsugiki.model.loading import load_tokenizer, num_parameters, resolve, weight_files
@@ -35,6 +35,13 @@ def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -
         yield from show_tokens(tokenizer, row)
 
 
+def overlaps(task: Task) -> Iterator[str]:
+    """A line for each part that shares rows with the training data."""
+    for part in ("validation", "test"):
+        if count := shared_rows(task, part):
+            yield f"  note: {count:,} of {len(task.examples[part]):,} {part} rows stand in the training data too (same fields after NFKC)"
+
+
 def describe(task: Task) -> str:
     counts = ", ".join(f"{part} {len(task.examples[part]):,}" for part in SPLITS)
     version = f" v{task.version}" if task.version else ""
@@ -52,11 +59,14 @@ def show_tokens(tokenizer: Any, row: Tokens) -> Iterator[str]:
     yield "  loss   " + " ".join(trained)
 
 
-def check_file(path: Path) -> Iterator[str]:
+def check_file(path: Path, changes: Sequence[str] = ()) -> Iterator[str]:
     """Checks a task, run or study file and all it names; yields what was found in order. Raises the first error."""
-    given = read_toml(path)
-    if "kind" in given and "fields" in given:
-        yield describe(_check_task(TaskChoice(name=str(path))))
+    path = builtin_tasks().get(str(path), path)
+    given = beside(override(read_toml(path), changes), path.parent)
+    if is_task_file(given):
+        task = _check_task(TaskChoice(name=str(path)))
+        yield describe(task)
+        yield from overlaps(task)
         yield "ok"
         return
     if "methods" in given:
@@ -68,6 +78,7 @@ def check_file(path: Path) -> Iterator[str]:
     tasks = {config.task: _check_task(config.task) for config in configs}
     for task in tasks.values():
         yield describe(task)
+        yield from overlaps(task)
     for choice in {config.model: None for config in configs}:
         yield from _check_model(choice, [config for config in configs if config.model == choice], tasks)
     yield "ok"

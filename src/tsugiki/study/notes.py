@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from tsugiki.study.cells import Cell, StudyResult, task_label
@@ -37,7 +38,8 @@ def results_notes(result: StudyResult) -> list[str]:
     """What a reader must know to read Table 2, differences between compared runs included."""
     records = [record for cell in result.chosen.values() if (record := result.record(cell)) is not None]
     notes = [*_machine_notes(records), *_score_notes(records), *_cost_notes()]
-    chosen = "; ".join(f"{' '.join(cell.key)}: {chosen_text(cell)}" for cell in result.chosen.values())
+    counts = Counter(cell.key for cell in result.cells)
+    chosen = "; ".join(f"{' '.join(cell.key)}: {chosen_text(cell)} (best of {counts[cell.key]})" for cell in result.chosen.values())
     notes.append(f"Each cell was chosen by its validation score; the test set was read once, by the chosen cell. {chosen}.")
     notes += differences(result) + edges(result)
     if result.study.reference_rows:

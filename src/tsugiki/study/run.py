@@ -45,10 +45,15 @@ UNFINISHED = ("new", "running")
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Who wants to hear of progress: training steps, and answers (part, done, all)."""
+    """Who wants to hear of progress: training steps, answers (part, done, all), and remarks worth keeping on the screen."""
 
     on_train: Callable[[Progress], None] | None = None
     on_score: Callable[[str, int, int], None] | None = None
+    on_note: Callable[[str], None] | None = None
+
+    def note(self, text: str) -> None:
+        if self.on_note:
+            self.on_note(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,8 @@ def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = L
                 detach(base.model)
             if config.method == "full":
                 base = None  # its weights were moved
+        else:
+            listener.note(f"{run.folder.name}: finished before; nothing was run")
         records.append(run.record())
     return records
 
@@ -99,6 +106,8 @@ def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, start:
     run.begin(config, start.what)
     run.update(status="running", alone=start.alone, study=start.study, trainable=lane.num_trainable, total=num_parameters(base.model), steps=lane.steps)
     run.update(max_length=_longest(base, config))
+    if (kept := latest_checkpoint(run.checkpoints)) is not None:
+        listener.note(f"{lane.name}: going on from step {int(kept.name.removeprefix('step-'))} of {lane.steps}")
     try:
         result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train)[0]
     except DidNotLearn as failure:
@@ -132,7 +141,7 @@ def score_run(record: RunRecord, part: str, listener: Listener = Listener()) -> 
     if record.evaluation(part) is not None:
         return record
     if record.status != "done":
-        raise RunError(f"{record.folder}: status is {record.status}; only a finished run can be scored")
+        raise RunError(f"{record.folder}: {_why_not_done(record)}")
     task = load_task(record.config.task)
     if part != "train":
         refuse_leak(task, record.happened["trained_on"], part)
@@ -143,9 +152,19 @@ def score_run(record: RunRecord, part: str, listener: Listener = Listener()) -> 
     return read_record(record.folder)
 
 
+def _why_not_done(record: RunRecord) -> str:
+    if record.status == "failed":
+        return f"this run failed: {record.happened['reason']}"
+    kept = latest_checkpoint(record.folder / "checkpoint")
+    place = f"at step {int(kept.name.removeprefix('step-'))} of {record.happened.get('steps', '?')}" if kept else "before its first checkpoint"
+    return f"this run is not finished (it stands {place}). Give its run or study command again"
+
+
 def load_trained(record: RunRecord) -> Base:
     """The base model with the run's trained parameters in place."""
     path = latest_checkpoint(record.folder / "weights")
+    if record.status != "done":
+        raise RunError(f"{record.folder}: {_why_not_done(record)}")
     if path is None:
         raise RunError(f"{record.folder}: its weights were not kept. Run it again to score it")
     config = record.config

@@ -19,21 +19,21 @@ def run_study(
     store: Store,
     listener: Listener = Listener(),
     *,
-    on_cell: Callable[[int, int, Cell], None] | None = None,
+    on_cell: Callable[[str], None] | None = None,
     keep_all_weights: bool = False,
 ) -> StudyResult:
     """Runs what is missing, chooses by validation, scores each chosen cell on test, once. Resumable at any moment."""
     result = StudyResult(study=study, cells=expand(study))
     for number, cell in enumerate(result.cells):
         if on_cell:
-            on_cell(number, len(result.cells), cell)
+            on_cell(f"[{number + 1}/{len(result.cells)}] {cell.label}")
         result.records[cell.label] = run_group([cell.config], store, listener, study=study.name)[0]
         if not keep_all_weights:
             _keep_best_weights(result, cell)
     choose(result)
     for cell in result.chosen.values():
         if on_cell:
-            on_cell(len(result.cells) - 1, len(result.cells), cell)
+            on_cell(f"chosen: {cell.label}")
         record = score_run(_with_weights(result.records[cell.label], study, store, listener), "test", listener)
         measure_solo(record)
         result.records[cell.label] = read_record(record.folder)

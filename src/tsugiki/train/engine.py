@@ -186,7 +186,7 @@ class _Course:
 
 @contextmanager
 def _finish_step_on_interrupt() -> Iterator[list[int]]:
-    """Within it the first Ctrl-C only fills the list; a second one is a KeyboardInterrupt at once."""
+    """Within it the first Ctrl-C (or SIGTERM) only fills the list; a second one is a KeyboardInterrupt at once."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -194,12 +194,14 @@ def _finish_step_on_interrupt() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
+    signals = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; what a batch system sends before it kills
     try:
-        before = signal.signal(signal.SIGINT, receive)
-    except ValueError:  # not the main thread: Ctrl-C does not reach us
+        before = [signal.signal(one, receive) for one in signals]
+    except ValueError:  # not the main thread: signals do not reach us
         yield received
         return
     try:
         yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)
