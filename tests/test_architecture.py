@@ -21,6 +21,7 @@ NO_TORCH = [
     "study.store",
     "study.cells",
     "study.tables",
+    "study.compare",
     "study.report",
     "cli",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["demo", "study", "run", "score", "generate", "report", "export", "tasks", "check"]
+COMMANDS = ["demo", "study", "run", "score", "ls", "show", "compare", "generate", "report", "export", "tasks", "check"]
 
 
 def tsugiki(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +42,8 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
         (["tasks", "show", "jnl"], 'task "jnl": no such task. Did you mean "jnli"?'),
         (["report", "demo", "--out", "nowhere"], "no finished run of this study there"),
         (["check", "nowhere.toml"], "nowhere.toml: no such file"),
+        (["ls", "--out", "nowhere"], "nowhere: no runs there"),
+        (["compare", "nowhere", "nowhere"], "not a run folder"),
         (["run", "src/tsugiki/presets/tasks/sample_nli.toml"], "this is a task file. Check it with"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tsugiki.config import override
 from tsugiki.study.cells import collect, find_study, parse_study
-from tsugiki.study.run import measure_solo
+from tsugiki.study.finished import measure_solo
 from tsugiki.study.store import Run, Store, read_record
 
 

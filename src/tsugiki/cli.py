@@ -27,6 +27,7 @@ app.add_typer(tasks_app, name="tasks")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Root folder of all runs and reports.")]
 Changes = Annotated[Optional[list[str]], typer.Option("--set", help="Change a setting: --set train.epochs=2 (may be repeated).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 DEFAULT_OUT = Path("tsugiki-runs")
 
 
@@ -168,7 +169,7 @@ def score(
     from tsugiki.data.tasks import SPLITS
     from tsugiki.errors import did_you_mean
     from tsugiki.progress import Display
-    from tsugiki.study.run import score_run
+    from tsugiki.study.finished import score_run
     from tsugiki.study.store import read_record
 
     if part not in SPLITS:
@@ -179,6 +180,68 @@ def score(
         print(json.dumps(record.evaluation(part), ensure_ascii=False, indent=1))
     else:
         _print_scores(record, part)
+
+
+@app.command("ls", epilog="Example: tsugiki ls --out tsugiki-runs")
+def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """The runs under a root folder: status, scores, training time."""
+    from tsugiki.progress import show_tables
+    from tsugiki.study.compare import list_row
+    from tsugiki.study.store import Store
+    from tsugiki.study.tables import Table
+
+    rows = [list_row(record) for record in Store(out).records()]
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    if not rows:
+        raise TsugikiError(f"{out}: no runs there. Name their root folder with --out")
+    cells = [tuple("-" if value is None else f"{value:,.0f}" if isinstance(value, float) else value for value in row.values()) for row in rows]
+    show_tables([Table(name="runs", title=str(out / "runs"), header=("Run", "Status", "Training (s)", "Validation", "Test"), rows=tuple(cells))])
+    print(f"Next: tsugiki show {out / 'runs' / rows[0]['run']}")
+
+
+@app.command(epilog="Example: tsugiki show tsugiki-runs/runs/jnli-…")
+def show(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: AsJson = False) -> None:
+    """What a run was asked, with what, and what happened."""
+    from tsugiki.study.store import read_record
+
+    record = read_record(folder)
+    asked = record.config.model_dump(mode="json", exclude_none=True)
+    if as_json:
+        print(json.dumps({"asked": asked, "with_what": record.with_what, "happened": record.happened}, ensure_ascii=False, indent=1))
+        return
+    print(f"{folder}: {record.status}" + (f" ({record.happened['reason']})" if record.status == "failed" else ""))
+    for name, settings in asked.items():
+        print(f"  {name:8} " + (", ".join(f"{key} {value}" for key, value in settings.items()) if isinstance(settings, dict) else str(settings)))
+    print(f"  device   {record.with_what['device']}; rows {record.with_what['rows']}; weights of sha256 {record.with_what['model_sha256'][:16]}…")
+    for part in record.happened.get("evaluations", {}):
+        _print_scores(record, part)
+
+
+@app.command(epilog="Example: tsugiki compare tsugiki-runs/runs/jnli-…-lora-… tsugiki-runs/runs/jnli-…-full-…")
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run folder.")],
+    second: Annotated[Path, typer.Argument(help="Another one, scored on the same examples.")],
+    part: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    rows: Annotated[int, typer.Option(min=0, help="Changed answers to show.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Paired difference of two runs, and the answers that changed."""
+    from dataclasses import asdict
+
+    from tsugiki.study.compare import compare_runs
+    from tsugiki.study.store import read_record
+
+    found = compare_runs(read_record(first), read_record(second), part)
+    if as_json:
+        print(json.dumps(asdict(found), ensure_ascii=False, indent=1))
+        return
+    print(f"{found.score} on {part}, n = {found.n}: {found.first:.4f} against {found.second:.4f}")
+    print(f"difference {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] (paired bootstrap by group, 95 %)")
+    print(f"{len(found.changed)} answers differ" + (":" if rows and found.changed else ""))
+    for one in found.changed[:rows]:
+        print(f"  {one['id']}: {one['first']} | {one['second']}   (right: {one['target']})")
 
 
 @app.command(epilog="Examples: tsugiki generate RUN --text 文1:…[SEP]文2:…[SEP]   ·   echo 文 | tsugiki generate RUN")

@@ -13,7 +13,7 @@ from rich.status import Status
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from tsugiki.study.run import Listener
+from tsugiki.study.inputs import Listener
 from tsugiki.study.tables import Table
 
 PLAIN_EVERY_S = 15.0

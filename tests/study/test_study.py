@@ -20,9 +20,11 @@ from tsugiki.config import RunConfig, StudySpec, parse
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.study.answer import answer_texts, export_run
 from tsugiki.study.cells import collect, expand, parse_study
+from tsugiki.study.compare import compare_runs
+from tsugiki.study.finished import load_trained, score_run
 from tsugiki.study.inspect import check_file, show_task
 from tsugiki.study.report import write_report
-from tsugiki.study.run import load_trained, run_group, score_run
+from tsugiki.study.run import run_group
 from tsugiki.study.store import Run, RunBusy, Store, read_record
 from tsugiki.study.sweep import run_study
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
@@ -242,6 +244,24 @@ def test_a_trained_run_answers_own_text_and_exports(model_folder: Path, task_fil
     full = run_group([asked(model_folder, task_file, method="full", lora=None)], Store(tmp_path))[0]
     with pytest.raises(ModelError, match="no adapter to export"):
         export_run(full, tmp_path / "other")
+
+
+def test_two_runs_are_compared_answer_by_answer(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    configs = [asked(model_folder, task_file, lora={"targets": targets, "rank": 2}) for targets in ("q+v", "all-linear")]
+    first, second = run_group(configs, Store(tmp_path))
+    found = compare_runs(first, second, "validation")
+    assert found.n == 9
+    assert found.first == first.main_score("validation")
+    assert found.low <= found.difference <= found.high
+    answers = [record.answers("validation") for record in (first, second)]
+    assert len(found.changed) == sum(a["answer"] != b["answer"] for a, b in zip(*answers, strict=True))
+    with pytest.raises(RunError, match="was not scored on test"):
+        compare_runs(first, second, "test")
+    for arguments in (["ls", "--out", str(tmp_path)], ["show", str(first.folder)], ["compare", str(first.folder), str(second.folder), "--part", "validation"]):
+        for form in ([], ["--json"]):
+            done = subprocess.run([sys.executable, "-m", "tsugiki", *arguments, *form], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert not form or json.loads(done.stdout)
 
 
 def test_tokens_are_shown_with_their_loss_mask(model_folder: Path, task_file: Path) -> None:

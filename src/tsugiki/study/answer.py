@@ -10,7 +10,7 @@ from tsugiki.errors import ModelError
 from tsugiki.model.export import export_adapter
 from tsugiki.model.lora import grafted_of
 from tsugiki.score.predict import generate_ids
-from tsugiki.study.run import load_trained
+from tsugiki.study.finished import load_trained
 from tsugiki.study.store import RunRecord
 
 

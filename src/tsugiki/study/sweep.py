@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from tsugiki.config import StudySpec
 from tsugiki.errors import RunError
 from tsugiki.study.cells import Cell, StudyResult, choose, expand, validation_score
-from tsugiki.study.run import Listener, drop_weights, measure_solo, run_group, score_run
+from tsugiki.study.finished import drop_weights, measure_solo, score_run
+from tsugiki.study.inputs import Listener
+from tsugiki.study.run import run_group
 from tsugiki.study.store import Run, RunBusy, RunRecord, Store, read_record
 from tsugiki.train.checkpoint import latest_checkpoint
 

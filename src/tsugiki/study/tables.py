@@ -10,9 +10,10 @@ from typing import Any
 
 from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.score.failures import CLASSES, ENGLISH
-from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline, paired_difference, per_example
+from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.study.cells import Cell, StudyResult, task_label
-from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, results_notes
+from tsugiki.study.compare import compare_runs
+from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, results_notes, score_text
 from tsugiki.study.store import RunRecord
 
 EXAMPLES_SHOWN = 3
@@ -68,14 +69,6 @@ def data_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
 
 def _number(value: float | None, form: str = ".3f") -> str:
     return "-" if value is None else format(value, form)
-
-
-def score_text(evaluation: Mapping[str, Any]) -> str:
-    """`0.378 [0.341, 0.417]`; ROUGE as 1/2/L with the interval of L."""
-    scores = {one["name"]: one for one in evaluation["scores"]}
-    main = evaluation["main"]
-    values = "/".join(f"{scores[name]['value']:.3f}" for name in scores) if "rougeL" in scores else f"{main['value']:.3f}"
-    return f"{values} [{main['low']:.3f}, {main['high']:.3f}]"
 
 
 def memory_text(measurement: Mapping[str, Any]) -> str:
@@ -171,7 +164,8 @@ def comparison_table(result: StudyResult) -> Table:
                 first_name, first = here[0]
                 if first is None or other is None or not (first.evaluation("test") and other.evaluation("test")):
                     continue
-                mean, low, high = _paired(first, other)
+                pair = compare_runs(first, other, "test")
+                mean, low, high = pair.difference, pair.low, pair.high
                 verdict = "undecided" if low <= 0 <= high else (f"{first_name} better" if mean > 0 else f"{other_name} better")
                 rows.append((f"{model.label} · {task_label(choice)}", f"{first_name} - {other_name}", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]", verdict))
     note = "Paired bootstrap over the same test examples (by group), 95 %; one seed, so the spread between seeds is not in it."
@@ -182,19 +176,6 @@ def comparison_table(result: StudyResult) -> Table:
         rows=tuple(rows),
         notes=(note,),
     )
-
-
-def _paired(first: RunRecord, other: RunRecord) -> tuple[float, float, float]:
-    evaluation = first.evaluation("test")
-    assert evaluation is not None
-    name = evaluation["main"]["name"]
-    metric = "rouge" if name.startswith("rouge") else name
-    values, groups = [], []
-    for record in (first, other):
-        answers = record.answers("test")
-        values.append(per_example(metric, [one["answer"] for one in answers], [one["target"] for one in answers])[name])
-        groups = [one["group"] for one in answers]
-    return paired_difference(values[0], values[1], groups)
 
 
 def failure_table(result: StudyResult) -> Table:

@@ -1,0 +1,65 @@
+"""Looks at finished runs: a list of them, and two of them answer by answer. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tsugiki.errors import RunError
+from tsugiki.score.metrics import paired_difference, per_example
+from tsugiki.study.notes import score_text
+from tsugiki.study.store import RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two runs on the same examples: mean difference of the main score with its 95 % interval, and the answers that changed."""
+
+    score: str
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    n: int
+    changed: tuple[Mapping[str, str], ...]
+
+
+def compare_runs(first: RunRecord, second: RunRecord, part: str) -> Comparison:
+    """Paired bootstrap by group over the examples of one part.
+
+    Raises:
+        RunError: a run was not scored on the part, or the two were scored on different examples.
+    """
+    for record in (first, second):
+        if record.evaluation(part) is None:
+            raise RunError(f"{record.folder}: was not scored on {part}. Run: tsugiki score {record.folder} --part {part}")
+    answers = [record.answers(part) for record in (first, second)]
+    if [(one["id"], one["target"]) for one in answers[0]] != [(one["id"], one["target"]) for one in answers[1]]:
+        raise RunError(f"{first.folder} and {second.folder}: were scored on different examples, so their answers cannot be paired")
+    name = str((first.evaluation(part) or {})["main"]["name"])
+    values = [main_values(name, rows) for rows in answers]
+    difference, low, high = paired_difference(values[0], values[1], [one["group"] for one in answers[0]])
+    changed = tuple(
+        {"id": a["id"], "target": a["target"], "first": a["answer"], "second": b["answer"]} for a, b in zip(*answers, strict=True) if a["answer"] != b["answer"]
+    )
+    means = [sum(column) / len(column) for column in values]
+    return Comparison(score=name, first=means[0], second=means[1], difference=difference, low=low, high=high, n=len(values[0]), changed=changed)
+
+
+def main_values(name: str, answers: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Per-example values of the score that chooses, from kept answers."""
+    metric = "rouge" if name.startswith("rouge") else name
+    return per_example(metric, [one["answer"] for one in answers], [one["target"] for one in answers])[name]
+
+
+def list_row(record: RunRecord) -> dict[str, Any]:
+    """One run in a line: name, status, scores, training seconds."""
+    measured = record.happened.get("measurement") or {}
+    seconds = measured["step_s_mean"] * record.happened["steps"] if measured.get("step_s_mean") else None
+    row: dict[str, Any] = {"run": record.folder.name, "status": record.status, "train_s": seconds}
+    for part in ("validation", "test"):
+        evaluation = record.evaluation(part)
+        row[part] = score_text(evaluation) if evaluation else None
+    return row

@@ -1,0 +1,118 @@
+"""What can be done with a finished run: score it on another part, use its weights, time its steps, drop its weights."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+
+from tsugiki.config import RunConfig
+from tsugiki.data.tasks import load_task, refuse_leak
+from tsugiki.errors import RunError
+from tsugiki.model.loading import Base, find_base, load_base
+from tsugiki.study.inputs import Listener, pad_id_of, tokens_of, with_data
+from tsugiki.study.run import make_lane, score_part
+from tsugiki.study.store import Run, RunRecord, read_record
+from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
+from tsugiki.train.engine import fit
+from tsugiki.train.meter import Measurement
+from tsugiki.train.step import EagerStep
+
+PAPER_BATCH = 8
+PROBE_STEPS = 40
+
+
+def score_run(record: RunRecord, part: str, listener: Listener = Listener()) -> RunRecord:
+    """Scores a finished run on one part from its kept weights, unless that was done; adds the result to the record.
+
+    Raises:
+        DataError: the part is cut from a file the run was trained on.
+        RunError: the run is not finished, or its weights are gone.
+    """
+    if record.evaluation(part) is not None:
+        return record
+    if record.status != "done":
+        raise RunError(f"{record.folder}: {_why_not_done(record)}")
+    task = load_task(record.config.task)
+    if part != "train":
+        refuse_leak(task, record.happened["trained_on"], part)
+    if with_data(task) != {key: record.with_what[key] for key in ("task_sha256", "data")}:
+        raise RunError(f"{record.folder}: the task file or its data changed since this run was trained. Run it again to score it")
+    base = load_trained(record)
+    score_part(base, task, record.config, part, tokens_of(base, task, record.config, part), Run(record.folder), listener)
+    return read_record(record.folder)
+
+
+def _why_not_done(record: RunRecord) -> str:
+    if record.status == "failed":
+        return f"this run failed: {record.happened['reason']}"
+    kept = latest_checkpoint(record.folder / "checkpoint")
+    place = f"at step {int(kept.name.removeprefix('step-'))} of {record.happened.get('steps', '?')}" if kept else "before its first checkpoint"
+    return f"this run is not finished (it stands {place}). Give its run or study command again"
+
+
+def load_trained(record: RunRecord) -> Base:
+    """The base model with the run's trained parameters in place."""
+    path = latest_checkpoint(record.folder / "weights")
+    if record.status != "done":
+        raise RunError(f"{record.folder}: {_why_not_done(record)}")
+    if path is None:
+        raise RunError(f"{record.folder}: its weights were not kept. Run it again to score it")
+    config = record.config
+    source = find_base(config.model, config.method, config.train.precision)
+    kept = (record.with_what["model_sha256"], record.with_what["settings_sha256"])
+    if kept != (source.checksum, source.settings_checksum):
+        was, now = kept[0][:12], source.checksum[:12]
+        raise RunError(f"{record.folder}: was trained over weights of sha256 {was}; {source.folder} has changed since (now {now}), or its tokenizer has")
+    base = load_base(source)
+    lane = make_lane(base, config, num_rows=config.train.batch)
+    lane.load_state(read_checkpoint(path)[0], step=0, moving_steps=0)
+    return base
+
+
+def measure_solo(record: RunRecord) -> None:
+    """Adds `solo`: what a step costs with the device to itself, at the paper's batch of 8 and at the run's own.
+
+    The run's own measurement serves where it was alone; otherwise a probe trains `PROBE_STEPS` fresh steps on the
+    same rows twice and times the second time round: on a GPU the first meeting with each shape loads its kernels.
+    """
+    batch = record.config.train.batch
+    if "solo" in record.happened or record.status != "done":
+        return
+    solo = {}
+    for wanted in sorted({PAPER_BATCH, batch}):
+        if wanted == batch and record.happened["alone"]:
+            solo[str(wanted)] = record.happened["measurement"]
+        elif (measured := _probe(record.config, wanted)) is not None:
+            solo[str(wanted)] = measured.to_json()
+    Run(record.folder).update(solo=solo)
+
+
+def _probe(config: RunConfig, batch: int) -> Measurement | None:
+    """The measurement, or None when the batch does not fit into the device's memory."""
+    try:
+        return _timed_steps(config, batch)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _timed_steps(config: RunConfig, batch: int) -> Measurement:
+    task = load_task(config.task)
+    base = load_base(find_base(config.model, config.method, config.train.precision))
+    rows = tokens_of(base, task, config, "train")[: PROBE_STEPS * batch]
+    train = config.train.model_copy(
+        update={"batch": batch, "micro_batch": math.gcd(batch, config.train.micro_batch or batch), "epochs": 1.0, "learning_rate": 1e-6}
+    )
+    lane = make_lane(base, config.model_copy(update={"train": train}), len(rows))
+    step = EagerStep(base.model, rows, pad_id_of(base), base.device, base.numerics)
+    for _ in range(2):
+        lane.step = 0
+        measurement = fit(step, [lane], base.device, folders=[None])[0].measurement
+    return measurement
+
+
+def drop_weights(folder: Path) -> None:
+    """Deletes the trained weights of a run (a study keeps those of the chosen cells); scores and answers stay."""
+    shutil.rmtree(folder / "weights", ignore_errors=True)

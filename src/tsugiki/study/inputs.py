@@ -1,0 +1,72 @@
+"""What a run is made from: the inputs that name it, its rows as ids, and who listens to its progress."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+import tsugiki
+from tsugiki.config import RunConfig
+from tsugiki.data.prompts import Tokens, check_tokenizer, tokenize
+from tsugiki.data.tasks import SPLITS, Task, task_digest
+from tsugiki.model.loading import Base, BaseSource
+from tsugiki.train.engine import Progress
+from tsugiki.train.meter import device_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Who wants to hear of progress: training steps, answers (part, done, all), and remarks worth keeping on the screen."""
+
+    on_train: Callable[[Progress], None] | None = None
+    on_score: Callable[[str, int, int], None] | None = None
+    on_note: Callable[[str], None] | None = None
+
+    def note(self, text: str) -> None:
+        if self.on_note:
+            self.on_note(text)
+
+
+def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
+    """Everything a result depends on besides the configuration."""
+    return {
+        "model_sha256": source.checksum,
+        "settings_sha256": source.settings_checksum,
+        **with_data(task),
+        "numerics": asdict(source.numerics),
+        "device_type": source.device.type,
+        "device": device_name(source.device),
+        "threads": torch.get_num_threads(),
+        "rows": {part: len(task.examples[part]) for part in SPLITS},
+        "task": {"name": task.name, "version": task.version, "split": task.split, "format": task.format},
+        "versions": {
+            "python": platform.python_version(),
+            "tsugiki": tsugiki.__version__,
+            **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        },
+    }
+
+
+def with_data(task: Task) -> dict[str, Any]:
+    """What of the inputs comes from the task: the sense of its file, and the git blob id of every data file."""
+    return {"task_sha256": task_digest(task), "data": {part: dict(task.files[part]) for part in SPLITS}}
+
+
+def tokens_of(base: Base, task: Task, config: RunConfig, part: str) -> list[Tokens]:
+    vocab_size = base.model.get_input_embeddings().weight.shape[0]
+    check_tokenizer(base.tokenizer, vocab_size)
+    return tokenize(base.tokenizer, task, task.examples[part], longest_of(base, config), config.score.max_new_tokens)
+
+
+def longest_of(base: Base, config: RunConfig) -> int:
+    """Tokens a row may have: what was asked, or what the model has positions for."""
+    return min(config.train.max_length, base.max_positions)
+
+
+def pad_id_of(base: Base) -> int:
+    return int(base.tokenizer.eos_token_id if base.tokenizer.pad_token_id is None else base.tokenizer.pad_token_id)
