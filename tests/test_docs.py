@@ -72,7 +72,7 @@ def test_the_demo_learns_and_shows_it(tmp_path: Path) -> None:
     page = next((tmp_path / "runs" / "studies").rglob("report.md")).read_text(encoding="utf-8")
     assert "サンプル" in page or "sample" in page
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| sample_") and "mame-" in line]
-    scores = {(row[0].strip("| "), row[1]): row[10] for row in rows if len(row) > 11}
+    scores = {(row[0].strip("| "), row[1]): row[2] for row in rows if len(row) > 11}
     for method in ("mame-LoRA", "mame-FT"):
         assert float(scores["sample_choice", method].split()[1].strip("[,")) > 0.22, "the interval lies above chance"
         assert float(scores["sample_headline", method].split("/")[2].split()[0]) > 0.5, "the lead has 0.33"

@@ -114,7 +114,7 @@ def _print_report(result: StudyResult, out: Path) -> None:
 
     page, tables = write_report(result, out)
     show_tables(tables)
-    print(f"Report: {page}   (tables as CSV beside it)")
+    print(f"Report: {page.parent / 'report.ja.html'} · {page.parent / 'report.en.html'}   (Markdown, CSV and LaTeX beside them)")
     print(f"Next: tsugiki generate RUN --text 'PROMPT' with a RUN under {out / 'runs'}; the prompt's form stands in Table 1")
 
 

@@ -35,14 +35,33 @@ class Table:
         notes = "".join(f"\n{note}\n" for note in self.notes)
         return f"### {self.title}\n\n" + "\n".join(lines) + "\n" + notes
 
+    def to_latex(self) -> str:
+        """A booktabs tabular; notes follow as comments."""
+        return _as_latex(self)
+
     def to_csv(self) -> str:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
         return text.getvalue()
 
 
+LATEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "⏎": " "}
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(char, char) for char in text)
+
+
 def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "⏎").replace("<", "&lt;")
+
+
+def _as_latex(table: Table) -> str:
+    lines = [" & ".join(_latex(one) for one in row) + r" \\" for row in table.rows]
+    head = " & ".join(_latex(one) for one in table.header) + r" \\"
+    body = "\n".join([rf"\begin{{tabular}}{{{'l' * len(table.header)}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"])
+    notes = "\n".join(f"% {note}" for note in table.notes)
+    return f"% {table.title}; needs \\usepackage{{booktabs}} and a class for Japanese\n{body}\n{notes}\n"
 
 
 def _tasks(result: StudyResult) -> dict[str, Task]:
@@ -82,17 +101,17 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
     header = (
         "Task",
         "Method",
+        "Test",
+        "n",
+        "Candidate rate",
         "Trainable (M)",
-        "Weights file (MiB)",
         "Peak memory (MiB)",
         "s/step @8",
         "s/step (batch)",
         "tokens/s",
         "s/answer",
+        "Weights file (MiB)",
         "Validation",
-        "Test",
-        "Candidate rate",
-        "n",
     )
     rows: list[tuple[str, ...]] = []
     for label, task in tasks.items():
@@ -103,11 +122,11 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
                 if cell is not None and record is not None:
                     rows.append(_result_row(label, cell, record))
                 else:
-                    rows.append((label, f"{model.label}-{name}", *["-"] * 8, "no cell learned", "-", "-"))
-        rows += [(label, name, *["-"] * 8, value, "-", str(len(task.examples["test"]))) for name, value in baselines(task)]
+                    rows.append((label, f"{model.label}-{name}", "no cell learned", *["-"] * 10))
+        rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 9) for name, value in baselines(task)]
         if result.study.reference_rows:
             for name, trainable, memory, seconds, value in PAPER_ROWS.get(task.name, []):
-                rows.append((label, f"{name} ({PAPER}) †", trainable, "-", memory, seconds, "-", "-", "-", "-", value, "-", "-"))
+                rows.append((label, f"{name} ({PAPER}) †", value, "-", "-", trainable, memory, seconds, *["-"] * 5))
     return Table(name="table2", title="表 2: 評価結果 / Table 2: results", header=header, rows=tuple(rows), notes=tuple(results_notes(result)))
 
 
@@ -120,22 +139,22 @@ def _result_row(label: str, cell: Cell, record: RunRecord) -> tuple[str, ...]:
     return (
         label,
         f"{cell.model.label}-{cell.method.name}",
+        score_text(test) if test else "not scored yet",
+        str(test["main"]["n"]) if test else "-",
+        _number(test["candidate_rate"] if test else None),
         f"{happened['trainable'] / 1e6:,.2f}",
-        f"{happened['weights_bytes'] / 2**20:,.1f}",
         memory_text(measured),
         _seconds(solo.get("8") or {}),
         f"{_seconds(own)} ({record.config.train.batch})",
         _number(own.get("tokens_per_s"), ",.0f"),
         _number((test or validation)["answer_s"], ".4f"),
+        f"{happened['weights_bytes'] / 2**20:,.1f}",
         score_text(validation),
-        score_text(test) if test else "not scored yet",
-        _number(test["candidate_rate"] if test else None),
-        str(test["main"]["n"]) if test else "-",
     )
 
 
 def _seconds(measured: Mapping[str, Any]) -> str:
-    """`median (mean)` seconds a step."""
+    """`median / mean` seconds a step."""
     if not measured or measured["step_s_median"] is None:
         return "-"
     return f"{measured['step_s_median']:.4f} / {measured['step_s_mean']:.4f}"

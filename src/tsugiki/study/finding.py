@@ -1,0 +1,97 @@
+"""The finding in plain words: does LoRA match full fine-tuning here, by how much, at which share of the cost?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tsugiki.study.cells import StudyResult, task_label
+from tsugiki.study.compare import Comparison, compare_runs
+from tsugiki.study.store import RunRecord
+
+Language = Literal["ja", "en"]
+Verdict = Literal["better", "worse", "equal", "undecided"]
+MARGIN = 0.02
+
+WORDS: dict[Verdict, dict[str, str]] = {
+    "better": {"ja": "{a} が {b} を上回りました", "en": "{a} is better than {b}"},
+    "worse": {"ja": "{a} は {b} を下回りました", "en": "{a} is worse than {b}"},
+    "equal": {"ja": "{a} と {b} の差は ±{m:.0%} の範囲に収まり、同等です", "en": "{a} and {b} are equal within ±{m:.0%}"},
+    "undecided": {"ja": "{a} と {b} の優劣は、この件数では決まりません", "en": "this many examples do not decide between {a} and {b}"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One pair of methods on one task with one model."""
+
+    model: str
+    task: str
+    first: str
+    second: str
+    verdict: Verdict
+    comparison: Comparison
+    parameter_share: float
+    memory_share: float | None
+    step_share: float | None
+
+
+def verdict_of(low: float, high: float, margin: float = MARGIN) -> Verdict:
+    """What a 95 % interval of a difference says: all within the margin, all on one side of zero, or neither."""
+    if -margin <= low and high <= margin:
+        return "equal"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "undecided"
+
+
+def findings(result: StudyResult) -> list[Finding]:
+    """The first method of each task against every other one, on test."""
+    found = []
+    for model in result.study.models:
+        for choice in result.study.tasks:
+            here = [(key[2], record) for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice)) and (record := result.record(cell))]
+            scored = [(name, record) for name, record in here if record.evaluation("test")]
+            for name, record in scored[1:]:
+                found.append(_finding(model.label, task_label(choice), scored[0], (name, record)))
+    return found
+
+
+def _finding(model: str, task: str, first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> Finding:
+    pair = compare_runs(first[1], second[1], "test")
+    one, other = first[1].happened, second[1].happened
+    return Finding(
+        model=model,
+        task=task,
+        first=first[0],
+        second=second[0],
+        verdict=verdict_of(pair.low, pair.high),
+        comparison=pair,
+        parameter_share=one["trainable"] / other["trainable"],
+        memory_share=_share(one["measurement"]["peak_allocated_bytes"], other["measurement"]["peak_allocated_bytes"]),
+        step_share=_share(solo_step_s(first[1]), solo_step_s(second[1])),
+    )
+
+
+def solo_step_s(record: RunRecord) -> float | None:
+    """Median seconds a step at the paper's batch of 8, the device to itself."""
+    measured = (record.happened.get("solo") or {}).get("8")
+    return measured["step_s_median"] if measured else None
+
+
+def _share(one: float | None, other: float | None) -> float | None:
+    return one / other if one and other else None
+
+
+def sentence(finding: Finding, language: Language) -> str:
+    """One finding as a sentence with its numbers."""
+    pair = finding.comparison
+    said = WORDS[finding.verdict][language].format(a=finding.first, b=finding.second, m=MARGIN)
+    numbers = f"{pair.first:.3f} / {pair.second:.3f}, {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}], n = {pair.n}"
+    costs = [(finding.parameter_share, "学習対象パラメータ", "of the trained parameters"), (finding.memory_share, "ピークメモリ", "of the peak memory")]
+    costs.append((finding.step_share, "1 ステップの時間", "of the time a step"))
+    if language == "ja":
+        cost = "、".join(f"{name} {share:.3g} 倍" for share, name, _ in costs if share)
+        return f"{finding.model} · {finding.task}: {said}（{numbers}）。コスト: {cost}。"
+    cost = ", ".join(f"{share:.3g} × {name}" for share, _, name in costs if share)
+    return f"{finding.model} · {finding.task}: {said} ({numbers}). Cost: {cost}."
