@@ -79,7 +79,7 @@ def test_sigterm_keeps_a_checkpoint_and_the_same_command_says_that_it_goes_on(tm
     import signal
 
     task = '[model]\npath = "builtin"\n[task]\nname = "sample_nli"\ntrain_rows = 64\neval_rows = 6\n'
-    text = task + '[lora]\ntargets = "v"\nrank = 2\n[train]\nlearning_rate = 1e-3\nepochs = 3\nbatch = 4\n'
+    text = task + '[lora]\ntargets = "v"\nrank = 2\n[train]\nlearning_rate = 1e-3\nepochs = 6\nbatch = 4\n'
     (tmp_path / "run.toml").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "tsugiki", "run", "run.toml", "--out", "runs"]
     first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
