@@ -105,3 +105,33 @@ def test_the_tokenizer_keeps_its_promises() -> None:
         assert tokenizer.decode(ids) == unicodedata.normalize("NFKC", text)
     vocab = tokenizer.get_vocab()
     assert not [piece for piece in vocab if len(piece) > 1 and not piece.startswith("<0x") and any(char.isdigit() for char in piece)]
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_built_in_model_runs_from_text_to_a_loadable_folder(tmp_path: Path) -> None:
+    """The documented command on a toy corpus and two steps: every stage, and a second call that keeps what is there."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sys.path.insert(0, str(ROOT / "recipes" / "builtin_model"))
+    from corpus import SOURCES
+
+    sentences = [line for path in (ROOT / "src/tsugiki/presets/tasks/samples").glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "corpus").mkdir()
+    for number, name in enumerate(SOURCES):
+        documents = [f"{name}の文書{n}。" + "\n".join(sentences[(n + number) % 900 :][:4]) for n in range(2000)]
+        (tmp_path / "corpus" / f"{name}.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "recipes/builtin_model/build.py"), "--corpus", str(tmp_path / "corpus"), "--work", str(tmp_path / "work")]
+    command += ["--out", str(tmp_path / "model"), "--vocab", "1500", "--vocab-sizes", "1500", "--tokenizer-characters", "200000"]
+    command += ["--shape", "d256x6", "--rows", "1", "--micro", "1", "--steps", "2"]
+    for stage in ("tokenizer", "pack", "train", "export"):
+        command += ["--stage", stage]
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "model"), AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert model.config.vocab_size == 1500 >= len(tokenizer)
+    assert tokenizer.decode(tokenizer("文1: 犬[SEP]").input_ids) == "文1: 犬[SEP]"
+    measured = json.loads((tmp_path / "model" / "pretraining.json").read_text(encoding="utf-8"))
+    assert measured["steps"] == 2
+    assert set(measured["bits_per_character"]) == set(SOURCES)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.stdout.count("kept, ") == 3

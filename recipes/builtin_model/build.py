@@ -44,6 +44,9 @@ def make_pack(args: argparse.Namespace) -> None:
 def _pretrain(args: argparse.Namespace, shape: str, optimizer: str, seconds: float, out: Path) -> subprocess.Popen:
     command = [sys.executable, str(HERE / "pretrain.py"), "--packed", str(args.work / "packed"), "--out", str(out)]
     command += ["--shape", shape, "--optimizer", optimizer, "--vocab", str(args.vocab), "--seconds", str(seconds)]
+    command += ["--rows", str(args.rows), "--micro", str(args.micro)]
+    if args.steps:
+        command += ["--steps", str(args.steps)]
     return subprocess.Popen(command)
 
 
@@ -89,6 +92,9 @@ def main() -> None:
     parser.add_argument("--tokenizer-characters", type=int, default=14_000_000)
     parser.add_argument("--shape", default="auto", help="auto: the best of the comparison")
     parser.add_argument("--optimizer", default="muon", choices=["muon", "adamw"])
+    parser.add_argument("--rows", type=int, default=128, help="windows of 1,024 tokens a step")
+    parser.add_argument("--micro", type=int, default=64, help="windows a backward pass")
+    parser.add_argument("--steps", type=int, help="a fixed number of steps instead of a time, to try the recipe out")
     parser.add_argument("--compare-seconds", type=float, default=60.0)
     parser.add_argument("--seconds", type=float, default=330.0, help="stepping time of the long run")
     args = parser.parse_args()

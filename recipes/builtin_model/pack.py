@@ -33,6 +33,8 @@ def pack(corpus: Path, tokenizer: Tokenizer, out: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for name, (copies, _) in SOURCES.items():
             train, held_out = split_documents(corpus, name)
+            if not train or not held_out:
+                raise SystemExit(f"{name}: {len(train)} training and {len(held_out)} held-out documents; a source needs some hundreds")
             arrays = {"train": _flat(tokenizer, train), "held_out": _flat(tokenizer, held_out)}
             for part, array in arrays.items():
                 pool.submit(write, out / f"{name}.{part}.xz", array)
