@@ -170,3 +170,15 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(tmp_path: Path,
     assert latest_checkpoint(tmp_path) == older
     assert [path.name for path in tmp_path.iterdir()] == [older.name]
     shutil.rmtree(older)
+
+
+def test_memory_on_a_cpu_is_a_peak_not_what_is_left_after_the_step() -> None:
+    from tsugiki.train.meter import peak_process_bytes
+
+    before = peak_process_bytes()
+    block = torch.ones(40_000_000)
+    del block
+    assert peak_process_bytes() >= before
+    import psutil
+
+    assert peak_process_bytes() >= psutil.Process().memory_info().rss
