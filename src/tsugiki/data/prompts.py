@@ -40,6 +40,11 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int | None = None) -> None
         raise ModelError(f"tokenizer {tokenizer.name_or_path}: {len(tokenizer)} pieces, but the model has {vocab_size} rows: they do not belong together")
 
 
+def pad_id_of(tokenizer: Tokenizer) -> int:
+    """The id rows are padded with: the pad piece, or the end mark where there is none (masks go by position, so both do)."""
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
 def render(template: str, example: Example) -> str:
     """The prompt text. Raises `DataError` for a field that the task does not have."""
     try:

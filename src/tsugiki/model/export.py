@@ -64,7 +64,7 @@ def fuse(places: list[Place], a: list[Any], b: list[Any], width: int) -> tuple[t
 
 
 def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> dict[str, Any]:
-    config, layout = grafted.config, layout_of_grafted(grafted)
+    config, layout = grafted.config, layout_of(grafted.model)
     targets = sorted({path.removeprefix(f"{layout.layers}.").split(".", 1)[1] for path in ranks})
     alpha = config.alpha or config.rank
     odd = {path: rank for path, rank in ranks.items() if rank != config.rank}
@@ -81,11 +81,6 @@ def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> dict[str
         "inference_mode": True,
         "init_lora_weights": True,
     }
-
-
-def layout_of_grafted(grafted: Grafted) -> Any:
-    """The layout, found through the adapters: an adapted module still has the frozen one at its old place."""
-    return layout_of(grafted.model)
 
 
 def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:

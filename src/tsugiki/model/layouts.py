@@ -36,7 +36,6 @@ class Layout:
     layers: str
     modules: dict[str, str]
     fused: tuple[str, ...] = ()
-    attention: tuple[str, ...] = ("q", "k", "v", "o")
 
 
 LLAMA = Layout(

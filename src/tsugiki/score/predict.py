@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from tsugiki.data.prompts import Tokens, answer_text
+from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
 from tsugiki.model.loading import Numerics
 from tsugiki.score.failures import FailureClass, classify
 
@@ -84,7 +84,7 @@ def predict(
 ) -> list[Prediction]:
     """Answers in the order of `rows`. A batch holds rows of like length; long ones make smaller batches."""
     eos_id = tokenizer.eos_token_id
-    pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad_id = pad_id_of(tokenizer)
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index].prompt_ids))
     answers: dict[int, list[int]] = {}

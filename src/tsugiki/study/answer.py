@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsugiki.data.prompts import answer_text, prompt_ids_of
+from tsugiki.data.prompts import answer_text, pad_id_of, prompt_ids_of
 from tsugiki.errors import ModelError
 from tsugiki.model.export import export_adapter
 from tsugiki.model.lora import grafted_of
@@ -25,7 +25,7 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
                 f"prompt “{prompt[:30]}”: has {len(one)} tokens; from 1 to {base.max_positions - max_new_tokens} fit beside {max_new_tokens} new ones"
             )
     eos = tokenizer.eos_token_id
-    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = pad_id_of(tokenizer)
     batch = record.config.score.batch
     answers: list[list[int]] = []
     with base.numerics.autocast(base.device):

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from tsugiki.config import RunConfig
+from tsugiki.data.prompts import pad_id_of
 from tsugiki.data.tasks import load_task, refuse_leak
 from tsugiki.errors import RunError
 from tsugiki.model.loading import Base, find_base, load_base
-from tsugiki.study.inputs import Listener, pad_id_of, tokens_of, with_data
+from tsugiki.study.inputs import Listener, tokens_of, with_data
 from tsugiki.study.run import make_lane, score_part
 from tsugiki.study.store import Run, RunRecord, read_record
-from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
+from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, step_of
 from tsugiki.train.engine import fit
 from tsugiki.train.meter import Measurement
 from tsugiki.train.step import EagerStep
@@ -49,7 +50,7 @@ def _why_not_done(record: RunRecord) -> str:
     if record.status == "failed":
         return f"this run failed: {record.happened['reason']}"
     kept = latest_checkpoint(record.folder / "checkpoint")
-    place = f"at step {int(kept.name.removeprefix('step-'))} of {record.happened.get('steps', '?')}" if kept else "before its first checkpoint"
+    place = f"at step {step_of(kept)} of {record.happened.get('steps', '?')}" if kept else "before its first checkpoint"
     return f"this run is not finished (it stands {place}). Give its run or study command again"
 
 
@@ -106,7 +107,7 @@ def _timed_steps(config: RunConfig, batch: int) -> Measurement:
         update={"batch": batch, "micro_batch": math.gcd(batch, config.train.micro_batch or batch), "epochs": 1.0, "learning_rate": 1e-6}
     )
     lane = make_lane(base, config.model_copy(update={"train": train}), len(rows))
-    step = EagerStep(base.model, rows, pad_id_of(base), base.device, base.numerics)
+    step = EagerStep(base.model, rows, pad_id_of(base.tokenizer), base.device, base.numerics)
     for _ in range(2):
         lane.step = 0
         measurement = fit(step, [lane], base.device, folders=[None])[0].measurement

@@ -66,7 +66,3 @@ def tokens_of(base: Base, task: Task, config: RunConfig, part: str) -> list[Toke
 def longest_of(base: Base, config: RunConfig) -> int:
     """Tokens a row may have: what was asked, or what the model has positions for."""
     return min(config.train.max_length, base.max_positions)
-
-
-def pad_id_of(base: Base) -> int:
-    return int(base.tokenizer.eos_token_id if base.tokenizer.pad_token_id is None else base.tokenizer.pad_token_id)

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 
 from tsugiki.config import RunConfig
-from tsugiki.data.prompts import Tokens
+from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.data.tasks import Task, load_task, refuse_leak
 from tsugiki.model.loading import Base, find_base, load_base, num_parameters
 from tsugiki.model.lora import attach, detach
 from tsugiki.score.evaluate import Evaluation, evaluate
 from tsugiki.score.metrics import check_ready
-from tsugiki.study.inputs import Listener, longest_of, pad_id_of, tokens_of, with_what
+from tsugiki.study.inputs import Listener, longest_of, tokens_of, with_what
 from tsugiki.study.store import Run, RunRecord, Store
-from tsugiki.train.checkpoint import latest_checkpoint, save_checkpoint
+from tsugiki.train.checkpoint import latest_checkpoint, save_checkpoint, step_of
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import DidNotLearn, Lane
 from tsugiki.train.step import EagerStep
@@ -81,12 +81,12 @@ def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, start:
     rows, validation = tokens_of(base, task, config, "train"), tokens_of(base, task, config, "validation")
     check_ready(task.spec.metric)
     lane = make_lane(base, config, len(rows))
-    step = EagerStep(base.model, rows, pad_id_of(base), base.device, base.numerics)
+    step = EagerStep(base.model, rows, pad_id_of(base.tokenizer), base.device, base.numerics)
     run.begin(config, start.what)
     run.update(status="running", alone=start.alone, study=start.study, trainable=lane.num_trainable, total=num_parameters(base.model), steps=lane.steps)
     run.update(max_length=longest_of(base, config))
     if (kept := latest_checkpoint(run.checkpoints)) is not None:
-        listener.note(f"{lane.name}: going on from step {int(kept.name.removeprefix('step-'))} of {lane.steps}")
+        listener.note(f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}")
     try:
         result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train)[0]
     except DidNotLearn as failure:

@@ -22,7 +22,6 @@ def run_study(
     listener: Listener = Listener(),
     *,
     on_cell: Callable[[str], None] | None = None,
-    keep_all_weights: bool = False,
 ) -> StudyResult:
     """Runs what is missing, chooses by validation, scores each chosen cell on test, once. Resumable at any moment."""
     result = StudyResult(study=study, cells=expand(study))
@@ -30,8 +29,7 @@ def run_study(
         if on_cell:
             on_cell(f"[{number + 1}/{len(result.cells)}] {cell.label}")
         result.records[cell.label] = run_group([cell.config], store, listener, study=study.name)[0]
-        if not keep_all_weights:
-            _keep_best_weights(result, cell)
+        _keep_best_weights(result, cell)
     choose(result)
     for cell in result.chosen.values():
         if on_cell:

@@ -52,6 +52,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
+def step_of(path: Path) -> int:
+    """The step that a checkpoint folder was written at."""
+    return int(path.name.removeprefix("step-"))
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, state) of a checkpoint. Raises `RunError` naming the damaged file."""
     try:
