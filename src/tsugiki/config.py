@@ -19,6 +19,7 @@ from tsugiki.errors import ConfigError, DataError, TsugikiError, did_you_mean
 
 Method = Literal["lora", "full"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
+StepKind = Literal["auto", "captured", "eager"]
 Precision = Literal["auto", "fp32", "bf16"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -192,6 +193,7 @@ class TrainConfig(Record):
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm")
     max_length: Positive = Field(2048, description="prompt + answer, in tokens")
     precision: Precision = "auto"
+    step: StepKind = Field("auto", description="captured: packed rows, CUDA graphs; eager: the plain reference; auto: captured on CUDA in bf16")
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -215,7 +217,8 @@ class TrainConfig(Record):
 class ScoreConfig(Record):
     """How answers are generated. Greedy, always; `batch` changes the speed, not the rule."""
 
-    batch: Positive = 64
+    batch: Positive | None = Field(None, description="rows at a time (default: 64; 256 where decoding is captured)")
+    decode: StepKind = Field("auto", description="captured: packed prompts, recorded steps; eager: the plain reference; auto: captured on CUDA in bf16")
     max_new_tokens: Positive | None = Field(None, description="default: the task file's")
 
 

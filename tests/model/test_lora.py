@@ -64,18 +64,21 @@ def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained() -> None:
 
 
 def test_a_mask_depends_on_its_counters_alone() -> None:
-    rows = torch.tensor([4, 9, 2])
-    mask = dropout_mask(1, 7, 123, rows, 6, 10, 0.25)
-    alone = dropout_mask(1, 7, 123, rows[1:2], 6, 10, 0.25)
-    longer = dropout_mask(1, 7, 123, rows, 9, 10, 0.25)
+    rows = torch.tensor([[4], [9], [2]])
+    places = torch.arange(6)[None]
+    mask = dropout_mask(1, 7, 123, rows, places, 10, 0.25)
+    alone = dropout_mask(1, torch.tensor(7), 123, rows[1:2], places, 10, 0.25)
+    longer = dropout_mask(1, 7, 123, rows, torch.arange(9)[None], 10, 0.25)
+    packed = dropout_mask(1, 7, 123, torch.tensor([[4, 4, 9]]), torch.tensor([[0, 1, 0]]), 10, 0.25)
     assert torch.equal(mask[1:2], alone)
     assert torch.equal(mask, longer[:, :6])
-    for other in (dropout_mask(2, 7, 123, rows, 6, 10, 0.25), dropout_mask(1, 8, 123, rows, 6, 10, 0.25), dropout_mask(1, 7, 124, rows, 6, 10, 0.25)):
-        assert not torch.equal(mask, other)
+    assert torch.equal(packed[0], torch.stack([mask[0, 0], mask[0, 1], mask[1, 0]]))
+    for seed, step, layer in ((2, 7, 123), (1, 8, 123), (1, 7, 124)):
+        assert not torch.equal(mask, dropout_mask(seed, step, layer, rows, places, 10, 0.25))
 
 
 def test_a_mask_drops_the_right_share_and_keeps_the_mean() -> None:
-    mask = dropout_mask(3, 5, 99, torch.arange(64), 32, 64, 0.3)
+    mask = dropout_mask(3, 5, 99, torch.arange(64)[:, None], torch.arange(32)[None], 64, 0.3)
     assert (mask == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
     assert mask.mean().item() == pytest.approx(1.0, abs=0.02)
     by_feature = (mask == 0).float().mean(dim=(0, 1))

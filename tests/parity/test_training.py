@@ -33,11 +33,12 @@ def config(**changes: object) -> TrainConfig:
     return TrainConfig(**{"learning_rate": 1e-2, "epochs": 3, "batch": 4, "precision": "fp32", **changes})
 
 
-def lane_of(model: torch.nn.Module, train: TrainConfig, method: str, count: int) -> Lane:
+def lane_of(model: torch.nn.Module, train: TrainConfig, method: str, count: int, lora: LoraConfig | None = None) -> Lane:
     if method == "full":
         return Lane("FT", dict(model.named_parameters()), train, count)
-    grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=train.seed)
-    return Lane("LoRA", grafted.parameters, train, count, watched=tuple(n for n in grafted.parameters if n.endswith(".B")), clock=grafted.clock)
+    grafted = attach(model, lora or LoraConfig(targets="all-linear", rank=4), seed=train.seed)
+    watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
+    return Lane("LoRA", grafted.parameters, train, count, flat=grafted.flat, watched=watched, clock=grafted.clock)
 
 
 def train(kind: str, method: str, settings: TrainConfig) -> tuple[Lane, list[float]]:

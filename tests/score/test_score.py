@@ -8,9 +8,12 @@ import torch
 from rouge_score import rouge_scorer
 
 from tests import tiny
+from tsugiki.config import ScoreConfig
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Example
+from tsugiki.errors import RunError
 from tsugiki.model.loading import Numerics
+from tsugiki.score.decode import generate_all
 from tsugiki.score.failures import classify, repeats
 from tsugiki.score.japanese import clean_for_rouge, normalise, segment
 from tsugiki.score.metrics import chance_baseline, interval, lead_baseline, majority_baseline, paired_difference, rouge, score, signature
@@ -124,7 +127,28 @@ def test_predictions_come_in_the_order_of_the_rows() -> None:
     rows = [
         Tokens(example=Example(id=str(n), fields={}, target="含意", candidates=CANDIDATES), prompt_ids=(5,) * (n % 4 + 1), target_ids=(2,)) for n in range(9)
     ]
-    wide = predict(model, tokenizer, rows, max_new_tokens=4, batch=4, numerics=FP32)
-    narrow = predict(model, tokenizer, rows, max_new_tokens=4, batch=1, numerics=FP32)
+    wide = predict(model, tokenizer, rows, max_new_tokens=4, config=ScoreConfig(batch=4), numerics=FP32)
+    narrow = predict(model, tokenizer, rows, max_new_tokens=4, config=ScoreConfig(batch=1), numerics=FP32)
     assert wide == narrow
     assert [one.id for one in wide] == [row.example.id for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("batch", [3, 64])
+def test_packed_answers_equal_the_reference(kind: str, batch: int) -> None:
+    """Prompts read packed and a fixed store give the same tokens, with rows that end early and groups that shrink."""
+    model = tiny.MODELS[kind](seed=5)
+    prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)]
+    free = generate_ids(model, prompts, max_new_tokens=8, eos_id=-1, pad_id=3)
+    written = [token for answer in free for token in answer]
+    eos = max(set(written), key=written.count)  # the commonest token: many rows end, at different steps
+    reference = generate_ids(model, prompts, max_new_tokens=8, eos_id=eos, pad_id=3)
+    assert len({len(answer) for answer in reference}) > 2
+    assert generate_all(model, prompts, max_new_tokens=8, batch=batch, eos_id=eos, numerics=FP32) == reference
+    assert generate_all(model, prompts, max_new_tokens=8, batch=batch, eos_id=None, numerics=FP32) == free
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_captured_decoding_that_cannot_be_is_refused() -> None:
+    with pytest.raises(RunError, match=r'score.decode = "captured": it needs a CUDA device, this is cpu'):
+        predict(tiny.llama(), tiny.tokenizer(), [], max_new_tokens=4, config=ScoreConfig(decode="captured"), numerics=FP32)

@@ -64,7 +64,7 @@ def test_dropout_is_drawn_from_counters_so_a_resumed_run_draws_the_same(tmp_path
     def lane() -> tuple[EagerStep, Lane]:
         model = tiny.llama()
         grafted = attach(model, LoraConfig(targets="all-linear", rank=4, dropout=0.3), seed=0)
-        return EagerStep(model, rows(), 3, CPU, FP32), Lane("LoRA", grafted.parameters, config(), 10, clock=grafted.clock)
+        return EagerStep(model, rows(), 3, CPU, FP32), Lane("LoRA", grafted.parameters, config(), 10, flat=grafted.flat, clock=grafted.clock)
 
     step, whole = lane()
     straight = fit(step, [whole], CPU, folders=[None])[0].history.loss
@@ -80,7 +80,7 @@ def test_dropout_is_drawn_from_counters_so_a_resumed_run_draws_the_same(tmp_path
 def _without_dropout() -> tuple[EagerStep, list[Lane]]:
     model = tiny.llama()
     grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
-    return EagerStep(model, rows(), 3, CPU, FP32), [Lane("LoRA", grafted.parameters, config(), 10, clock=grafted.clock)]
+    return EagerStep(model, rows(), 3, CPU, FP32), [Lane("LoRA", grafted.parameters, config(), 10, flat=grafted.flat, clock=grafted.clock)]
 
 
 def test_an_adapter_that_no_gradient_reaches_stops_the_run() -> None:
@@ -89,7 +89,7 @@ def test_an_adapter_that_no_gradient_reaches_stops_the_run() -> None:
     dead = next(name for name in grafted.parameters if name.endswith("down.B")) if any(n.endswith("down.B") for n in grafted.parameters) else ""
     dead = dead or next(name for name in grafted.parameters if name.endswith(".B"))
     watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
-    lane = Lane("LoRA", grafted.parameters, config(), 10, watched=watched, clock=grafted.clock)
+    lane = Lane("LoRA", grafted.parameters, config(), 10, flat=grafted.flat, watched=watched, clock=grafted.clock)
     grafted.parameters[dead].requires_grad_(False)
     with pytest.raises(RunError, match=f"1 of {len(watched)} trained matrices have not moved, the first is {dead}"):
         fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ class Batch:
     attention_mask: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[1, t]"""
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device)[None]
 
     @property
     def num_target_tokens(self) -> int:
@@ -68,5 +74,10 @@ class Order:
     def rows_of(self, step: int) -> list[int]:
         """Row numbers of `step`; the last step of an epoch may be short."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+        order = _permutation(self.seed, epoch, self.num_rows)
         return [int(row) for row in order[place * self.batch : (place + 1) * self.batch]]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)

@@ -30,12 +30,16 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Module paths inside one layer, by word; `fused` words share one module, in this order, in equal parts."""
+    """Module paths inside one layer, by word; `fused` words share one module, in this order, in equal parts.
+
+    `together` names the words whose modules read the same input, in the order they are called.
+    """
 
     name: str
     layers: str
     modules: dict[str, str]
     fused: tuple[str, ...] = ()
+    together: tuple[tuple[str, ...], ...] = ()
 
 
 LLAMA = Layout(
@@ -50,6 +54,7 @@ LLAMA = Layout(
         "up": "mlp.up_proj",
         "down": "mlp.down_proj",
     },
+    together=(("q", "k", "v"), ("gate", "up")),
 )
 GPT2 = Layout(
     name="GPT-2",
@@ -122,6 +127,31 @@ def find_places(model: nn.Module, targets: str) -> list[Place]:
             width = out_features(model.get_submodule(path))
             places.append(Place(word=word, path=path, **_range(layout, word, width)))
     return places
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer layers, bottom first."""
+    return list(model.get_submodule(layout_of(model).layers))  # type: ignore[call-overload]
+
+
+def groups_of(model: nn.Module) -> list[list[str]]:
+    """Paths of all linear layers, layer by layer; those that read the same input stand in one group, in calling order."""
+    layout = layout_of(model)
+    groups: list[list[str]] = []
+    for index in range(len(layers_of(model))):
+        done: set[str] = set()
+        for word in layout.modules:
+            words = next((group for group in layout.together if word in group), (word,))
+            paths = list(dict.fromkeys(f"{layout.layers}.{index}.{layout.modules[one]}" for one in words))
+            if paths[0] not in done:
+                groups.append(paths)
+            done.update(paths)
+    return groups
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
 
 def _range(layout: Layout, word: str, width: int) -> dict[str, int]:

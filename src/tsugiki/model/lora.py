@@ -18,17 +18,21 @@ import torch
 from torch import nn
 
 from tsugiki.config import LoraConfig
-from tsugiki.model.layouts import Place, by_module, find_places, in_features, out_features, weight_of
+from tsugiki.model.layouts import Place, by_module, find_places, groups_of, in_features, out_features, replace_module, weight_of
 from tsugiki.model.lora_ops import dropout_mask, low_rank_update
 
 
 @dataclass
 class DropoutClock:
-    """What the dropout masks of one forward pass are drawn from; `rows` is None when nothing is dropped."""
+    """What the dropout masks of one forward pass are drawn from; `rows` is None when nothing is dropped.
+
+    `rows` [b, 1] and `positions` [1, t] of a padded batch, both [1, n] of a packed one. `step` may live on the device.
+    """
 
     seed: int = 0
-    step: int = 0
+    step: int | torch.Tensor = 0
     rows: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
 
 
 class LoraLinear(nn.Module):
@@ -64,10 +68,12 @@ class LoraLinear(nn.Module):
         return h
 
     def _dropped(self, x: torch.Tensor, place: Place) -> torch.Tensor:
-        if not self.dropout or self.clock.rows is None:
+        clock = self.clock
+        if not self.dropout or clock.rows is None:
             return x
+        assert clock.positions is not None, "rows without positions"
         layer = _number(f"{place.path}:{place.word}")
-        mask = dropout_mask(self.clock.seed, self.clock.step, layer, self.clock.rows, x.shape[-2], x.shape[-1], self.dropout)
+        mask = dropout_mask(clock.seed, clock.step, layer, clock.rows, clock.positions, x.shape[-1], self.dropout)
         return x * mask.to(x.dtype)
 
 
@@ -88,12 +94,16 @@ def _start_a(place: Place, rank: int, d_in: int, seed: int, device: torch.device
 
 @dataclass(kw_only=True)
 class Grafted:
-    """A model with adapters attached: the parameters to train by name, and the clock of their dropout."""
+    """A model with adapters attached: the parameters to train by name, and the clock of their dropout.
+
+    Every parameter is a view of `flat`, one fp32 vector: layer by layer the A's of what reads one input, then their B's.
+    """
 
     model: nn.Module
     config: LoraConfig
     parameters: dict[str, nn.Parameter]
     clock: DropoutClock
+    flat: torch.Tensor
 
 
 def attach(model: nn.Module, config: LoraConfig, seed: int) -> Grafted:
@@ -103,25 +113,43 @@ def attach(model: nn.Module, config: LoraConfig, seed: int) -> Grafted:
         ModelError: a target word is unknown here, or the model's layout is.
     """
     places = find_places(model, config.targets)
+    groups = groups_of(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     clock = DropoutClock(seed=seed)
-    parameters: dict[str, nn.Parameter] = {}
     for path, here in by_module(places).items():
         base = model.get_submodule(path)
         assert not isinstance(base, LoraLinear), f"{path} has adapters already: detach them first"
-        layer = LoraLinear(base, here, config, seed, clock)
-        _replace(model, path, layer)
-        for place, a, b in zip(here, layer.lora_a, layer.lora_b, strict=True):
+        replace_module(model, path, LoraLinear(base, here, config, seed, clock))
+    return Grafted(model=model, config=config, parameters=_named(model), clock=clock, flat=_flatten(model, groups))
+
+
+def _named(model: nn.Module) -> dict[str, nn.Parameter]:
+    parameters: dict[str, nn.Parameter] = {}
+    for path, layer in lora_layers(model):
+        for place, a, b in zip(layer.places, layer.lora_a, layer.lora_b, strict=True):
             parameters[f"{path}:{place.word}.A"] = a
             parameters[f"{path}:{place.word}.B"] = b
-    return Grafted(model=model, config=config, parameters=parameters, clock=clock)
+    return parameters
+
+
+def _flatten(model: nn.Module, groups: list[list[str]]) -> torch.Tensor:
+    """Moves the adapters into one vector, in the order that `Grafted` tells."""
+    ordered: list[nn.Parameter] = []
+    for paths in groups:
+        layers = [layer for layer in map(model.get_submodule, paths) if isinstance(layer, LoraLinear)]
+        ordered += [a for layer in layers for a in layer.lora_a]
+        ordered += [b for layer in layers for b in layer.lora_b]
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in ordered])
+    for parameter, part in zip(ordered, flat.split([parameter.numel() for parameter in ordered]), strict=True):
+        parameter.data = part.view(parameter.shape)
+    return flat
 
 
 def detach(model: nn.Module) -> None:
     """Takes every adapter off; the frozen layers are put back untouched."""
     for path, layer in lora_layers(model):
-        _replace(model, path, layer.base)
+        replace_module(model, path, layer.base)
 
 
 def lora_layers(model: nn.Module) -> list[tuple[str, LoraLinear]]:
@@ -142,17 +170,7 @@ def switched_off(model: nn.Module) -> Iterator[None]:
             layer.scale = scale
 
 
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
-
-
 def grafted_of(model: nn.Module, config: LoraConfig) -> Grafted:
     """The adapters that are attached to a model already."""
-    parameters: dict[str, nn.Parameter] = {}
-    clock = DropoutClock()
-    for path, layer in lora_layers(model):
-        clock = layer.clock
-        for place, a, b in zip(layer.places, layer.lora_a, layer.lora_b, strict=True):
-            parameters |= {f"{path}:{place.word}.A": a, f"{path}:{place.word}.B": b}
-    return Grafted(model=model, config=config, parameters=parameters, clock=clock)
+    layers = [layer for _, layer in lora_layers(model)]
+    return Grafted(model=model, config=config, parameters=_named(model), clock=layers[0].clock, flat=_flatten(model, groups_of(model)))

@@ -1,6 +1,13 @@
-"""Pure tensor functions of LoRA: the low-rank update and its counter-based dropout. The reference for any faster path."""
+"""Pure tensor functions of LoRA: the low-rank update, its counter-based dropout, and the adapted linear map as one operator.
+
+`low_rank_update` is the reference. `adapted_linear` computes the same for several adapters over one frozen weight, with
+the A's stacked, and writes its own backward pass: it keeps the input and x Aᵀ, nothing of the size of the output.
+"""
 
 from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -34,16 +41,114 @@ def _logical_shift(z: torch.Tensor, bits: int) -> torch.Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def dropout_mask(seed: int, step: int, layer: int, rows: torch.Tensor, length: int, width: int, share: float) -> torch.Tensor:
-    """Keep-mask [b, t, width], scaled by 1 / (1 - share).
+def dropout_mask(seed: int, step: int | torch.Tensor, layer: int, rows: torch.Tensor, positions: torch.Tensor, width: int, share: float) -> torch.Tensor:
+    """Keep-mask [..., width] for tokens at `positions` [...] of the rows `rows` [...], scaled by 1 / (1 - share).
 
     A value depends on (seed, step, layer, row number, position, feature) alone: not on the batch a row stands in,
-    nor on padding, nor on any generator's state. So a resumed run and a run among others draw the same masks.
+    nor on padding or packing, nor on any generator's state. So a resumed run and a run among others draw the same masks.
     """
-    key = torch.tensor([seed * 1_000_003 + step, layer], dtype=torch.int64, device=rows.device)
-    start = _mix(_mix(key[:1] * _MULTIPLIERS[0]) + key[1:])
+    counter = torch.zeros((), dtype=torch.int64, device=rows.device) + (seed * 1_000_003 + step)
+    start = _mix(_mix(counter * _MULTIPLIERS[0]) + layer)
     by_row = _mix(start + rows.to(torch.int64) * _MULTIPLIERS[0])
-    by_position = _mix(by_row[:, None] + torch.arange(length, device=rows.device) * _MULTIPLIERS[0])
-    bits = _mix(by_position[:, :, None] + torch.arange(width, device=rows.device) * _MULTIPLIERS[0])
+    by_position = _mix(by_row + positions * _MULTIPLIERS[0])
+    bits = _mix(by_position[..., None] + torch.arange(width, device=rows.device) * _MULTIPLIERS[0])
     uniform = _logical_shift(bits, 40).to(torch.float32) / 2**24
     return (uniform >= share).to(torch.float32) / (1.0 - share)
+
+
+@torch.library.custom_op("tsugiki::adapted_linear", mutates_args=())
+def adapted_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    starts: list[int],
+    widths: list[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """h = W x + bias, and scale · B_i A_i x added to the outputs `starts[i] … + widths[i]`.
+
+    Args:
+        x: [n, d_in]
+        weight: [d_out, d_in], frozen
+        bias: [d_out] or None, frozen
+        a: [k · r, d_in], the A_i stacked
+        b: [Σ widths, r], the B_i stacked
+
+    Returns:
+        h [n, d_out], and x Aᵀ [n, k · r], which the backward pass reads. All of one dtype.
+
+    Source: Hu et al. 2021, eq. 3, once for each range of outputs.
+    """
+    h = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    xa = torch.mm(x, a.t())
+    for out, inner, factor in _adapters(h, xa, b, starts, widths):
+        out.baddbmm_(inner, factor.transpose(1, 2), alpha=scale)
+    return h, xa
+
+
+@torch.library.custom_op("tsugiki::adapted_linear_backward", mutates_args=())
+def adapted_linear_backward(
+    dh: torch.Tensor,
+    x: torch.Tensor,
+    xa: torch.Tensor,
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    starts: list[int],
+    widths: list[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(∂x [n, d_in], ∂a, ∂b) from ∂h [n, d_out]: dx = dh W + dxa A, dA = dxaᵀ x, dB_i = scale · dh_iᵀ xa_i."""
+    if dh.stride(-1) != 1:
+        dh = dh.contiguous()
+    dxa, db = torch.empty_like(xa), torch.empty_like(b)
+    for (part, inner, factor), (_, dinner, dfactor) in zip(_adapters(dh, xa, b, starts, widths), _adapters(dh, dxa, db, starts, widths), strict=True):
+        torch.baddbmm(dinner, part, factor, beta=0, alpha=scale, out=dinner)
+        torch.baddbmm(dfactor, part.transpose(1, 2), inner, beta=0, alpha=scale, out=dfactor)
+    dx = torch.mm(dh, weight)
+    dx.addmm_(dxa, a)
+    return dx, torch.mm(dxa.t(), x), db
+
+
+def _adapters(
+    outputs: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, starts: list[int], widths: list[int]
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Views (outputs [k, n, width], inner [k, n, r], B [k, width, r]): one triple of k adapters where they are alike, else one for each."""
+    rank, count = b.shape[1], len(starts)
+    steps = {after - before for before, after in pairwise(starts)}
+    alike = count if len(steps) <= 1 and len(set(widths)) == 1 else 1
+    triples, row = [], 0
+    for first in range(0, count, alike):
+        width, step = widths[first], max(steps, default=0) if alike > 1 else 0
+        out = outputs.as_strided((alike, len(outputs), width), (step, outputs.stride(0), 1), outputs.storage_offset() + starts[first])
+        here = inner[:, first * rank : (first + alike) * rank].view(len(inner), alike, rank).transpose(0, 1)
+        triples.append((out, here, b[row : row + alike * width].view(alike, width, rank)))
+        row += alike * width
+    return triples
+
+
+@adapted_linear.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: Any, a: torch.Tensor, b: torch.Tensor, starts: Any, widths: Any, scale: float) -> Any:
+    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[0])
+
+
+@adapted_linear_backward.register_fake
+def _(dh: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *rest: Any) -> Any:
+    return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b)
+
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _, a, b, ctx.starts, ctx.widths, ctx.scale = inputs
+    ctx.save_for_backward(x, output[1], weight, a, b)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dh: torch.Tensor, _: Any) -> Any:
+    x, xa, weight, a, b = ctx.saved_tensors
+    dx, da, db = adapted_linear_backward(dh, x, xa, weight, a, b, ctx.starts, ctx.widths, ctx.scale)
+    return dx, None, None, da, db, None, None, None
+
+
+adapted_linear.register_autograd(_backward, setup_context=_keep)

@@ -65,7 +65,7 @@ def evaluate(
         base.tokenizer,
         rows,
         max_new_tokens=config.max_new_tokens or spec.max_new_tokens,
-        batch=config.batch,
+        config=config,
         numerics=base.numerics,
         on_progress=on_progress,
     )

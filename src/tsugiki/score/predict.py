@@ -14,9 +14,15 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from tsugiki.config import ScoreConfig
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
+from tsugiki.errors import RunError
+from tsugiki.model.capture import why_not_captured
 from tsugiki.model.loading import Numerics
+from tsugiki.score.decode import generate_all
 from tsugiki.score.failures import FailureClass, classify
+
+PLAIN_BATCH, CAPTURED_BATCH = 64, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,28 +84,54 @@ def predict(
     rows: Sequence[Tokens],
     *,
     max_new_tokens: int,
-    batch: int,
+    config: ScoreConfig,
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Answers in the order of `rows`. A batch holds rows of like length; long ones make smaller batches."""
+    """Answers in the order of `rows`, by the recorded steps of `score/decode` where they exist, else by `generate_ids`.
+
+    Raises:
+        RunError: `score.decode = "captured"` was asked for and does not exist here.
+    """
+    missing = why_not_captured(model, next(model.parameters()).device, numerics)
+    if config.decode == "captured" and missing:
+        raise RunError(f'score.decode = "captured": {missing}. Use "auto" or "eager"')
+    prompts = [row.prompt_ids for row in rows]
     eos_id = tokenizer.eos_token_id
-    pad_id = pad_id_of(tokenizer)
+    if config.decode == "eager" or missing:
+        pad_id, batch = pad_id_of(tokenizer), config.batch or PLAIN_BATCH
+        answers = _generate_in_batches(model, prompts, max_new_tokens, batch, eos_id=eos_id, pad_id=pad_id, numerics=numerics, on_progress=on_progress)
+    else:
+        batch = config.batch or CAPTURED_BATCH
+        answers = generate_all(model, prompts, max_new_tokens=max_new_tokens, batch=batch, eos_id=eos_id, numerics=numerics, on_progress=on_progress)
+    return [_prediction(tokenizer, row, ids) for row, ids in zip(rows, answers, strict=True)]
+
+
+def _generate_in_batches(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch: int,
+    *,
+    eos_id: int,
+    pad_id: int,
+    numerics: Numerics,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[list[int]]:
+    """A batch holds rows of like length; long ones make smaller batches."""
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].prompt_ids))
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: dict[int, list[int]] = {}
-    done = 0
-    while done < len(order):
-        longest = len(rows[order[done]].prompt_ids)
+    while len(answers) < len(order):
+        longest = len(prompts[order[len(answers)]])
         size = max(1, min(batch, batch * 512 // max(longest, 1)))
-        here = order[done : done + size]
+        here = order[len(answers) : len(answers) + size]
         with numerics.autocast(device):
-            generated = generate_ids(model, [rows[i].prompt_ids for i in here], max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id)
+            generated = generate_ids(model, [prompts[i] for i in here], max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id)
         answers.update(zip(here, generated, strict=True))
-        done += len(here)
         if on_progress:
-            on_progress(done, len(order))
-    return [_prediction(tokenizer, row, answers[index]) for index, row in enumerate(rows)]
+            on_progress(len(answers), len(order))
+    return [answers[index] for index in range(len(prompts))]
 
 
 def _prediction(tokenizer: Any, row: Tokens, ids: list[int]) -> Prediction:

@@ -9,7 +9,7 @@ from tsugiki.data.prompts import answer_text, pad_id_of, prompt_ids_of
 from tsugiki.errors import ModelError
 from tsugiki.model.export import export_adapter
 from tsugiki.model.lora import grafted_of
-from tsugiki.score.predict import generate_ids
+from tsugiki.score.predict import PLAIN_BATCH, generate_ids
 from tsugiki.study.finished import load_trained
 from tsugiki.study.store import RunRecord
 
@@ -26,7 +26,7 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
             )
     eos = tokenizer.eos_token_id
     pad = pad_id_of(tokenizer)
-    batch = record.config.score.batch
+    batch = record.config.score.batch or PLAIN_BATCH
     answers: list[list[int]] = []
     with base.numerics.autocast(base.device):
         for start in range(0, len(ids), batch):

@@ -16,10 +16,10 @@ from tsugiki.model.loading import Base, find_base, load_base
 from tsugiki.study.inputs import Listener, tokens_of, with_data
 from tsugiki.study.run import make_lane, score_part
 from tsugiki.study.store import Run, RunRecord, read_record
+from tsugiki.train.captured import open_step
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, step_of
 from tsugiki.train.engine import fit
 from tsugiki.train.meter import Measurement
-from tsugiki.train.step import EagerStep
 
 PAPER_BATCH = 8
 PROBE_STEPS = 40
@@ -107,10 +107,10 @@ def _timed_steps(config: RunConfig, batch: int) -> Measurement:
         update={"batch": batch, "micro_batch": math.gcd(batch, config.train.micro_batch or batch), "epochs": 1.0, "learning_rate": 1e-6}
     )
     lane = make_lane(base, config.model_copy(update={"train": train}), len(rows))
-    step = EagerStep(base.model, rows, pad_id_of(base.tokenizer), base.device, base.numerics)
-    for _ in range(2):
-        lane.step = 0
-        measurement = fit(step, [lane], base.device, folders=[None])[0].measurement
+    with open_step(base.model, lane, rows, pad_id=pad_id_of(base.tokenizer), device=base.device, numerics=base.numerics) as step:
+        for _ in range(2):
+            lane.step = 0
+            measurement = fit(step, [lane], base.device, folders=[None])[0].measurement
     return measurement
 
 

@@ -27,10 +27,10 @@ from tsugiki.score.evaluate import Evaluation, evaluate
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.inputs import Listener, longest_of, tokens_of, with_what
 from tsugiki.study.store import Run, RunRecord, Store
+from tsugiki.train.captured import open_step
 from tsugiki.train.checkpoint import latest_checkpoint, save_checkpoint, step_of
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import DidNotLearn, Lane
-from tsugiki.train.step import EagerStep
 
 UNFINISHED = ("new", "running")
 
@@ -81,14 +81,15 @@ def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, start:
     rows, validation = tokens_of(base, task, config, "train"), tokens_of(base, task, config, "validation")
     check_ready(task.spec.metric)
     lane = make_lane(base, config, len(rows))
-    step = EagerStep(base.model, rows, pad_id_of(base.tokenizer), base.device, base.numerics)
     run.begin(config, start.what)
     run.update(status="running", alone=start.alone, study=start.study, trainable=lane.num_trainable, total=num_parameters(base.model), steps=lane.steps)
     run.update(max_length=longest_of(base, config))
     if (kept := latest_checkpoint(run.checkpoints)) is not None:
         listener.note(f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}")
     try:
-        result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train)[0]
+        with open_step(base.model, lane, rows, pad_id=pad_id_of(base.tokenizer), device=base.device, numerics=base.numerics) as step:
+            run.update(step=step.kind)
+            result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train)[0]
     except DidNotLearn as failure:
         run.update(status="failed", reason=str(failure))
         return
@@ -107,7 +108,7 @@ def make_lane(base: Base, config: RunConfig, num_rows: int) -> Lane:
     grafted = attach(base.model, config.lora, config.train.seed)
     name = f"LoRA {config.lora.targets} r{config.lora.rank} {config.train.learning_rate:g}"
     watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
-    return Lane(name, grafted.parameters, config.train, num_rows, watched=watched, clock=grafted.clock)
+    return Lane(name, grafted.parameters, config.train, num_rows, flat=grafted.flat, watched=watched, clock=grafted.clock)
 
 
 def score_part(base: Base, task: Task, config: RunConfig, part: str, rows: list[Tokens], run: Run, listener: Listener) -> Evaluation:

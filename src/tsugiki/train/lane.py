@@ -17,6 +17,8 @@ from tsugiki.config import TrainConfig
 from tsugiki.data.batch import Order
 from tsugiki.errors import RunError
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 class DidNotLearn(RunError):
     """The run diverged, or a trained matrix never moved: its result would be worth nothing."""
@@ -44,6 +46,9 @@ def rate_share(config: TrainConfig, step: int, steps: int) -> float:
 class Lane:
     """One job's parameters, optimiser, schedule, row order and counters.
 
+    `flat` is the one vector that all parameters are views of, if they are: gradients and moments are then vectors too,
+    and clipping and the optimiser take one kernel each instead of one for each matrix.
+
     `watched` names the parameters that must be non-zero once training has begun (LoRA's B), `must_learn` those that
     must have received a gradient; `clock` is told (step, row numbers) before each forward pass, for dropout.
     """
@@ -55,10 +60,11 @@ class Lane:
         config: TrainConfig,
         num_rows: int,
         *,
+        flat: torch.Tensor | None = None,
         watched: tuple[str, ...] = (),
         clock: Any = None,
     ):
-        self.name, self.config, self.clock = name, config, clock
+        self.name, self.config, self.clock, self.flat = name, config, clock, flat
         self.parameters = dict(parameters)
         self.watched = watched
         self.must_learn = watched or tuple(name for name, p in self.parameters.items() if p.ndim == 2)
@@ -68,10 +74,27 @@ class Lane:
         self.moving_steps = 0
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        kind = next(iter(self.parameters.values())).device.type
-        self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=kind in ("cpu", "cuda")
-        )
+        self.moved = list(self.parameters.values()) if flat is None else [nn.Parameter(flat)]
+        if flat is not None:
+            self.moved[0].grad = torch.zeros_like(flat)
+            self._point_at_gradient()
+        self.optimizer = _adamw(self.moved, config)
+
+    def _point_at_gradient(self) -> None:
+        """Lets autograd add into the flat gradient."""
+        assert self.moved[0].grad is not None
+        for name, part in self.views(self.moved[0].grad).items():
+            self.parameters[name].grad = part
+
+    def views(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The stretches of a vector laid out like `flat`, by parameter name."""
+        return {name: vector[p.storage_offset() : p.storage_offset() + p.numel()].view(p.shape) for name, p in self.parameters.items()}
+
+    def moments(self, key: str) -> dict[str, torch.Tensor]:
+        """AdamW's `exp_avg` or `exp_avg_sq` by parameter name."""
+        if self.flat is not None:
+            return self.views(self.optimizer.state[self.moved[0]][key])
+        return {name: self.optimizer.state[parameter][key] for name, parameter in self.parameters.items()}
 
     @property
     def done(self) -> bool:
@@ -91,23 +114,36 @@ class Lane:
 
     def update(self) -> torch.Tensor:
         """Clips, moves the parameters, clears the gradients. Returns the gradient norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.clip)
-        rate = self.learning_rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.moving_steps += rate > 0
+        self.set_rate()
+        norm = self.move()
+        self.optimizer.zero_grad(set_to_none=self.flat is None)
+        self.count()
         return norm
+
+    def set_rate(self) -> None:
+        """Tells the optimiser the learning rate of this step."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(self.learning_rate)
+            else:
+                group["lr"] = self.learning_rate
+
+    def move(self) -> torch.Tensor:
+        """Clips and moves: the part of `update` that runs on the device alone, so that it can be recorded."""
+        norm = nn.utils.clip_grad_norm_(self.moved, self.config.clip)
+        self.optimizer.step()
+        return norm
+
+    def count(self) -> None:
+        """The step was made."""
+        self.moving_steps += self.learning_rate > 0
+        self.step += 1
 
     def check_health(self) -> None:
         """Raises `DidNotLearn` naming what does not learn: a B that is still zero, or a matrix no gradient ever reached."""
         dead = [name for name in self.watched if not bool(self.parameters[name].detach().any())]
-        for name in self.must_learn:
-            state = self.optimizer.state.get(self.parameters[name])
-            if name not in dead and (not state or not bool(state["exp_avg_sq"].any())):
-                dead.append(name)
+        moved = self.moments("exp_avg_sq")
+        dead += [name for name in self.must_learn if name not in dead and not bool(moved[name].any())]
         if dead:
             raise DidNotLearn(
                 f"{self.name}: after {self.moving_steps} steps {len(dead)} of {len(self.must_learn)} trained matrices have not moved, "
@@ -117,9 +153,9 @@ class Lane:
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and optimiser moments by name; with `step` and `moving_steps` all that a resumed run needs."""
         tensors = {f"param/{name}": parameter.detach() for name, parameter in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam/{key}/{name}"] = value
+        for key in MOMENTS:
+            tensors |= {f"adam/{key}/{name}": value for name, value in self.moments(key).items()}
+        tensors["adam/step"] = self.optimizer.state[self.moved[0]]["step"]
         return tensors
 
     @torch.no_grad()
@@ -130,6 +166,21 @@ class Lane:
             if kept is None or kept.shape != parameter.shape:
                 raise RunError(f"checkpoint of {self.name}: {name} is missing or of another shape: it belongs to another run")
             parameter.copy_(kept)
-            for key in ("step", "exp_avg", "exp_avg_sq") if step else ():
-                self.optimizer.state[parameter][key] = tensors[f"adam/{key}/{name}"].to(parameter.device).clone()
+        if step:
+            for key in MOMENTS:
+                for name, moment in self.moments(key).items():
+                    moment.copy_(tensors[f"adam/{key}/{name}"])
+            for parameter in self.moved:
+                self.optimizer.state[parameter]["step"].copy_(tensors["adam/step"])
         self.step, self.moving_steps = step, moving_steps
+
+
+def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """PyTorch's fused AdamW with its state made beforehand; on CUDA its step count and rate live on the device, so that a recorded step reads them."""
+    device = parameters[0].device
+    cuda = device.type == "cuda"
+    rate: Any = torch.tensor(config.learning_rate, device=device) if cuda else config.learning_rate
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"), capturable=cuda)
+    for parameter in parameters:
+        optimizer.state[parameter] = {"step": torch.zeros((), device=device), **{key: torch.zeros_like(parameter.detach()) for key in MOMENTS}}
+    return optimizer

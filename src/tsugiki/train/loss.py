@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tsugiki.data.batch import IGNORED, Batch
+from tsugiki.data.packing import PackedBatch
 
 
 def summed_loss(backbone: Callable[..., Any], head: nn.Module, batch: Batch) -> torch.Tensor:
@@ -28,3 +29,19 @@ def summed_loss(backbone: Callable[..., Any], head: nn.Module, batch: Batch) -> 
     wanted = targets != IGNORED
     logits = head(hidden[:, :-1][wanted])
     return F.cross_entropy(logits.float(), targets[wanted], reduction="sum")
+
+
+def packed_loss(backbone: Callable[..., Any], embed: nn.Module, head: nn.Module, batch: PackedBatch) -> torch.Tensor:
+    """The same sum for packed rows; no size depends on the data, so that it can be recorded.
+
+    Args:
+        backbone: inputs_embeds [1, n, d], position_ids [1, n], cu_seq, longest → last hidden states [1, n, d]
+        embed: ids [1, n] → [1, n, d]. Called here, because transformers looks for padding in ids, which waits for the device
+        head: [m, d] → logits [m, v]
+    """
+    embedded = embed(batch.input_ids[None])
+    if not embedded.requires_grad:
+        embedded.requires_grad_()  # a frozen base: the lowest layer then runs the same compiled code as all others
+    out = backbone(inputs_embeds=embedded, position_ids=batch.positions[None], cu_seq=batch.cu_seq.to(torch.int32), longest=batch.shape.longest)
+    logits = head(out.last_hidden_state[0].index_select(0, batch.sources))
+    return F.cross_entropy(logits.float(), batch.targets, reduction="sum", ignore_index=IGNORED)

@@ -32,6 +32,8 @@ class StepResult:
 class EagerStep:
     """Steps of any lane over one model."""
 
+    kind = "eager"
+
     def __init__(self, model: Any, rows: Sequence[Tokens], pad_id: int, device: torch.device, numerics: Numerics):
         self.backbone, self.head = backbone_and_head(model)
         self.rows, self.pad_id, self.device, self.numerics = rows, pad_id, device, numerics
@@ -45,7 +47,7 @@ class EagerStep:
         for batch in batches:
             moved = batch.to(self.device)
             if lane.clock is not None:
-                lane.clock.step, lane.clock.rows = lane.step, moved.rows
+                lane.clock.step, lane.clock.rows, lane.clock.positions = lane.step, moved.rows[:, None], moved.positions
             with self.numerics.autocast(self.device):
                 loss = summed_loss(self.backbone, self.head, moved) / num_targets
             loss.backward()

@@ -1,0 +1,330 @@
+"""One optimiser step, ours against the peers, in one run on one CUDA device: same weights, rows, rank, dtype, masked prompts.
+
+    python benchmarks/step_vs_peers.py --out OUT.json                        everything (about 12 minutes on an H100)
+    python benchmarks/step_vs_peers.py --out OUT.json --only 1b:jnli 6.7b:jnli --layout llama --steps 40
+
+Models are of the paper's two sizes with random weights (a step's time does not depend on their values); rows have the
+lengths of row_lengths.json and random ids. Peers: peft over transformers (with autocast, fused AdamW, right-padded to the
+longest row), peft + Liger where it is installed, full fine-tuning by transformers in pure bf16. Every peer's loss of step 1
+must equal ours. A result of one call is added to OUT.json under its cases; `--summarise` makes the summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from tsugiki.config import LoraConfig, TrainConfig
+from tsugiki.data.batch import Order, collate
+from tsugiki.data.prompts import Tokens
+from tsugiki.data.tasks import Example
+from tsugiki.model.loading import Numerics, no_dropout
+from tsugiki.model.lora import attach
+from tsugiki.train.captured import open_step
+from tsugiki.train.engine import fit
+from tsugiki.train.lane import Lane
+
+VOCAB, BATCH, RANK = 51_200, 8, 16
+SIZES = {"1b": (24, 2048, 16, 5504), "6.7b": (32, 4096, 32, 11008)}  # layers, width, heads, MLP of the Llama layout
+PEAK_FLOPS, BANDWIDTH = 784e12, 3.0e12  # measured on an H100: an 8192³ bf16 product; a device copy
+DEVICE = torch.device("cuda")
+LENGTHS = Path(__file__).with_name("row_lengths.json")
+
+
+def build(size: str, layout: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+    layers, width, heads, mlp = SIZES[size]
+    config: Any
+    if layout == "llama":
+        config = LlamaConfig(
+            vocab_size=VOCAB, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=heads, max_position_embeddings=2048, tie_word_embeddings=True,
+        )  # fmt: skip
+    else:
+        config = GPT2Config(vocab_size=VOCAB, n_embd=width, n_layer=layers, n_head=heads, n_positions=2048, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config.use_cache = False
+    torch.manual_seed(0)
+    with DEVICE:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    no_dropout(model)
+    return model
+
+
+def make_rows(work: str) -> list[Tokens]:
+    pairs = json.loads(LENGTHS.read_text())[work]
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number, (prompt, answer) in enumerate(pairs):
+        ids = torch.randint(10, VOCAB, (prompt + answer,), generator=generator).tolist()
+        rows.append(Tokens(example=Example(id=str(number), fields={}, target=""), prompt_ids=tuple(ids[:prompt]), target_ids=tuple(ids[prompt:])))
+    return rows
+
+
+def settings(epochs: float, **changes: Any) -> TrainConfig:
+    return TrainConfig(learning_rate=1e-4, epochs=epochs, batch=BATCH, **changes)
+
+
+def lora_lane(model: Any, rows: list[Tokens], train: TrainConfig) -> Lane:
+    grafted = attach(model, LoraConfig(targets="q+k+v+o", rank=RANK, alpha=2 * RANK), seed=0)
+    return Lane("LoRA", grafted.parameters, train, len(rows), flat=grafted.flat, clock=grafted.clock)
+
+
+def ours(size: str, layout: str, work: str, steps: int, method: str = "lora", step: str = "captured") -> dict[str, Any]:
+    rows = make_rows(work)
+    frozen = method == "lora"
+    model = build(size, layout, torch.bfloat16 if frozen else torch.float32)
+    numerics = Numerics(compute="bf16", base="bf16" if frozen else "fp32", trained="fp32")
+    train = settings(steps * BATCH / len(rows), step=step)
+    lane = lora_lane(model, rows, train) if frozen else Lane("FT", dict(model.named_parameters()), train, len(rows))
+    start = time.perf_counter()
+    with open_step(model, lane, rows, pad_id=0, device=DEVICE, numerics=numerics) as opened:
+        first = opened(lane)
+        first_loss = first.loss.item()
+        first_step_s = time.perf_counter() - start
+        result = fit(opened, [lane], DEVICE, folders=[None])[0]
+        history = result.history
+        extra = {"shapes": [vars(shape) for shape in opened.shapes], "max_tokens": opened.max_tokens} if hasattr(opened, "shapes") else {}
+    return {
+        "first_step_s": round(first_step_s, 2),
+        "first_loss": first_loss,
+        **spread([1000 * s for s in history.step_s[5:]], history.step_tokens[5:]),
+        "peak_gib": gib(torch.cuda.max_memory_allocated()),
+        "reserved_gib": gib(torch.cuda.max_memory_reserved()),
+        **extra,
+    }
+
+
+def peer(size: str, layout: str, work: str, steps: int, kind: str) -> dict[str, Any]:
+    """`peft`, `peft_checkpointing`, `peft_liger`, `peft_liger_checkpointing` or `full`: what a user of transformers writes."""
+    rows = make_rows(work)
+    model = build(size, layout)
+    if "liger" in kind:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(model=model)
+    if "checkpointing" in kind:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    if kind != "full":
+        model = with_peft(model, layout)
+    model.train()
+    moved = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(moved, lr=1e-4, weight_decay=0.0, fused=True)
+    cast = nullcontext() if kind == "full" else torch.autocast("cuda", torch.bfloat16)
+    order = Order(num_rows=len(rows), batch=BATCH, seed=0)
+    losses, times, tokens = [], [], []
+    start = time.perf_counter()
+    first_step_s = 0.0
+    for number in range(steps):
+        batch = collate([rows[n] for n in order.rows_of(number)], order.rows_of(number), 0).to(DEVICE)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        with cast:
+            loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(moved, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        end.record()
+        losses.append(loss.item())
+        times.append(begin.elapsed_time(end))
+        tokens.append(batch.num_tokens)
+        first_step_s = first_step_s or time.perf_counter() - start
+    return {
+        "first_step_s": round(first_step_s, 2),
+        "first_loss": losses[0],
+        **spread(times[5:], tokens[5:]),
+        "peak_gib": gib(torch.cuda.max_memory_allocated()),
+        "reserved_gib": gib(torch.cuda.max_memory_reserved()),
+    }
+
+
+def with_peft(model: Any, layout: str) -> Any:
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    targets: Any = ["q_proj", "k_proj", "v_proj", "o_proj"] if layout == "llama" else r".*attn\.(c_attn|c_proj)"
+    return get_peft_model(model, PeftConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, fan_in_fan_out=layout == "gpt2", task_type="CAUSAL_LM"))
+
+
+def generate(size: str, layout: str, work: str, whose: str) -> dict[str, Any]:
+    """Milliseconds an answer of a classification task: ours against HF `generate` at batch 8, both over the adapted model."""
+    from tsugiki.score.decode import generate_all
+
+    rows = make_rows(work)
+    model = build(size, layout)
+    longest = max(len(row.target_ids) for row in rows)
+    if whose == "hf":
+        adapted = with_peft(model, layout).eval()
+        adapted.config.use_cache = True
+
+        def answer(part: list[Tokens]) -> list[list[int]]:
+            width = max(len(row.prompt_ids) for row in part)
+            ids = torch.tensor([[0] * (width - len(row.prompt_ids)) + list(row.prompt_ids) for row in part], device=DEVICE)
+            mask = torch.tensor([[0] * (width - len(row.prompt_ids)) + [1] * len(row.prompt_ids) for row in part], device=DEVICE)
+            with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+                out = adapted.generate(
+                    input_ids=ids, attention_mask=mask, max_new_tokens=longest, min_new_tokens=longest, do_sample=False, pad_token_id=0, eos_token_id=1
+                )
+            return out[:, width:].tolist()
+
+        answers, seconds = [], []
+        for _ in range(2):
+            answers.clear()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for first in range(0, len(rows), 8):
+                answers += answer(rows[first : first + 8])
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    else:
+        attach(model, LoraConfig(targets="q+k+v+o", rank=RANK, alpha=2 * RANK), seed=0)
+        numerics = Numerics(compute="bf16", base="bf16", trained="fp32")
+        seconds = []
+        for _ in range(3):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            answers = generate_all(model, [row.prompt_ids for row in rows], max_new_tokens=longest, batch=256, eos_id=None, numerics=numerics)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    return {
+        "ms": round(1000 * seconds[-1] / len(rows), 4),
+        "first_pass_ms": round(1000 * seconds[0] / len(rows), 4),
+        "n": len(rows),
+        "new_tokens": longest,
+        "answers": answers,
+        "peak_gib": gib(torch.cuda.max_memory_allocated()),
+    }
+
+
+def spread(times: list[float], tokens: list[int]) -> dict[str, Any]:
+    ordered = sorted(times)
+    return {
+        "ms": round(statistics.median(times), 3),
+        "ms_mean": round(statistics.fmean(times), 3),
+        "ms_quartiles": [round(ordered[len(ordered) // 4], 3), round(ordered[3 * len(ordered) // 4], 3)],
+        "n": len(times),
+        "tokens_per_step": round(statistics.fmean(tokens), 1),
+        "tokens_per_s": round(1000 * sum(tokens) / sum(times), 1),
+    }
+
+
+def floor_ms(size: str, layout: str, tokens: float) -> float:
+    layers, width, _, mlp = SIZES[size]
+    body = layers * (4 * width * width + 3 * width * mlp) if layout == "llama" else layers * 12 * width * width
+    return round(1000 * max(4 * body * tokens / PEAK_FLOPS, 2 * 2 * body / BANDWIDTH), 2)
+
+
+def gib(amount: int) -> float:
+    return round(amount / 2**30, 2)
+
+
+CASES: dict[str, Callable[[str, str, str, int], dict[str, Any]]] = {
+    "ours": ours,
+    "ours_ft": lambda size, layout, work, n: ours(size, layout, work, n, method="full"),
+    "ours_eager": lambda size, layout, work, n: ours(size, layout, work, min(n, 30), step="eager"),
+    "peft": lambda size, layout, work, n: peer(size, layout, work, min(n, 30), "peft"),
+    "peft_liger": lambda size, layout, work, n: peer(size, layout, work, min(n, 30), "peft_liger"),
+    "peft_checkpointing": lambda size, layout, work, n: peer(size, layout, work, min(n, 20), "peft_checkpointing"),
+    "peft_liger_checkpointing": lambda size, layout, work, n: peer(size, layout, work, min(n, 20), "peft_liger_checkpointing"),
+    "full": lambda size, layout, work, n: peer(size, layout, work, min(n, 25), "full"),
+    "generate_ours": lambda size, layout, work, n: generate(size, layout, work, "ours"),
+    "generate_hf": lambda size, layout, work, n: generate(size, layout, work, "hf"),
+}  # fmt: skip
+
+
+def wanted_cases(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
+    """Liger's come last: it patches transformers for the whole process."""
+    return sorted(_cases(args), key=lambda wanted: "liger" in wanted[3])
+
+
+def _cases(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str]]:
+    for layout in args.layout:
+        for pair in args.only:
+            size, work = pair.split(":")
+            for case in args.cases or default_cases(size, layout, work):
+                yield layout, size, work, case
+
+
+def default_cases(size: str, layout: str, work: str) -> list[str]:
+    if work == "generate":
+        return ["generate_hf", "generate_ours"]
+    peers = ["peft", "full"] if (size, work) != ("6.7b", "xlsum") else ["peft", "peft_checkpointing"]
+    if layout == "llama":
+        peers += ["peft_liger"] if (size, work) != ("6.7b", "xlsum") else ["peft_liger_checkpointing"]
+    return [*peers, "ours", *(["ours_ft", "ours_eager"] if size == "1b" else [])]
+
+
+def run(case: str, layout: str, size: str, work: str, steps: int) -> dict[str, Any]:
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        return CASES[case](size, layout, "jnli" if work == "generate" else work, steps)
+    except (torch.OutOfMemoryError, ImportError) as failure:
+        return {"failed": f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}"}
+
+
+def same_first_loss(results: dict[str, Any]) -> None:
+    """Every method starts from the same model and rows: the loss of step 1 must be one number (bf16 noise aside)."""
+    losses = {case: one["first_loss"] for case, one in results.items() if "first_loss" in one}
+    reference = losses.get("peft") or next(iter(losses.values()), 0.0)
+    for case, loss in losses.items():
+        assert abs(loss - reference) < 0.01 * reference, f"{case}: step 1 has loss {loss}, the others {reference}: not the same work"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=["1b:jnli", "6.7b:jnli", "1b:jcommonsenseqa", "1b:xlsum", "6.7b:xlsum", "1b:generate"])
+    parser.add_argument("--layout", nargs="*", default=["llama", "gpt2"])
+    parser.add_argument("--cases", nargs="*", choices=list(CASES))
+    parser.add_argument("--steps", type=int, default=50)
+    args = parser.parse_args()
+    kept: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"cases": {}}
+    kept["about"] = {
+        "device": torch.cuda.get_device_name(), "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(),
+        "torch": torch.__version__, "cuda": torch.version.cuda, "batch": BATCH, "rank": RANK, "row_lengths": json.loads(LENGTHS.read_text())["about"],
+    }  # fmt: skip
+    for layout, size, work, case in wanted_cases(args):
+        key = f"{size}_{work}" + ("" if layout == "llama" else "_gpt2")
+        here = kept["cases"].setdefault(key, {})
+        start = time.perf_counter()
+        here[case] = run(case, layout, size, work, args.steps)
+        if "tokens_per_step" in here[case]:
+            here[case]["floor_ms"] = floor_ms(size, layout, here[case]["tokens_per_step"])
+        here[case]["seconds_in_all"] = round(time.perf_counter() - start, 1)
+        print(key, case, {k: v for k, v in here[case].items() if k not in ("answers", "shapes")}, flush=True)
+        same_first_loss(here)
+        kept["summary"] = summarise(kept["cases"])
+        args.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def summarise(cases: dict[str, Any]) -> dict[str, Any]:
+    """For each work: ours against peft (with checkpointing where it does not fit without)."""
+    summary = {}
+    for key, results in cases.items():
+        mine = results.get("ours") or results.get("generate_ours")
+        name, other = next(((one, results[one]) for one in ("peft", "peft_checkpointing", "generate_hf") if "ms" in results.get(one, {})), (None, None))
+        if not mine or "ms" not in mine or other is None:
+            continue
+        rate = other["ms"] / mine["ms"] if "tokens_per_s" not in mine else mine["tokens_per_s"] / other["tokens_per_s"]
+        summary[key] = {
+            "ours_ms": mine["ms"], "peer": name, "peer_ms": other["ms"], "ratio": round(rate, 2), "floor_ms": mine.get("floor_ms"),
+            "peak_gib": mine["peak_gib"], "peer_peak_gib": other["peak_gib"], "first_step_s": mine.get("first_step_s"),
+        }  # fmt: skip
+    return summary
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Rows packed without padding, and the few shapes that a captured step is recorded for.
+
+rows      p p p a e | p p a e | p p p p a a e          documents, one after another
+input_ids p p p a e p p a e p p p p a a e 0 0          filled up to the shape's tokens: one more, idle document
+positions 0 1 2 3 4 0 1 2 3 0 1 2 3 4 5 6 0 0          the idle document's are all 0
+cu_seq    0         5       9             16  18 18    fixed length: empty documents at the end
+sources       2 3       6 7         12 13 14 0         where the targets are predicted from; idle ones point at 0
+targets       a e       a e          a  a  e .
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tsugiki.data.batch import IGNORED
+from tsugiki.data.prompts import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedShape:
+    """Upper limits that a micro-batch fits into: packed tokens, documents, longest document, target tokens."""
+
+    tokens: int
+    documents: int
+    longest: int
+    targets: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Lengths of the integer vectors of a batch, in the order they are stored in."""
+        return {
+            "input_ids": self.tokens,
+            "positions": self.tokens,
+            "rows": self.tokens,
+            "sources": self.targets,
+            "targets": self.targets,
+            "cu_seq": self.documents + 2,
+            "scalars": 2,
+        }
+
+    @property
+    def size(self) -> int:
+        return sum(self.parts.values())
+
+    def views(self, buffer: Any) -> dict[str, Any]:
+        """The parts of one integer vector [size] (NumPy or torch), by name."""
+        views, start = {}, 0
+        for name, length in self.parts.items():
+            views[name] = buffer[start : start + length]
+            start += length
+        return views
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """One integer vector on one device that holds all of a packed batch, and its shape.
+
+    `input_ids`, `positions`, `rows` [n]; `sources`, `targets` [m]; `cu_seq` [documents + 2]; `num_targets` (of the whole
+    optimiser step) and `step` are single numbers. `rows` are the row numbers in the data.
+    """
+
+    shape: PackedShape
+    buffer: torch.Tensor
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        scalars = ("num_targets", "step")
+        if name in scalars:
+            one: torch.Tensor = self.shape.views(self.buffer)["scalars"][scalars.index(name)]
+            return one
+        if name not in self.shape.parts:
+            raise AttributeError(name)
+        view: torch.Tensor = self.shape.views(self.buffer)[name]
+        return view
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackableRows:
+    """Rows as arrays, with their lengths: what `pack` and `plan_shapes` read."""
+
+    ids: list[np.ndarray]
+    lengths: np.ndarray
+    num_targets: np.ndarray
+
+    @staticmethod
+    def of(rows: Sequence[Tokens]) -> PackableRows:
+        ids = [np.array([*row.prompt_ids, *row.target_ids], dtype=np.int64) for row in rows]
+        return PackableRows(ids=ids, lengths=np.array([len(one) for one in ids]), num_targets=np.array([len(row.target_ids) for row in rows]))
+
+    def exact_shape(self, numbers: Sequence[int]) -> PackedShape:
+        """The smallest shape that holds these rows."""
+        picked = list(numbers)
+        lengths = self.lengths[picked]
+        return PackedShape(tokens=int(lengths.sum()), documents=len(picked), longest=int(lengths.max()), targets=int(self.num_targets[picked].sum()))
+
+    def pack(self, numbers: Sequence[int], shape: PackedShape, out: np.ndarray, *, num_targets: int, step: int) -> None:
+        """Writes the rows `numbers` into `out` [shape.size]."""
+        views = shape.views(out)
+        out[:] = 0
+        views["targets"][:] = IGNORED
+        views["scalars"][:] = num_targets, step
+        token = target = 0
+        for document, number in enumerate(numbers):
+            ids, wanted = self.ids[number], int(self.num_targets[number])
+            stop = token + len(ids)
+            views["input_ids"][token:stop] = ids
+            views["positions"][token:stop] = np.arange(len(ids))
+            views["rows"][token:stop] = number
+            views["sources"][target : target + wanted] = np.arange(stop - wanted - 1, stop - 1)
+            views["targets"][target : target + wanted] = ids[len(ids) - wanted :]
+            views["cu_seq"][document + 1] = stop
+            token, target = stop, target + wanted
+        views["cu_seq"][len(numbers) + 1 :] = shape.tokens
+
+
+def split_rows(numbers: Sequence[int], lengths: np.ndarray, *, max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
+    """The rows of a step in order, cut into micro-batches of at most `max_rows` rows and `max_tokens` tokens (one row at least)."""
+    parts: list[list[int]] = []
+    tokens = 0
+    for number in numbers:
+        length = int(lengths[number])
+        full = not parts or (max_rows and len(parts[-1]) >= max_rows) or (max_tokens and tokens + length > max_tokens)
+        if full:
+            parts.append([])
+            tokens = 0
+        parts[-1].append(number)
+        tokens += length
+    return parts
+
+
+def plan_shapes(wanted: Sequence[PackedShape], *, most: int = 8) -> list[PackedShape]:
+    """At most `most` shapes that hold every wanted one, chosen so that the fewest tokens are filled up; largest first.
+
+    Token counts are rounded up to a sixty-fourth of the largest (at least 16: a product's tile), then cut into groups by
+    dynamic programming over the sorted counts.
+    """
+    largest = max(shape.tokens for shape in wanted)
+    grain = max(16, -(-largest // 64 // 16) * 16)
+    rounded = np.array([-(-shape.tokens // grain) * grain for shape in wanted])
+    counts, times = np.unique(rounded, return_counts=True)
+    edges = _best_edges(counts, times, most)
+    shapes = []
+    for low, high in zip([0, *edges[:-1]], edges, strict=True):
+        inside = [shape for shape, tokens in zip(wanted, rounded, strict=True) if low < tokens <= high]
+        slack = max(high - shape.tokens for shape in inside)
+        longest = max(slack, *(shape.longest for shape in inside))
+        shapes.append(
+            PackedShape(
+                tokens=high,
+                documents=max(shape.documents for shape in inside),
+                longest=-(-longest // 16) * 16,
+                targets=-(-max(shape.targets for shape in inside) // 8) * 8,
+            )
+        )
+    return shapes[::-1]
+
+
+def _best_edges(counts: np.ndarray, times: np.ndarray, most: int) -> list[int]:
+    """Upper edges (ascending) of at most `most` groups of the sorted `counts`: Σ times · (edge - count) is least."""
+    num = len(counts)
+    weight, mass = np.concatenate([[0], np.cumsum(times)]), np.concatenate([[0], np.cumsum(times * counts)])
+
+    def cost(start: int, stop: int) -> float:
+        return float(counts[stop - 1] * (weight[stop] - weight[start]) - (mass[stop] - mass[start]))
+
+    best = [[0.0] + [float("inf")] * num]
+    cut = [[0] * (num + 1)]
+    for _ in range(min(most, num)):
+        row, where = [0.0] + [float("inf")] * num, [0] * (num + 1)
+        for stop in range(1, num + 1):
+            choices = [best[-1][start] + cost(start, stop) for start in range(stop)]
+            where[stop] = int(np.argmin(choices))
+            row[stop] = choices[where[stop]]
+        best.append(row)
+        cut.append(where)
+    edges, stop = [], num
+    for level in range(len(cut) - 1, 0, -1):
+        if stop == 0:
+            break
+        edges.append(int(counts[stop - 1]))
+        stop = cut[level][stop]
+    return edges[::-1]
+
+
+def shape_for(shape: PackedShape, shapes: Sequence[PackedShape]) -> int:
+    """Index of the smallest of `shapes` (largest first) that holds `shape`."""
+    for index in range(len(shapes) - 1, -1, -1):
+        room = shapes[index]
+        slack = room.tokens - shape.tokens
+        fits = slack >= 0 and room.documents >= shape.documents and room.longest >= max(shape.longest, slack) and room.targets >= shape.targets
+        if fits:
+            return index
+    raise AssertionError(f"no planned shape holds {shape}: the plan was made for other rows")

@@ -1,0 +1,174 @@
+"""Causal attention over packed documents, and the one place that knows how PyTorch's releases differ in it.
+
+tsugiki_packed   q, k, v [1, h, n, d] hold documents one after another; `cu_seq` [documents + 1] says where each begins.
+                 On CUDA in 16 bits: `varlen_attn` (flash attention). Elsewhere its twin: SDPA document by document,
+                 so that no n × n mask exists. With a `store`, keys and values are kept there: the reading of a prompt.
+tsugiki_stored   q [rows, h, 1, d], one new token a row, over the keys and values in the `store`: the writing of an answer.
+
+Registered with transformers without mask functions, so that transformers builds no mask and never waits for the device.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from tsugiki.errors import ModelError
+
+PACKED, STORED = "tsugiki_packed", "tsugiki_stored"
+_NEUTRAL = {"softcap": None, "s_aux": None, "sliding_window": None, "head_mask": None}
+# torch 2.11's flash kernel takes fewer key heads as they are; from 2.12 on it must be asked for.
+_GQA: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+
+class KeyValueStore:
+    """Keys and values of `rows` rows of at most `longest` tokens, layer by layer; made at the first use of each layer.
+
+    `token_rows`, `token_positions` [n] say where the tokens of the coming packed prompts belong.
+    `lengths` [rows] are the tokens held by each row: the position of the coming one.
+    """
+
+    def __init__(self, rows: int, longest: int, device: torch.device):
+        self.rows, self.longest, self.device = rows, longest, device
+        self.token_rows = self.token_positions = torch.zeros(0, dtype=torch.long, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def layer(self, index: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(keys, values) [rows, longest, h_kv, d] of a layer; `like` [..., h_kv, d]."""
+        if index not in self.layers:
+            shape = (self.rows, self.longest, *like.shape[-2:])
+            self.layers[index] = (like.new_zeros(shape), like.new_zeros(shape))
+        return self.layers[index]
+
+    def put_prompts(self, index: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Keeps keys and values [n, h_kv, d] of packed prompts."""
+        keys, values = self.layer(index, k)
+        keys[self.token_rows, self.token_positions] = k
+        values[self.token_rows, self.token_positions] = v
+
+    def keep_rows(self, wanted: torch.Tensor) -> None:
+        """Moves the rows `wanted` to the front."""
+        for keys, values in self.layers.values():
+            for one in (keys, values):
+                one[: len(wanted)] = one[wanted]
+        self.lengths[: len(wanted)] = self.lengths[wanted]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    cu_seq: torch.Tensor,
+    longest: int,
+    store: KeyValueStore | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Each document attends causally to itself. Faces transformers' attention interface.
+
+    Args:
+        query: [1, h, n, d]; key, value: [1, h_kv, n, d]
+        cu_seq: int32 [documents + 1], ascending from 0 to n; equal neighbours are empty documents
+        longest: no document is longer
+
+    Returns:
+        [1, n, h, d], None
+
+    Raises:
+        ModelError: the model asks for what is not implemented here (a window shorter than the rows, capped scores).
+    """
+    _refuse_others(module, attention_mask, dropout, longest, others)
+    q, k, v = (one[0].transpose(0, 1).to(value.dtype) for one in (query, key, value))  # rotary angles in fp32 may have widened q and k
+    if store is not None:
+        store.put_prompts(module.layer_idx, k, v)  # type: ignore[arg-type]
+    if v.is_cuda:
+        out = varlen_attn(q, k, v, cu_seq, cu_seq, longest, longest, scale=scaling, window_size=(-1, 0), **_GQA)
+        assert isinstance(out, torch.Tensor)
+        return out[None], None
+    return by_document(q, k, v, cu_seq.tolist(), scaling)[None], None
+
+
+def by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edges: list[int], scaling: float | None) -> torch.Tensor:
+    """[n, h, d] → [n, h, d]; the reference, and the CPU path."""
+    outs = []
+    for start, stop in pairwise(edges):
+        if stop > start:
+            query, key, value = (one[start:stop].transpose(0, 1)[None] for one in (q, k, v))
+            outs.append(F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+def stored_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    store: KeyValueStore,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """The new token of each row attends to what the store holds of that row, itself included.
+
+    Args:
+        query: [rows, h, 1, d]; key, value: [rows, h_kv, 1, d], put into the store at `store.lengths`; the rows may be
+            fewer than the store's: its first ones
+
+    Returns:
+        [rows, 1, h, d], None
+    """
+    _refuse_others(module, attention_mask, dropout, store.longest, others)
+    rows, heads, _, width = query.shape
+    keys, values = (one[:rows] for one in store.layer(module.layer_idx, key.transpose(1, 2)))  # type: ignore[arg-type]
+    lengths = store.lengths[:rows]
+    everyone = torch.arange(rows, device=query.device)
+    keys[everyone, lengths] = key[:, :, 0].to(keys.dtype)
+    values[everyone, lengths] = value[:, :, 0]
+    seen = torch.arange(store.longest, device=query.device) <= lengths[:, None]
+    # Query heads that share a key head stand as that head's queries: no key is copied.
+    grouped = query.to(values.dtype).reshape(rows, keys.shape[2], -1, width)
+    mask = seen[:, None, None].expand(rows, 1, grouped.shape[2], -1)
+    out = F.scaled_dot_product_attention(grouped, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask, scale=scaling)
+    return out.reshape(rows, 1, heads, width), None
+
+
+def _refuse_others(module: nn.Module, attention_mask: torch.Tensor | None, dropout: float, longest: int, others: dict[str, Any]) -> None:
+    """Raises `ModelError` for what the functions here do not do."""
+    for name, neutral in _NEUTRAL.items():
+        asked = others.get(name, neutral)
+        if asked is not neutral and not (name == "sliding_window" and asked >= longest):
+            raise ModelError(f'{type(module).__name__}: attention with {name} = {asked} is not implemented for packed rows. Set train.step = "eager"')
+    if attention_mask is not None or dropout:
+        raise ModelError(f'{type(module).__name__}: packed rows take no mask and no attention dropout. Set train.step = "eager"')
+
+
+@contextmanager
+def attending(model: Any, implementation: str) -> Iterator[None]:
+    """Within it the model's attention is `PACKED` or `STORED`: call it with the arguments that needs."""
+    config = model.config
+    before = config._attn_implementation
+    config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionInterface.register(STORED, stored_attention)

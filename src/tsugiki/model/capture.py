@@ -1,0 +1,55 @@
+"""CUDA graphs that share one memory pool: record once, replay without Python or launches in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tsugiki.model.loading import Numerics
+
+
+def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> str | None:
+    """Why the fast paths do not exist here, or None: they need CUDA, 16-bit products and attention that can be exchanged."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, this is {device.type}"
+    if numerics.compute != "bf16":
+        return f"flash attention over packed rows needs 16-bit products, this run computes in {numerics.compute}"
+    if not getattr(model, "_supports_attention_backend", False) or not repeated_layers(model):
+        return f"the attention of {type(model).__name__} cannot be exchanged"
+    return None
+
+
+def repeated_layers(model: Any) -> list[nn.Module]:
+    """The transformer layers, by the class names that transformers keeps for splitting a model over devices."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.base_model.modules() if type(module).__name__ in names]
+
+
+class Recorder:
+    """Records work on one stream into graphs of one pool. Record the largest first: later ones then reuse its memory.
+
+    The graphs of a pool must not run at the same time, and what one leaves in memory of the pool may be overwritten by
+    the next: results that outlive a replay belong into tensors made before.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Runs `work` once, unrecorded: compiles, loads kernels, makes workspaces."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            work()
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Records `work`, which must read and write fixed tensors and never wait for the device."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            work()
+        return graph

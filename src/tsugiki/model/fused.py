@@ -1,0 +1,158 @@
+"""The adapted model rewired for speed: linear layers that read one input become one product, adapters included.
+
+    q = Wq x    k = Wk x    v = Wv x         →   [q | k | v] = [Wq; Wk; Wv] x  +  adapters, in one operator
+
+The products read a copy of the adapters in the base's dtype (`Shadow`), so that nothing is cast inside the step; the
+fp32 adapters stay the ones that the optimiser moves. Undone on leaving `fused`; results equal the plain path's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tsugiki.model.layouts import groups_of, replace_module, weight_of
+from tsugiki.model.lora import LoraLinear, lora_layers
+from tsugiki.model.lora_ops import adapted_linear
+
+
+@dataclass
+class Shadow:
+    """The adapters in the dtype of the products: `leaves` are views of `values`, in the order of the fp32 `flat` buffer."""
+
+    flat: torch.Tensor
+    values: torch.Tensor
+    leaves: list[torch.Tensor]
+
+    def refresh(self) -> None:
+        """Copies the fp32 adapters. One kernel."""
+        self.values.copy_(self.flat)
+
+    def accumulate(self, gradients: Sequence[torch.Tensor], into: torch.Tensor) -> None:
+        """Adds the gradients of `leaves` to the flat fp32 gradient `into`."""
+        into.add_(torch.cat([one.reshape(-1) for one in gradients]))
+
+
+class FusedLinears(nn.Module):
+    """Frozen linear layers over one input, called one after another, computed at the first call."""
+
+    kept: Any
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, splits: list[int]):
+        super().__init__()
+        self.weight, self.bias, self.splits = weight, bias, splits
+        self.a: Any = None
+        self.b: Any = None
+        self.starts: list[int] = []
+        self.widths: list[int] = []
+        self.scale = 1.0
+        self.kept = None
+
+    def forward(self, z: torch.Tensor, index: int) -> torch.Tensor:
+        """[..., d_in] → [..., splits[index]]; the calls come in order, with the same input."""
+        if index == 0:
+            self.kept = self._product(z).split(self.splits, dim=-1)
+        out: torch.Tensor = self.kept[index]
+        if index == len(self.splits) - 1:
+            self.kept = None
+        return out
+
+    def _product(self, z: torch.Tensor) -> torch.Tensor:
+        z = z.to(self.weight.dtype)
+        if self.a is None:
+            return torch.nn.functional.linear(z, self.weight, self.bias)
+        flat = z.reshape(-1, z.shape[-1])
+        h, _ = adapted_linear(flat, self.weight, self.bias, self.a, self.b, self.starts, self.widths, self.scale)
+        return h.view(*z.shape[:-1], h.shape[-1])
+
+
+class FusedPart(nn.Module):
+    """Stands where one of the fused layers stood."""
+
+    def __init__(self, whole: FusedLinears, index: int):
+        super().__init__()
+        self.whole, self.index = whole, index
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.whole(z, self.index)
+        return out
+
+
+def can_fuse(model: nn.Module) -> bool:
+    """Whether there are adapters and none drops out its input (each would drop another part: no product to share)."""
+    adapted = [layer for _, layer in lora_layers(model)]
+    return bool(adapted) and not any(layer.dropout for layer in adapted)
+
+
+@contextmanager
+def fused(model: nn.Module, flat: torch.Tensor) -> Iterator[Shadow]:
+    """Rewires the adapted model whose adapters are views of `flat`; yields their shadow."""
+    dtype = weight_of(lora_layers(model)[0][1].base).dtype
+    shadow = Shadow(flat=flat, values=flat.to(dtype, copy=True), leaves=[])
+    undo: list[tuple[str, nn.Module]] = []
+    try:
+        for paths in groups_of(model):
+            modules = [model.get_submodule(path) for path in paths]
+            if len(modules) == 1 and not isinstance(modules[0], LoraLinear):
+                continue
+            whole = _join(modules, shadow)
+            for index, (path, module) in enumerate(zip(paths, modules, strict=True)):
+                undo.append((path, module))
+                replace_module(model, path, FusedPart(whole, index))
+        yield shadow
+    finally:
+        for path, module in undo:
+            replace_module(model, path, module)
+
+
+def _join(modules: list[nn.Module], shadow: Shadow) -> FusedLinears:
+    bases: list[Any] = [module.base if isinstance(module, LoraLinear) else module for module in modules]
+    weights = [weight_of(one).t() if isinstance(one, Conv1D) else weight_of(one) for one in bases]
+    splits = [len(weight) for weight in weights]
+    weight = weights[0].detach() if len(weights) == 1 else _one_storage(bases, weights)
+    biases = [one.bias for one in bases]
+    bias = None
+    if any(one is not None for one in biases):
+        bias = torch.cat([weight.new_zeros(width) if one is None else one.detach() for one, width in zip(biases, splits, strict=True)])
+    whole = FusedLinears(weight, bias, splits)
+    _add_adapters(whole, modules, shadow)
+    return whole
+
+
+def _one_storage(bases: list[Any], weights: list[torch.Tensor]) -> torch.Tensor:
+    """Stacks the weights and lets the layers view the stack: nothing is stored twice."""
+    joined = torch.cat([weight.detach() for weight in weights])
+    for base, part in zip(bases, joined.split([len(weight) for weight in weights]), strict=True):
+        base.weight.data = part.t() if isinstance(base, Conv1D) else part
+    return joined
+
+
+def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow) -> None:
+    a: list[torch.Tensor] = []
+    b: list[torch.Tensor] = []
+    start = 0
+    for module, width in zip(modules, whole.splits, strict=True):
+        if isinstance(module, LoraLinear):
+            whole.scale = module.scale
+            a += module.lora_a
+            b += module.lora_b
+            whole.starts += [start + place.start for place in module.places]
+            whole.widths += [place.stop - place.start for place in module.places]
+        start += width
+    if a:
+        whole.a, whole.b = _leaf(a, shadow), _leaf(b, shadow)
+
+
+def _leaf(parts: list[torch.Tensor], shadow: Shadow) -> torch.Tensor:
+    """The stretch of the shadow where `parts` lie one after another in the flat buffer, as [Σ rows, columns]."""
+    start, size = parts[0].storage_offset(), sum(part.numel() for part in parts)
+    assert [part.storage_offset() for part in parts] == [start + sum(p.numel() for p in parts[:i]) for i in range(len(parts))], "not laid out side by side"
+    leaf = shadow.values[start : start + size].view(-1, parts[0].shape[1]).detach().requires_grad_()
+    shadow.leaves.append(leaf)
+    return leaf
