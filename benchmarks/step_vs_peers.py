@@ -98,7 +98,7 @@ def ours(size: str, layout: str, work: str, steps: int, method: str = "lora", st
         "first_step_s": round(first_step_s, 2),
         "first_loss": first_loss,
         **spread([1000 * s for s in history.step_s[5:]], history.step_tokens[5:]),
-        "peak_gib": gib(torch.cuda.max_memory_allocated()),
+        "peak_gib": gib(result.measurement.peak_allocated_bytes or 0),
         "reserved_gib": gib(torch.cuda.max_memory_reserved()),
         **extra,
     }
@@ -214,6 +214,7 @@ def spread(times: list[float], tokens: list[int]) -> dict[str, Any]:
         "ms_mean": round(statistics.fmean(times), 3),
         "ms_quartiles": [round(ordered[len(ordered) // 4], 3), round(ordered[3 * len(ordered) // 4], 3)],
         "n": len(times),
+        "times_ms": [round(one, 1) for one in times],
         "tokens_per_step": round(statistics.fmean(tokens), 1),
         "tokens_per_s": round(1000 * sum(tokens) / sum(times), 1),
     }
@@ -233,7 +234,7 @@ CASES: dict[str, Callable[[str, str, str, int], dict[str, Any]]] = {
     "ours": ours,
     "ours_ft": lambda size, layout, work, n: ours(size, layout, work, n, method="full"),
     "ours_eager": lambda size, layout, work, n: ours(size, layout, work, min(n, 30), step="eager"),
-    "peft": lambda size, layout, work, n: peer(size, layout, work, min(n, 30), "peft"),
+    "peft": lambda size, layout, work, n: peer(size, layout, work, n, "peft"),
     "peft_liger": lambda size, layout, work, n: peer(size, layout, work, min(n, 30), "peft_liger"),
     "peft_checkpointing": lambda size, layout, work, n: peer(size, layout, work, min(n, 20), "peft_checkpointing"),
     "peft_liger_checkpointing": lambda size, layout, work, n: peer(size, layout, work, min(n, 20), "peft_liger_checkpointing"),
@@ -304,7 +305,7 @@ def main() -> None:
         if "tokens_per_step" in here[case]:
             here[case]["floor_ms"] = floor_ms(size, layout, here[case]["tokens_per_step"])
         here[case]["seconds_in_all"] = round(time.perf_counter() - start, 1)
-        print(key, case, {k: v for k, v in here[case].items() if k not in ("answers", "shapes")}, flush=True)
+        print(key, case, {k: v for k, v in here[case].items() if k not in ("answers", "shapes", "times_ms")}, flush=True)
         same_first_loss(here)
         kept["summary"] = summarise(kept["cases"])
         args.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,17 +24,17 @@ CUDA = torch.device("cuda")
 
 
 def course(
-    kind: str, method: str, step: str, folder: Path | None = None, upto: int | None = None, lora: LoraConfig | None = None, **settings
+    kind: str, method: str, step: str, folder: Path | None = None, upto: int | None = None, lora: LoraConfig | None = None, **settings: Any
 ) -> tuple[list[float], Lane]:
     numerics = pick_numerics(method, "auto", CUDA)
     model = tiny.MODELS[kind]().to(CUDA, torch.bfloat16 if numerics.base == "bf16" else torch.float32)
     no_dropout(model)
-    lane = lane_of(model, config(epochs=6, learning_rate=1e-2, step=step, **settings), method, 10, lora)
+    lane = lane_of(model, config(epochs=6, learning_rate=1e-2 if method == "lora" else 1e-3, step=step, **settings), method, 10, lora)
     lane.steps = upto or lane.steps
     with open_step(model, lane, rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
         assert isinstance(opened, CapturedStep) == (step == "captured")
         history = fit(opened, [lane], CUDA, folders=[folder], checkpoint_every_s=0.0)[0].history
-    assert type(model.base_model.get_submodule("layers.0" if kind == "llama" else "h.0"))._call_impl is torch.nn.Module._call_impl
+    assert all(module._compiled_call_impl is None for module in model.modules())
     return history.loss, lane
 
 
@@ -76,7 +77,7 @@ def test_a_step_too_large_for_the_memory_is_split(monkeypatch: pytest.MonkeyPatc
 
     def full(self: CapturedStep, wanted: dict) -> list:
         seen.append(self.max_tokens)
-        if len(seen) < 3:
+        if len(seen) < 2:
             raise torch.OutOfMemoryError("as if")
         return record(self, wanted)
 
@@ -84,7 +85,7 @@ def test_a_step_too_large_for_the_memory_is_split(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(captured.CapturedStep, "_record_all", full)
     split, _ = course("llama", "lora", "captured")
     assert seen[0] is None
-    assert seen[2] < seen[1]
+    assert seen[1] is not None
     assert split == pytest.approx(straight, rel=1e-2)
 
 

@@ -46,6 +46,8 @@ class LoraLinear(nn.Module):
         self.dropout = config.dropout
         self.clock = clock
         device = weight_of(base).device
+        # A tensor, not numbers: layers that differ in a number would each be compiled anew.
+        self.numbers = torch.tensor([_number(f"{place.path}:{place.word}") for place in places], device=device)
         d_in = in_features(base)
         self.whole = len(places) == 1 and places[0].start == 0 and places[0].stop == out_features(base)
         self.lora_a = nn.ParameterList([_start_a(place, config.rank, d_in, seed, device) for place in places])
@@ -58,8 +60,8 @@ class LoraLinear(nn.Module):
         if not torch.is_autocast_enabled(z.device.type):
             x = z.to(self.lora_a[0].dtype)
         updates = []
-        for place, a, b in zip(self.places, self.lora_a, self.lora_b, strict=True):
-            updates.append((place, low_rank_update(self._dropped(x, place), a, b, self.scale).to(h.dtype)))
+        for index, (place, a, b) in enumerate(zip(self.places, self.lora_a, self.lora_b, strict=True)):
+            updates.append((place, low_rank_update(self._dropped(x, index), a, b, self.scale).to(h.dtype)))
         if self.whole:
             return h + updates[0][1]
         h = h.clone()
@@ -67,13 +69,12 @@ class LoraLinear(nn.Module):
             h[..., place.start : place.stop] += update
         return h
 
-    def _dropped(self, x: torch.Tensor, place: Place) -> torch.Tensor:
+    def _dropped(self, x: torch.Tensor, index: int) -> torch.Tensor:
         clock = self.clock
         if not self.dropout or clock.rows is None:
             return x
         assert clock.positions is not None, "rows without positions"
-        layer = _number(f"{place.path}:{place.word}")
-        mask = dropout_mask(clock.seed, clock.step, layer, clock.rows, clock.positions, x.shape[-1], self.dropout)
+        mask = dropout_mask(clock.seed, clock.step, self.numbers[index], clock.rows, clock.positions, x.shape[-1], self.dropout)
         return x * mask.to(x.dtype)
 
 

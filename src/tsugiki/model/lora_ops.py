@@ -6,6 +6,8 @@ the A's stacked, and writes its own backward pass: it keeps the input and x Aᵀ
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -41,19 +43,32 @@ def _logical_shift(z: torch.Tensor, bits: int) -> torch.Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def dropout_mask(seed: int, step: int | torch.Tensor, layer: int, rows: torch.Tensor, positions: torch.Tensor, width: int, share: float) -> torch.Tensor:
+def dropout_mask(
+    seed: int, step: int | torch.Tensor, layer: int | torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, width: int, share: float
+) -> torch.Tensor:
     """Keep-mask [..., width] for tokens at `positions` [...] of the rows `rows` [...], scaled by 1 / (1 - share).
 
     A value depends on (seed, step, layer, row number, position, feature) alone: not on the batch a row stands in,
     nor on padding or packing, nor on any generator's state. So a resumed run and a run among others draw the same masks.
     """
-    counter = torch.zeros((), dtype=torch.int64, device=rows.device) + (seed * 1_000_003 + step)
-    start = _mix(_mix(counter * _MULTIPLIERS[0]) + layer)
+    counter = torch.zeros((), dtype=torch.int64, device=rows.device)
+    return keep_mask(counter + (seed * 1_000_003 + step), counter + layer, rows, positions, width, share)
+
+
+@torch.library.custom_op("tsugiki::keep_mask", mutates_args=())
+def keep_mask(step: torch.Tensor, layer: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, width: int, share: float) -> torch.Tensor:
+    """The mask of `dropout_mask`. An operator of its own, because Triton 3.6 does not compile these 64-bit products."""
+    start = _mix(_mix(step * _MULTIPLIERS[0]) + layer)
     by_row = _mix(start + rows.to(torch.int64) * _MULTIPLIERS[0])
     by_position = _mix(by_row + positions * _MULTIPLIERS[0])
     bits = _mix(by_position[..., None] + torch.arange(width, device=rows.device) * _MULTIPLIERS[0])
     uniform = _logical_shift(bits, 40).to(torch.float32) / 2**24
     return (uniform >= share).to(torch.float32) / (1.0 - share)
+
+
+@keep_mask.register_fake
+def _(step: torch.Tensor, layer: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, width: int, share: float) -> torch.Tensor:
+    return step.new_empty((*torch.broadcast_shapes(rows.shape, positions.shape), width), dtype=torch.float32)
 
 
 @torch.library.custom_op("tsugiki::adapted_linear", mutates_args=())
@@ -81,8 +96,11 @@ def adapted_linear(
 
     Source: Hu et al. 2021, eq. 3, once for each range of outputs.
     """
+    xa = x.new_empty(len(x), len(a))
+    with _beside(x):
+        torch.mm(x, a.t(), out=xa)
     h = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
-    xa = torch.mm(x, a.t())
+    _join(x)
     for out, inner, factor in _adapters(h, xa, b, starts, widths):
         out.baddbmm_(inner, factor.transpose(1, 2), alpha=scale)
     return h, xa
@@ -103,13 +121,37 @@ def adapted_linear_backward(
     """(∂x [n, d_in], ∂a, ∂b) from ∂h [n, d_out]: dx = dh W + dxa A, dA = dxaᵀ x, dB_i = scale · dh_iᵀ xa_i."""
     if dh.stride(-1) != 1:
         dh = dh.contiguous()
-    dxa, db = torch.empty_like(xa), torch.empty_like(b)
-    for (part, inner, factor), (_, dinner, dfactor) in zip(_adapters(dh, xa, b, starts, widths), _adapters(dh, dxa, db, starts, widths), strict=True):
-        torch.baddbmm(dinner, part, factor, beta=0, alpha=scale, out=dinner)
-        torch.baddbmm(dfactor, part.transpose(1, 2), inner, beta=0, alpha=scale, out=dfactor)
+    dxa, da, db = torch.empty_like(xa), torch.empty_like(a), torch.empty_like(b)
+    pairs = list(zip(_adapters(dh, xa, b, starts, widths), _adapters(dh, dxa, db, starts, widths), strict=True))
+    with _beside(dh):
+        for (part, inner, factor), (_, dinner, dfactor) in pairs:
+            torch.baddbmm(dinner, part, factor, beta=0, alpha=scale, out=dinner)
+            torch.baddbmm(dfactor, part.transpose(1, 2), inner, beta=0, alpha=scale, out=dfactor)
+        torch.mm(dxa.t(), x, out=da)
     dx = torch.mm(dh, weight)
+    _join(dh)
     dx.addmm_(dxa, a)
-    return dx, torch.mm(dxa.t(), x), db
+    return dx, da, db
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _beside(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """What is launched within runs beside what follows on the current stream, until `_join`: the small products of the
+    adapters hide behind the large one. Their outputs must be allocated before. On a CPU: nothing."""
+    if not x.is_cuda:
+        return nullcontext()
+    side = _side_stream(x.device)
+    side.wait_stream(torch.cuda.current_stream(x.device))
+    return torch.cuda.stream(side)
+
+
+def _join(x: torch.Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.current_stream(x.device).wait_stream(_side_stream(x.device))
 
 
 def _adapters(

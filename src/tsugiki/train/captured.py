@@ -7,6 +7,7 @@ The plain path (`train/step`) is the reference: same rows, same masks, same loss
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -69,6 +70,7 @@ class CapturedStep:
         wanted = {tuple(part): rows.exact_shape(part) for parts in self.plan for part in parts}
         self.shapes = plan_shapes(list(wanted.values()))
         self.recorder = Recorder(device)
+        torch.cuda.reset_peak_memory_stats(device)
         self.loss = torch.zeros((), device=device)
         self.result = torch.zeros(2, device=device)
         self.batches = [PackedBatch(shape=shape, buffer=torch.zeros(shape.size, dtype=torch.long, device=device)) for shape in self.shapes]
@@ -78,12 +80,19 @@ class CapturedStep:
         self.coming = lane.step
         self.graphs = self._record_all(wanted)
         self.update = self._record_update()
+        # A replay allocates nothing that the allocator sees: what a step needs shows while it is recorded.
+        self.peak_bytes = torch.cuda.max_memory_allocated(device)
 
     def _split(self, numbers: Sequence[int]) -> list[list[int]]:
         return split_rows(numbers, self.rows.lengths, max_rows=self.lane.config.micro_batch, max_tokens=self.max_tokens)
 
     def _record_all(self, wanted: dict[tuple[int, ...], PackedShape]) -> list[torch.cuda.CUDAGraph]:
         """Largest first; real rows are in the buffers while kernels warm up."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
+            return self._record(wanted)
+
+    def _record(self, wanted: dict[tuple[int, ...], PackedShape]) -> list[torch.cuda.CUDAGraph]:
         example = {shape_for(shape, self.shapes): part for part, shape in wanted.items()}
         graphs = []
         for index, batch in enumerate(self.batches):
@@ -209,7 +218,8 @@ def _compiled_layers(model: Any) -> Iterator[None]:
     try:
         for layer in layers:
             layer.compile(dynamic=True)
-        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        # Sizes that happen to be equal (tokens and heads, say) must not be taken for one size: other rows would compile anew.
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.fx.experimental._config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             yield
     except torch._dynamo.exc.TorchDynamoException as broken:
         raise RunError(f'the layers cannot be compiled here: {str(broken).splitlines()[0]}. Set train.step = "eager" to train without') from broken

@@ -88,7 +88,7 @@ class _Course:
 
     def __init__(self, step: Any, lane: Lane, device: torch.device, folder: Path | None, on_progress: Any, every_s: float):
         self.step, self.lane, self.folder, self.on_progress, self.every_s = step, lane, folder, on_progress, every_s
-        self.meter = Meter(device)
+        self.meter = Meter(device, getattr(step, "peak_bytes", 0))
         self.history = History()
         self.pending: list[StepResult] = []
         self.resumed_from = self._resume()

@@ -57,8 +57,9 @@ def peak_process_bytes() -> int:
 class Meter:
     """Call `begin` before and `end` after each step; `settle` when the device was synchronised anyway."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, peak_bytes: int = 0):
+        """`peak_bytes` were allocated on the device while the steps to come were recorded."""
+        self.device, self.recorded_bytes = device, peak_bytes
         self.step_s: list[float] = []
         self.step_tokens: list[int] = []
         self.process_bytes = 0
@@ -93,7 +94,9 @@ class Meter:
 
     @property
     def memory_bytes(self) -> int:
-        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else self.process_bytes
+        if self.device.type != "cuda":
+            return self.process_bytes
+        return max(self.recorded_bytes, torch.cuda.max_memory_allocated(self.device))
 
     def measurement(self) -> Measurement:
         self.settle()
@@ -105,7 +108,7 @@ class Meter:
             step_s_median=statistics.median(times) if times else None,
             step_s_mean=statistics.fmean(times) if times else None,
             tokens_per_s=sum(tokens) / sum(times) if times else None,
-            peak_allocated_bytes=torch.cuda.max_memory_allocated(self.device) if cuda else None,
+            peak_allocated_bytes=self.memory_bytes if cuda else None,
             peak_reserved_bytes=torch.cuda.max_memory_reserved(self.device) if cuda else None,
             peak_process_bytes=None if cuda else self.process_bytes,
         )

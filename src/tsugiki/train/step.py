@@ -33,6 +33,7 @@ class EagerStep:
     """Steps of any lane over one model."""
 
     kind = "eager"
+    peak_bytes = 0  # what was allocated before the first step and belongs to every step: nothing
 
     def __init__(self, model: Any, rows: Sequence[Tokens], pad_id: int, device: torch.device, numerics: Numerics):
         self.backbone, self.head = backbone_and_head(model)
