@@ -84,6 +84,8 @@ def main() -> None:
         answers = {}
         if base.device.type == "cuda":
             runs["captured"] = ours(base, rows, "captured", base.device, base.numerics)
+            detach(base.model)
+            runs["captured again"] = ours(base, rows, "captured", base.device, base.numerics)
             validation = tokenize(base.tokenizer, task, task.examples["validation"], 512)
             for kind in ("eager", "captured"):
                 start = time.perf_counter()

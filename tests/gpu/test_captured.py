@@ -56,7 +56,7 @@ def test_the_captured_step_trains_as_the_plain_one(kind: str, method: str, lora:
     assert captured == pytest.approx(plain, rel=1e-2)
     assert captured[-1] < captured[0]
     assert not counters["graph_break"], dict(counters["graph_break"])
-    assert counters["stats"]["unique_graphs"] == 1, dict(counters["stats"])
+    assert counters["stats"]["unique_graphs"] <= 1, dict(counters["stats"])
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -68,24 +68,24 @@ def test_a_captured_run_resumed_goes_on_to_the_same_losses(method: str, tmp_path
     assert all(torch.equal(parameter, lane.parameters[name]) for name, parameter in whole.parameters.items())
 
 
-def test_a_step_too_large_for_the_memory_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows a step stay the same; only the backward passes get smaller."""
-    from tsugiki.train import captured
-
+@pytest.mark.parametrize("refused", [1, 4])
+def test_a_step_too_large_for_the_memory_is_split_then_recomputed(refused: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows a step stay the same; the backward passes get smaller, and at last the layers compute twice."""
     record = CapturedStep._record_all
-    seen: list[int | None] = []
+    seen: list[CapturedStep] = []
 
     def full(self: CapturedStep, wanted: dict) -> list:
-        seen.append(self.max_tokens)
-        if len(seen) < 2:
+        seen.append(self)
+        if len(seen) <= refused:
             raise torch.OutOfMemoryError("as if")
         return record(self, wanted)
 
     straight, _ = course("llama", "lora", "captured")
-    monkeypatch.setattr(captured.CapturedStep, "_record_all", full)
+    monkeypatch.setattr(CapturedStep, "_record_all", full)
     split, _ = course("llama", "lora", "captured")
-    assert seen[0] is None
-    assert seen[1] is not None
+    assert seen[0].max_tokens is None
+    assert seen[1].max_tokens is not None
+    assert seen[-1].recomputed == (refused == 4)
     assert split == pytest.approx(straight, rel=1e-2)
 
 

@@ -15,7 +15,7 @@ from tsugiki.data.packing import PackableRows, PackedBatch, PackedShape
 from tsugiki.errors import ModelError, RunError
 from tsugiki.model.attention import PACKED, attending
 from tsugiki.model.fused import can_fuse, fused
-from tsugiki.train.captured import PackedForward, open_step
+from tsugiki.train.captured import PackedForward, open_step, recomputed_layers
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane
 from tsugiki.train.step import EagerStep
@@ -23,12 +23,14 @@ from tsugiki.train.step import EagerStep
 ROOM = PackedShape(tokens=7, documents=2, longest=8, targets=3)  # idle tokens, documents and targets beyond the rows
 
 
-def train_packed(model: torch.nn.Module, lane: Lane) -> list[float]:
+def train_packed(model: torch.nn.Module, lane: Lane, recomputed: bool = False) -> list[float]:
     """What the captured step does, without the capture."""
     packable, losses = PackableRows.of(rows()), []
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
         shadow = rewired.enter_context(fused(model, lane.flat)) if lane.flat is not None and can_fuse(model) else None
+        if recomputed:
+            rewired.enter_context(recomputed_layers(model))
         forward = PackedForward(model, lane, FP32, CPU, shadow)
         while not lane.done:
             numbers = lane.rows()
@@ -81,6 +83,16 @@ def test_packed_equals_padded(kind: str, method: str, lora: LoraConfig | None) -
         assert torch.allclose(parameter, packed.parameters[name], atol=2e-4), name
     assert {name: type(module) for name, module in model.named_modules()} == {name: kind for name, (kind, _) in before.items()}
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items() if "lora" not in name and method == "lora")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_recomputed_layers_train_alike(kind: str) -> None:
+    losses = []
+    for recomputed in (False, True):
+        model = tiny.MODELS[kind]()
+        lane = lane_of(model, config(epochs=2), "lora", 10, LoraConfig(targets="q+v", rank=4, dropout=0.1))
+        losses.append(train_packed(model, lane, recomputed))
+    assert losses[0] == losses[1]
 
 
 def test_only_the_documents_own_tokens_are_seen() -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tsugiki.data.packing import PackableRows, PackedBatch, PackedShape, plan_shapes, shape_for, split_rows
 from tsugiki.data.prompts import Tokens
@@ -27,6 +29,7 @@ from tsugiki.train.loss import packed_loss
 from tsugiki.train.step import EagerStep, StepResult
 
 HOST_BUFFERS = 8
+MOST_VARIANTS = 64  # of a layer compiled in one process: methods, targets, ranks
 
 
 class PackedForward:
@@ -62,6 +65,7 @@ class CapturedStep:
     """Steps of one lane on CUDA. Make it with `captured_step`; it records everything before the first step."""
 
     kind = "captured"
+    recomputed = False
 
     def __init__(self, forward: PackedForward, lane: Lane, rows: PackableRows, max_tokens: int | None):
         self.forward, self.lane, self.rows, self.max_tokens = forward, lane, rows, max_tokens
@@ -178,7 +182,8 @@ def captured_step(model: Any, lane: Lane, rows: Sequence[Tokens], device: torch.
     """The captured step of a lane; the model is rewired within and as before afterwards.
 
     When the device's memory does not hold a whole step, the step is cut into micro-batches of half as many tokens, and
-    again, until it fits: which rows make a step never changes.
+    again, until it fits: which rows make a step never changes. Only when not even the longest row fits, layers forget
+    what they computed and compute it again in the backward pass.
 
     Raises:
         RunError: not even the longest row fits, or the layers cannot be compiled here.
@@ -186,6 +191,7 @@ def captured_step(model: Any, lane: Lane, rows: Sequence[Tokens], device: torch.
     packable = PackableRows.of(rows)
     longest = int(packable.lengths.max())
     budget: int | None = None
+    recomputed = False
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
         shadow = rewired.enter_context(fused(model, lane.flat)) if lane.flat is not None and can_fuse(model) else None
@@ -196,11 +202,14 @@ def captured_step(model: Any, lane: Lane, rows: Sequence[Tokens], device: torch.
                 break
             except torch.OutOfMemoryError:
                 budget = _smaller(budget, lane, packable)
-                if budget < longest:
-                    raise RunError(
-                        f"{lane.name}: a row of {longest} tokens does not fit into {device}'s memory. Lower train.max_length, or take LoRA or a smaller model"
-                    ) from None
             torch.cuda.empty_cache()
+            if budget >= longest:
+                continue
+            if recomputed:
+                raise RunError(f"{lane.name}: a row of {longest} tokens does not fit into {device}'s memory. Lower train.max_length, or take a smaller model")
+            rewired.enter_context(recomputed_layers(model))
+            recomputed, budget = True, None
+        step.recomputed = recomputed
         yield step
 
 
@@ -212,17 +221,33 @@ def _smaller(budget: int | None, lane: Lane, rows: PackableRows) -> int:
 
 @contextmanager
 def _compiled_layers(model: Any) -> Iterator[None]:
-    """Compiles one layer, for any number of tokens; its copies share the code."""
-    torch._dynamo.reset()
+    """Compiles one layer, for any number of tokens; its copies share the code, and so do later runs of the process that adapt alike."""
     layers = repeated_layers(model)
+    limits = torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS, accumulated_recompile_limit=16 * MOST_VARIANTS, fail_on_recompile_limit_hit=True)
+    # Sizes that happen to be equal (tokens and heads, say) must not be taken for one size: other rows would compile anew.
+    sizes = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
     try:
         for layer in layers:
             layer.compile(dynamic=True)
-        # Sizes that happen to be equal (tokens and heads, say) must not be taken for one size: other rows would compile anew.
-        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.fx.experimental._config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+        with limits, sizes:
             yield
     except torch._dynamo.exc.TorchDynamoException as broken:
         raise RunError(f'the layers cannot be compiled here: {str(broken).splitlines()[0]}. Set train.step = "eager" to train without') from broken
     finally:
         for layer in layers:
             layer._compiled_call_impl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def recomputed_layers(model: Any) -> Iterator[None]:
+    """Within it a layer keeps its input alone and runs again in the backward pass."""
+    layers = repeated_layers(model)
+    before = [layer._compiled_call_impl for layer in layers]
+    try:
+        for layer, compiled in zip(layers, before, strict=True):
+            # No random numbers are drawn in a layer (dropout counts), and asking for their state would wait for the device.
+            layer._compiled_call_impl = partial(checkpoint, compiled or layer._call_impl, use_reentrant=False, preserve_rng_state=False)
+        yield
+    finally:
+        for layer, compiled in zip(layers, before, strict=True):
+            layer._compiled_call_impl = compiled
