@@ -59,6 +59,8 @@ def _machine_notes(records: Sequence[RunRecord]) -> list[str]:
         notes.add(f"Device: {what['device']}; torch {versions['torch']}, transformers {versions['transformers']}, tsugiki {versions['tsugiki']}.")
         notes.add(f"Model {record.config.model.label}: weights of sha256 {what['model_sha256']}.")
         notes.add(f"Precision, {record.config.method}: products {numerics['compute']}, base {numerics['base']}, trained {numerics['trained']}.")
+        if step := record.happened.get("step"):
+            notes.add(f"Optimiser step, {record.config.method}: {step}.")
     return sorted(notes)
 
 
@@ -72,7 +74,7 @@ def _cost_notes() -> list[str]:
     return [
         "Seconds a step: median / mean, the first 5 steps left out, the device to itself "
         "(where cells ran side by side: a probe of 40 steps, timed the second time round). @8: at the paper's batch of 8.",
-        "Memory: peak of PyTorch's allocator, allocated / reserved, on CUDA; on a CPU the largest resident size of the whole process, "
+        "Memory: peak of PyTorch's allocator, allocated / reserved, on CUDA (a captured step's is taken while it is recorded); on a CPU the largest resident size of the whole process, "
         "which only grows from cell to cell.",
     ]
 

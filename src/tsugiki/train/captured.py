@@ -64,7 +64,6 @@ class PackedForward:
 class CapturedStep:
     """Steps of one lane on CUDA. Make it with `captured_step`; it records everything before the first step."""
 
-    kind = "captured"
     recomputed = False
 
     def __init__(self, forward: PackedForward, lane: Lane, rows: PackableRows, max_tokens: int | None):
@@ -86,6 +85,12 @@ class CapturedStep:
         self.update = self._record_update()
         # A replay allocates nothing that the allocator sees: what a step needs shows while it is recorded.
         self.peak_bytes = torch.cuda.max_memory_allocated(device)
+
+    @property
+    def kind(self) -> str:
+        """For the record: `captured`, and what memory asked for."""
+        cut = f", at most {self.max_tokens:,} tokens a backward pass" if self.max_tokens else ""
+        return "captured" + cut + (", layers computed twice" if self.recomputed else "")
 
     def _split(self, numbers: Sequence[int]) -> list[list[int]]:
         return split_rows(numbers, self.rows.lengths, max_rows=self.lane.config.micro_batch, max_tokens=self.max_tokens)

@@ -166,6 +166,10 @@ class Lane:
             if kept is None or kept.shape != parameter.shape:
                 raise RunError(f"checkpoint of {self.name}: {name} is missing or of another shape: it belongs to another run")
             parameter.copy_(kept)
+        if step and "adam/step" not in tensors:
+            raise RunError(
+                f"checkpoint of {self.name}: the optimiser's state is missing: it was written by another version. Delete its folder to train from the start"
+            )
         if step:
             for key in MOMENTS:
                 for name, moment in self.moments(key).items():
