@@ -6,7 +6,9 @@
 Models are of the paper's two sizes with random weights (a step's time does not depend on their values); rows have the
 lengths of row_lengths.json and random ids. Peers: peft over transformers (with autocast, fused AdamW, right-padded to the
 longest row), peft + Liger where it is installed, full fine-tuning by transformers in pure bf16. Every peer's loss of step 1
-must equal ours. A result of one call is added to OUT.json under its cases; `--summarise` makes the summary.
+must equal ours. A result of one call is added to OUT.json under its cases, and the summary is made anew.
+
+    python benchmarks/step_vs_peers.py --out OUT.json --table > OUT.md
 """
 
 from __future__ import annotations
@@ -354,7 +356,11 @@ def main() -> None:
     parser.add_argument("--layout", nargs="*", default=["llama", "gpt2"])
     parser.add_argument("--cases", nargs="*", choices=list(CASES))
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--table", action="store_true", help="print --out as Markdown and measure nothing")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.out.read_text(encoding="utf-8"))))
+        return
     kept: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"cases": {}}
     kept["about"] = {
         "device": torch.cuda.get_device_name(), "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(),
@@ -370,8 +376,63 @@ def main() -> None:
         here[case]["seconds_in_all"] = round(time.perf_counter() - start, 1)
         print(key, case, {k: v for k, v in here[case].items() if k not in ("answers", "shapes", "times_ms", "profile")}, flush=True)
         same_first_loss(here)
+        compare_answers(here)
         kept["summary"] = summarise(kept["cases"])
         args.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def compare_answers(results: dict[str, Any]) -> None:
+    """Counts equal answers instead of keeping them. With random weights tokens are often nearly tied, so some part."""
+    mine, theirs = (results.get(f"generate_{whose}", {}) for whose in ("ours", "hf"))
+    if "answers" in mine and "answers" in theirs:
+        mine["answers_equal_to_hf"] = sum(one == other for one, other in zip(mine.pop("answers"), theirs.pop("answers"), strict=True))
+
+
+def table(kept: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    about = kept["about"]
+    lines = [
+        "# One optimiser step against the peers",
+        "",
+        f"{about['device']}, {about['date']}, torch {about['torch']} (CUDA {about['cuda']}), Python {about['python']}; batch {about['batch']}, "
+        f"rank {about['rank']} on q+k+v+o, random weights of the paper's sizes, "
+        f"row lengths of real data (mean tokens a row: {', '.join(f'{name} {mean}' for name, mean in about['row_lengths']['mean_tokens'].items())}). "
+        "Written by `benchmarks/step_vs_peers.py --table`; how each number is made stands in the script. One run on one card.",
+        "",
+        "ms: median of the second half of the steps (quartiles) · all: median of all but the first five · "
+        "floor: products at 784 TFLOP/s or weights read twice at 3 TB/s · "
+        "products: the base's own products alone, back to back in one CUDA graph · peak: allocated GiB · "
+        "first: seconds to the first step, compiling and recording included.",
+        "",
+    ]
+    for key, results in kept["cases"].items():
+        lines += [f"## {key}", "", "| | ms (quartiles) | all | tokens/s | peak | first | n |", "|---|---|---|---|---|---|---|"]
+        for case, one in results.items():
+            if "failed" in one:
+                lines.append(f"| {case} | out of memory | | | | | |" if "Memory" in one["failed"] else f"| {case} | {one['failed']} | | | | | |")
+            elif "ms_late" in one:
+                low, high = one["ms_late_quartiles"]
+                cells = [
+                    f"{one['ms_late']:.1f} ({low:.1f}–{high:.1f})",
+                    f"{one['ms']:.1f}",
+                    f"{one['tokens_per_s_median']:,.0f}",
+                    one["peak_gib"],
+                    one["first_step_s"],
+                    one["n"],
+                ]
+                lines.append(f"| {case} | " + " | ".join(map(str, cells)) + " |")
+            else:
+                lines.append(f"| {case}, an answer | {one['ms']:.2f} | | | {one['peak_gib']} | | {one['n']} |")
+        mine = results.get("ours", {})
+        if "profile" in mine:
+            spent = ", ".join(f"{name.removesuffix('_ms')} {ms:.2f}" for name, ms in mine["profile"].items() if name != "kernels_a_step")
+            lines += [
+                "",
+                f"Floor {mine['floor_ms']} ms, products alone {mine['products_ms']} ms. Where ours goes (ms of kernels, side by side ones both counted): "
+                f"{spent}; {mine['profile']['kernels_a_step']:.0f} kernels.",
+            ]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def summarise(cases: dict[str, Any]) -> dict[str, Any]:

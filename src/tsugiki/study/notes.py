@@ -74,7 +74,8 @@ def _cost_notes() -> list[str]:
     return [
         "Seconds a step: median / mean, the first 5 steps left out, the device to itself "
         "(where cells ran side by side: a probe of 40 steps, timed the second time round). @8: at the paper's batch of 8.",
-        "Memory: peak of PyTorch's allocator, allocated / reserved, on CUDA (a captured step's is taken while it is recorded); on a CPU the largest resident size of the whole process, "
+        "Memory: peak of PyTorch's allocator, allocated / reserved, on CUDA (a captured step's is taken while it is recorded); "
+        "on a CPU the largest resident size of the whole process, "
         "which only grows from cell to cell.",
     ]
 
