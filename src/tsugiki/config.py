@@ -220,6 +220,8 @@ class ScoreConfig(Record):
     batch: Positive | None = Field(None, description="rows at a time (default: 64; 256 where decoding is captured)")
     decode: StepKind = Field("auto", description="captured: packed prompts, recorded steps; eager: the plain reference; auto: captured on CUDA in bf16")
     max_new_tokens: Positive | None = Field(None, description="default: the task file's")
+    during: Annotated[int, Field(ge=0)] = Field(0, description="times a sample of validation is scored during training, evenly (0: never)")
+    during_rows: Positive = Field(100, description="rows of that sample, the first of validation")
 
 
 class RunConfig(Record):
@@ -273,6 +275,8 @@ class StudySpec(Record):
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
     train: dict[str, Any] = Field({}, description="settings shared by every cell")
     score: ScoreConfig = ScoreConfig()
+    margin: Annotated[float, Field(gt=0, lt=100)] = Field(2.0, description="points of 100 within which two methods count as equal: fix it before you run")
+    seeds: Positive = Field(1, description="seeds that the chosen cells are trained with; the grid is searched with the first")
     reference_rows: bool = Field(False, description="quote the paper's own figures under the table")
 
 

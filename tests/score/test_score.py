@@ -91,7 +91,7 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
     draw = np.random.default_rng(0)
     first = (draw.random(400) < 0.7).astype(float)
     second = np.where(draw.random(400) < 0.05, 0.0, first)
-    mean, low, high = paired_difference(list(first), list(second), [str(i) for i in range(400)])
+    mean, low, high = paired_difference([list(first)], [list(second)], [str(i) for i in range(400)])
     assert low <= mean <= high
     assert high - low < 0.06
 

@@ -118,10 +118,31 @@ def score(name: str, values: Sequence[float], groups: Sequence[str], metric: str
     return Score(name=name, value=float(np.mean(values)), low=low, high=high, n=len(values), groups=len(set(groups)), signature=signature(metric))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], groups: Sequence[str]) -> tuple[float, float, float]:
-    """(mean of first - second, low, high): both methods answered the same examples, so the same groups are drawn for both."""
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    return (float(np.mean(differences)), *interval(differences, groups))
+def paired_difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], groups: Sequence[str]) -> tuple[float, float, float]:
+    """(mean of first - second, low, high) of two methods on the same examples, with one row of values for each seed.
+
+    The same groups of examples are drawn for both; seeds are drawn for each method by itself, as they are not paired.
+    With one seed a method this is the plain paired bootstrap, and the spread between seeds is not in it.
+    """
+    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    mean = float(one.mean() - other.mean())
+    if len(one) == len(other) == 1:
+        return (mean, *interval(list(one[0] - other[0]), groups))
+    names, place = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    sizes = np.bincount(place, minlength=len(names)).astype(float)
+    by_group = [np.stack([np.bincount(place, weights=row, minlength=len(names)) for row in rows]) for rows in (one, other)]
+    random = np.random.default_rng(0)
+    draws = random.integers(len(names), size=(RESAMPLES, len(names)))
+    totals = sizes[draws].sum(axis=1)
+    means = [_seeds_drawn(rows, random)[:, None] @ rows[:, draws].sum(axis=2).T[:, :, None] for rows in by_group]
+    low, high = np.percentile((means[0] - means[1])[:, 0, 0] / totals, [2.5, 97.5])
+    return mean, float(low), float(high)
+
+
+def _seeds_drawn(rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """[resamples, seeds]: the share of each seed in each resample."""
+    drawn = random.integers(len(rows), size=(RESAMPLES, len(rows)))
+    return np.stack([(drawn == seed).mean(axis=1) for seed in range(len(rows))], axis=1)
 
 
 def majority_baseline(train_targets: Sequence[str], targets: Sequence[str]) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, RunConfig, StudySpec, TaskChoice, TrainConfig, beside, parse, read_toml, refuse_task_file
-from tsugiki.data.tasks import load_task, task_digest
+from tsugiki.data.tasks import Task, load_task, task_digest
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.study.store import RunRecord, Store
 
@@ -46,6 +46,13 @@ class StudyResult:
     cells: list[Cell]
     records: dict[str, RunRecord] = field(default_factory=dict)
     chosen: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
+    repeats: dict[tuple[str, str, str], list[RunRecord]] = field(default_factory=dict)
+
+    def seeds(self, cell: Cell, part: str = "test") -> list[RunRecord]:
+        """The cell's runs with every seed that were scored on the part, the first seed's first."""
+        record = self.record(cell)
+        runs = [*([record] if record else []), *(self.repeats.get(cell.key, []) if self.chosen.get(cell.key) is cell else [])]
+        return [run for run in runs if run.status == "done" and run.evaluation(part) is not None]
 
     def record(self, cell: Cell) -> RunRecord | None:
         return self.records.get(cell.label)
@@ -122,6 +129,11 @@ def choose(result: StudyResult) -> None:
             result.chosen[cell.key] = cell
 
 
+def with_seed(config: RunConfig, number: int) -> RunConfig:
+    """The same configuration with the seed `number` places on."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"seed": config.train.seed + number})})
+
+
 def validation_score(result: StudyResult, cell: Cell) -> float | None:
     record = result.record(cell)
     return record.main_score("validation") if record is not None and record.status == "done" else None
@@ -136,10 +148,19 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
     for record in newest_first:
         for cell in result.cells:
             task = tasks[cell.key[1]]
-            fits = record.with_what.get("task_sha256") == task_digest(task) and record.with_what["data"] == task.files
-            if record.config == cell.config and fits and cell.label not in result.records:
+            if record.config == cell.config and _fits(record, task) and cell.label not in result.records:
                 checksum = record.with_what["model_sha256"]
                 if weights.setdefault(cell.model.label, checksum) == checksum:
                     result.records[cell.label] = record
     choose(result)
+    for key, cell in result.chosen.items():
+        for number in range(1, study.seeds):
+            config = with_seed(cell.config, number)
+            found = [one for one in newest_first if one.config == config and _fits(one, tasks[key[1]])]
+            result.repeats.setdefault(key, []).extend(one for one in found[:1] if one.with_what["model_sha256"] == weights[key[0]])
     return result
+
+
+def _fits(record: RunRecord, task: Task) -> bool:
+    """Whether a record is of today's task file and data."""
+    return record.with_what.get("task_sha256") == task_digest(task) and bool(record.with_what["data"] == task.files)

@@ -23,29 +23,49 @@ class Comparison:
     low: float
     high: float
     n: int
+    seeds: int
     changed: tuple[Mapping[str, str], ...]
 
 
 def compare_runs(first: RunRecord, second: RunRecord, part: str) -> Comparison:
-    """Paired bootstrap by group over the examples of one part.
+    """Two runs: see `compare_methods`."""
+    return compare_methods([first], [second], part)
+
+
+def compare_methods(firsts: Sequence[RunRecord], seconds: Sequence[RunRecord], part: str) -> Comparison:
+    """Paired bootstrap by group over the examples of one part, and over the seeds: one run a seed and method.
 
     Raises:
-        RunError: a run was not scored on the part, or the two were scored on different examples.
+        RunError: a run was not scored on the part, or they were scored on different examples.
     """
-    for record in (first, second):
+    first = firsts[0]
+    for record in (*firsts, *seconds):
         if record.evaluation(part) is None:
             raise RunError(f"{record.folder}: was not scored on {part}. Run: tsugiki score {record.folder} --part {part}")
-    answers = [record.answers(part) for record in (first, second)]
-    if [(one["id"], one["target"]) for one in answers[0]] != [(one["id"], one["target"]) for one in answers[1]]:
-        raise RunError(f"{first.folder} and {second.folder}: were scored on different examples, so their answers cannot be paired")
+    answers = [record.answers(part) for record in (*firsts, *seconds)]
+    for record, rows in zip((*firsts, *seconds), answers, strict=True):
+        if [(one["id"], one["target"]) for one in answers[0]] != [(one["id"], one["target"]) for one in rows]:
+            raise RunError(f"{first.folder} and {record.folder}: were scored on different examples, so their answers cannot be paired")
     name = str((first.evaluation(part) or {})["main"]["name"])
     values = [main_values(name, rows) for rows in answers]
-    difference, low, high = paired_difference(values[0], values[1], [one["group"] for one in answers[0]])
+    ours, theirs = values[: len(firsts)], values[len(firsts) :]
+    difference, low, high = paired_difference(ours, theirs, [one["group"] for one in answers[0]])
     changed = tuple(
-        {"id": a["id"], "target": a["target"], "first": a["answer"], "second": b["answer"]} for a, b in zip(*answers, strict=True) if a["answer"] != b["answer"]
+        {"id": a["id"], "target": a["target"], "first": a["answer"], "second": b["answer"]}
+        for a, b in zip(answers[0], answers[len(firsts)], strict=True)
+        if a["answer"] != b["answer"]
     )
-    means = [sum(column) / len(column) for column in values]
-    return Comparison(score=name, first=means[0], second=means[1], difference=difference, low=low, high=high, n=len(values[0]), changed=changed)
+    return Comparison(
+        score=name,
+        first=sum(map(sum, ours)) / len(ours) / len(ours[0]),
+        second=sum(map(sum, theirs)) / len(theirs) / len(theirs[0]),
+        difference=difference,
+        low=low,
+        high=high,
+        n=len(values[0]),
+        seeds=min(len(firsts), len(seconds)),
+        changed=changed,
+    )
 
 
 def main_values(name: str, answers: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,7 +90,9 @@ def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, start:
     try:
         with open_step(base.model, lane, rows, pad_id=pad_id_of(base.tokenizer), device=base.device, numerics=base.numerics) as step:
             run.update(step=step.kind)
-            result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train)[0]
+            watch = partial(_score_sample, base, task, config, validation, run, step)
+            at = watch_steps(lane.steps, config.score.during)
+            result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train, watch=watch, watch_at=at)[0]
     except DidNotLearn as failure:
         run.update(status="failed", reason=str(failure))
         return
@@ -99,6 +102,19 @@ def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, start:
     score_part(base, task, config, "validation", validation, run, listener)
     run.update(status="done", trained_on=task.files["train"])
     shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def watch_steps(steps: int, times: int) -> list[int]:
+    """The steps after which validation is looked at: `times` of them, evenly spread; the last step is scored in full anyway."""
+    return sorted({round(steps * number / (times + 1)) for number in range(1, times + 1)} - {0, steps})
+
+
+def _score_sample(base: Base, task: Task, config: RunConfig, validation: list[Tokens], run: Run, step: Any, lane: Lane) -> None:
+    """Adds one line to `during.json`: score and failure classes of the first rows of validation after `lane.step` steps."""
+    with step.paused():
+        evaluation = evaluate(base, task.spec, "validation", validation[: config.score.during_rows], config.score)
+    earlier = [one for one in run.during() if one["step"] < lane.step]
+    run.write("during.json", [*earlier, {"step": lane.step, **evaluation.to_json()}])
 
 
 def make_lane(base: Base, config: RunConfig, num_rows: int) -> Lane:

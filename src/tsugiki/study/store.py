@@ -49,6 +49,18 @@ class RunRecord:
         evaluation = self.evaluation(part)
         return None if evaluation is None else float(evaluation["main"]["value"])
 
+    @property
+    def during(self) -> list[dict[str, Any]]:
+        """Scores of a sample of validation during training, step by step."""
+        path = self.folder / "during.json"
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+
+    @property
+    def losses(self) -> list[float]:
+        """Mean loss a target token, step by step."""
+        path = self.folder / "history.json"
+        return list(json.loads(path.read_text(encoding="utf-8"))["loss"]) if path.exists() else []
+
     def answers(self, part: str) -> list[dict[str, Any]]:
         path = self.folder / f"answers-{part}.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -81,6 +93,10 @@ class Run:
 
     def write(self, name: str, content: Any) -> None:
         write_atomically(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+    def during(self) -> list[dict[str, Any]]:
+        """What was scored during training, step by step."""
+        return self.record().during
 
     def write_answers(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from tsugiki.config import StudySpec
 from tsugiki.errors import RunError
-from tsugiki.study.cells import Cell, StudyResult, choose, expand, validation_score
+from tsugiki.study.cells import Cell, StudyResult, choose, expand, validation_score, with_seed
 from tsugiki.study.finished import drop_weights, measure_solo, score_run
 from tsugiki.study.inputs import Listener
 from tsugiki.study.run import run_group
@@ -37,7 +37,22 @@ def run_study(
         record = score_run(_with_weights(result.records[cell.label], study, store, listener), "test", listener)
         measure_solo(record)
         result.records[cell.label] = read_record(record.folder)
+    for cell in result.chosen.values():
+        _other_seeds(result, cell, store, listener, on_cell)
     return result
+
+
+def _other_seeds(result: StudyResult, cell: Cell, store: Store, listener: Listener, on_cell: Callable[[str], None] | None) -> None:
+    """Trains the chosen cell with the study's other seeds and scores each on test; a full model's weights are dropped then."""
+    for number in range(1, result.study.seeds):
+        if on_cell:
+            on_cell(f"seed {number + 1} of {result.study.seeds}: {cell.label}")
+        record = run_group([with_seed(cell.config, number)], store, listener, study=result.study.name)[0]
+        if record.status == "done":
+            record = score_run(record, "test", listener)
+        if cell.method.kind == "full":
+            drop_weights(record.folder)
+        result.repeats.setdefault(cell.key, []).append(read_record(record.folder))
 
 
 def _with_weights(record: RunRecord, study: StudySpec, store: Store, listener: Listener) -> RunRecord:

@@ -36,6 +36,7 @@ class PackedForward:
     """Forward and backward of one packed micro-batch; adds to the lane's gradients. Runs on any device, recorded or not."""
 
     def __init__(self, model: Any, lane: Lane, numerics: Numerics, device: torch.device, shadow: Shadow | None):
+        self.model = model
         self.backbone, self.head = backbone_and_head(model)
         self.embed: nn.Module = model.get_input_embeddings()
         self.lane, self.numerics, self.device, self.shadow = lane, numerics, device, shadow
@@ -91,6 +92,19 @@ class CapturedStep:
         """For the record: `captured`, and what memory asked for."""
         cut = f", at most {self.max_tokens:,} tokens a backward pass" if self.max_tokens else ""
         return "captured" + cut + (", layers computed twice" if self.recomputed else "")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it the model may be used for something else: its layers run as written, not as compiled for training."""
+        layers = repeated_layers(self.forward.model)
+        kept = [layer._compiled_call_impl for layer in layers]
+        try:
+            for layer in layers:
+                layer._compiled_call_impl = None  # type: ignore[assignment]
+            yield
+        finally:
+            for layer, compiled in zip(layers, kept, strict=True):
+                layer._compiled_call_impl = compiled
 
     def _split(self, numbers: Sequence[int]) -> list[list[int]]:
         return split_rows(numbers, self.rows.lengths, max_rows=self.lane.config.micro_batch, max_tokens=self.max_tokens)

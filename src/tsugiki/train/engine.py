@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,8 +68,12 @@ def fit(
     folders: Sequence[Path | None],
     on_progress: Callable[[Progress], None] | None = None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+    watch: Callable[[Lane], None] | None = None,
+    watch_at: Collection[int] = (),
 ) -> list[FitResult]:
     """Trains each lane to its end, one after another, resuming from the checkpoint in its folder if there is one.
+
+    `watch` is called after each step whose number is in `watch_at`, outside what is measured: to score while training.
 
     Raises:
         Interrupted: on Ctrl-C, after the running step; the same call goes on from there, to the same result.
@@ -79,6 +83,7 @@ def fit(
     results = []
     for lane, folder in zip(lanes, folders, strict=True):
         course = _Course(step, lane, device, folder, on_progress, checkpoint_every_s)
+        course.watch, course.watch_at = watch, frozenset(watch_at)
         results.append(course.run())
     return results
 
@@ -88,6 +93,8 @@ class _Course:
 
     def __init__(self, step: Any, lane: Lane, device: torch.device, folder: Path | None, on_progress: Any, every_s: float):
         self.step, self.lane, self.folder, self.on_progress, self.every_s = step, lane, folder, on_progress, every_s
+        self.watch: Callable[[Lane], None] | None = None
+        self.watch_at: frozenset[int] = frozenset()
         self.meter = Meter(device, getattr(step, "peak_bytes", 0))
         self.history = History()
         self.pending: list[StepResult] = []
@@ -101,6 +108,10 @@ class _Course:
                 self._one_step()
                 if lane.moving_steps == HEALTH_STEP or lane.done:
                     lane.check_health()
+                if self.watch is not None and lane.step in self.watch_at:
+                    self._fetch()
+                    with self.meter.set_aside():
+                        self.watch(lane)
                 if lane.step % LOG_EVERY == 0 or lane.done or interrupted:
                     self._fetch()
                 if self.folder and (interrupted or (not lane.done and time.monotonic() - saved > self.every_s)):

@@ -10,7 +10,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,6 +92,18 @@ class Meter:
             self._events[-1][1].synchronize()
             self.step_s.extend(start.elapsed_time(stop) / 1000 for start, stop in self._events)
             self._events.clear()
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """What is allocated on the device within does not count. (A process's resident size only grows: on a CPU it does.)"""
+        if self.device.type == "cuda":
+            self.recorded_bytes = self.memory_bytes
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(self.device)
 
     @property
     def memory_bytes(self) -> int:

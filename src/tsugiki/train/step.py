@@ -5,7 +5,8 @@ This is the reference path and the CPU path; a captured step has the same face.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,11 @@ class EagerStep:
 
     kind = "eager"
     peak_bytes = 0  # what was allocated before the first step and belongs to every step: nothing
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it the model may be used for something else."""
+        yield
 
     def __init__(self, model: Any, rows: Sequence[Tokens], pad_id: int, device: torch.device, numerics: Numerics):
         self.backbone, self.head = backbone_and_head(model)
