@@ -65,7 +65,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(model_folder: Path, 
     [(-0.01, 0.015, "equal"), (0.005, 0.05, "better"), (-0.05, -0.001, "worse"), (-0.03, 0.01, "undecided"), (0.001, 0.019, "equal")],
 )
 def test_a_verdict_follows_from_interval_and_margin(low: float, high: float, expected: str) -> None:
-    assert verdict_of(low, high) == expected
+    assert verdict_of(low, high, 0.02) == expected
 
 
 def test_what_is_not_in_the_reference_is_marked() -> None:

@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tsugiki.study.cells import StudyResult, task_label
-from tsugiki.study.compare import Comparison, compare_runs
+from tsugiki.study.compare import Comparison, compare_methods
 from tsugiki.study.store import RunRecord
+from tsugiki.study.words import Language
 
-Language = Literal["ja", "en"]
 Verdict = Literal["better", "worse", "equal", "undecided"]
-MARGIN = 0.02
 
 WORDS: dict[Verdict, dict[str, str]] = {
     "better": {"ja": "{a} が {b} を上回りました", "en": "{a} is better than {b}"},
     "worse": {"ja": "{a} は {b} を下回りました", "en": "{a} is worse than {b}"},
     "equal": {"ja": "{a} と {b} の差は ±{m:.0%} の範囲に収まり、同等です", "en": "{a} and {b} are equal within ±{m:.0%}"},
-    "undecided": {"ja": "{a} と {b} の優劣は、この件数では決まりません", "en": "this many examples do not decide between {a} and {b}"},
+    "undecided": {
+        "ja": "{a} と {b} の優劣は、この件数では決まりません（±{m:.0%} を見分けるには約 {needed:,} 件が必要）",
+        "en": "this many examples do not decide between {a} and {b} (about {needed:,} would tell ±{m:.0%})",
+    },
 }
 
 
@@ -30,13 +32,14 @@ class Finding:
     first: str
     second: str
     verdict: Verdict
+    margin: float
     comparison: Comparison
     parameter_share: float
     memory_share: float | None
     step_share: float | None
 
 
-def verdict_of(low: float, high: float, margin: float = MARGIN) -> Verdict:
+def verdict_of(low: float, high: float, margin: float) -> Verdict:
     """What a 95 % interval of a difference says: all within the margin, all on one side of zero, or neither."""
     if -margin <= low and high <= margin:
         return "equal"
@@ -50,27 +53,34 @@ def findings(result: StudyResult) -> list[Finding]:
     found = []
     for model in result.study.models:
         for choice in result.study.tasks:
-            here = [(key[2], record) for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice)) and (record := result.record(cell))]
-            scored = [(name, record) for name, record in here if record.evaluation("test")]
-            for name, record in scored[1:]:
-                found.append(_finding(model.label, task_label(choice), scored[0], (name, record)))
+            here = [(key[2], result.seeds(cell)) for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
+            scored = [(name, records) for name, records in here if records]
+            for name, records in scored[1:]:
+                found.append(_finding(model.label, task_label(choice), scored[0], (name, records), result.study.margin / 100))
     return found
 
 
-def _finding(model: str, task: str, first: tuple[str, RunRecord], second: tuple[str, RunRecord]) -> Finding:
-    pair = compare_runs(first[1], second[1], "test")
-    one, other = first[1].happened, second[1].happened
+def _finding(model: str, task: str, first: tuple[str, list[RunRecord]], second: tuple[str, list[RunRecord]], margin: float) -> Finding:
+    pair = compare_methods(first[1], second[1], "test")
+    one, other = first[1][0].happened, second[1][0].happened
     return Finding(
         model=model,
         task=task,
         first=first[0],
         second=second[0],
-        verdict=verdict_of(pair.low, pair.high),
+        verdict=verdict_of(pair.low, pair.high, margin),
+        margin=margin,
         comparison=pair,
         parameter_share=one["trainable"] / other["trainable"],
         memory_share=_share(one["measurement"]["peak_allocated_bytes"], other["measurement"]["peak_allocated_bytes"]),
-        step_share=_share(solo_step_s(first[1]), solo_step_s(second[1])),
+        step_share=_share(solo_step_s(first[1][0]), solo_step_s(second[1][0])),
     )
+
+
+def examples_needed(pair: Comparison, margin: float) -> int:
+    """About how many examples would shrink the interval's half width to the margin: it falls with the root of their number."""
+    half_width = (pair.high - pair.low) / 2
+    return max(pair.n + 1, 100 * round(pair.n * (half_width / margin) ** 2 / 100))
 
 
 def solo_step_s(record: RunRecord) -> float | None:
@@ -86,12 +96,14 @@ def _share(one: float | None, other: float | None) -> float | None:
 def sentence(finding: Finding, language: Language) -> str:
     """One finding as a sentence with its numbers."""
     pair = finding.comparison
-    said = WORDS[finding.verdict][language].format(a=finding.first, b=finding.second, m=MARGIN)
+    needed = examples_needed(pair, finding.margin)
+    said = WORDS[finding.verdict][language].format(a=finding.first, b=finding.second, m=finding.margin, needed=needed)
     numbers = f"{pair.first:.3f} / {pair.second:.3f}, {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}], n = {pair.n}"
+    seeds = {"ja": f"、シード {pair.seeds} 個", "en": f", {pair.seeds} seed{'s' if pair.seeds > 1 else ''}"}[language]
     costs = [(finding.parameter_share, "学習対象パラメータ", "of the trained parameters"), (finding.memory_share, "ピークメモリ", "of the peak memory")]
     costs.append((finding.step_share, "1 ステップの時間", "of the time a step"))
     if language == "ja":
         cost = "、".join(f"{name} {share:.3g} 倍" for share, name, _ in costs if share)
-        return f"{finding.model} · {finding.task}: {said}（{numbers}）。コスト: {cost}。"
+        return f"{finding.model} · {finding.task}: {said}（{numbers}{seeds}）。コスト: {cost}。"
     cost = ", ".join(f"{share:.3g} × {name}" for share, _, name in costs if share)
-    return f"{finding.model} · {finding.task}: {said} ({numbers}). Cost: {cost}."
+    return f"{finding.model} · {finding.task}: {said} ({numbers}{seeds}). Cost: {cost}."

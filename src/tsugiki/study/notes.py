@@ -8,6 +8,7 @@ from typing import Any
 
 from tsugiki.study.cells import Cell, StudyResult, task_label
 from tsugiki.study.store import RunRecord
+from tsugiki.study.words import Language, pick
 
 PAPER = "王・中町・佐藤 2023"
 # Table 2 of the paper, quoted: method, trainable M, its memory column (MB), seconds an iteration, score.
@@ -35,49 +36,86 @@ PAPER_ROWS: dict[str, list[tuple[str, str, str, str, str]]] = {
 }
 
 
-def results_notes(result: StudyResult) -> list[str]:
+def results_notes(result: StudyResult, language: Language) -> list[str]:
     """What a reader must know to read Table 2, differences between compared runs included."""
     records = [record for cell in result.chosen.values() if (record := result.record(cell)) is not None]
-    notes = [*_machine_notes(records), *_score_notes(records), *_cost_notes()]
-    counts = Counter(cell.key for cell in result.cells)
-    chosen = "; ".join(f"{' '.join(cell.key)}: {chosen_text(cell)} (best of {counts[cell.key]})" for cell in result.chosen.values())
-    notes.append(f"Each cell was chosen by its validation score; the test set was read once, by the chosen cell. {chosen}.")
-    notes += differences(result) + edges(result)
+    notes = [*_machine_notes(records, language), *_score_notes(result, records, language), *_cost_notes(language)]
+    notes.append(_choice_note(result, language))
+    notes += differences(result, language) + edges(result, language)
     if result.study.reference_rows:
+        title = "日本語の大規模な基盤モデルに対する LoRA チューニング"
         notes.append(
-            f"† Quoted from {PAPER}「日本語の大規模な基盤モデルに対する LoRA チューニング」, NLP2023, Table 2: other models, A100; "
-            "its memory column mixes units (24 MB is the size of an adapter file). ‡ Scored there on the whole validation set, so not comparable."
+            pick(
+                language,
+                f"† {PAPER}「{title}」NLP2023 の表 2 から引用。モデルは別のもの、A100 での値。"
+                "メモリの欄は単位が混在しています（24 MB はアダプタのファイルの大きさ）。‡ 検証データ全体での値で、比較できません。",
+                f"† Quoted from {PAPER}「{title}」, NLP2023, Table 2: other models, A100; "
+                "its memory column mixes units (24 MB is the size of an adapter file). ‡ Scored there on the whole validation set, so not comparable.",
+            )
         )
-    return notes + [f"What the paper leaves open, here: {text}." for text in sorted({protocol_text(record) for record in records})]
+    left_open = pick(language, "論文に書かれていない点の、ここでの設定", "What the paper leaves open, here")
+    return notes + [f"{left_open}: {text}." for text in sorted({protocol_text(record, language) for record in records})]
 
 
-def _machine_notes(records: Sequence[RunRecord]) -> list[str]:
+def _machine_notes(records: Sequence[RunRecord], language: Language) -> list[str]:
     notes = set()
     for record in records:
         what, versions = record.with_what, record.with_what["versions"]
-        numerics = what["numerics"]
-        notes.add(f"Device: {what['device']}; torch {versions['torch']}, transformers {versions['transformers']}, tsugiki {versions['tsugiki']}.")
-        notes.add(f"Model {record.config.model.label}: weights of sha256 {what['model_sha256']}.")
-        notes.add(f"Precision, {record.config.method}: products {numerics['compute']}, base {numerics['base']}, trained {numerics['trained']}.")
-        if step := record.happened.get("step"):
-            notes.add(f"Optimiser step, {record.config.method}: {step}.")
+        numerics, method = what["numerics"], record.config.method
+        device, model, precision, step = (
+            ("計算機", "モデル", "精度", "最適化の 1 ステップ") if language == "ja" else ("Device", "Model", "Precision", "Optimiser step")
+        )
+        notes.add(f"{device}: {what['device']}; torch {versions['torch']}, transformers {versions['transformers']}, tsugiki {versions['tsugiki']}.")
+        notes.add(f"{model} {record.config.model.label}: {pick(language, '重みの', 'weights of')} sha256 {what['model_sha256']}.")
+        stored = pick(language, "行列積 {compute}、凍結した重み {base}、学習する値 {trained}", "products {compute}, base {base}, trained {trained}")
+        notes.add(f"{precision}, {method}: {stored.format(**numerics)}.")
+        if record.happened.get("step"):
+            notes.add(f"{step}, {method}: {record.happened['step']}.")
     return sorted(notes)
 
 
-def _score_notes(records: Sequence[RunRecord]) -> list[str]:
+def _score_notes(result: StudyResult, records: Sequence[RunRecord], language: Language) -> list[str]:
     signatures = sorted({one["signature"] for record in records if (test := record.evaluation("test")) for one in test["scores"]})
-    rule = "Scores: mean [95 % bootstrap interval, 2,000 resamples, whole groups where rows depend on each other]; n = test examples; one seed."
+    seeds = result.study.seeds
+    several_ja = f"「{seeds} シード」は全シードの平均と標準偏差、区間は最初のシードのもの" if seeds > 1 else "シードは 1 個"
+    several_en = f"“{seeds} seeds”: mean and standard deviation over them, intervals are the first seed's" if seeds > 1 else "one seed"
+    rule = pick(
+        language,
+        f"評価値: 平均 [95 % ブートストラップ区間、2,000 回、互いに依存する行はグループごと]。件数はテストの事例数、{several_ja}。",
+        f"Scores: mean [95 % bootstrap interval, 2,000 resamples, whole groups where rows depend on each other]; n = test examples; {several_en}.",
+    )
     return [f"{rule} {' ; '.join(signatures)}"]
 
 
-def _cost_notes() -> list[str]:
+def _cost_notes(language: Language) -> list[str]:
     return [
-        "Seconds a step: median / mean, the first 5 steps left out, the device to itself "
-        "(where cells ran side by side: a probe of 40 steps, timed the second time round). @8: at the paper's batch of 8.",
-        "Memory: peak of PyTorch's allocator, allocated / reserved, on CUDA (a captured step's is taken while it is recorded); "
-        "on a CPU the largest resident size of the whole process, "
-        "which only grows from cell to cell.",
+        pick(
+            language,
+            "秒/ステップ: 中央値 / 平均。最初の 5 ステップを除き、計算機を占有した値"
+            "（並行して学習した場合は 40 ステップを改めて計測、2 巡目の値）。「バッチ 8」は論文のバッチ。",
+            "Seconds a step: median / mean, the first 5 steps left out, the device to itself "
+            "(where cells ran side by side: a probe of 40 steps, timed the second time round). @8: at the paper's batch of 8.",
+        ),
+        pick(
+            language,
+            "メモリ: CUDA では PyTorch のアロケータの最大値（使用 / 確保。記録して再生するステップは記録中の値）。"
+            "CPU ではプロセス全体の常駐量の最大値で、設定を順に学習するにつれて増えるだけです。",
+            "Memory: peak of PyTorch's allocator, allocated / reserved, on CUDA (a captured step's is taken while it is recorded); "
+            "on a CPU the largest resident size of the whole process, which only grows from cell to cell.",
+        ),
     ]
+
+
+def _choice_note(result: StudyResult, language: Language) -> str:
+    counts = Counter(cell.key for cell in result.cells)
+    of = pick(language, "{n} 設定中の最良", "best of {n}")
+    chosen = "; ".join(f"{' '.join(cell.key)}: {chosen_text(cell)} ({of.format(n=counts[cell.key])})" for cell in result.chosen.values())
+    rule = pick(
+        language,
+        "設定は検証データの評価値で選び、テストは選ばれた設定で一度だけ評価しました。",
+        "Each cell was chosen by its validation score; the test set was read once, by the chosen cell.",
+    )
+    return f"{rule} {chosen}."
 
 
 def score_text(evaluation: Mapping[str, Any]) -> str:
@@ -88,13 +126,20 @@ def score_text(evaluation: Mapping[str, Any]) -> str:
     return f"{values} [{main['low']:.3f}, {main['high']:.3f}]"
 
 
-def protocol_text(record: RunRecord) -> str:
+def protocol_text(record: RunRecord, language: Language) -> str:
     """The settings of one chosen run that the paper does not give."""
     train, lora = record.config.train, record.config.lora
     method = f"LoRA: α/r = {lora.scale:g}, dropout {lora.dropout:g}" if lora else "FT: dropout 0"
-    schedule = f"{train.schedule} rate" + (f" with {train.warmup:.0%} warm-up" if train.warmup else "")
-    decay = f"AdamW, weight decay {train.weight_decay:g}, gradient norm at most {train.clip:g}"
-    return f"{method}; {decay}; {schedule}; seed {train.seed}; at most {record.happened['max_length']:,} tokens; greedy decoding"
+    warm = pick(language, f"、ウォームアップ {train.warmup:.0%}", f" with {train.warmup:.0%} warm-up") if train.warmup else ""
+    schedule = f"{train.schedule} {pick(language, 'スケジュール', 'rate')}{warm}"
+    decay = pick(
+        language,
+        f"AdamW、weight decay {train.weight_decay:g}、勾配ノルムは最大 {train.clip:g}",
+        f"AdamW, weight decay {train.weight_decay:g}, gradient norm at most {train.clip:g}",
+    )
+    length = record.happened["max_length"]
+    rest = pick(language, f"シード {train.seed}; 最長 {length:,} トークン; greedy 生成", f"seed {train.seed}; at most {length:,} tokens; greedy decoding")
+    return f"{method}; {decay}; {schedule}; {rest}"
 
 
 def chosen_text(cell: Cell) -> str:
@@ -102,9 +147,10 @@ def chosen_text(cell: Cell) -> str:
     return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in cell.settings.items()) or "the only cell"
 
 
-def differences(result: StudyResult) -> list[str]:
+def differences(result: StudyResult, language: Language) -> list[str]:
     """The fairness lock: every training setting in which compared chosen cells differ, unless both methods searched it."""
     notes = []
+    differ = pick(language, "比較した設定は {name} が異なります", "compared cells differ in {name}")
     for model in result.study.models:
         for choice in result.study.tasks:
             cells = [cell for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
@@ -113,16 +159,84 @@ def differences(result: StudyResult) -> list[str]:
                 values = {cell.method.name: getattr(cell.config.train, name) for cell in cells}
                 if name not in searched and len(set(values.values())) > 1:
                     text = ", ".join(f"{method} {value}" for method, value in values.items())
-                    notes.append(f"{task_label(choice)}: compared cells differ in {name}: {text}.")
+                    notes.append(f"{task_label(choice)}: {differ.format(name=name)}: {text}.")
     return notes
 
 
-def edges(result: StudyResult) -> list[str]:
+def edges(result: StudyResult, language: Language) -> list[str]:
     """Chosen cells whose learning rate is the lowest or highest that was tried: a better one may lie outside."""
     found = []
+    low, high = pick(language, "{n} 個中の最小", "lowest of {n}"), pick(language, "{n} 個中の最大", "highest of {n}")
     for cell in result.chosen.values():
         tried = sorted({other.config.train.learning_rate for other in result.cells if other.key == cell.key})
         rate = cell.config.train.learning_rate
         if len(tried) > 1 and rate in (tried[0], tried[-1]):
-            found.append(f"{' '.join(cell.key)} ({rate:g}, {'lowest' if rate == tried[0] else 'highest'} of {len(tried)})")
-    return [f"Best learning rate on the edge of the grid, so a wider one may do better: {'; '.join(found)}."] if found else []
+            found.append(f"{' '.join(cell.key)} ({rate:g}, {(low if rate == tried[0] else high).format(n=len(tried))})")
+    warning = pick(
+        language,
+        "最良の学習率が探索範囲の端にあります。範囲を広げればさらに良い設定があるかもしれません",
+        "Best learning rate on the edge of the grid, so a wider one may do better",
+    )
+    return [f"{warning}: {'; '.join(found)}."] if found else []
+
+
+def landscape_notes(result: StudyResult, language: Language) -> list[str]:
+    """What the grid says besides the choice: cells within noise of the best, cells that did not learn, LoRA's best rate over FT's."""
+    notes = []
+    rates: dict[tuple[str, str], dict[str, float]] = {}
+    for key, best in result.chosen.items():
+        rivals = [(cell, result.record(cell)) for cell in result.cells if cell.key == key]
+        scored = [evaluation for _, record in rivals if record is not None and record.status == "done" and (evaluation := record.evaluation("validation"))]
+        failed = sum(record is not None and record.status == "failed" for _, record in rivals)
+        top = result.record(best)
+        evaluation = top.evaluation("validation") if top else None
+        if evaluation is None:
+            continue
+        near = sum(one["main"]["value"] >= evaluation["main"]["low"] for one in scored)
+        name, setting, value, num = " ".join(key), chosen_text(best), score_text(evaluation), len(scored)
+        text = pick(
+            language,
+            f"{name}: 最良 {setting}（{value}）。{num} 設定のうち {near} が最良の 95 % 区間の下端以上、学習できなかった設定は {failed}。",
+            f"{name}: best {setting} ({value}). {near} of {num} cells reach the low end of its 95 % interval; {failed} did not learn.",
+        )
+        notes.append(text)
+        rates.setdefault(key[:2], {})[best.method.kind] = best.config.train.learning_rate
+    for (model, task), found in rates.items():
+        if len(found) == 2:
+            ratio = found["lora"] / found["full"]
+            notes.append(
+                pick(
+                    language,
+                    f"{model} {task}: 最良の学習率は LoRA が FT の {ratio:.3g} 倍（{found['lora']:g} と {found['full']:g}）。",
+                    f"{model} {task}: LoRA's best learning rate is {ratio:.3g} times FT's ({found['lora']:g} against {found['full']:g}).",
+                )
+            )
+    return notes
+
+
+def comparable_notes(result: StudyResult, language: Language) -> list[str]:
+    """Which numbers of the report may be set beside which, and which may not."""
+    records = [record for cell in result.chosen.values() if (record := result.record(cell)) is not None]
+    several = [len({one(record) for record in records}) > 1 for one in (lambda r: r.with_what["device"], lambda r: r.with_what["versions"]["torch"])]
+    splits = [choice for choice in result.study.tasks if choice.split or choice.train_rows or choice.eval_rows]
+    ja = [
+        "同じタスク・同じモデルの行どうしは、同じデータ、プロンプト、バッチ、長さ、評価方法で、比較できます（異なる設定があれば表 2 の下に挙げています）。",
+        "異なるタスク、分割、ラベルの版の評価値どうしは比較できません。ROUGE は署名が同じ場合だけ比較できます。",
+        "CPU のメモリはプロセス全体の値で、設定どうしを比べるものではありません。",
+    ]
+    en = [
+        "Rows of one task and model share data, prompt, batch, length and scoring, and may be compared (settings that differ stand under Table 2).",
+        "Scores of different tasks, splits or label versions may not be compared; ROUGE only under one signature.",
+        "Memory on a CPU is that of the whole process and does not compare cells.",
+    ]
+    if splits:
+        rows = ", ".join(f"{task_label(one)}" + (f" ({one.train_rows:,})" if one.train_rows else "") for one in splits)
+        ja.append(f"分割または件数を指定したタスクは、文献の値と比較できません: {rows}。")
+        en.append(f"Tasks with a named split or fewer rows are no scores of the literature: {rows}.")
+    if any(several):
+        ja.append("計算機または torch の版が異なる行があります。時間とメモリは、同じ計算機の行どうしだけを比べてください。")
+        en.append("Rows come from different devices or torch versions: compare times and memory within one device only.")
+    if result.study.reference_rows:
+        ja.append("論文から引用した行は、モデルも計算機も異なります。傾向だけを見てください。")
+        en.append("Rows quoted from the paper are of other models and another device: read them as a tendency.")
+    return ja if language == "ja" else en

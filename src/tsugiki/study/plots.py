@@ -76,8 +76,7 @@ def chart(series: Mapping[str, Sequence[Point]], x: Axis, y: Axis, title: str, *
                 parts += _dot(px, py, point, y, colour, MARKS[number % len(MARKS)], name)
     legend = _legend(list(series), lines)
     height = HEIGHT + 20 * len(series)
-    body = "".join(parts) + "".join(legend)
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{body}</svg>'
+    return _svg([*parts, *legend], WIDTH, height, title)
 
 
 def _px(axis: Axis, value: float) -> float:
@@ -134,3 +133,79 @@ def _legend(names: Sequence[str], lines: bool) -> list[str]:
         mark = mark or _mark(LEFT + 10, y, 4.5, colour, MARKS[number % len(MARKS)], False)
         parts.append(f'{mark}<text x="{LEFT + 28}" y="{y + 4}">{escape(name)}</text>')
     return parts
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[int, int], float | None], strong: Sequence[tuple[int, int]], title: str) -> str:
+    """An SVG table of shaded cells, darker for higher, the value written in each; `strong` cells are framed, None is a cell without a value.
+
+    Shades of one colour with the number in it: readable without colour, and in print.
+    """
+    known = [value for value in values.values() if value is not None]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    left, top, width, height = 150, 28, 62, 30
+    parts = [f'<text x="{left + width * (place + 0.5):.0f}" y="{top - 8}" text-anchor="middle">{escape(name)}</text>' for place, name in enumerate(columns)]
+    for row, name in enumerate(rows):
+        y = top + height * row
+        parts.append(f'<text x="{left - 8}" y="{y + 20}" text-anchor="end">{escape(name)}</text>')
+        for column in range(len(columns)):
+            if (row, column) not in values:
+                continue
+            value = values[row, column]
+            share = 0.0 if value is None else (value - low) / (high - low or 1)
+            ink = "#ffffff" if share > 0.55 else "#1a1a1a"
+            shade = _mixed("#eef3f8", COLOURS[0], share)
+            frame = ' stroke="#D55E00" stroke-width="3"' if (row, column) in strong else ' stroke="#ffffff" stroke-width="1"'
+            parts.append(f'<rect x="{left + width * column}" y="{y}" width="{width - 2}" height="{height - 2}" fill="{shade}"{frame}/>')
+            text = "–" if value is None else f"{value:.3f}"
+            parts.append(f'<text x="{left + width * (column + 0.5) - 1:.0f}" y="{y + 19}" text-anchor="middle" style="fill:{ink}">{text}</text>')
+    return _svg(parts, max(WIDTH, left + width * len(columns) + 8), top + height * len(rows) + 8, title)
+
+
+def bars(values: Mapping[str, float], title: str, unit: str = "") -> str:
+    """Horizontal bars from zero, the value written at each."""
+    high = max(values.values(), default=1.0) or 1.0
+    left, height = 170, 26
+    parts = []
+    for number, (name, value) in enumerate(values.items()):
+        y, length = 8 + height * number, (WIDTH - left - 90) * value / high
+        parts.append(f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<rect x="{left}" y="{y + 2}" width="{max(length, 1):.1f}" height="{height - 9}" fill="{COLOURS[number % len(COLOURS)]}"/>')
+        parts.append(f'<text x="{left + max(length, 1) + 6:.1f}" y="{y + 15}">{value:,.4g}{escape(unit)}</text>')
+    return _svg(parts, WIDTH, 16 + height * len(values), title)
+
+
+def stacked(columns: Mapping[str, Mapping[str, int]], names: Mapping[str, str], title: str) -> str:
+    """Stacked columns of counts as shares, bottom up in the order of `names` (class → text in the legend)."""
+    used = [name for name in names if any(column.get(name) for column in columns.values())]
+    width = (WIDTH - LEFT - RIGHT) / max(len(columns), 1)
+    inner = HEIGHT - TOP - BOTTOM
+    parts = []
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        y = HEIGHT - BOTTOM - inner * share
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
+    for place, (label, column) in enumerate(columns.items()):
+        total, below = sum(column.values()) or 1, 0.0
+        x = LEFT + width * place + width * 0.12
+        for number, name in enumerate(used):
+            share = column.get(name, 0) / total
+            y = HEIGHT - BOTTOM - inner * (below + share)
+            colour = COLOURS[number % len(COLOURS)]
+            box = f'x="{x:.1f}" y="{y:.1f}" width="{width * 0.76:.1f}" height="{inner * share:.1f}"'
+            parts.append(f'<g><title>{escape(label)}: {escape(names[name])} {share:.0%}</title><rect {box} fill="{colour}"/></g>')
+            below += share
+        parts.append(f'<text x="{x + width * 0.38:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(label)}</text>')
+    for number, name in enumerate(used):
+        y = HEIGHT - 4 + 20 * number
+        parts.append(f'<rect x="{LEFT}" y="{y - 5}" width="14" height="10" fill="{COLOURS[number % len(COLOURS)]}"/>')
+        parts.append(f'<text x="{LEFT + 22}" y="{y + 4}">{escape(names[name])}</text>')
+    return _svg(parts, WIDTH, HEIGHT + 20 * len(used), title)
+
+
+def _svg(parts: Sequence[str], width: float, height: float, title: str) -> str:
+    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{"".join(parts)}</svg>'
+
+
+def _mixed(light: str, dark: str, share: float) -> str:
+    pairs = zip((light[1:3], light[3:5], light[5:7]), (dark[1:3], dark[3:5], dark[5:7]), strict=True)
+    return "#" + "".join(f"{round(int(one, 16) + (int(other, 16) - int(one, 16)) * share):02x}" for one, other in pairs)

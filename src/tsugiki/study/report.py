@@ -9,9 +9,10 @@ from typing import get_args
 from tsugiki.config import StudySpec
 from tsugiki.data.sources import write_atomically
 from tsugiki.study.cells import StudyResult
-from tsugiki.study.finding import Language
+from tsugiki.study.finding import findings, sentence
 from tsugiki.study.page import render_page
 from tsugiki.study.tables import Table, all_tables
+from tsugiki.study.words import Language, half, pick
 
 
 def study_folder(root: Path, study: StudySpec) -> Path:
@@ -21,14 +22,18 @@ def study_folder(root: Path, study: StudySpec) -> Path:
 
 
 def write_report(result: StudyResult, root: Path) -> tuple[Path, list[Table]]:
-    """Writes `report.ja.html`, `report.en.html`, `report.md` and the tables as CSV and LaTeX; returns the Markdown page and the tables."""
-    tables = all_tables(result)
+    """Writes the page in HTML and Markdown for both languages, and the tables as CSV and LaTeX; returns the English Markdown page and tables."""
     folder = study_folder(root, result.study)
-    head = f"# {result.study.title or result.study.name}\n\nMade by tsugiki from {len(result.records)} runs under `{root / 'runs'}`.\n\n"
-    write_atomically(folder / "report.md", (head + "\n".join(table.to_markdown() for table in tables)).encode())
-    for language in get_args(Language):
+    by_language = {language: all_tables(result, language) for language in get_args(Language)}
+    for language, tables in by_language.items():
+        title = half(result.study.title or result.study.name, language)
+        runs = f"{len(result.records) + sum(map(len, result.repeats.values()))}"
+        said = "\n\n".join(sentence(one, language) for one in findings(result))
+        made = pick(language, f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。", f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.")
+        text = f"# {title}\n\n{said}\n\n{made}\n\n" + "\n".join(table.to_markdown() for table in tables)
+        write_atomically(folder / ("report.md" if language == "en" else "report.ja.md"), text.encode())
         write_atomically(folder / f"report.{language}.html", render_page(result, tables, language).encode())
-    for table in tables:
+    for table in by_language["en"]:
         write_atomically(folder / f"{table.name}.tex", table.to_latex().encode())
         write_atomically(folder / f"{table.name}.csv", table.to_csv().encode("utf-8-sig"))
-    return folder / "report.md", tables
+    return folder / "report.md", by_language["en"]

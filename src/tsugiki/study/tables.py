@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.study.cells import Cell, StudyResult, task_label
-from tsugiki.study.compare import compare_runs
-from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, results_notes, score_text
+from tsugiki.study.compare import compare_methods
+from tsugiki.study.finding import verdict_of
+from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, landscape_notes, results_notes, score_text
 from tsugiki.study.store import RunRecord
+from tsugiki.study.words import Language, half, pick, word
 
 EXAMPLES_SHOWN = 3
+ANSWERS_HEADER = ("Example", "Method", "Text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ def memory_text(measurement: Mapping[str, Any]) -> str:
     return f"{measurement['peak_process_bytes'] / 2**20:,.0f} (process)"
 
 
-def results_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
+def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Language) -> Table:
     header = (
         "Task",
         "Method",
@@ -120,17 +124,17 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
                 cell = result.chosen.get((model.label, label, name))
                 record = result.record(cell) if cell else None
                 if cell is not None and record is not None:
-                    rows.append(_result_row(label, cell, record))
+                    rows.append(_result_row(label, cell, record, _seeds_text(result.seeds(cell))))
                 else:
                     rows.append((label, f"{model.label}-{name}", "no cell learned", *["-"] * 10))
         rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 9) for name, value in baselines(task)]
         if result.study.reference_rows:
             for name, trainable, memory, seconds, value in PAPER_ROWS.get(task.name, []):
                 rows.append((label, f"{name} ({PAPER}) †", value, "-", "-", trainable, memory, seconds, *["-"] * 5))
-    return Table(name="table2", title="表 2: 評価結果 / Table 2: results", header=header, rows=tuple(rows), notes=tuple(results_notes(result)))
+    return Table(name="table2", title="表 2: 評価結果 / Table 2: results", header=header, rows=tuple(rows), notes=tuple(results_notes(result, language)))
 
 
-def _result_row(label: str, cell: Cell, record: RunRecord) -> tuple[str, ...]:
+def _result_row(label: str, cell: Cell, record: RunRecord, seeds: str) -> tuple[str, ...]:
     happened, measured = record.happened, record.happened["measurement"]
     solo = happened.get("solo") or {}
     own = solo.get(str(record.config.train.batch)) or {}
@@ -139,7 +143,7 @@ def _result_row(label: str, cell: Cell, record: RunRecord) -> tuple[str, ...]:
     return (
         label,
         f"{cell.model.label}-{cell.method.name}",
-        score_text(test) if test else "not scored yet",
+        score_text(test) + seeds if test else "not scored yet",
         str(test["main"]["n"]) if test else "-",
         _number(test["candidate_rate"] if test else None),
         f"{happened['trainable'] / 1e6:,.2f}",
@@ -151,6 +155,14 @@ def _result_row(label: str, cell: Cell, record: RunRecord) -> tuple[str, ...]:
         f"{happened['weights_bytes'] / 2**20:,.1f}",
         score_text(validation),
     )
+
+
+def _seeds_text(records: Sequence[RunRecord]) -> str:
+    """`; 3 seeds .401 ± .012` where a cell was trained with several."""
+    if len(records) < 2:
+        return ""
+    values = [record.main_score("test") or 0.0 for record in records]
+    return f"; {len(values)} seeds {statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def _seconds(measured: Mapping[str, Any]) -> str:
@@ -173,36 +185,49 @@ def baselines(task: Task) -> list[tuple[str, str]]:
     return rows
 
 
-def comparison_table(result: StudyResult) -> Table:
+def comparison_table(result: StudyResult, language: Language) -> Table:
     """Paired difference between the first method and each other one on the same test examples."""
     rows = []
     for model in result.study.models:
         for choice in result.study.tasks:
-            here = [(key[2], result.record(cell)) for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
-            for other_name, other in here[1:]:
-                first_name, first = here[0]
-                if first is None or other is None or not (first.evaluation("test") and other.evaluation("test")):
+            here = [(key[2], result.seeds(cell)) for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
+            for other_name, others in here[1:]:
+                first_name, firsts = here[0]
+                if not (firsts and others):
                     continue
-                pair = compare_runs(first, other, "test")
-                mean, low, high = pair.difference, pair.low, pair.high
-                verdict = "undecided" if low <= 0 <= high else (f"{first_name} better" if mean > 0 else f"{other_name} better")
-                rows.append((f"{model.label} · {task_label(choice)}", f"{first_name} - {other_name}", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]", verdict))
-    note = "Paired bootstrap over the same test examples (by group), 95 %; one seed, so the spread between seeds is not in it."
+                pair = compare_methods(firsts, others, "test")
+                verdict = verdict_of(pair.low, pair.high, result.study.margin / 100)
+                better = first_name if verdict == "better" else other_name
+                reading = pick(language, f"{better} が上", f"{better} better") if verdict in ("better", "worse") else verdict
+                difference = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
+                rows.append((f"{model.label} · {task_label(choice)}", f"{first_name} - {other_name}", difference, str(pair.seeds), reading))
+    margin = f"{result.study.margin:g}"
+    note = pick(
+        language,
+        f"同じテスト事例の対応のあるブートストラップ（グループ単位）、95 %。シードが 2 個以上ならシードも抽出、1 個ならシードによる変動は含みません。"
+        f"同等: 区間全体が、実行前に定めた ±{margin} ポイントに収まること。",
+        f"Paired bootstrap over the same test examples (by group), 95 %; over seeds too where there are several (one says nothing of their spread). "
+        f"Equal: the whole interval lies within ±{margin} points, fixed in the study file beforehand.",
+    )
     return Table(
         name="comparison",
         title="対応のある差 / Paired differences on test",
-        header=("Model · task", "Difference", "Main score", "Reading"),
+        header=("Model · task", "Difference", "Main score", "Seeds", "Reading"),
         rows=tuple(rows),
         notes=(note,),
     )
 
 
-def failure_table(result: StudyResult) -> Table:
+def failure_table(result: StudyResult, language: Language) -> Table:
     rows = []
     used = [name for name in CLASSES if any(name in (evaluation["failures"]) for evaluation in _tests(result).values())]
     for key, evaluation in _tests(result).items():
         rows.append((" · ".join(key), *(str(evaluation["failures"].get(name, 0)) for name in used), str(evaluation["main"]["n"])))
-    note = "For summaries only the technical classes apply; the rest counts as “right”."
+    note = pick(
+        language,
+        "要約では技術的な種類（空、繰り返し、終わらない、切り詰め）だけを数え、残りは「正解」に入ります。",
+        "For summaries only the technical classes apply; the rest counts as “right”.",
+    )
     return Table(
         name="failures",
         title="誤りの種類 / Failure classes on test",
@@ -221,7 +246,7 @@ def _tests(result: StudyResult) -> dict[tuple[str, str, str], Mapping[str, Any]]
     return found
 
 
-def grid_table(result: StudyResult) -> Table:
+def grid_table(result: StudyResult, language: Language) -> Table:
     """Every cell with its validation score; the chosen ones are marked."""
     rows = []
     for cell in result.cells:
@@ -236,6 +261,7 @@ def grid_table(result: StudyResult) -> Table:
         title="表 3: 探索した設定 / Table 3: the grid, by validation",
         header=("Model · task · method", "Setting", "Validation", "Candidate rate", "Chosen"),
         rows=tuple(rows),
+        notes=tuple(landscape_notes(result, language)),
     )
 
 
@@ -258,13 +284,13 @@ def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table
         for place in shown:
             example = task.examples["test"][place]
             rows.append((example.id, "Input", _short(task.template.format_map(dict(example.fields)))))
-            rows.append(("", "正解 / reference", example.target))
+            rows.append(("", "reference", example.target))
             rows += [("", name, column[place]["answer"] + ("" if column[place]["ended"] else " …")) for name, column in answers.items()]
         tables.append(
             Table(
                 name=f"table{number}",
                 title=f"表 {number}: {label} の生成例 / Table {number}: generated answers",
-                header=("Example", "Method", "Text"),
+                header=ANSWERS_HEADER,
                 rows=tuple(rows),
             )
         )
@@ -275,7 +301,16 @@ def _short(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def all_tables(result: StudyResult) -> list[Table]:
+def all_tables(result: StudyResult, language: Language) -> list[Table]:
+    """Every table of the report in one language."""
     tasks = _tasks(result)
-    head = [data_table(result, tasks), results_table(result, tasks), comparison_table(result), failure_table(result), grid_table(result)]
-    return head + answers_tables(result, tasks)
+    head = [data_table(result, tasks), results_table(result, tasks, language), comparison_table(result, language)]
+    head += [failure_table(result, language), grid_table(result, language)]
+    return [_localised(table, language) for table in [*head, *answers_tables(result, tasks)]]
+
+
+def _localised(table: Table, language: Language) -> Table:
+    header = tuple(word(name, language) for name in table.header)
+    answers = table.header == ANSWERS_HEADER  # what models wrote stays as it is
+    rows = tuple(tuple(cell if answers and place != 1 else word(cell, language) for place, cell in enumerate(row)) for row in table.rows)
+    return replace(table, title=half(table.title, language), header=header, rows=rows)

@@ -1,0 +1,96 @@
+"""The report's words in Japanese and English: one place, so that no page mixes languages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Language = Literal["ja", "en"]
+
+# Column heads, failure classes and other short texts that the tables write in English.
+JAPANESE = {
+    "Task": "タスク",
+    "Train": "学習",
+    "Validation": "検証",
+    "Test": "テスト",
+    "Split / format": "分割 / 形式",
+    "Input format": "入力の形式",
+    "Method": "手法",
+    "Trainable (M)": "学習対象パラメータ (M)",
+    "Weights file (MiB)": "重みファイル (MiB)",
+    "Peak memory (MiB)": "ピークメモリ (MiB)",
+    "s/step @8": "秒/ステップ (バッチ 8)",
+    "s/step (batch)": "秒/ステップ (設定のバッチ)",
+    "tokens/s": "トークン/秒",
+    "s/answer": "秒/解答",
+    "Candidate rate": "候補内解答率",
+    "n": "件数",
+    "Seeds": "シード数",
+    "Model · task": "モデル · タスク",
+    "Difference": "差",
+    "Main score": "主な評価値",
+    "Reading": "判定",
+    "Model · task · method": "モデル · タスク · 手法",
+    "Setting": "設定",
+    "Chosen": "選択",
+    "Example": "例",
+    "Text": "テキスト",
+    "right": "正解",
+    "right after NFKC and strip": "正規化すれば正解",
+    "another candidate": "別の候補",
+    "contains a candidate": "候補を含む",
+    "outside the candidates": "候補外",
+    "empty": "空",
+    "repeats itself": "繰り返し",
+    "did not end": "終わらない",
+    "input was cut": "入力を切り詰め",
+    "undecided": "判定できず",
+    "equal": "同等",
+    "Input": "入力",
+    "reference": "正解",
+    "majority": "最頻クラス",
+    "chance": "チャンスレベル",
+    "lead (first characters)": "冒頭文（lead）",
+    "not run": "未実行",
+    "not scored yet": "未評価",
+    "no cell learned": "学習できた設定なし",
+}
+SECTIONS: dict[str, dict[Language, str]] = {
+    "finding": {"ja": "結論", "en": "Finding"},
+    "none": {"ja": "比較できる手法の組がありません。", "en": "There is no pair of methods to compare."},
+    "quality": {"ja": "評価値とコスト", "en": "Quality against cost"},
+    "cost": {"ja": "メモリと時間", "en": "Memory and time"},
+    "landscape": {"ja": "ハイパーパラメータによる違い", "en": "The hyper-parameter landscape"},
+    "curves": {"ja": "学習の経過（選ばれた設定）", "en": "The course of training (chosen cells)"},
+    "protocol": {"ja": "何と何が比較できるか", "en": "What is comparable with what"},
+    "parameters": {"ja": "学習対象パラメータ (M)", "en": "trained parameters (M)"},
+    "rate": {"ja": "学習率", "en": "learning rate"},
+    "step": {"ja": "ステップ", "en": "step"},
+    "loss": {"ja": "損失", "en": "loss"},
+    "test": {"ja": "テスト", "en": "test"},
+    "validation": {"ja": "検証", "en": "validation"},
+    "sample": {"ja": "検証の一部", "en": "a sample of validation"},
+    "memory": {"ja": "ピークメモリ (MiB)", "en": "peak memory (MiB)"},
+    "seconds": {"ja": "秒/ステップ（バッチ 8、中央値）", "en": "seconds a step (batch 8, median)"},
+    "answers": {"ja": "解答の種類", "en": "kinds of answers"},
+    "bars": {"ja": "縦棒は 95 % 区間、輪で囲んだ点は選ばれた設定。", "en": "Bars: 95 % intervals; ringed: the chosen cell."},
+    "heat": {
+        "ja": "検証での評価値。太枠は選ばれた設定、「–」は学習できなかった設定。",
+        "en": "Scores on validation. Framed: the chosen cell; “–”: a cell that did not learn.",
+    },
+}
+
+
+def pick(language: Language, ja: str, en: str) -> str:
+    """The text in the page's language."""
+    return ja if language == "ja" else en
+
+
+def word(text: str, language: Language) -> str:
+    """A short text of the tables in the page's language."""
+    return JAPANESE.get(text, text) if language == "ja" else text
+
+
+def half(text: str, language: Language) -> str:
+    """The Japanese or the English half of a title `日本語 / English`."""
+    first, slash, second = text.partition(" / ")
+    return (first if language == "ja" else second) if slash else text
