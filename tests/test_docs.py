@@ -57,6 +57,30 @@ def test_the_task_file_of_the_docs_works(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_the_tutorial_leads_from_three_rows_to_a_report(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    for file, content in re.findall(r"```\w+ (\S+)\n(.*?)```", text, re.S):
+        (tmp_path / file).write_text(content, encoding="utf-8")
+    said = {}
+    for command in re.findall(r"^    (tsugiki [^#\n]+)", text, re.M):
+        done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, (command, done.stderr)
+        said[command.strip()] = done.stdout
+    pages = sorted((tmp_path / "tsugiki-runs" / "studies").rglob("report.*.html"))
+    assert {page.name for page in pages} == {"report.ja.html", "report.en.html"}
+    assert any("この件数では決まりません" in page.read_text(encoding="utf-8") for page in pages)
+    assert "2 seeds" in said["tsugiki report compare.toml"]
+
+
+def test_both_tutorials_have_the_same_files_and_commands() -> None:
+    found = []
+    for name in ("tutorial.md", "tutorial.ja.md"):
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        blocks = [re.sub(r"\s*#.*", "", block) for block in re.findall(r"```(.*?)```", text, re.S)]
+        found.append((blocks, re.findall(r"^    (tsugiki [^#\n]+)", text, re.M)))
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 def test_the_python_of_the_readme(tmp_path: Path) -> None:
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
