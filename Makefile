@@ -2,12 +2,13 @@
 #   make demo       the demo: LoRA against full fine-tuning on the built-in model, in under five minutes
 #   make test       the tests            make test-slow   the long ones too
 #   make check      format, lint, types, layers, tests    make bench   what there is to measure
+#   make check-pages  the example reports in Chromium: accessibility, overflow (needs Chromium and npm)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check check-pages bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -25,9 +26,12 @@ check: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+check-pages: $(VENV)/.installed-test
+	$(BIN)/python tests/pages/check_pages.py
+
 bench:
 	@echo "Each benchmark is a script with its own words on what it needs:"
-	@ls benchmarks/*/*.sh benchmarks/*/*.py
+	@ls benchmarks/*.py benchmarks/*/*.sh benchmarks/*/*.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12" && exit 1)
@@ -42,4 +46,4 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .pages .mypy_cache .ruff_cache .pytest_cache .hypothesis

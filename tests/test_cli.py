@@ -72,7 +72,7 @@ def test_a_study_finds_the_task_beside_it_from_any_folder(tmp_path: Path) -> Non
     (task.parent / "study.toml").write_text(study, encoding="utf-8")
     done = subprocess.run([sys.executable, "-m", "tsugiki", "check", str(task.parent / "study.toml")], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("ok")
+    assert "\nok\nNext: tsugiki study " in done.stdout
 
 
 def test_sigterm_keeps_a_checkpoint_and_the_same_command_says_that_it_goes_on(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def study(
     jobs: Annotated[int, typer.Option(min=1, help="Cells run side by side in so many processes.")] = 1,
     changes: Changes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; run nothing.")] = False,
+    as_json: AsJson = False,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Run what is missing of a study, choose by validation, score on test once, print the tables."""
@@ -85,14 +86,17 @@ def study(
         from tsugiki.study.cells import expand
 
         cells = expand(spec)
+        if as_json:
+            _print_json([cell.config.model_dump(mode="json", exclude_none=True) for cell in cells])
+            return
         print("\n".join(cell.label for cell in cells))
         print(f"{len(cells)} cells. Next: the same command without --dry-run")
         return
     arguments = [file, "--out", str(out), *(part for change in changes or [] for part in ("--set", change))]
-    _run_study(spec, arguments, out, jobs, worker)
+    _run_study(spec, arguments, out, jobs, worker, as_json)
 
 
-def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, worker: bool) -> None:
+def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, worker: bool, as_json: bool = False) -> None:
     from tsugiki.progress import Display
     from tsugiki.study.store import Store
     from tsugiki.study.sweep import run_cells, run_in_parallel, run_study
@@ -105,15 +109,27 @@ def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, work
         run_in_parallel(arguments, jobs)
     with Display() as display:
         result = run_study(spec, store, display.listener, on_cell=display.on_cell)
-    _print_report(result, out)
+    _print_report(result, out, as_json)
 
 
-def _print_report(result: StudyResult, out: Path) -> None:
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _print_report(result: StudyResult, out: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from tsugiki.progress import show_tables
+    from tsugiki.study.finding import findings, sentence
     from tsugiki.study.report import write_report
 
     page, tables = write_report(result, out)
+    said = [sentence(one, "en") for one in findings(result)]
+    if as_json:
+        _print_json({"report": str(page), "findings": said, "tables": [asdict(table) for table in tables]})
+        return
     show_tables(tables)
+    print("\n".join(said))
     print(f"Report: {page.parent / 'report.ja.html'} · {page.parent / 'report.en.html'}   (Markdown, CSV and LaTeX beside them)")
     print(f"Next: tsugiki generate RUN --text 'PROMPT' with a RUN under {out / 'runs'}; the prompt's form stands in Table 1")
 
@@ -180,6 +196,7 @@ def score(
         print(json.dumps(record.evaluation(part), ensure_ascii=False, indent=1))
     else:
         _print_scores(record, part)
+        print(f"Next: tsugiki compare {folder} ANOTHER-RUN --part {part}")
 
 
 @app.command("ls", epilog="Example: tsugiki ls --out tsugiki-runs")
@@ -217,6 +234,7 @@ def show(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json:
     print(f"  device   {record.with_what['device']}; rows {record.with_what['rows']}; weights of sha256 {record.with_what['model_sha256'][:16]}…")
     for part in record.happened.get("evaluations", {}):
         _print_scores(record, part)
+    print(f"Next: tsugiki score {folder} --part test" if record.evaluation("test") is None else f"Next: tsugiki compare {folder} ANOTHER-RUN")
 
 
 @app.command(epilog="Example: tsugiki compare tsugiki-runs/runs/jnli-…-lora-… tsugiki-runs/runs/jnli-…-full-…")
@@ -242,6 +260,7 @@ def compare(
     print(f"{len(found.changed)} answers differ" + (":" if rows and found.changed else ""))
     for one in found.changed[:rows]:
         print(f"  {one['id']}: {one['first']} | {one['second']}   (right: {one['target']})")
+    print(f"Next: tsugiki show {first}")
 
 
 @app.command(epilog="Examples: tsugiki generate RUN --text 文1:…[SEP]文2:…[SEP]   ·   echo 文 | tsugiki generate RUN")
@@ -269,6 +288,7 @@ def report(
     file: Annotated[str, typer.Argument(help="A study file or the name of a built-in study.")],
     out: Out = DEFAULT_OUT,
     changes: Changes = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write and print the tables of a study from the runs on disk; runs nothing."""
     from tsugiki.study.cells import collect
@@ -278,7 +298,7 @@ def report(
     if not result.chosen:
         options = "".join(f" --set '{change}'" for change in changes or [])
         raise TsugikiError(f"{out}: no finished run of this study there. Run: tsugiki study {file} --out {out}{options}")
-    _print_report(result, out)
+    _print_report(result, out, as_json)
 
 
 @app.command(epilog="Example: tsugiki export tsugiki-runs/runs/jnli-… --to my-adapter")
@@ -295,23 +315,35 @@ def export(
 
 
 @app.command(epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check my_study.toml")
-def check(file: Annotated[Path, typer.Argument(help="A task, run or study file, or a built-in task.")], changes: Changes = None) -> None:
+def check(
+    file: Annotated[Path, typer.Argument(help="A task, run or study file, or a built-in task.")], changes: Changes = None, as_json: AsJson = False
+) -> None:
     """Check a file and everything it names, without training: keys, data, splits, labels, every prompt."""
-    from tsugiki.study.inspect import check_file
+    from tsugiki.study.inspect import check_file, next_command
 
+    if as_json:
+        _print_json({"file": str(file), "lines": list(check_file(file, changes or []))})
+        return
     for line in check_file(file, changes or []):
         print(line)
+    print(f"Next: {next_command(file)}")
 
 
 @tasks_app.command("list")
-def tasks_list() -> None:
+def tasks_list(as_json: AsJson = False) -> None:
     """The built-in tasks."""
     from tsugiki.config import read_task
     from tsugiki.data.tasks import builtin_tasks
 
-    for name, path in builtin_tasks().items():
-        spec = read_task(path)
+    specs = {name: read_task(path) for name, path in builtin_tasks().items()}
+    if as_json:
+        _print_json(
+            [{"name": name, **spec.model_dump(mode="json", include={"title", "kind", "metric", "licence", "citation"})} for name, spec in specs.items()]
+        )
+        return
+    for name, spec in specs.items():
         print(f"{name:16} {spec.kind:15} {spec.metric:12} formats: {', '.join(spec.formats)}; splits: {', '.join(spec.splits)}; {spec.licence}")
+    print("Next: tsugiki tasks show NAME")
 
 
 @tasks_app.command("show", epilog="Example: tsugiki tasks show jnli --data-dir data --tokens")
@@ -333,3 +365,4 @@ def tasks_show(
     choice = TaskChoice(name=name, version=version, split=split, format=format, data_dir=data_dir)
     for line in show_task(choice, part, rows, model if tokens else None):
         print(line)
+    print(f"Next: tsugiki check {name}" if Path(name).suffix == ".toml" else "Next: name it under [[tasks]] in a study file, or: tsugiki demo")

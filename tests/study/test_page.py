@@ -79,6 +79,8 @@ def test_latex_is_escaped_and_every_row_has_its_cells() -> None:
     assert lines[1:4] == [r"\begin{tabular}{ll}", r"\toprule", r"Task & p\_1 \& 95 \% \\"]
     assert lines[5] == r"a\_b & \{x\} \# 5 \% \textbackslash{} \textasciitilde{} \\"
     assert lines[-1] == "% one"
+    odd = Table(name="t", title="t", header=("a",), rows=(("[1] \ufffd\x07",),)).to_latex()
+    assert "{}[1] □□ " in odd
 
 
 def test_a_chart_draws_every_point_inside_its_frame() -> None:

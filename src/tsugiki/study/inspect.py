@@ -115,3 +115,11 @@ def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mappi
         for part in SPLITS:
             tokenize(tokenizer, tasks[task], tasks[task].examples[part], longest, new)
     yield f"model {choice.label}: {len(tokenizer):,} pieces, end mark {tokenizer.eos_token}, {num_parameters(model) / 1e6:,.1f} M parameters"
+
+
+def next_command(path: Path) -> str:
+    """What one does with a file that was found right."""
+    given = read_toml(builtin_tasks().get(str(path), path))
+    if is_task_file(given):
+        return "name it under [[tasks]] in a study file (docs/tutorial.md), then: tsugiki study STUDY.toml"
+    return f"tsugiki study {path}" if "methods" in given else f"tsugiki run {path}"

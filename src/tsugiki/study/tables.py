@@ -53,7 +53,9 @@ LATEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(char, char) for char in text)
+    """Special signs escaped; what no engine sets (control characters, bytes that are no text) as a box; a leading [ or * kept from `\\\\`."""
+    escaped = "".join(LATEX.get(char, "□" if char == "\ufffd" or not (char.isprintable() or char == " ") else char) for char in text)
+    return "{}" + escaped if escaped[:1] in ("[", "*") else escaped
 
 
 def _cell(text: str) -> str:
@@ -94,11 +96,11 @@ def _number(value: float | None, form: str = ".3f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def memory_text(measurement: Mapping[str, Any]) -> str:
+def memory_text(measurement: Mapping[str, Any], language: Language = "en") -> str:
     """Peak memory in MiB: `allocated / reserved` on CUDA, resident size of the process on a CPU."""
     if measurement["peak_allocated_bytes"] is not None:
         return f"{measurement['peak_allocated_bytes'] / 2**20:,.0f} / {measurement['peak_reserved_bytes'] / 2**20:,.0f}"
-    return f"{measurement['peak_process_bytes'] / 2**20:,.0f} (process)"
+    return f"{measurement['peak_process_bytes'] / 2**20:,.0f} ({pick(language, 'プロセス', 'process')})"
 
 
 def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Language) -> Table:
@@ -124,7 +126,7 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
                 cell = result.chosen.get((model.label, label, name))
                 record = result.record(cell) if cell else None
                 if cell is not None and record is not None:
-                    rows.append(_result_row(label, cell, record, _seeds_text(result.seeds(cell))))
+                    rows.append(_result_row(label, cell, record, language, _seeds_text(result.seeds(cell), language)))
                 else:
                     rows.append((label, f"{model.label}-{name}", "no cell learned", *["-"] * 10))
         rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 9) for name, value in baselines(task)]
@@ -134,7 +136,7 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
     return Table(name="table2", title="表 2: 評価結果 / Table 2: results", header=header, rows=tuple(rows), notes=tuple(results_notes(result, language)))
 
 
-def _result_row(label: str, cell: Cell, record: RunRecord, seeds: str) -> tuple[str, ...]:
+def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, seeds: str) -> tuple[str, ...]:
     happened, measured = record.happened, record.happened["measurement"]
     solo = happened.get("solo") or {}
     own = solo.get(str(record.config.train.batch)) or {}
@@ -147,7 +149,7 @@ def _result_row(label: str, cell: Cell, record: RunRecord, seeds: str) -> tuple[
         str(test["main"]["n"]) if test else "-",
         _number(test["candidate_rate"] if test else None),
         f"{happened['trainable'] / 1e6:,.2f}",
-        memory_text(measured),
+        memory_text(measured, language),
         _seconds(solo.get("8") or {}),
         f"{_seconds(own)} ({record.config.train.batch})",
         _number(own.get("tokens_per_s"), ",.0f"),
@@ -157,12 +159,13 @@ def _result_row(label: str, cell: Cell, record: RunRecord, seeds: str) -> tuple[
     )
 
 
-def _seeds_text(records: Sequence[RunRecord]) -> str:
+def _seeds_text(records: Sequence[RunRecord], language: Language) -> str:
     """`; 3 seeds .401 ± .012` where a cell was trained with several."""
     if len(records) < 2:
         return ""
     values = [record.main_score("test") or 0.0 for record in records]
-    return f"; {len(values)} seeds {statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+    seeds = pick(language, f"{len(values)} シード", f"{len(values)} seeds")
+    return f"; {seeds} {statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def _seconds(measured: Mapping[str, Any]) -> str:

@@ -1,0 +1,165 @@
+"""What the report says: seeds, the margin, the course of training, the landscape, in Japanese and English; LaTeX that compiles."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.study.test_study import study_of
+from tsugiki.config import StudySpec
+from tsugiki.score.metrics import paired_difference
+from tsugiki.study.cells import StudyResult, collect, parse_study
+from tsugiki.study.compare import compare_methods
+from tsugiki.study.finding import examples_needed, findings, sentence
+from tsugiki.study.plots import bars, heat_map, stacked
+from tsugiki.study.report import write_report
+from tsugiki.study.run import watch_steps
+from tsugiki.study.store import Store
+from tsugiki.study.sweep import run_study
+from tsugiki.study.tables import all_tables
+from tsugiki.study.words import JAPANESE
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[StudySpec, StudyResult, Path]:
+    """A small study with everything switched on, run once."""
+    given = study_of(model_folder, tiny.save_task(tmp_path_factory.mktemp("task") / "task"))
+    lora = {"name": "LoRA", "kind": "lora", "grid": {"targets": ["q+v", "all-linear"], "rank": [2], "learning_rate": [1e-3, 5e-3]}}
+    full = {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3]}}
+    spec = parse_study({**given, "methods": [lora, full], "seeds": 3, "margin": 10, "score": {"during": 2, "during_rows": 5}}, "study")
+    root = tmp_path_factory.mktemp("wide")
+    return spec, run_study(spec, Store(root)), root
+
+
+def test_the_chosen_cells_are_trained_with_every_seed_and_found_again(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+    spec, result, root = wide
+    for key, cell in result.chosen.items():
+        assert [record.config.train.seed for record in result.seeds(cell)] == [0, 1, 2]
+        others = [other for other in result.cells if other.key == key and other is not cell]
+        assert all(len(result.seeds(other)) == 0 for other in others), "the others are not scored on test"
+    again = collect(spec, Store(root))
+    assert {key: len(again.seeds(cell)) for key, cell in again.chosen.items()} == dict.fromkeys(result.chosen, 3)
+    table = next(one for one in all_tables(again, "en") if one.name == "table2")
+    assert sum("; 3 seeds " in row[2] for row in table.rows) == 2
+
+
+def test_a_finding_draws_over_seeds_and_keeps_the_margin_of_the_file(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+    _, result, _ = wide
+    (found,) = findings(result)
+    assert found.margin == 0.1
+    assert found.comparison.seeds == 3
+    said = {language: sentence(found, language) for language in ("ja", "en")}
+    assert "シード 3 個" in said["ja"]
+    assert "3 seeds" in said["en"]
+    if found.verdict == "undecided":
+        assert f"{examples_needed(found.comparison, 0.1):,}" in said["ja"]
+
+
+def test_with_several_seeds_their_spread_widens_the_interval() -> None:
+    random = np.random.default_rng(0)
+    examples = random.random(200)
+    groups = [str(i) for i in range(200)]
+    calm = [list(examples)] * 3
+    rough = [list(examples + shift) for shift in (-0.2, 0.0, 0.2)]
+    base = [list(examples * 0.5)] * 3
+    widths = []
+    for rows in (calm, rough):
+        mean, low, high = paired_difference(rows, base, groups)
+        assert low < mean < high
+        assert mean == pytest.approx(float(examples.mean() / 2), abs=1e-9)
+        widths.append(high - low)
+    assert widths[1] > 3 * widths[0]
+    one = paired_difference(calm[:1], base[:1], groups)
+    assert paired_difference(calm, base, groups) == pytest.approx(one, abs=0.01)
+
+
+def test_validation_is_looked_at_during_training(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+    _, result, _ = wide
+    for record in result.records.values():
+        seen = record.during
+        assert [one["step"] for one in seen] == watch_steps(record.happened["steps"], 2)
+        assert all(sum(one["failures"].values()) == one["main"]["n"] == 5 for one in seen)
+    assert watch_steps(10, 4) == [2, 4, 6, 8]
+    assert watch_steps(2, 5) == [1]
+    assert watch_steps(9, 0) == []
+
+
+def test_the_japanese_page_is_japanese_and_both_hold_every_section(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+    _, result, root = wide
+    page, _ = write_report(result, root)
+    english = (page.parent / "report.en.html").read_text(encoding="utf-8")
+    japanese = (page.parent / "report.ja.html").read_text(encoding="utf-8")
+    for text, words in (
+        (
+            english,
+            ("Memory and time", "The course of training", "What is comparable with what", "did not learn", "Equal: the whole interval lies within ±10 points"),
+        ),
+        (japanese, ("メモリと時間", "学習の経過", "何と何が比較できるか", "学習できなかった設定は", "±10 ポイント", "秒/ステップ: 中央値 / 平均", "3 シード")),
+    ):
+        for word in words:
+            assert word in text, word
+    assert english.count("<svg") == japanese.count("<svg") >= 8
+    # No English sentence in the Japanese page: no note holds three English words in a row (names, signatures and numbers apart).
+    for note in re.findall(r"<li>(.*?)</li>", japanese):
+        plain = re.sub(r"[a-z_]+\|\S+|sha256 \S+|\(.*?\)|: [A-Z].*?\d{4}.*", "", note)
+        assert not re.search(r"\b[a-z]{3,} [a-z]{3,} [a-z]{3,}\b", plain), note
+    assert "Made by" not in (page.parent / "report.ja.md").read_text(encoding="utf-8")
+
+
+def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+    _, result, _ = wide
+    for name in [table.name for table in all_tables(result, "en") if table.name == "table4"]:
+        one, other = (next(table for table in all_tables(result, language) if table.name == name) for language in ("en", "ja"))
+        assert [row[2] for row in one.rows] == [row[2] for row in other.rows]
+    assert JAPANESE["right"] == "正解"
+
+
+def test_runs_on_other_examples_are_not_paired(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+    _, result, _ = wide
+    chosen = list(result.chosen.values())
+    pair = compare_methods(result.seeds(chosen[0]), result.seeds(chosen[1]), "test")
+    assert pair.seeds == 3
+    assert pair.low <= pair.difference <= pair.high
+
+
+def test_figures_hold_what_they_are_given() -> None:
+    drawn = heat_map(["q+v", "all"], ["1e-4", "1e-3"], {(0, 0): 0.1, (0, 1): 0.9, (1, 0): None}, [(0, 1)], "heat <map>")
+    assert drawn.count("<rect") == 3
+    assert drawn.count('stroke="#D55E00"') == 1
+    assert "0.900" in drawn
+    assert "–" in drawn
+    assert 'aria-label="heat &lt;map&gt;"' in drawn
+    assert bars({"a": 2.0, "b": 0.0}, "t").count("<rect") == 2
+    columns = {"4": {"right": 3, "empty": 1}, "8": {"right": 4}}
+    shares = stacked(columns, {"right": "正解", "empty": "空", "outside": "候補外"}, "t")
+    assert "4: 正解 75%" in shares
+    assert "候補外" not in shares
+    assert "nan" not in bars({}, "t") + heat_map([], [], {}, [], "t") + stacked({}, {}, "t")
+
+
+def test_latex_compiles_where_there_is_a_latex(wide: tuple[StudySpec, StudyResult, Path], tmp_path: Path) -> None:
+    _, result, root = wide
+    page, tables = write_report(result, root)
+    if shutil.which("lualatex") is None:
+        pytest.skip("no lualatex here")
+    body = "\n\n".join((page.parent / f"{table.name}.tex").read_text(encoding="utf-8") for table in tables)
+    (tmp_path / "t.tex").write_text("\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + body + "\\end{document}\n", encoding="utf-8")
+    done = subprocess.run(["lualatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-1500:]
+
+
+def test_the_tables_are_json_too(wide: tuple[StudySpec, StudyResult, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from tsugiki.cli import _print_report
+
+    _, result, root = wide
+    _print_report(result, root, True)
+    printed = json.loads(capsys.readouterr().out)
+    assert {table["name"] for table in printed["tables"]} >= {"table1", "table2", "table3", "comparison", "failures"}
+    assert len(printed["findings"]) == 1
