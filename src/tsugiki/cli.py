@@ -28,6 +28,7 @@ app.add_typer(tasks_app, name="tasks")
 Out = Annotated[Path, typer.Option("--out", "-o", help="Root folder of all runs and reports.")]
 Changes = Annotated[Optional[list[str]], typer.Option("--set", help="Change a setting: --set train.epochs=2 (may be repeated).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Lang = Annotated[str, typer.Option("--lang", help="Language of what is printed: en or ja. Both pages are written in any case.")]
 DEFAULT_OUT = Path("tsugiki-runs")
 
 
@@ -78,9 +79,11 @@ def study(
     changes: Changes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells; run nothing.")] = False,
     as_json: AsJson = False,
+    lang: Lang = "en",
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Run what is missing of a study, choose by validation, score on test once, print the tables."""
+    _language(lang)
     spec = _study(file, changes)
     if dry_run:
         from tsugiki.study.cells import expand
@@ -93,10 +96,10 @@ def study(
         print(f"{len(cells)} cells. Next: the same command without --dry-run")
         return
     arguments = [file, "--out", str(out), *(part for change in changes or [] for part in ("--set", change))]
-    _run_study(spec, arguments, out, jobs, worker, as_json)
+    _run_study(spec, arguments, out, jobs, worker, as_json, lang)
 
 
-def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, worker: bool, as_json: bool = False) -> None:
+def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, worker: bool, as_json: bool = False, lang: str = "en") -> None:
     from tsugiki.progress import Display
     from tsugiki.study.store import Store
     from tsugiki.study.sweep import run_cells, run_in_parallel, run_study
@@ -109,22 +112,31 @@ def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, work
         run_in_parallel(arguments, jobs)
     with Display() as display:
         result = run_study(spec, store, display.listener, on_cell=display.on_cell)
-    _print_report(result, out, as_json)
+    _print_report(result, out, as_json, lang)
+
+
+def _language(lang: str) -> str:
+    if lang not in ("en", "ja"):
+        raise ConfigError(f'--lang "{lang}": must be en or ja')
+    return lang
 
 
 def _print_json(content: Any) -> None:
     print(json.dumps(content, ensure_ascii=False, indent=1))
 
 
-def _print_report(result: StudyResult, out: Path, as_json: bool) -> None:
+def _print_report(result: StudyResult, out: Path, as_json: bool, lang: str = "en") -> None:
     from dataclasses import asdict
+    from typing import cast
 
     from tsugiki.progress import show_tables
     from tsugiki.study.finding import findings, sentence
     from tsugiki.study.report import write_report
+    from tsugiki.study.words import Language
 
-    page, tables = write_report(result, out)
-    said = [sentence(one, "en") for one in findings(result)]
+    language = cast(Language, _language(lang))
+    page, tables = write_report(result, out, language)
+    said = [sentence(one, language) for one in findings(result)]
     if as_json:
         _print_json({"report": str(page), "findings": said, "tables": [asdict(table) for table in tables]})
         return
@@ -289,16 +301,18 @@ def report(
     out: Out = DEFAULT_OUT,
     changes: Changes = None,
     as_json: AsJson = False,
+    lang: Lang = "en",
 ) -> None:
     """Write and print the tables of a study from the runs on disk; runs nothing."""
     from tsugiki.study.cells import collect
     from tsugiki.study.store import Store
 
+    _language(lang)
     result = collect(_study(file, changes), Store(out))
     if not result.chosen:
         options = "".join(f" --set '{change}'" for change in changes or [])
         raise TsugikiError(f"{out}: no finished run of this study there. Run: tsugiki study {file} --out {out}{options}")
-    _print_report(result, out, as_json)
+    _print_report(result, out, as_json, lang)
 
 
 @app.command(epilog="Example: tsugiki export tsugiki-runs/runs/jnli-… --to my-adapter")

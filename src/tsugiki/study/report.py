@@ -14,6 +14,8 @@ from tsugiki.study.page import render_page
 from tsugiki.study.tables import Table, all_tables
 from tsugiki.study.words import Language, half, pick
 
+MARKDOWN: dict[Language, str] = {"en": "report.md", "ja": "report.ja.md"}
+
 
 def study_folder(root: Path, study: StudySpec) -> Path:
     """`ROOT/studies/NAME-digest`: a changed study file is another folder, so no report is overwritten by another study's."""
@@ -21,19 +23,23 @@ def study_folder(root: Path, study: StudySpec) -> Path:
     return root / "studies" / f"{study.name}-{digest}"
 
 
-def write_report(result: StudyResult, root: Path) -> tuple[Path, list[Table]]:
-    """Writes the page in HTML and Markdown for both languages, and the tables as CSV and LaTeX; returns the English Markdown page and tables."""
+def write_report(result: StudyResult, root: Path, language: Language = "en") -> tuple[Path, list[Table]]:
+    """Writes the page in HTML and Markdown for both languages, and the tables as CSV and LaTeX; returns the Markdown page and the tables in `language`."""
     folder = study_folder(root, result.study)
     by_language = {language: all_tables(result, language) for language in get_args(Language)}
-    for language, tables in by_language.items():
-        title = half(result.study.title or result.study.name, language)
-        runs = f"{len(result.records) + sum(map(len, result.repeats.values()))}"
-        said = "\n\n".join(sentence(one, language) for one in findings(result))
-        made = pick(language, f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。", f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.")
-        text = f"# {title}\n\n{said}\n\n{made}\n\n" + "\n".join(table.to_markdown() for table in tables)
-        write_atomically(folder / ("report.md" if language == "en" else "report.ja.md"), text.encode())
-        write_atomically(folder / f"report.{language}.html", render_page(result, tables, language).encode())
+    for one, tables in by_language.items():
+        _write_pages(result, folder, root, one, tables)
     for table in by_language["en"]:
         write_atomically(folder / f"{table.name}.tex", table.to_latex().encode())
         write_atomically(folder / f"{table.name}.csv", table.to_csv().encode("utf-8-sig"))
-    return folder / "report.md", by_language["en"]
+    return folder / MARKDOWN[language], by_language[language]
+
+
+def _write_pages(result: StudyResult, folder: Path, root: Path, language: Language, tables: list[Table]) -> None:
+    title = half(result.study.title or result.study.name, language)
+    runs = f"{len(result.records) + sum(map(len, result.repeats.values()))}"
+    said = "\n\n".join(sentence(one, language) for one in findings(result))
+    made = pick(language, f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。", f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.")
+    text = f"# {title}\n\n{said}\n\n{made}\n\n" + "\n".join(table.to_markdown() for table in tables)
+    write_atomically(folder / MARKDOWN[language], text.encode())
+    write_atomically(folder / f"report.{language}.html", render_page(result, tables, language).encode())
