@@ -6,7 +6,18 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
@@ -14,7 +25,11 @@ from tsugiki.config import LoraConfig
 from tsugiki.data.packing import PackableRows, PackedBatch, PackedShape
 from tsugiki.errors import ModelError, RunError
 from tsugiki.model.attention import PACKED, attending
+from tsugiki.model.capture import why_not_captured
 from tsugiki.model.fused import can_fuse, fused
+from tsugiki.model.loading import Numerics, no_dropout
+from tsugiki.score.decode import generate_all
+from tsugiki.score.predict import generate_ids
 from tsugiki.train.captured import PackedForward, open_step, recomputed_layers
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane
@@ -85,6 +100,28 @@ def test_packed_equals_padded(kind: str, method: str, lora: LoraConfig | None) -
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items() if "lora" not in name and method == "lora")
 
 
+OTHERS = {
+    "neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {"intermediate_size": 64}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 3}),
+}
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_architectures_whose_layout_lora_does_not_know_are_packed_alike(kind: str) -> None:
+    """Full fine-tuning needs no layout, and packed rows only an attention that can be exchanged."""
+    model_class, config_class, extra = OTHERS[kind]
+    sizes = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    losses = []
+    for packed in (False, True):
+        torch.manual_seed(0)
+        model = model_class(config_class(**sizes, **extra)).eval()
+        no_dropout(model)
+        lane = lane_of(model, config(epochs=2), "full", 10)
+        losses.append(train_packed(model, lane) if packed else fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])[0].history.loss)
+    assert losses[1] == pytest.approx(losses[0], rel=2e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_recomputed_layers_train_alike(kind: str) -> None:
     losses = []
@@ -110,15 +147,48 @@ def test_only_the_documents_own_tokens_are_seen() -> None:
     assert torch.allclose(outs[0], outs[1], atol=1e-6)
 
 
-def test_a_window_shorter_than_the_rows_is_refused() -> None:
+def mistral() -> MistralForCausalLM:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    model = MistralForCausalLM(MistralConfig(**sizes, sliding_window=4))
-    ids, edges = torch.tensor([[1, 2, 3, 4, 5, 6]]), torch.tensor([0, 6])
-    with attending(model, PACKED):
-        model.model(input_ids=ids, position_ids=torch.arange(6)[None], cu_seq=edges, longest=4)
-        with pytest.raises(ModelError, match=r'sliding_window = 4 is not implemented for packed rows.*train.step = "eager"'):
-            model.model(input_ids=ids, position_ids=torch.arange(6)[None], cu_seq=edges, longest=6)
+    sizes = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return MistralForCausalLM(MistralConfig(**sizes, sliding_window=3)).eval()
+
+
+def test_a_sliding_window_is_kept() -> None:
+    lora, losses = LoraConfig(targets="q+v", rank=4), []
+    for packed in (False, True):
+        model = mistral()
+        lane = lane_of(model, config(epochs=2), "lora", 10, lora)
+        losses.append(train_packed(model, lane) if packed else fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])[0].history.loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    model = mistral()
+    model.config.sliding_window = None
+    wide = MistralForCausalLM(MistralConfig(**{**model.config.to_dict(), "sliding_window": None}))
+    wide.load_state_dict(model.state_dict())
+    lane = lane_of(wide, config(epochs=2), "lora", 10, lora)
+    assert train_packed(wide, lane) != pytest.approx(losses[0], rel=1e-5), "the window matters here"
+    prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(12)]
+    model = mistral()
+    plain = generate_ids(model, prompts, max_new_tokens=6, eos_id=-1, pad_id=3)
+    assert generate_all(model, prompts, max_new_tokens=6, batch=8, eos_id=None, numerics=FP32) == plain
+
+
+def test_what_packed_attention_does_not_do_is_refused() -> None:
+    model = tiny.llama()
+    edges = torch.tensor([0, 6])
+    with attending(model, PACKED), pytest.raises(ModelError, match=r'softcap = 30.0 is not implemented for packed rows.*train.step = "eager"'):
+        model.model(input_ids=torch.tensor([[1, 2, 3, 4, 5, 6]]), position_ids=torch.arange(6)[None], cu_seq=edges, longest=6, softcap=30.0)
+
+
+def test_models_that_cannot_be_recorded_say_why() -> None:
+    bf16, cuda = Numerics(compute="bf16", base="bf16", trained="fp32"), torch.device("cuda")
+    model = tiny.llama()
+    assert why_not_captured(model, cuda, bf16) is None
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
+    assert "depend on the longest row" in (why_not_captured(model, cuda, bf16) or "")
+    other = tiny.gpt2()
+    assert why_not_captured(other, cuda, bf16) is None
+    other.config.attn_logit_softcapping = 50.0
+    assert "caps its attention scores" in (why_not_captured(other, cuda, bf16) or "")
 
 
 def test_a_captured_step_that_cannot_be_is_refused_and_auto_takes_the_plain_one() -> None:

@@ -25,7 +25,7 @@ from transformers import AttentionInterface
 from tsugiki.errors import ModelError
 
 PACKED, STORED = "tsugiki_packed", "tsugiki_stored"
-_NEUTRAL = {"softcap": None, "s_aux": None, "sliding_window": None, "head_mask": None}
+_NEUTRAL = {"softcap": None, "s_aux": None, "head_mask": None}
 # torch 2.11's flash kernel takes fewer key heads as they are; from 2.12 on it must be asked for.
 _GQA: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
@@ -76,6 +76,7 @@ def packed_attention(
     store: KeyValueStore | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Each document attends causally to itself. Faces transformers' attention interface.
@@ -84,31 +85,38 @@ def packed_attention(
         query: [1, h, n, d]; key, value: [1, h_kv, n, d]
         cu_seq: int32 [documents + 1], ascending from 0 to n; equal neighbours are empty documents
         longest: no document is longer
+        sliding_window: a token sees so many, itself included (None: all before it)
 
     Returns:
         [1, n, h, d], None
 
     Raises:
-        ModelError: the model asks for what is not implemented here (a window shorter than the rows, capped scores).
+        ModelError: the model asks for what is not implemented here (capped scores, attention sinks, dropout).
     """
-    _refuse_others(module, attention_mask, dropout, longest, others)
+    _refuse_others(module, attention_mask, dropout, others)
     q, k, v = (one[0].transpose(0, 1).to(value.dtype) for one in (query, key, value))  # rotary angles in fp32 may have widened q and k
     if store is not None:
         store.put_prompts(module.layer_idx, k, v)  # type: ignore[arg-type]
     if v.is_cuda:
-        out = varlen_attn(q, k, v, cu_seq, cu_seq, longest, longest, scale=scaling, window_size=(-1, 0), **_GQA)
+        left = -1 if sliding_window is None or sliding_window >= longest else sliding_window - 1
+        out = varlen_attn(q, k, v, cu_seq, cu_seq, longest, longest, scale=scaling, window_size=(left, 0), **_GQA)
         assert isinstance(out, torch.Tensor)
         return out[None], None
-    return by_document(q, k, v, cu_seq.tolist(), scaling)[None], None
+    return by_document(q, k, v, cu_seq.tolist(), scaling, sliding_window)[None], None
 
 
-def by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edges: list[int], scaling: float | None) -> torch.Tensor:
+def by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edges: list[int], scaling: float | None, sliding_window: int | None = None) -> torch.Tensor:
     """[n, h, d] → [n, h, d]; the reference, and the CPU path."""
     outs = []
     for start, stop in pairwise(edges):
         if stop > start:
             query, key, value = (one[start:stop].transpose(0, 1)[None] for one in (q, k, v))
-            outs.append(F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)[0].transpose(0, 1))
+            mask = None
+            if sliding_window is not None and sliding_window < stop - start:
+                ones = torch.ones(stop - start, stop - start, dtype=torch.bool, device=q.device)
+                mask = ones.tril() & ones.triu(1 - sliding_window)
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True)
+            outs.append(out[0].transpose(0, 1))
     return torch.cat(outs)
 
 
@@ -122,6 +130,7 @@ def stored_attention(
     store: KeyValueStore,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """The new token of each row attends to what the store holds of that row, itself included.
@@ -133,14 +142,17 @@ def stored_attention(
     Returns:
         [rows, 1, h, d], None
     """
-    _refuse_others(module, attention_mask, dropout, store.longest, others)
+    _refuse_others(module, attention_mask, dropout, others)
     rows, heads, _, width = query.shape
     keys, values = (one[:rows] for one in store.layer(module.layer_idx, key.transpose(1, 2)))  # type: ignore[arg-type]
     lengths = store.lengths[:rows]
     everyone = torch.arange(rows, device=query.device)
     keys[everyone, lengths] = key[:, :, 0].to(keys.dtype)
     values[everyone, lengths] = value[:, :, 0]
-    seen = torch.arange(store.longest, device=query.device) <= lengths[:, None]
+    places = torch.arange(store.longest, device=query.device)
+    seen = places <= lengths[:, None]
+    if sliding_window is not None:
+        seen &= places > lengths[:, None] - sliding_window
     # Query heads that share a key head stand as that head's queries: no key is copied.
     grouped = query.to(values.dtype).reshape(rows, keys.shape[2], -1, width)
     mask = seen[:, None, None].expand(rows, 1, grouped.shape[2], -1)
@@ -148,11 +160,11 @@ def stored_attention(
     return out.reshape(rows, 1, heads, width), None
 
 
-def _refuse_others(module: nn.Module, attention_mask: torch.Tensor | None, dropout: float, longest: int, others: dict[str, Any]) -> None:
+def _refuse_others(module: nn.Module, attention_mask: torch.Tensor | None, dropout: float, others: dict[str, Any]) -> None:
     """Raises `ModelError` for what the functions here do not do."""
     for name, neutral in _NEUTRAL.items():
         asked = others.get(name, neutral)
-        if asked is not neutral and not (name == "sliding_window" and asked >= longest):
+        if asked is not neutral:
             raise ModelError(f'{type(module).__name__}: attention with {name} = {asked} is not implemented for packed rows. Set train.step = "eager"')
     if attention_mask is not None or dropout:
         raise ModelError(f'{type(module).__name__}: packed rows take no mask and no attention dropout. Set train.step = "eager"')

@@ -19,7 +19,18 @@ def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> st
         return f"flash attention over packed rows needs 16-bit products, this run computes in {numerics.compute}"
     if not getattr(model, "_supports_attention_backend", False) or not repeated_layers(model):
         return f"the attention of {type(model).__name__} cannot be exchanged"
+    if getattr(model.config, "attn_logit_softcapping", None):
+        return f"{type(model).__name__} caps its attention scores"
+    if _rope_kinds(model.config) & {"dynamic", "longrope"}:
+        return f"the rotary angles of {type(model).__name__} depend on the longest row, which the host would have to ask the device for"
     return None
+
+
+def _rope_kinds(config: Any) -> set[str]:
+    """The kinds of rotary embedding that a configuration names (one, or one for each kind of layer)."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    records = [given, *(one for one in given.values() if isinstance(one, dict))]
+    return {str(one.get("rope_type") or one.get("type")) for one in records}
 
 
 def repeated_layers(model: Any) -> list[nn.Module]:

@@ -221,6 +221,9 @@ def captured_step(model: Any, lane: Lane, rows: Sequence[Tokens], device: torch.
                 break
             except torch.OutOfMemoryError:
                 budget = _smaller(budget, lane, packable)
+            except torch.AcceleratorError as broken:
+                said = str(broken).splitlines()[0]
+                raise RunError(f'{lane.name}: the step cannot be recorded ({said}). Set train.step = "eager" to train without') from broken
             torch.cuda.empty_cache()
             if budget >= longest:
                 continue
