@@ -15,8 +15,9 @@ import pytest
 from tests import tiny
 from tsugiki.config import FileSpec, TaskChoice, read_task
 from tsugiki.data import sources
-from tsugiki.data.tasks import builtin_tasks, load_task, refuse_leak
+from tsugiki.data.tasks import Shared, builtin_tasks, load_task, refuse_leak, shared_with_training
 from tsugiki.errors import DataError
+from tsugiki.study.notes import leak_note
 
 
 def rewrite(path: Path, number: int, change: dict | str) -> None:
@@ -237,3 +238,22 @@ def test_the_git_blob_id_is_gits() -> None:
 
 def test_the_tiny_task_is_readable(tmp_path: Path) -> None:
     assert load_task(TaskChoice(name=str(tiny.save_task(tmp_path)))).name == "tiny"
+
+
+def test_what_of_a_part_stands_in_the_training_data_is_counted_once(task_file: Path) -> None:
+    """The same text (white space and width apart), its two fields swapped, the same group: in that order."""
+    trained = [{"a": f"左{n}", "b": f"右{n}", "label": "e", "image": f"t{n}"} for n in range(4)]
+    tested = [
+        {"a": "左０", "b": " 右 0", "label": "e", "image": "t1"},
+        {"a": "右1", "b": "左1", "label": "e", "image": "x"},
+        {"a": "新しい", "b": "文", "label": "e", "image": "t3"},
+        {"a": "新しい", "b": "画像", "label": "e", "image": "y"},
+    ]
+    for part, rows in (("train", trained), ("test", tested)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (task_file.parent / f"{part}.jsonl").write_text(text, encoding="utf-8")
+    task = load_task(TaskChoice(name=str(task_file)))
+    assert shared_with_training(task, "test") == Shared(same=1, mirrored=1, grouped=1)
+    said = {language: leak_note(task, "test", language) or "" for language in ("ja", "en")}
+    assert said["en"].startswith("of 4 test rows 1 stand in the training data too, 1 with their two fields swapped, 1 more are of a group")
+    assert "テスト 4 件のうち、学習データと同文 1" in said["ja"]

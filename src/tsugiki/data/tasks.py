@@ -213,14 +213,33 @@ def task_digest(task: Task) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def shared_rows(task: Task, part: str) -> int:
-    """How many rows of `part` have the same fields as some training row, after NFKC and without white space."""
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """How many rows of a part stand in the training data: the same, with two fields swapped, of the same group (an image, say)."""
+
+    same: int
+    mirrored: int
+    grouped: int
+
+
+def shared_with_training(task: Task, part: str) -> Shared:
+    """Counts each row once, under the first that holds. Texts are compared after NFKC and without white space."""
 
     def key(example: Example) -> tuple[str, ...]:
         return tuple("".join(unicodedata.normalize("NFKC", value).split()) for value in example.fields.values())
 
     trained = {key(example) for example in task.examples["train"]}
-    return sum(key(example) in trained for example in task.examples[part])
+    groups = {example.group for example in task.examples["train"]} if task.spec.group else set()
+    counts = {"same": 0, "mirrored": 0, "grouped": 0}
+    for example in task.examples[part]:
+        mine = key(example)
+        if mine in trained:
+            counts["same"] += 1
+        elif len(mine) == 2 and mine[::-1] in trained:
+            counts["mirrored"] += 1
+        elif example.group in groups:
+            counts["grouped"] += 1
+    return Shared(**counts)
 
 
 def refuse_leak(task: Task, trained_on: Mapping[str, str], part: str) -> None:

@@ -10,12 +10,13 @@ import torch
 
 from tsugiki.config import ModelChoice, RunConfig, TaskChoice, beside, is_task_file, override, parse, read_toml
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
-from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task, refuse_leak, shared_rows
+from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task, refuse_leak
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.model.layouts import find_places
 from tsugiki.model.loading import load_tokenizer, num_parameters, resolve, weight_files
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.cells import expand, parse_study
+from tsugiki.study.notes import leak_note
 
 
 def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -> Iterator[str]:
@@ -38,8 +39,8 @@ def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -
 def overlaps(task: Task) -> Iterator[str]:
     """A line for each part that shares rows with the training data."""
     for part in ("validation", "test"):
-        if count := shared_rows(task, part):
-            yield f"  note: {count:,} of {len(task.examples[part]):,} {part} rows stand in the training data too (same fields after NFKC)"
+        if said := leak_note(task, part, "en"):
+            yield f"  note: {said}"
 
 
 def describe(task: Task) -> str:

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tsugiki.data.tasks import Task, shared_with_training
 from tsugiki.study.cells import Cell, StudyResult, task_label
 from tsugiki.study.store import RunRecord
-from tsugiki.study.words import Language, pick
+from tsugiki.study.words import Language, pick, word
 
 PAPER = "王・中町・佐藤 2023"
 # Table 2 of the paper, quoted: method, trainable M, its memory column (MB), seconds an iteration, score.
@@ -240,3 +241,18 @@ def comparable_notes(result: StudyResult, language: Language) -> list[str]:
         ja.append("論文から引用した行は、モデルも計算機も異なります。傾向だけを見てください。")
         en.append("Rows quoted from the paper are of other models and another device: read them as a tendency.")
     return ja if language == "ja" else en
+
+
+def leak_note(task: Task, part: str, language: Language) -> str | None:
+    """How much of a part stands in the training data; None where nothing does."""
+    shared = shared_with_training(task, part)
+    if not (shared.same or shared.mirrored or shared.grouped):
+        return None
+    n = len(task.examples[part])
+    return pick(
+        language,
+        f"{word(part.capitalize(), 'ja')} {n:,} 件のうち、学習データと同文 {shared.same:,}、"
+        f"2 文が入れ替わったもの {shared.mirrored:,}、同じグループ（画像など）{shared.grouped:,}（NFKC 正規化後）。",
+        f"of {n:,} {part} rows {shared.same:,} stand in the training data too, {shared.mirrored:,} with their two fields swapped, "
+        f"{shared.grouped:,} more are of a group (an image, say) trained on (after NFKC).",
+    )

@@ -15,7 +15,7 @@ from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_basel
 from tsugiki.study.cells import Cell, StudyResult, task_label
 from tsugiki.study.compare import compare_methods
 from tsugiki.study.finding import verdict_of
-from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, landscape_notes, results_notes, score_text
+from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, landscape_notes, leak_note, results_notes, score_text
 from tsugiki.study.store import RunRecord
 from tsugiki.study.words import Language, half, pick, word
 
@@ -74,7 +74,7 @@ def _tasks(result: StudyResult) -> dict[str, Task]:
     return {task_label(choice): load_task(choice) for choice in result.study.tasks}
 
 
-def data_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
+def data_table(tasks: Mapping[str, Task], language: Language) -> Table:
     rows = []
     notes = []
     for label, task in tasks.items():
@@ -83,6 +83,7 @@ def data_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
         rows.append((f"{label}{version}", *counts, f"{task.split} / {task.format}", task.template + "{answer}"))
         note = task.spec.splits[task.split].note
         notes.append(f"{label}: {task.spec.licence}; {task.spec.citation}.{' ' + note if note else ''}")
+        notes += [f"{label}: {said}" for part in ("validation", "test") if (said := leak_note(task, part, language))]
     return Table(
         name="table1",
         title="表 1: データセット / Table 1: data",
@@ -307,7 +308,7 @@ def _short(text: str, limit: int = 200) -> str:
 def all_tables(result: StudyResult, language: Language) -> list[Table]:
     """Every table of the report in one language."""
     tasks = _tasks(result)
-    head = [data_table(result, tasks), results_table(result, tasks, language), comparison_table(result, language)]
+    head = [data_table(tasks, language), results_table(result, tasks, language), comparison_table(result, language)]
     head += [failure_table(result, language), grid_table(result, language)]
     return [_localised(table, language) for table in [*head, *answers_tables(result, tasks)]]
 
