@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -12,8 +13,8 @@ import pytest
 COMMANDS = ["demo", "study", "run", "score", "ls", "show", "compare", "generate", "report", "export", "tasks", "check"]
 
 
-def tsugiki(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tsugiki", *arguments], capture_output=True, text=True)
+def tsugiki(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tsugiki", *arguments], capture_output=True, text=True, cwd=cwd)
 
 
 def test_help_names_every_command_and_loads_no_torch() -> None:
@@ -38,12 +39,12 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
         (["study", "papper"], 'study "papper": no such study. Did you mean "paper"?'),
         (["study", "nowhere.toml"], "nowhere.toml: no such file"),
         (["study", "demo", "--set", "train.epoch=1"], 'epoch: unknown key. Did you mean "epochs"?'),
-        (["score", "nowhere"], "nowhere: no asked.json there: not a run folder"),
+        (["score", "nowhere"], "nowhere: no such folder. tsugiki ls lists the runs"),
         (["tasks", "show", "jnl"], 'task "jnl": no such task. Did you mean "jnli"?'),
         (["report", "demo", "--out", "nowhere"], "no finished run of this study there"),
         (["check", "nowhere.toml"], "nowhere.toml: no such file"),
         (["ls", "--out", "nowhere"], "nowhere: no runs there"),
-        (["compare", "nowhere", "nowhere"], "not a run folder"),
+        (["compare", "nowhere", "nowhere"], "no such folder"),
         (["run", "src/tsugiki/presets/tasks/sample_nli.toml"], "this is a task file. Check it with"),
     ],
 )
@@ -114,3 +115,26 @@ def test_help_answers_within_half_a_second() -> None:
         tsugiki("--help")
         times.append(time.perf_counter() - start)
     assert min(times) < 0.5
+
+
+def test_a_stopped_run_is_listed_as_stopped_and_found_by_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "tsugiki-runs" / "runs" / "t-m-lora-0"
+    folder.mkdir(parents=True)
+    asked = {"model": {"path": "builtin"}, "task": {"name": "sample_nli"}, "lora": {"targets": "q+v"}, "train": {"learning_rate": 1e-3}}
+    what = {"device": "CPU", "rows": {"train": 1}, "model_sha256": "0" * 64}
+    for name, content in (("asked.json", asked), ("with_what.json", what), ("happened.json", {"status": "running"})):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    listed = tsugiki("ls", "--json", cwd=tmp_path)
+    assert json.loads(listed.stdout)[0]["status"] == "stopped"
+    shown = tsugiki("show", "t-m-lora-0", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "Next: tsugiki score" in shown.stdout
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_bytes('name = "日本"\n'.encode("cp932"))
+    done = tsugiki("check", "s.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "s.toml: must be UTF-8" in done.stderr
+    (tmp_path / "s.toml").write_bytes("\ufeffname = “x”\n".encode())
+    assert "curly signs" in tsugiki("check", "s.toml", cwd=tmp_path).stderr

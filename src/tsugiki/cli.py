@@ -93,7 +93,7 @@ def study(
             _print_json([cell.config.model_dump(mode="json", exclude_none=True) for cell in cells])
             return
         print("\n".join(cell.label for cell in cells))
-        print(f"{len(cells)} cells. Next: the same command without --dry-run")
+        print(f"{len(cells)} cells. Next: tsugiki check {file}, then the same command without --dry-run")
         return
     arguments = [file, "--out", str(out), *(part for change in changes or [] for part in ("--set", change))]
     _run_study(spec, arguments, out, jobs, worker, as_json, lang)
@@ -143,7 +143,9 @@ def _print_report(result: StudyResult, out: Path, as_json: bool, lang: str = "en
     show_tables(tables)
     print("\n".join(said))
     print(f"Report: {page.parent / 'report.ja.html'} · {page.parent / 'report.en.html'}   (Markdown, CSV and LaTeX beside them)")
-    print(f"Next: tsugiki generate RUN --text 'PROMPT' with a RUN under {out / 'runs'}; the prompt's form stands in Table 1")
+    folders = [record.folder for cell in result.chosen.values() if (record := result.record(cell)) is not None]
+    if folders:
+        print(f"Next: tsugiki generate {folders[0]} --text 'PROMPT'   (the prompt's form stands in Table 1)")
 
 
 @app.command(epilog="Example: tsugiki run run.toml --set train.learning_rate=5e-4")
@@ -171,6 +173,12 @@ def run(
     if not as_json:
         _print_scores(record, "validation")
         print(f"Run: {record.folder}\nNext: tsugiki score {record.folder} --part test")
+
+
+def _run_folder(given: Path) -> Path:
+    """The folder of a run: as given, or a name that `ls` prints."""
+    named = DEFAULT_OUT / "runs" / given.name
+    return named if not given.exists() and given == Path(given.name) and named.exists() else given
 
 
 def _print_scores(record: Any, part: str) -> None:
@@ -203,7 +211,7 @@ def score(
     if part not in SPLITS:
         raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
     with Display() as display:
-        record = score_run(read_record(folder), part, display.listener)
+        record = score_run(read_record(_run_folder(folder)), part, display.listener)
     if as_json:
         print(json.dumps(record.evaluation(part), ensure_ascii=False, indent=1))
     else:
@@ -224,7 +232,7 @@ def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
         return
     if not rows:
-        raise TsugikiError(f"{out}: no runs there. Name their root folder with --out")
+        raise TsugikiError(f"{out}: no runs there. Run a study first (tsugiki demo), or name the root folder of your runs with --out")
     cells = [tuple("-" if value is None else f"{value:,.0f}" if isinstance(value, float) else value for value in row.values()) for row in rows]
     show_tables([Table(name="runs", title=str(out / "runs"), header=("Run", "Status", "Training (s)", "Validation", "Test"), rows=tuple(cells))])
     print(f"Next: tsugiki show {out / 'runs' / rows[0]['run']}")
@@ -235,7 +243,7 @@ def show(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json:
     """What a run was asked, with what, and what happened."""
     from tsugiki.study.store import read_record
 
-    record = read_record(folder)
+    record = read_record(_run_folder(folder))
     asked = record.config.model_dump(mode="json", exclude_none=True)
     if as_json:
         print(json.dumps({"asked": asked, "with_what": record.with_what, "happened": record.happened}, ensure_ascii=False, indent=1))
@@ -263,7 +271,7 @@ def compare(
     from tsugiki.study.compare import compare_runs
     from tsugiki.study.store import read_record
 
-    found = compare_runs(read_record(first), read_record(second), part)
+    found = compare_runs(read_record(_run_folder(first)), read_record(_run_folder(second)), part)
     if as_json:
         print(json.dumps(asdict(found), ensure_ascii=False, indent=1))
         return
@@ -291,7 +299,7 @@ def generate(
     lines = [text] if text is not None else [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not any(line.strip() for line in lines):
         raise ConfigError("generate: no text given. Use --text, or write lines to standard input")
-    for answer in answer_texts(read_record(folder), lines, max_new_tokens):
+    for answer in answer_texts(read_record(_run_folder(folder)), lines, max_new_tokens):
         print(answer)
 
 
@@ -324,7 +332,7 @@ def export(
     from tsugiki.study.answer import export_run
     from tsugiki.study.store import read_record
 
-    export_run(read_record(folder), to)
+    export_run(read_record(_run_folder(folder)), to)
     print(f"{to}: adapter_config.json, adapter_model.safetensors\nNext: peft.PeftModel.from_pretrained(base, '{to}')")
 
 

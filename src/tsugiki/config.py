@@ -328,13 +328,15 @@ def _keys_at(schema: type[BaseModel], path: Sequence[Any]) -> list[str]:
 def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, Any]:
     """The content of a TOML file; a missing or broken file is the user's error, with the line."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except OSError as broken:
         raise error(f"{path}: cannot be read: {broken.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
-        raise error(f"{path}: not valid TOML in UTF-8: {broken}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: must be UTF-8 (it looks like CP932 or another encoding). Save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as broken:
+        raise error(f"{path}: not valid TOML: {broken}. Look for full-width or curly signs, a missing quote or bracket there") from None
     if not content:
         raise error(f"{path}: empty")
     return content

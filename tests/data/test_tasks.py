@@ -15,9 +15,9 @@ import pytest
 from tests import tiny
 from tsugiki.config import FileSpec, TaskChoice, read_task
 from tsugiki.data import sources
-from tsugiki.data.tasks import Shared, builtin_tasks, load_task, refuse_leak, shared_with_training
+from tsugiki.data.tasks import Shared, builtin_tasks, load_task, refuse_leak, shared_rows
 from tsugiki.errors import DataError
-from tsugiki.study.notes import leak_note
+from tsugiki.study.notes import leak_notes
 
 
 def rewrite(path: Path, number: int, change: dict | str) -> None:
@@ -134,7 +134,7 @@ def test_choice_and_generation_from_csv(tmp_path: Path) -> None:
 
 def test_a_run_is_not_scored_on_a_file_it_was_trained_on(task_file: Path) -> None:
     leaky = load_task(TaskChoice(name=str(task_file), split="leaky"))
-    with pytest.raises(DataError, match='test is cut from the file "test", which this run was trained on'):
+    with pytest.raises(DataError, match="test is cut from the same rows as the training data"):
         refuse_leak(leaky, leaky.files["train"], "test")
     clean = load_task(TaskChoice(name=str(task_file)))
     refuse_leak(clean, clean.files["train"], "test")
@@ -253,7 +253,8 @@ def test_what_of_a_part_stands_in_the_training_data_is_counted_once(task_file: P
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (task_file.parent / f"{part}.jsonl").write_text(text, encoding="utf-8")
     task = load_task(TaskChoice(name=str(task_file)))
-    assert shared_with_training(task, "test") == Shared(same=1, mirrored=1, grouped=1)
-    said = {language: leak_note(task, "test", language) or "" for language in ("ja", "en")}
-    assert said["en"].startswith("of 4 test rows 1 stand in the training data too, 1 with their two fields swapped, 1 more are of a group")
-    assert "テスト 4 件のうち、学習データと同文 1" in said["ja"]
+    assert shared_rows(task, "test") == Shared(same=1, mirrored=1, grouped=1)
+    assert "of 4 test rows 1 stand in the training data too, 1 with their two fields swapped, 1 more are of a group" in leak_notes(task, "en")[-1]
+    assert "テスト 4 件のうち、学習データと同文 1" in leak_notes(task, "ja")[-1]
+    (task_file.parent / "validation.jsonl").write_text((task_file.parent / "test.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    assert "of 4 test rows 4 stand in the validation data too" in leak_notes(load_task(TaskChoice(name=str(task_file))), "en")[-1]

@@ -47,7 +47,9 @@ def test_the_chosen_cells_are_trained_with_every_seed_and_found_again(wide: tupl
     again = collect(spec, Store(root))
     assert {key: len(again.seeds(cell)) for key, cell in again.chosen.items()} == dict.fromkeys(result.chosen, 3)
     table = next(one for one in all_tables(again, "en") if one.name == "table2")
-    assert sum("; 3 seeds " in row[2] for row in table.rows) == 2
+    assert sum("(3 seeds)" in row[2] for row in table.rows) == 2
+    (found,) = findings(again)
+    assert table.rows[0][2].startswith(f"{found.comparison.first:.3f} ["), "the table and the finding say one number"
 
 
 def test_a_finding_draws_over_seeds_and_keeps_the_margin_of_the_file(wide: tuple[StudySpec, StudyResult, Path]) -> None:

@@ -93,7 +93,7 @@ def test_the_kept_weights_give_the_same_answers(gpt2_folder: Path, task_file: Pa
 
 
 def test_scoring_on_training_data_is_refused(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="which this run was trained on"):
+    with pytest.raises(DataError, match="cut from the same rows as the training data"):
         run_group([asked(model_folder, task_file, task={"name": str(task_file), "split": "leaky"})], Store(tmp_path))
     record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
     Run(record.folder).update(trained_on={"mine": next(iter(record.with_what["data"]["test"].values()))})

@@ -175,7 +175,10 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise DataError(f"{path}: its columns are separated by tabs; save it with commas")
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
-                    raise DataError(f"{path} row {number}: {len(reader.fieldnames or [])} columns expected, as in the header")
+                    found = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
+                    wanted = len(reader.fieldnames or [])
+                    head = f"{path} row {number} (line {reader.line_num})"
+                    raise DataError(f"{head}: {wanted} columns expected, as in the header, {found} found. A text with commas needs double quotes")
                 yield number, dict(row)
     except UnicodeDecodeError:
         raise DataError(f"{path}: must be UTF-8. In Excel choose “CSV UTF-8” when saving") from None

@@ -157,7 +157,8 @@ def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Map
         if spec.kind == "classification":
             candidates = tuple(spec.labels.values())
             if target not in spec.labels:
-                raise DataError(f'{where}: label "{target}" is not among the labels.{did_you_mean(target, spec.labels)}')
+                known = did_you_mean(target, spec.labels)
+                raise DataError(f'{where}: label "{target}" is not among the labels.{known}. Correct the row, or add it under [labels] in the task file')
             target = spec.labels[target]
         elif spec.kind == "choice":
             candidates = tuple(take(name) for name in spec.choices)
@@ -215,21 +216,21 @@ def task_digest(task: Task) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """How many rows of a part stand in the training data: the same, with two fields swapped, of the same group (an image, say)."""
+    """How many rows of a part stand in another one: the same, with two fields swapped, of the same group (an image, say)."""
 
     same: int
     mirrored: int
     grouped: int
 
 
-def shared_with_training(task: Task, part: str) -> Shared:
-    """Counts each row once, under the first that holds. Texts are compared after NFKC and without white space."""
+def shared_rows(task: Task, part: str, other: str = "train") -> Shared:
+    """Rows of `part` that stand in `other`; each counts once, under the first that holds. Texts are compared after NFKC and without white space."""
 
     def key(example: Example) -> tuple[str, ...]:
         return tuple("".join(unicodedata.normalize("NFKC", value).split()) for value in example.fields.values())
 
-    trained = {key(example) for example in task.examples["train"]}
-    groups = {example.group for example in task.examples["train"]} if task.spec.group else set()
+    trained = {key(example) for example in task.examples[other]}
+    groups = {example.group for example in task.examples[other]} if task.spec.group else set()
     counts = {"same": 0, "mirrored": 0, "grouped": 0}
     for example in task.examples[part]:
         mine = key(example)
@@ -246,4 +247,5 @@ def refuse_leak(task: Task, trained_on: Mapping[str, str], part: str) -> None:
     """Raises when one of the files that `part` is cut from was trained on (`trained_on`: file name -> git blob id)."""
     for name, blob in task.files[part].items():
         if blob in trained_on.values():
-            raise DataError(f'task "{task.name}": {part} is cut from the file "{name}", which this run was trained on. Score it on another split')
+            same = f'{part} is cut from the same rows as the training data (file "{name}")'
+            raise DataError(f'task "{task.name}": {same}. Give {part} rows of its own, or choose another split')

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tsugiki.errors import RunError
-from tsugiki.score.metrics import paired_difference, per_example
+from tsugiki.score.metrics import interval, paired_difference, per_example
 from tsugiki.study.notes import score_text
-from tsugiki.study.store import RunRecord
+from tsugiki.study.store import Run, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,30 @@ def compare_methods(firsts: Sequence[RunRecord], seconds: Sequence[RunRecord], p
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """The test scores of one cell over its seeds: means by name, the main score's interval and standard deviation."""
+
+    means: Mapping[str, float]
+    low: float
+    high: float
+    spread: float
+
+
+def pooled(records: Sequence[RunRecord], part: str = "test") -> Pooled:
+    """Each example's value is first averaged over the seeds; the interval is that of these averages (examples or groups resampled)."""
+    evaluations = [record.evaluation(part) or {} for record in records]
+    means = {one["name"]: statistics.fmean(e["scores"][place]["value"] for e in evaluations) for place, one in enumerate(evaluations[0]["scores"])}
+    main = evaluations[0]["main"]
+    mains = [float(e["main"]["value"]) for e in evaluations]
+    if len(records) == 1:
+        return Pooled(means=means, low=main["low"], high=main["high"], spread=0.0)
+    answers = [record.answers(part) for record in records]
+    values = [main_values(main["name"], rows) for rows in answers]
+    low, high = interval([statistics.fmean(column) for column in zip(*values, strict=True)], [one["group"] for one in answers[0]])
+    return Pooled(means=means, low=low, high=high, spread=statistics.stdev(mains))
+
+
 def main_values(name: str, answers: Sequence[Mapping[str, Any]]) -> list[float]:
     """Per-example values of the score that chooses, from kept answers."""
     metric = "rouge" if name.startswith("rouge") else name
@@ -78,7 +103,8 @@ def list_row(record: RunRecord) -> dict[str, Any]:
     """One run in a line: name, status, scores, training seconds."""
     measured = record.happened.get("measurement") or {}
     seconds = measured["step_s_mean"] * record.happened["steps"] if measured.get("step_s_mean") else None
-    row: dict[str, Any] = {"run": record.folder.name, "status": record.status, "train_s": seconds}
+    status = "stopped" if record.status == "running" and not Run(record.folder).busy else record.status
+    row: dict[str, Any] = {"run": record.folder.name, "status": status, "train_s": seconds}
     for part in ("validation", "test"):
         evaluation = record.evaluation(part)
         row[part] = score_text(evaluation) if evaluation else None

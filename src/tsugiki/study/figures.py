@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.study.cells import Cell, StudyResult, task_label
+from tsugiki.study.compare import pooled
 from tsugiki.study.finding import solo_step_s
 from tsugiki.study.plots import Point, axis_over, bars, chart, heat_map, stacked
 from tsugiki.study.store import RunRecord
@@ -20,7 +21,7 @@ def all_figures(result: StudyResult, words: Mapping[str, str], language: Languag
     """Figures by section of the page; a section without data is empty."""
     chosen, cells = _by_task(result, chosen_only=True), _by_task(result, chosen_only=False)
     return {
-        "quality": [one for task, pairs in chosen.items() for one in _quality(task, pairs, words)],
+        "quality": [one for task, pairs in chosen.items() for one in _quality(result, task, pairs, words)],
         "cost": [one for task, pairs in chosen.items() for one in _cost(task, pairs, words)],
         "landscape": [one for task, pairs in cells.items() for one in _rates(result, task, pairs, words)],
         "heat": [one for key in result.chosen for one in _heat(result, key, words)],
@@ -45,12 +46,14 @@ def _point(x: float, main: Mapping[str, float], strong: bool = False) -> Point:
     return Point(x=x, y=main["value"], low=main["low"], high=main["high"], strong=strong)
 
 
-def _quality(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]) -> Figures:
-    """Test score over trained parameters."""
+def _quality(result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]) -> Figures:
+    """Test score, over all seeds, against trained parameters."""
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
         if (evaluation := record.evaluation("test")) is not None:
-            series.setdefault(_name(cell), []).append(_point(record.happened["trainable"] / 1e6, evaluation["main"]))
+            over = pooled(result.seeds(cell))
+            value = over.means[evaluation["main"]["name"]]
+            series.setdefault(_name(cell), []).append(Point(x=record.happened["trainable"] / 1e6, y=value, low=over.low, high=over.high))
     return _chart(task, series, words["parameters"], f"{words['test']}: {task}", log=True)
 
 

@@ -60,7 +60,8 @@ def load_trained(record: RunRecord) -> Base:
     if record.status != "done":
         raise RunError(f"{record.folder}: {_why_not_done(record)}")
     if path is None:
-        raise RunError(f"{record.folder}: its weights were not kept. Run it again to score it")
+        lost = "its weights were not kept (of full fine-tuning a study keeps the best cell's)"
+        raise RunError(f"{record.folder}: {lost}. Take another run, or delete this folder and give the study command again")
     config = record.config
     source = find_base(config.model, config.method, config.train.precision)
     kept = (record.with_what["model_sha256"], record.with_what["settings_sha256"])

@@ -16,7 +16,7 @@ from tsugiki.model.layouts import find_places
 from tsugiki.model.loading import load_tokenizer, num_parameters, resolve, weight_files
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.cells import expand, parse_study
-from tsugiki.study.notes import leak_note
+from tsugiki.study.notes import leak_notes
 
 
 def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -> Iterator[str]:
@@ -37,10 +37,9 @@ def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -
 
 
 def overlaps(task: Task) -> Iterator[str]:
-    """A line for each part that shares rows with the training data."""
-    for part in ("validation", "test"):
-        if said := leak_note(task, part, "en"):
-            yield f"  note: {said}"
+    """A line for each part that shares rows with another one."""
+    for said in leak_notes(task, "en"):
+        yield f"  note: {said}"
 
 
 def describe(task: Task) -> str:

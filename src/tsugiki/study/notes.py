@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tsugiki.data.tasks import Task, shared_with_training
+from tsugiki.data.tasks import Task, shared_rows
 from tsugiki.study.cells import Cell, StudyResult, task_label
 from tsugiki.study.store import RunRecord
 from tsugiki.study.words import Language, pick, word
@@ -54,7 +54,7 @@ def results_notes(result: StudyResult, language: Language) -> list[str]:
                 "its memory column mixes units (24 MB is the size of an adapter file). ‡ Scored there on the whole validation set, so not comparable.",
             )
         )
-    left_open = pick(language, "論文に書かれていない点の、ここでの設定", "What the paper leaves open, here")
+    left_open = pick(language, "選ばれた設定の詳細", "The chosen cells in detail")
     return notes + [f"{left_open}: {text}." for text in sorted({protocol_text(record, language) for record in records})]
 
 
@@ -78,12 +78,14 @@ def _machine_notes(records: Sequence[RunRecord], language: Language) -> list[str
 def _score_notes(result: StudyResult, records: Sequence[RunRecord], language: Language) -> list[str]:
     signatures = sorted({one["signature"] for record in records if (test := record.evaluation("test")) for one in test["scores"]})
     seeds = result.study.seeds
-    several_ja = f"「{seeds} シード」は全シードの平均と標準偏差、区間は最初のシードのもの" if seeds > 1 else "シードは 1 個"
-    several_en = f"“{seeds} seeds”: mean and standard deviation over them, intervals are the first seed's" if seeds > 1 else "one seed"
+    several_ja = f"「{seeds} シード」は全シードの平均（± は標準偏差）。誤りの種類と生成例は最初のシードのもの" if seeds > 1 else "シードは 1 個"
+    several_en = f"“{seeds} seeds”: means over them (± their standard deviation); failure classes and answers are the first seed's" if seeds > 1 else "one seed"
     rule = pick(
         language,
-        f"評価値: 平均 [95 % ブートストラップ区間、2,000 回、互いに依存する行はグループごと]。件数はテストの事例数、{several_ja}。",
-        f"Scores: mean [95 % bootstrap interval, 2,000 resamples, whole groups where rows depend on each other]; n = test examples; {several_en}.",
+        "評価値: 平均 [95 % ブートストラップ区間、2,000 回、互いに依存する行はグループごと。全問正解・全問不正解では Wilson の区間]。"
+        f"件数はテストの事例数、{several_ja}。",
+        "Scores: mean [95 % bootstrap interval, 2,000 resamples, whole groups where rows depend on each other; "
+        f"Wilson's where all answers are right or all wrong]; n = test examples; {several_en}.",
     )
     return [f"{rule} {' ; '.join(signatures)}"]
 
@@ -243,16 +245,22 @@ def comparable_notes(result: StudyResult, language: Language) -> list[str]:
     return ja if language == "ja" else en
 
 
-def leak_note(task: Task, part: str, language: Language) -> str | None:
-    """How much of a part stands in the training data; None where nothing does."""
-    shared = shared_with_training(task, part)
+def leak_notes(task: Task, language: Language) -> list[str]:
+    """How much of validation and test stands in the training data, and of test in validation; nothing where nothing does."""
+    pairs = (("validation", "train"), ("test", "train"), ("test", "validation"))
+    return [note for part, other in pairs if (note := _leak_note(task, part, other, language))]
+
+
+def _leak_note(task: Task, part: str, other: str, language: Language) -> str | None:
+    shared = shared_rows(task, part, other)
     if not (shared.same or shared.mirrored or shared.grouped):
         return None
     n = len(task.examples[part])
+    english = {"train": "training", "validation": "validation"}[other]
     return pick(
         language,
-        f"{word(part.capitalize(), 'ja')} {n:,} 件のうち、学習データと同文 {shared.same:,}、"
+        f"{word(part.capitalize(), 'ja')} {n:,} 件のうち、{word(other.capitalize(), 'ja')}データと同文 {shared.same:,}、"
         f"2 文が入れ替わったもの {shared.mirrored:,}、同じグループ（画像など）{shared.grouped:,}（NFKC 正規化後）。",
-        f"of {n:,} {part} rows {shared.same:,} stand in the training data too, {shared.mirrored:,} with their two fields swapped, "
-        f"{shared.grouped:,} more are of a group (an image, say) trained on (after NFKC).",
+        f"of {n:,} {part} rows {shared.same:,} stand in the {english} data too, {shared.mirrored:,} with their two fields swapped, "
+        f"{shared.grouped:,} more are of a group (an image, say) that is there (after NFKC).",
     )

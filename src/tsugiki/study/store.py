@@ -77,6 +77,15 @@ class Run:
         """new, running, done or failed."""
         return self.record().status if (self.folder / "asked.json").exists() else "new"
 
+    @property
+    def busy(self) -> bool:
+        """Whether a live process works on it."""
+        try:
+            with self.lock():
+                return False
+        except RunBusy:
+            return True
+
     def begin(self, config: RunConfig, with_what: Mapping[str, Any]) -> None:
         """Writes what is asked and with what, unless it stands there from an earlier try."""
         if self.status == "new":
@@ -164,7 +173,8 @@ class Store:
 def read_record(folder: Path) -> RunRecord:
     """Reads a run folder. Raises `RunError` naming the file that is missing or damaged."""
     if not (folder / "asked.json").exists():
-        raise RunError(f"{folder}: no asked.json there: not a run folder")
+        what = "not a run folder" if folder.exists() else "no such folder"
+        raise RunError(f"{folder}: {what}. tsugiki ls lists the runs; name their folder with --out there")
     happened = _read(folder / "happened.json") if (folder / "happened.json").exists() else {"status": "running"}
     config = parse(RunConfig, _read(folder / "asked.json"), str(folder / "asked.json"))
     return RunRecord(folder=folder, config=config, with_what=_read(folder / "with_what.json"), happened=happened)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,9 +12,9 @@ from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.study.cells import Cell, StudyResult, task_label
-from tsugiki.study.compare import compare_methods
+from tsugiki.study.compare import compare_methods, pooled
 from tsugiki.study.finding import verdict_of
-from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, landscape_notes, leak_note, results_notes, score_text
+from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, landscape_notes, leak_notes, results_notes, score_text
 from tsugiki.study.store import RunRecord
 from tsugiki.study.words import Language, half, pick, word
 
@@ -83,7 +82,7 @@ def data_table(tasks: Mapping[str, Task], language: Language) -> Table:
         rows.append((f"{label}{version}", *counts, f"{task.split} / {task.format}", task.template + "{answer}"))
         note = task.spec.splits[task.split].note
         notes.append(f"{label}: {task.spec.licence}; {task.spec.citation}.{' ' + note if note else ''}")
-        notes += [f"{label}: {said}" for part in ("validation", "test") if (said := leak_note(task, part, language))]
+        notes += [f"{label}: {said}" for said in leak_notes(task, language)]
     return Table(
         name="table1",
         title="表 1: データセット / Table 1: data",
@@ -127,7 +126,7 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
                 cell = result.chosen.get((model.label, label, name))
                 record = result.record(cell) if cell else None
                 if cell is not None and record is not None:
-                    rows.append(_result_row(label, cell, record, language, _seeds_text(result.seeds(cell), language)))
+                    rows.append(_result_row(label, cell, record, language, _test_text(result.seeds(cell), language)))
                 else:
                     rows.append((label, f"{model.label}-{name}", "no cell learned", *["-"] * 10))
         rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 9) for name, value in baselines(task)]
@@ -137,7 +136,7 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
     return Table(name="table2", title="表 2: 評価結果 / Table 2: results", header=header, rows=tuple(rows), notes=tuple(results_notes(result, language)))
 
 
-def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, seeds: str) -> tuple[str, ...]:
+def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, tested: str) -> tuple[str, ...]:
     happened, measured = record.happened, record.happened["measurement"]
     solo = happened.get("solo") or {}
     own = solo.get(str(record.config.train.batch)) or {}
@@ -146,7 +145,7 @@ def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, s
     return (
         label,
         f"{cell.model.label}-{cell.method.name}",
-        score_text(test) + seeds if test else "not scored yet",
+        tested,
         str(test["main"]["n"]) if test else "-",
         _number(test["candidate_rate"] if test else None),
         f"{happened['trainable'] / 1e6:,.2f}",
@@ -160,13 +159,15 @@ def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, s
     )
 
 
-def _seeds_text(records: Sequence[RunRecord], language: Language) -> str:
-    """`; 3 seeds .401 ± .012` where a cell was trained with several."""
+def _test_text(records: Sequence[RunRecord], language: Language) -> str:
+    """`0.401 [0.360, 0.440]`; over several seeds their mean, with `± .012 (3 seeds)`."""
     if len(records) < 2:
-        return ""
-    values = [record.main_score("test") or 0.0 for record in records]
-    seeds = pick(language, f"{len(values)} シード", f"{len(values)} seeds")
-    return f"; {seeds} {statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+        return score_text(records[0].evaluation("test") or {}) if records else "not scored yet"
+    over = pooled(records)
+    evaluation = records[0].evaluation("test") or {}
+    names = [one["name"] for one in evaluation["scores"]] if "rougeL" in over.means else [evaluation["main"]["name"]]
+    seeds = pick(language, f"{len(records)} シード", f"{len(records)} seeds")
+    return "/".join(f"{over.means[name]:.3f}" for name in names) + f" [{over.low:.3f}, {over.high:.3f}] ± {over.spread:.3f} ({seeds})"
 
 
 def _seconds(measured: Mapping[str, Any]) -> str:
@@ -209,9 +210,9 @@ def comparison_table(result: StudyResult, language: Language) -> Table:
     note = pick(
         language,
         f"同じテスト事例の対応のあるブートストラップ（グループ単位）、95 %。シードが 2 個以上ならシードも抽出、1 個ならシードによる変動は含みません。"
-        f"同等: 区間全体が、実行前に定めた ±{margin} ポイントに収まること。",
+        f"同等: 区間全体が、この比較の margin である ±{margin} ポイントに収まること（実行前に決めておくもの）。",
         f"Paired bootstrap over the same test examples (by group), 95 %; over seeds too where there are several (one says nothing of their spread). "
-        f"Equal: the whole interval lies within ±{margin} points, fixed in the study file beforehand.",
+        f"Equal: the whole interval lies within ±{margin} points, this study's margin (to be fixed before the runs).",
     )
     return Table(
         name="comparison",
