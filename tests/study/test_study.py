@@ -97,7 +97,7 @@ def test_scoring_on_training_data_is_refused(model_folder: Path, task_file: Path
         run_group([asked(model_folder, task_file, task={"name": str(task_file), "split": "leaky"})], Store(tmp_path))
     record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
     Run(record.folder).update(trained_on={"mine": next(iter(record.with_what["data"]["test"].values()))})
-    with pytest.raises(DataError, match="which this run was trained on"):
+    with pytest.raises(DataError, match="cut from the same rows as the training data"):
         score_run(read_record(record.folder), "test")
 
 
