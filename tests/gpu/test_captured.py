@@ -35,6 +35,7 @@ def course(
         assert isinstance(opened, CapturedStep) == (step == "captured")
         history = fit(opened, [lane], CUDA, folders=[folder], checkpoint_every_s=0.0)[0].history
     assert all(module._compiled_call_impl is None for module in model.modules())
+    assert method == "lora" or all(parameter.grad is None for parameter in model.parameters())
     return history.loss, lane
 
 

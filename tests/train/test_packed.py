@@ -202,3 +202,16 @@ def test_a_captured_step_that_cannot_be_is_refused_and_auto_takes_the_plain_one(
     lane.config = config()
     with open_step(model, lane, rows(), pad_id=3, device=CPU, numerics=FP32) as step:
         assert step.kind == "eager"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_answers_in_the_middle_of_training_are_those_of_the_plain_model(kind: str) -> None:
+    """Validation is looked at while the model is rewired: the same adapters answer."""
+    model = tiny.MODELS[kind](seed=5)
+    lane = lane_of(model, config(epochs=2), "lora", 10)
+    train_packed(model, lane)
+    prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(12)]
+    plain = generate_ids(model, prompts, max_new_tokens=6, eos_id=-1, pad_id=3)
+    assert lane.flat is not None
+    with attending(model, PACKED), fused(model, lane.flat):
+        assert generate_all(model, prompts, max_new_tokens=6, batch=8, eos_id=None, numerics=FP32) == plain

@@ -159,6 +159,16 @@ class CapturedStep:
         batch.buffer.copy_(host, non_blocking=True)
         self.copied[self.turn].record()
 
+    def close(self) -> None:
+        """Gives the memory of the recordings and of full-size gradients back, before answers are generated."""
+        self.graphs.clear()
+        self.batches.clear()
+        del self.update, self.recorder
+        if self.lane.flat is None:
+            for parameter in self.lane.moved:
+                parameter.grad = None
+        torch.cuda.empty_cache()
+
     def __call__(self, lane: Lane) -> StepResult:
         assert lane is self.lane, "a captured step belongs to its lane"
         if lane.step != self.coming and self.forward.shadow is not None:
@@ -232,7 +242,10 @@ def captured_step(model: Any, lane: Lane, rows: Sequence[Tokens], device: torch.
             rewired.enter_context(recomputed_layers(model))
             recomputed, budget = True, None
         step.recomputed = recomputed
-        yield step
+        try:
+            yield step
+        finally:
+            step.close()
 
 
 def _smaller(budget: int | None, lane: Lane, rows: PackableRows) -> int:
