@@ -277,6 +277,7 @@ class StudySpec(Record):
     score: ScoreConfig = ScoreConfig()
     margin: Annotated[float, Field(gt=0, lt=100)] = Field(2.0, description="points of 100 within which two methods count as equal: fix it before you run")
     seeds: Positive = Field(1, description="seeds that the chosen cells are trained with; the grid is searched with the first")
+    answers_shown: Annotated[int, Field(ge=0)] = Field(3, description="test examples shown with every method's answer; 0 where the texts may not be passed on")
     reference_rows: bool = Field(False, description="quote the paper's own figures under the table")
 
 

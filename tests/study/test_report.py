@@ -115,6 +115,14 @@ def test_the_japanese_page_is_japanese_and_both_hold_every_section(wide: tuple[S
     assert "Made by" not in (page.parent / "report.ja.md").read_text(encoding="utf-8")
 
 
+def test_texts_that_may_not_be_passed_on_stay_out(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+    spec, result, _ = wide
+    bare = StudyResult(
+        study=spec.model_copy(update={"answers_shown": 0}), cells=result.cells, records=result.records, chosen=result.chosen, repeats=result.repeats
+    )
+    assert [table.name for table in all_tables(bare, "en")] == ["table1", "table2", "comparison", "failures", "table3"]
+
+
 def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResult, Path]) -> None:
     _, result, _ = wide
     for name in [table.name for table in all_tables(result, "en") if table.name == "table4"]:

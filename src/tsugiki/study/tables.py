@@ -18,7 +18,6 @@ from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, landscape_notes,
 from tsugiki.study.store import RunRecord
 from tsugiki.study.words import Language, half, pick, word
 
-EXAMPLES_SHOWN = 3
 ANSWERS_HEADER = ("Example", "Method", "Text")
 
 
@@ -279,12 +278,12 @@ def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table
             record = result.record(cell)
             if key[1] == label and record is not None and record.evaluation("test"):
                 answers[f"{key[0]}-{key[2]}"] = record.answers("test")
-        if not answers:
+        if not answers or not result.study.answers_shown:
             continue
         columns = list(answers.values())
         places = range(len(columns[0]))
         differing = [place for place in places if len({column[place]["answer"] for column in columns}) > 1]
-        shown = [*differing, *(place for place in places if place not in set(differing))][:EXAMPLES_SHOWN]
+        shown = [*differing, *(place for place in places if place not in set(differing))][: result.study.answers_shown]
         rows: list[tuple[str, ...]] = []
         for place in shown:
             example = task.examples["test"][place]
