@@ -177,6 +177,7 @@ def bars(values: Mapping[str, float], title: str, unit: str = "") -> str:
 def stacked(columns: Mapping[str, Mapping[str, int]], names: Mapping[str, str], title: str) -> str:
     """Stacked columns of counts as shares, bottom up in the order of `names` (class → text in the legend)."""
     used = [name for name in names if any(column.get(name) for column in columns.values())]
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}  # a class keeps its colour from chart to chart
     width = (WIDTH - LEFT - RIGHT) / max(len(columns), 1)
     inner = HEIGHT - TOP - BOTTOM
     parts = []
@@ -187,17 +188,17 @@ def stacked(columns: Mapping[str, Mapping[str, int]], names: Mapping[str, str], 
     for place, (label, column) in enumerate(columns.items()):
         total, below = sum(column.values()) or 1, 0.0
         x = LEFT + width * place + width * 0.12
-        for number, name in enumerate(used):
+        for name in used:
             share = column.get(name, 0) / total
             y = HEIGHT - BOTTOM - inner * (below + share)
-            colour = COLOURS[number % len(COLOURS)]
+            colour = colours[name]
             box = f'x="{x:.1f}" y="{y:.1f}" width="{width * 0.76:.1f}" height="{inner * share:.1f}"'
             parts.append(f'<g><title>{escape(label)}: {escape(names[name])} {share:.0%}</title><rect {box} fill="{colour}"/></g>')
             below += share
         parts.append(f'<text x="{x + width * 0.38:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(label)}</text>')
     for number, name in enumerate(used):
         y = HEIGHT - 4 + 20 * number
-        parts.append(f'<rect x="{LEFT}" y="{y - 5}" width="14" height="10" fill="{COLOURS[number % len(COLOURS)]}"/>')
+        parts.append(f'<rect x="{LEFT}" y="{y - 5}" width="14" height="10" fill="{colours[name]}"/>')
         parts.append(f'<text x="{LEFT + 22}" y="{y + 4}">{escape(names[name])}</text>')
     return _svg(parts, WIDTH, HEIGHT + 20 * len(used), title)
 
