@@ -209,9 +209,7 @@ class TrainConfig(Record):
     @property
     def decay_share(self) -> float:
         """Share of all steps spent on wsd's decay; 0 under any other schedule."""
-        if self.schedule != "wsd":
-            return 0.0
-        return 0.1 if self.decay is None else self.decay
+        return (0.1 if self.decay is None else self.decay) if self.schedule == "wsd" else 0.0
 
 
 class ScoreConfig(Record):
