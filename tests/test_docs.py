@@ -119,4 +119,4 @@ def test_the_study_file_of_the_docs_runs(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.S)[1], encoding="utf-8")
     done = subprocess.run([sys.executable, "-m", "tsugiki", "study", "study.toml"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "表 2" in done.stdout
+    assert "Table 2: results" in done.stdout
