@@ -44,7 +44,8 @@ def run_study(study: str | Path, out: str | Path = "tsugiki-runs") -> StudyResul
     from tsugiki.study.report import write_report
     from tsugiki.study.store import Store
     from tsugiki.study.sweep import run_study as run_all
+    from tsugiki.study.tables import gather
 
     result = run_all(parse_study(find_study(str(study)), str(study)), Store(Path(out)))
-    write_report(result, Path(out))
+    write_report(gather(result), Path(out))
     return result

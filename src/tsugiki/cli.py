@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from tsugiki.errors import ConfigError, TsugikiError
 if TYPE_CHECKING:
     from tsugiki.config import StudySpec
     from tsugiki.study.cells import StudyResult
+    from tsugiki.study.words import Language
 
 app = typer.Typer(
     help="tsugiki (接ぎ木): LoRA and full fine-tuning of Japanese language models, compared fairly.",
@@ -83,7 +84,7 @@ def study(
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Run what is missing of a study, choose by validation, score on test once, print the tables."""
-    _language(lang)
+    language = _language(lang)
     spec = _study(file, changes)
     if dry_run:
         from tsugiki.study.cells import expand
@@ -96,10 +97,10 @@ def study(
         print(f"{len(cells)} cells. Next: tsugiki check {file}, then the same command without --dry-run")
         return
     arguments = [file, "--out", str(out), *(part for change in changes or [] for part in ("--set", change))]
-    _run_study(spec, arguments, out, jobs, worker, as_json, lang)
+    _run_study(spec, arguments, out, jobs, worker, as_json, language)
 
 
-def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, worker: bool, as_json: bool = False, lang: str = "en") -> None:
+def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, worker: bool, as_json: bool = False, lang: Language = "en") -> None:
     from tsugiki.progress import Display
     from tsugiki.study.store import Store
     from tsugiki.study.sweep import run_cells, run_in_parallel, run_study
@@ -115,28 +116,27 @@ def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, work
     _print_report(result, out, as_json, lang)
 
 
-def _language(lang: str) -> str:
+def _language(lang: str) -> Language:
     if lang not in ("en", "ja"):
         raise ConfigError(f'--lang "{lang}": must be en or ja')
-    return lang
+    return cast("Language", lang)
 
 
 def _print_json(content: Any) -> None:
     print(json.dumps(content, ensure_ascii=False, indent=1))
 
 
-def _print_report(result: StudyResult, out: Path, as_json: bool, lang: str = "en") -> None:
+def _print_report(result: StudyResult, out: Path, as_json: bool, lang: Language = "en") -> None:
     from dataclasses import asdict
-    from typing import cast
 
     from tsugiki.progress import show_tables
-    from tsugiki.study.finding import findings, sentence
+    from tsugiki.study.finding import sentence
     from tsugiki.study.report import write_report
-    from tsugiki.study.words import Language
+    from tsugiki.study.tables import gather
 
-    language = cast(Language, _language(lang))
-    page, tables = write_report(result, out, language)
-    said = [sentence(one, language) for one in findings(result)]
+    material = gather(result)
+    page, tables = write_report(material, out, lang)
+    said = [sentence(one, lang) for one in material.found]
     if as_json:
         _print_json({"report": str(page), "findings": said, "tables": [asdict(table) for table in tables]})
         return
@@ -167,7 +167,7 @@ def run(
     with Display() as display:
         record = run_group([config], Store(out), display.listener)[0]
     if as_json:
-        print(json.dumps({"folder": str(record.folder), **record.happened}, ensure_ascii=False, indent=1))
+        _print_json({"folder": str(record.folder), **record.happened})
     if record.status == "failed":
         raise TsugikiError(record.happened["reason"])
     if not as_json:
@@ -213,7 +213,7 @@ def score(
     with Display() as display:
         record = score_run(read_record(_run_folder(folder)), part, display.listener)
     if as_json:
-        print(json.dumps(record.evaluation(part), ensure_ascii=False, indent=1))
+        _print_json(record.evaluation(part))
     else:
         _print_scores(record, part)
         print(f"Next: tsugiki compare {folder} ANOTHER-RUN --part {part}")
@@ -229,7 +229,7 @@ def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
 
     rows = [list_row(record) for record in Store(out).records()]
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        _print_json(rows)
         return
     if not rows:
         raise TsugikiError(f"{out}: no runs there. Run a study first (tsugiki demo), or name the root folder of your runs with --out")
@@ -246,7 +246,7 @@ def show(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json:
     record = read_record(_run_folder(folder))
     asked = record.config.model_dump(mode="json", exclude_none=True)
     if as_json:
-        print(json.dumps({"asked": asked, "with_what": record.with_what, "happened": record.happened}, ensure_ascii=False, indent=1))
+        _print_json({"asked": asked, "with_what": record.with_what, "happened": record.happened})
         return
     print(f"{folder}: {record.status}" + (f" ({record.happened['reason']})" if record.status == "failed" else ""))
     for name, settings in asked.items():
@@ -273,7 +273,7 @@ def compare(
 
     found = compare_runs(read_record(_run_folder(first)), read_record(_run_folder(second)), part)
     if as_json:
-        print(json.dumps(asdict(found), ensure_ascii=False, indent=1))
+        _print_json(asdict(found))
         return
     print(f"{found.score} on {part}, n = {found.n}: {found.first:.4f} against {found.second:.4f}")
     print(f"difference {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] (paired bootstrap by group, 95 %)")
@@ -315,12 +315,12 @@ def report(
     from tsugiki.study.cells import collect
     from tsugiki.study.store import Store
 
-    _language(lang)
+    language = _language(lang)
     result = collect(_study(file, changes), Store(out))
     if not result.chosen:
         options = "".join(f" --set '{change}'" for change in changes or [])
         raise TsugikiError(f"{out}: no finished run of this study there. Run: tsugiki study {file} --out {out}{options}")
-    _print_report(result, out, as_json, lang)
+    _print_report(result, out, as_json, language)
 
 
 @app.command(epilog="Example: tsugiki export tsugiki-runs/runs/jnli-… --to my-adapter")

@@ -16,7 +16,7 @@ from tsugiki.study.plots import Point, axis_over, chart
 from tsugiki.study.report import write_report
 from tsugiki.study.store import Store
 from tsugiki.study.sweep import run_study
-from tsugiki.study.tables import Table
+from tsugiki.study.tables import Table, gather
 
 VOID = {"meta", "link", "br", "line", "circle", "rect", "polygon", "polyline"}
 
@@ -44,7 +44,7 @@ class Whole(html.parser.HTMLParser):
 def test_the_page_is_whole_and_needs_nothing_from_elsewhere(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
     given = {**study_of(model_folder, task_file), "title": "試し / A <trial>"}
     result = run_study(parse_study(given, "study"), Store(tmp_path))
-    page, _ = write_report(result, tmp_path)
+    page, _ = write_report(gather(result), tmp_path)
     for language, words in (("ja", ("結論", "試し", "学習率")), ("en", ("Finding", "A &lt;trial&gt;", "learning rate"))):
         text = (page.parent / f"report.{language}.html").read_text(encoding="utf-8")
         parser = Whole()

@@ -23,7 +23,7 @@ from tsugiki.study.report import write_report
 from tsugiki.study.run import watch_steps
 from tsugiki.study.store import Store
 from tsugiki.study.sweep import run_study
-from tsugiki.study.tables import all_tables
+from tsugiki.study.tables import all_tables, gather
 from tsugiki.study.words import JAPANESE
 
 
@@ -46,7 +46,7 @@ def test_the_chosen_cells_are_trained_with_every_seed_and_found_again(wide: tupl
         assert all(len(result.seeds(other)) == 0 for other in others), "the others are not scored on test"
     again = collect(spec, Store(root))
     assert {key: len(again.seeds(cell)) for key, cell in again.chosen.items()} == dict.fromkeys(result.chosen, 3)
-    table = next(one for one in all_tables(again, "en") if one.name == "table2")
+    table = next(one for one in all_tables(gather(again), "en") if one.name == "table2")
     assert sum("(3 seeds)" in row[2] for row in table.rows) == 2
     (found,) = findings(again)
     assert table.rows[0][2].startswith(f"{found.comparison.first:.3f} ["), "the table and the finding say one number"
@@ -95,7 +95,7 @@ def test_validation_is_looked_at_during_training(wide: tuple[StudySpec, StudyRes
 
 def test_the_japanese_page_is_japanese_and_both_hold_every_section(wide: tuple[StudySpec, StudyResult, Path]) -> None:
     _, result, root = wide
-    page, _ = write_report(result, root)
+    page, _ = write_report(gather(result), root)
     english = (page.parent / "report.en.html").read_text(encoding="utf-8")
     japanese = (page.parent / "report.ja.html").read_text(encoding="utf-8")
     for text, words in (
@@ -120,13 +120,13 @@ def test_texts_that_may_not_be_passed_on_stay_out(wide: tuple[StudySpec, StudyRe
     bare = StudyResult(
         study=spec.model_copy(update={"answers_shown": 0}), cells=result.cells, records=result.records, chosen=result.chosen, repeats=result.repeats
     )
-    assert [table.name for table in all_tables(bare, "en")] == ["table1", "table2", "comparison", "failures", "table3"]
+    assert [table.name for table in all_tables(gather(bare), "en")] == ["table1", "table2", "comparison", "failures", "table3"]
 
 
 def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResult, Path]) -> None:
     _, result, _ = wide
-    for name in [table.name for table in all_tables(result, "en") if table.name == "table4"]:
-        one, other = (next(table for table in all_tables(result, language) if table.name == name) for language in ("en", "ja"))
+    for name in [table.name for table in all_tables(gather(result), "en") if table.name == "table4"]:
+        one, other = (next(table for table in all_tables(gather(result), language) if table.name == name) for language in ("en", "ja"))
         assert [row[2] for row in one.rows] == [row[2] for row in other.rows]
     assert JAPANESE["right"] == "正解"
 
@@ -156,7 +156,7 @@ def test_figures_hold_what_they_are_given() -> None:
 
 def test_latex_compiles_where_there_is_a_latex(wide: tuple[StudySpec, StudyResult, Path], tmp_path: Path) -> None:
     _, result, root = wide
-    page, tables = write_report(result, root)
+    page, tables = write_report(gather(result), root)
     if shutil.which("lualatex") is None:
         pytest.skip("no lualatex here")
     body = "\n\n".join((page.parent / f"{table.name}.tex").read_text(encoding="utf-8") for table in tables)

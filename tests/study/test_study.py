@@ -27,6 +27,7 @@ from tsugiki.study.report import write_report
 from tsugiki.study.run import run_group
 from tsugiki.study.store import Run, RunBusy, Store, read_record
 from tsugiki.study.sweep import run_study
+from tsugiki.study.tables import gather
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 
 TRAIN = {"learning_rate": 5e-3, "epochs": 2, "batch": 8, "precision": "fp32"}
@@ -185,7 +186,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(model_folder
     for key, cell in result.chosen.items():
         best = max(result.records[c.label].main_score("validation") for c in result.cells if c.key == key and result.records[c.label].status == "done")
         assert result.records[cell.label].main_score("validation") == best
-    page, tables = write_report(result, tmp_path)
+    page, tables = write_report(gather(result), tmp_path)
     text = page.read_text(encoding="utf-8")
     assert [table.name for table in tables] == ["table1", "table2", "comparison", "failures", "table3", "table4"]
     assert "diverged" in text

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from tsugiki.config import StepKind
+from tsugiki.errors import RunError
 from tsugiki.model.loading import Numerics
 
 
@@ -26,6 +29,18 @@ def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> st
     return None
 
 
+def takes_captured(kind: StepKind, setting: str, model: Any, device: torch.device, numerics: Numerics) -> bool:
+    """Whether `setting = kind` means the fast path here: `auto` is captured wherever that exists.
+
+    Raises:
+        RunError: `captured` was asked for and does not exist here.
+    """
+    missing = why_not_captured(model, device, numerics)
+    if kind == "captured" and missing:
+        raise RunError(f'{setting} = "captured": {missing}. Use "auto" or "eager"')
+    return kind != "eager" and not missing
+
+
 def _rope_kinds(config: Any) -> set[str]:
     """The kinds of rotary embedding that a configuration names (one, or one for each kind of layer)."""
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -37,6 +52,20 @@ def repeated_layers(model: Any) -> list[nn.Module]:
     """The transformer layers, by the class names that transformers keeps for splitting a model over devices."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.base_model.modules() if type(module).__name__ in names]
+
+
+@contextmanager
+def layer_calls(model: Any, changed: Callable[[nn.Module, Any], Any]) -> Iterator[None]:
+    """Within it each layer is called through `changed(layer, its compiled call or None)`; None calls it as written."""
+    layers = repeated_layers(model)
+    before = [layer._compiled_call_impl for layer in layers]
+    try:
+        for layer, compiled in zip(layers, before, strict=True):
+            layer._compiled_call_impl = changed(layer, compiled)
+        yield
+    finally:
+        for layer, compiled in zip(layers, before, strict=True):
+            layer._compiled_call_impl = compiled
 
 
 class Recorder:

@@ -115,13 +115,16 @@ def words_of(targets: str, layout: Layout) -> list[str]:
     return words
 
 
+def num_layers(model: nn.Module, layout: Layout) -> int:
+    return len(model.get_submodule(layout.layers))  # type: ignore[arg-type]
+
+
 def find_places(model: nn.Module, targets: str) -> list[Place]:
     """Every linear map that `targets` names, layer by layer."""
     layout = layout_of(model)
     words = words_of(targets, layout)
-    layers = model.get_submodule(layout.layers)
     places = []
-    for index in range(len(layers)):  # type: ignore[arg-type]
+    for index in range(num_layers(model, layout)):
         for word in words:
             path = f"{layout.layers}.{index}.{layout.modules[word]}"
             width = out_features(model.get_submodule(path))
@@ -129,16 +132,11 @@ def find_places(model: nn.Module, targets: str) -> list[Place]:
     return places
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The transformer layers, bottom first."""
-    return list(model.get_submodule(layout_of(model).layers))  # type: ignore[call-overload]
-
-
 def groups_of(model: nn.Module) -> list[list[str]]:
     """Paths of all linear layers, layer by layer; those that read the same input stand in one group, in calling order."""
     layout = layout_of(model)
     groups: list[list[str]] = []
-    for index in range(len(layers_of(model))):
+    for index in range(num_layers(model, layout)):
         done: set[str] = set()
         for word in layout.modules:
             words = next((group for group in layout.together if word in group), (word,))

@@ -158,10 +158,15 @@ def _group_size(needed: int, room: int) -> int:
     return size
 
 
+def rows_at_once(batch: int, longest: int) -> int:
+    """`batch` rows of up to 512 tokens, fewer longer ones."""
+    return max(1, min(batch, batch * 512 // max(longest, 1)))
+
+
 def _rows_that_fit(model: Any, longest: int, batch: int) -> int:
     device = next(model.parameters()).device
     if device.type != "cuda":
-        return max(1, min(batch, batch * 512 // longest))
+        return rows_at_once(batch, longest)
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -16,10 +16,9 @@ from transformers import DynamicCache
 
 from tsugiki.config import ScoreConfig
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
-from tsugiki.errors import RunError
-from tsugiki.model.capture import why_not_captured
+from tsugiki.model.capture import takes_captured
 from tsugiki.model.loading import Numerics
-from tsugiki.score.decode import generate_all
+from tsugiki.score.decode import generate_all, rows_at_once
 from tsugiki.score.failures import FailureClass, classify
 
 PLAIN_BATCH, CAPTURED_BATCH = 64, 256
@@ -93,12 +92,9 @@ def predict(
     Raises:
         RunError: `score.decode = "captured"` was asked for and does not exist here.
     """
-    missing = why_not_captured(model, next(model.parameters()).device, numerics)
-    if config.decode == "captured" and missing:
-        raise RunError(f'score.decode = "captured": {missing}. Use "auto" or "eager"')
     prompts = [row.prompt_ids for row in rows]
     eos_id = tokenizer.eos_token_id
-    if config.decode == "eager" or missing:
+    if not takes_captured(config.decode, "score.decode", model, next(model.parameters()).device, numerics):
         pad_id, batch = pad_id_of(tokenizer), config.batch or PLAIN_BATCH
         answers = _generate_in_batches(model, prompts, max_new_tokens, batch, eos_id=eos_id, pad_id=pad_id, numerics=numerics, on_progress=on_progress)
     else:
@@ -124,8 +120,7 @@ def _generate_in_batches(
     answers: dict[int, list[int]] = {}
     while len(answers) < len(order):
         longest = len(prompts[order[len(answers)]])
-        size = max(1, min(batch, batch * 512 // max(longest, 1)))
-        here = order[len(answers) : len(answers) + size]
+        here = order[len(answers) : len(answers) + rows_at_once(batch, longest)]
         with numerics.autocast(device):
             generated = generate_ids(model, [prompts[i] for i in here], max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id)
         answers.update(zip(here, generated, strict=True))

@@ -74,6 +74,7 @@ class Pooled:
     """The test scores of one cell over its seeds: means by name, the main score's interval and standard deviation."""
 
     means: Mapping[str, float]
+    main: str
     low: float
     high: float
     spread: float
@@ -86,11 +87,11 @@ def pooled(records: Sequence[RunRecord], part: str = "test") -> Pooled:
     main = evaluations[0]["main"]
     mains = [float(e["main"]["value"]) for e in evaluations]
     if len(records) == 1:
-        return Pooled(means=means, low=main["low"], high=main["high"], spread=0.0)
+        return Pooled(means=means, main=main["name"], low=main["low"], high=main["high"], spread=0.0)
     answers = [record.answers(part) for record in records]
     values = [main_values(main["name"], rows) for rows in answers]
     low, high = interval([statistics.fmean(column) for column in zip(*values, strict=True)], [one["group"] for one in answers[0]])
-    return Pooled(means=means, low=low, high=high, spread=statistics.stdev(mains))
+    return Pooled(means=means, main=main["name"], low=low, high=high, spread=statistics.stdev(mains))
 
 
 def main_values(name: str, answers: Sequence[Mapping[str, Any]]) -> list[float]:

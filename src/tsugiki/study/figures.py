@@ -50,10 +50,10 @@ def _quality(result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]]
     """Test score, over all seeds, against trained parameters."""
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
-        if (evaluation := record.evaluation("test")) is not None:
+        if record.evaluation("test") is not None:
             over = pooled(result.seeds(cell))
-            value = over.means[evaluation["main"]["name"]]
-            series.setdefault(_name(cell), []).append(Point(x=record.happened["trainable"] / 1e6, y=value, low=over.low, high=over.high))
+            point = Point(x=record.happened["trainable"] / 1e6, y=over.means[over.main], low=over.low, high=over.high)
+            series.setdefault(_name(cell), []).append(point)
     return _chart(task, series, words["parameters"], f"{words['test']}: {task}", log=True)
 
 

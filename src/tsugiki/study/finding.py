@@ -8,19 +8,9 @@ from typing import Literal
 from tsugiki.study.cells import StudyResult, task_label
 from tsugiki.study.compare import Comparison, compare_methods
 from tsugiki.study.store import RunRecord
-from tsugiki.study.words import Language
+from tsugiki.study.words import VERDICTS, Language, pick
 
 Verdict = Literal["better", "worse", "equal", "undecided"]
-
-WORDS: dict[Verdict, dict[str, str]] = {
-    "better": {"ja": "{a} が {b} を上回りました", "en": "{a} is better than {b}"},
-    "worse": {"ja": "{a} は {b} を下回りました", "en": "{a} is worse than {b}"},
-    "equal": {"ja": "{a} と {b} の差は ±{m:g} ポイントの範囲に収まり、同等です", "en": "{a} and {b} are equal within ±{m:g} points"},
-    "undecided": {
-        "ja": "{a} と {b} の優劣は、この件数では決まりません（±{m:g} ポイントを見分けるには約 {needed:,} 件が必要）",
-        "en": "this many examples do not decide between {a} and {b} (about {needed:,} would tell ±{m:g} points)",
-    },
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +87,9 @@ def sentence(finding: Finding, language: Language) -> str:
     """One finding as a sentence with its numbers."""
     pair = finding.comparison
     needed = examples_needed(pair, finding.margin)
-    said = WORDS[finding.verdict][language].format(a=finding.first, b=finding.second, m=100 * finding.margin, needed=needed)
+    said = VERDICTS[finding.verdict][language].format(a=finding.first, b=finding.second, m=100 * finding.margin, needed=needed)
     numbers = f"{pair.first:.3f} / {pair.second:.3f}, {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}], n = {pair.n}"
-    seeds = {"ja": f"、シード {pair.seeds} 個", "en": f", {pair.seeds} seed{'s' if pair.seeds > 1 else ''}"}[language]
+    seeds = pick(language, f"、シード {pair.seeds} 個", f", {pair.seeds} seed{'s' if pair.seeds > 1 else ''}")
     costs = [(finding.parameter_share, "学習対象パラメータ", "the trained parameters"), (finding.memory_share, "ピークメモリ", "the peak memory")]
     costs.append((finding.step_share, "1 ステップの時間", "the time a step"))
     if language == "ja":

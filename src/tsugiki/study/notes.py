@@ -123,10 +123,14 @@ def _choice_note(result: StudyResult, language: Language) -> str:
 
 def score_text(evaluation: Mapping[str, Any]) -> str:
     """`0.378 [0.341, 0.417]`; ROUGE as 1/2/L with the interval of L."""
-    scores = {one["name"]: one for one in evaluation["scores"]}
     main = evaluation["main"]
-    values = "/".join(f"{scores[name]['value']:.3f}" for name in scores) if "rougeL" in scores else f"{main['value']:.3f}"
-    return f"{values} [{main['low']:.3f}, {main['high']:.3f}]"
+    return values_text({one["name"]: one["value"] for one in evaluation["scores"]}, main["name"], main["low"], main["high"])
+
+
+def values_text(values: Mapping[str, float], main: str, low: float, high: float) -> str:
+    """Scores by name as `score_text` writes them."""
+    shown = values if "rougeL" in values else (main,)
+    return "/".join(f"{values[name]:.3f}" for name in shown) + f" [{low:.3f}, {high:.3f}]"
 
 
 def protocol_text(record: RunRecord, language: Language) -> str:

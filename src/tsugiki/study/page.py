@@ -8,11 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tsugiki.study.cells import StudyResult
 from tsugiki.study.figures import all_figures
-from tsugiki.study.finding import findings, sentence
+from tsugiki.study.finding import sentence
 from tsugiki.study.notes import comparable_notes
-from tsugiki.study.tables import Table
+from tsugiki.study.tables import Material, Table
 from tsugiki.study.words import SECTIONS, Language, half, word
 
 TEMPLATE = Path(__file__).parent.parent / "presets" / "report" / "page.html.j2"
@@ -20,10 +19,11 @@ REFERENCE, INPUT = ("正解", "reference"), ("入力", "Input")
 NUMERIC = ("n", "Train", "Test", "Validation", "Trainable (M)", "Seeds")
 
 
-def render_page(result: StudyResult, tables: Sequence[Table], language: Language) -> str:
+def render_page(material: Material, tables: Sequence[Table], language: Language) -> str:
     """The page as text, from the tables in its language. Raises nothing for missing cells: what was not run is not drawn."""
     from jinja2 import Environment, FileSystemLoader
 
+    result = material.result
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     answers = [table for table in tables if table.name.startswith("table") and table.name[5:].isdigit() and int(table.name[5:]) > 3]
     words = {key: value[language] for key, value in SECTIONS.items()}
@@ -31,7 +31,7 @@ def render_page(result: StudyResult, tables: Sequence[Table], language: Language
         language=language,
         title=half(result.study.title or result.study.name, language),
         words=words,
-        findings=[sentence(one, language) for one in findings(result)],
+        findings=[sentence(one, language) for one in material.found],
         tables={table.name: _drawn(table, language, marked=table in answers) for table in tables},
         answers=[table.name for table in answers],
         figures=all_figures(result, words, language),

@@ -8,10 +8,9 @@ from typing import get_args
 
 from tsugiki.config import StudySpec
 from tsugiki.data.sources import write_atomically
-from tsugiki.study.cells import StudyResult
-from tsugiki.study.finding import findings, sentence
+from tsugiki.study.finding import sentence
 from tsugiki.study.page import render_page
-from tsugiki.study.tables import Table, all_tables
+from tsugiki.study.tables import Material, Table, all_tables
 from tsugiki.study.words import Language, half, pick
 
 MARKDOWN: dict[Language, str] = {"en": "report.md", "ja": "report.ja.md"}
@@ -23,23 +22,24 @@ def study_folder(root: Path, study: StudySpec) -> Path:
     return root / "studies" / f"{study.name}-{digest}"
 
 
-def write_report(result: StudyResult, root: Path, language: Language = "en") -> tuple[Path, list[Table]]:
+def write_report(material: Material, root: Path, language: Language = "en") -> tuple[Path, list[Table]]:
     """Writes the page in HTML and Markdown for both languages, and the tables as CSV and LaTeX; returns the Markdown page and the tables in `language`."""
-    folder = study_folder(root, result.study)
-    by_language = {language: all_tables(result, language) for language in get_args(Language)}
+    folder = study_folder(root, material.result.study)
+    by_language = {language: all_tables(material, language) for language in get_args(Language)}
     for one, tables in by_language.items():
-        _write_pages(result, folder, root, one, tables)
+        _write_pages(material, folder, root, one, tables)
     for table in by_language["en"]:
         write_atomically(folder / f"{table.name}.tex", table.to_latex().encode())
         write_atomically(folder / f"{table.name}.csv", table.to_csv().encode("utf-8-sig"))
     return folder / MARKDOWN[language], by_language[language]
 
 
-def _write_pages(result: StudyResult, folder: Path, root: Path, language: Language, tables: list[Table]) -> None:
+def _write_pages(material: Material, folder: Path, root: Path, language: Language, tables: list[Table]) -> None:
+    result = material.result
     title = half(result.study.title or result.study.name, language)
     runs = f"{len(result.records) + sum(map(len, result.repeats.values()))}"
-    said = "\n\n".join(sentence(one, language) for one in findings(result))
+    said = "\n\n".join(sentence(one, language) for one in material.found)
     made = pick(language, f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。", f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.")
     text = f"# {title}\n\n{said}\n\n{made}\n\n" + "\n".join(table.to_markdown() for table in tables)
     write_atomically(folder / MARKDOWN[language], text.encode())
-    write_atomically(folder / f"report.{language}.html", render_page(result, tables, language).encode())
+    write_atomically(folder / f"report.{language}.html", render_page(material, tables, language).encode())

@@ -12,9 +12,9 @@ from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.study.cells import Cell, StudyResult, task_label
-from tsugiki.study.compare import compare_methods, pooled
-from tsugiki.study.finding import verdict_of
-from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, landscape_notes, leak_notes, results_notes, score_text
+from tsugiki.study.compare import pooled
+from tsugiki.study.finding import Finding, findings
+from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, landscape_notes, leak_notes, results_notes, score_text, values_text
 from tsugiki.study.store import RunRecord
 from tsugiki.study.words import Language, half, pick, word
 
@@ -68,8 +68,17 @@ def _as_latex(table: Table) -> str:
     return f"% {table.title}; needs \\usepackage{{booktabs}} and a class for Japanese\n{body}\n{notes}\n"
 
 
-def _tasks(result: StudyResult) -> dict[str, Task]:
-    return {task_label(choice): load_task(choice) for choice in result.study.tasks}
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a report is made from, read and compared once for both languages."""
+
+    result: StudyResult
+    tasks: Mapping[str, Task]
+    found: Sequence[Finding]
+
+
+def gather(result: StudyResult) -> Material:
+    return Material(result=result, tasks={task_label(choice): load_task(choice) for choice in result.study.tasks}, found=findings(result))
 
 
 def data_table(tasks: Mapping[str, Task], language: Language) -> Table:
@@ -160,13 +169,12 @@ def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, t
 
 def _test_text(records: Sequence[RunRecord], language: Language) -> str:
     """`0.401 [0.360, 0.440]`; over several seeds their mean, with `± .012 (3 seeds)`."""
-    if len(records) < 2:
-        return score_text(records[0].evaluation("test") or {}) if records else "not scored yet"
+    if not records:
+        return "not scored yet"
     over = pooled(records)
-    evaluation = records[0].evaluation("test") or {}
-    names = [one["name"] for one in evaluation["scores"]] if "rougeL" in over.means else [evaluation["main"]["name"]]
+    text = values_text(over.means, over.main, over.low, over.high)
     seeds = pick(language, f"{len(records)} シード", f"{len(records)} seeds")
-    return "/".join(f"{over.means[name]:.3f}" for name in names) + f" [{over.low:.3f}, {over.high:.3f}] ± {over.spread:.3f} ({seeds})"
+    return text if len(records) == 1 else f"{text} ± {over.spread:.3f} ({seeds})"
 
 
 def _seconds(measured: Mapping[str, Any]) -> str:
@@ -189,23 +197,16 @@ def baselines(task: Task) -> list[tuple[str, str]]:
     return rows
 
 
-def comparison_table(result: StudyResult, language: Language) -> Table:
+def comparison_table(material: Material, language: Language) -> Table:
     """Paired difference between the first method and each other one on the same test examples."""
     rows = []
-    for model in result.study.models:
-        for choice in result.study.tasks:
-            here = [(key[2], result.seeds(cell)) for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
-            for other_name, others in here[1:]:
-                first_name, firsts = here[0]
-                if not (firsts and others):
-                    continue
-                pair = compare_methods(firsts, others, "test")
-                verdict = verdict_of(pair.low, pair.high, result.study.margin / 100)
-                better = first_name if verdict == "better" else other_name
-                reading = pick(language, f"{better} が上", f"{better} better") if verdict in ("better", "worse") else verdict
-                difference = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
-                rows.append((f"{model.label} · {task_label(choice)}", f"{first_name} - {other_name}", difference, str(pair.seeds), reading))
-    margin = f"{result.study.margin:g}"
+    for one in material.found:
+        pair = one.comparison
+        better = one.first if one.verdict == "better" else one.second
+        reading = pick(language, f"{better} が上", f"{better} better") if one.verdict in ("better", "worse") else one.verdict
+        difference = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
+        rows.append((f"{one.model} · {one.task}", f"{one.first} - {one.second}", difference, str(pair.seeds), reading))
+    margin = f"{material.result.study.margin:g}"
     note = pick(
         language,
         f"同じテスト事例の対応のあるブートストラップ（グループ単位）、95 %。シードが 2 個以上ならシードも抽出、1 個ならシードによる変動は含みません。"
@@ -305,10 +306,10 @@ def _short(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def all_tables(result: StudyResult, language: Language) -> list[Table]:
+def all_tables(material: Material, language: Language) -> list[Table]:
     """Every table of the report in one language."""
-    tasks = _tasks(result)
-    head = [data_table(tasks, language), results_table(result, tasks, language), comparison_table(result, language)]
+    result, tasks = material.result, material.tasks
+    head = [data_table(tasks, language), results_table(result, tasks, language), comparison_table(material, language)]
     head += [failure_table(result, language), grid_table(result, language)]
     return [_localised(table, language) for table in [*head, *answers_tables(result, tasks)]]
 

@@ -78,6 +78,16 @@ SECTIONS: dict[str, dict[Language, str]] = {
         "en": "Scores on validation. Framed: the chosen cell; “–”: a cell that did not learn.",
     },
 }
+# How a difference of the methods {a} and {b} is read; {m} is the margin in points, {needed} the examples that would decide.
+VERDICTS: dict[str, dict[Language, str]] = {
+    "better": {"ja": "{a} が {b} を上回りました", "en": "{a} is better than {b}"},
+    "worse": {"ja": "{a} は {b} を下回りました", "en": "{a} is worse than {b}"},
+    "equal": {"ja": "{a} と {b} の差は ±{m:g} ポイントの範囲に収まり、同等です", "en": "{a} and {b} are equal within ±{m:g} points"},
+    "undecided": {
+        "ja": "{a} と {b} の優劣は、この件数では決まりません（±{m:g} ポイントを見分けるには約 {needed:,} 件が必要）",
+        "en": "this many examples do not decide between {a} and {b} (about {needed:,} would tell ±{m:g} points)",
+    },
+}
 
 
 def pick(language: Language, ja: str, en: str) -> str:

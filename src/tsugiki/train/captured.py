@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from tsugiki.data.packing import PackableRows, PackedBatch, PackedShape, plan_sh
 from tsugiki.data.prompts import Tokens
 from tsugiki.errors import RunError
 from tsugiki.model.attention import PACKED, attending
-from tsugiki.model.capture import Recorder, repeated_layers, why_not_captured
+from tsugiki.model.capture import Recorder, layer_calls, repeated_layers, takes_captured
 from tsugiki.model.fused import Shadow, can_fuse, fused
 from tsugiki.model.loading import Numerics, backbone_and_head
 from tsugiki.train.lane import Lane
@@ -93,18 +93,9 @@ class CapturedStep:
         cut = f", at most {self.max_tokens:,} tokens a backward pass" if self.max_tokens else ""
         return "captured" + cut + (", layers computed twice" if self.recomputed else "")
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Within it the model may be used for something else: its layers run as written, not as compiled for training."""
-        layers = repeated_layers(self.forward.model)
-        kept = [layer._compiled_call_impl for layer in layers]
-        try:
-            for layer in layers:
-                layer._compiled_call_impl = None  # type: ignore[assignment]
-            yield
-        finally:
-            for layer, compiled in zip(layers, kept, strict=True):
-                layer._compiled_call_impl = compiled
+        return layer_calls(self.forward.model, lambda layer, compiled: None)
 
     def _split(self, numbers: Sequence[int]) -> list[list[int]]:
         return split_rows(numbers, self.rows.lengths, max_rows=self.lane.config.micro_batch, max_tokens=self.max_tokens)
@@ -196,10 +187,7 @@ def open_step(model: Any, lane: Lane, rows: Sequence[Tokens], *, pad_id: int, de
     Raises:
         RunError: `captured` was asked for and does not exist here.
     """
-    kind, missing = lane.config.step, why_not_captured(model, device, numerics)
-    if kind == "captured" and missing:
-        raise RunError(f'train.step = "captured": {missing}. Use "auto" or "eager"')
-    if kind == "eager" or missing:
+    if not takes_captured(lane.config.step, "train.step", model, device, numerics):
         yield EagerStep(model, rows, pad_id, device, numerics)
         return
     with captured_step(model, lane, rows, device, numerics) as step:
@@ -273,16 +261,11 @@ def _compiled_layers(model: Any) -> Iterator[None]:
             layer._compiled_call_impl = None  # type: ignore[assignment]
 
 
-@contextmanager
-def recomputed_layers(model: Any) -> Iterator[None]:
+def recomputed_layers(model: Any) -> AbstractContextManager[None]:
     """Within it a layer keeps its input alone and runs again in the backward pass."""
-    layers = repeated_layers(model)
-    before = [layer._compiled_call_impl for layer in layers]
-    try:
-        for layer, compiled in zip(layers, before, strict=True):
-            # No random numbers are drawn in a layer (dropout counts), and asking for their state would wait for the device.
-            layer._compiled_call_impl = partial(checkpoint, compiled or layer._call_impl, use_reentrant=False, preserve_rng_state=False)
-        yield
-    finally:
-        for layer, compiled in zip(layers, before, strict=True):
-            layer._compiled_call_impl = compiled
+
+    def twice(layer: nn.Module, compiled: Any) -> Any:
+        # No random numbers are drawn in a layer (dropout counts), and asking for their state would wait for the device.
+        return partial(checkpoint, compiled or layer._call_impl, use_reentrant=False, preserve_rng_state=False)
+
+    return layer_calls(model, twice)

@@ -82,8 +82,7 @@ def fit(
     """
     results = []
     for lane, folder in zip(lanes, folders, strict=True):
-        course = _Course(step, lane, device, folder, on_progress, checkpoint_every_s)
-        course.watch, course.watch_at = watch, frozenset(watch_at)
+        course = _Course(step, lane, device, folder, on_progress, checkpoint_every_s, watch, frozenset(watch_at))
         results.append(course.run())
     return results
 
@@ -91,10 +90,19 @@ def fit(
 class _Course:
     """One lane on its way: keeps what the loop needs between steps."""
 
-    def __init__(self, step: Any, lane: Lane, device: torch.device, folder: Path | None, on_progress: Any, every_s: float):
+    def __init__(
+        self,
+        step: Any,
+        lane: Lane,
+        device: torch.device,
+        folder: Path | None,
+        on_progress: Any,
+        every_s: float,
+        watch: Callable[[Lane], None] | None,
+        watch_at: frozenset[int],
+    ):
         self.step, self.lane, self.folder, self.on_progress, self.every_s = step, lane, folder, on_progress, every_s
-        self.watch: Callable[[Lane], None] | None = None
-        self.watch_at: frozenset[int] = frozenset()
+        self.watch, self.watch_at = watch, watch_at
         self.meter = Meter(device, getattr(step, "peak_bytes", 0))
         self.history = History()
         self.pending: list[StepResult] = []

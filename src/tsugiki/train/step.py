@@ -5,8 +5,8 @@ This is the reference path and the CPU path; a captured step has the same face.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,6 @@ class EagerStep:
     kind = "eager"
     peak_bytes = 0  # what was allocated before the first step and belongs to every step: nothing
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Within it the model may be used for something else."""
-        yield
-
     def __init__(self, model: Any, rows: Sequence[Tokens], pad_id: int, device: torch.device, numerics: Numerics):
         self.backbone, self.head = backbone_and_head(model)
         self.rows, self.pad_id, self.device, self.numerics = rows, pad_id, device, numerics
@@ -68,6 +63,10 @@ class EagerStep:
             num_tokens=sum(batch.num_tokens for batch in batches),
             num_target_tokens=num_targets,
         )
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Within it the model may be used for something else."""
+        return nullcontext()
 
     def _batch(self, numbers: list[int]) -> Batch:
         return collate([self.rows[number] for number in numbers], numbers, self.pad_id)
