@@ -40,8 +40,8 @@ def settings(step: str) -> TrainConfig:
 
 def ours(base: Base, rows: list[Tokens], step: str, device: torch.device, numerics: Numerics) -> list[float]:
     grafted = attach(base.model.to(device), LORA, seed=0)
-    lane = Lane("LoRA", grafted.parameters, settings(step), len(rows), flat=grafted.flat, clock=grafted.clock)
-    with open_step(base.model, lane, rows, pad_id=pad_id_of(base.tokenizer), device=device, numerics=numerics) as opened:
+    lane = Lane("LoRA", grafted.parameters, settings(step), len(rows), grafted=grafted)
+    with open_step(base.model, [lane], rows, pad_id=pad_id_of(base.tokenizer), device=device, numerics=numerics) as opened:
         return fit(opened, [lane], device, folders=[None])[0].history.loss
 
 

@@ -81,7 +81,7 @@ def settings(epochs: float, **changes: Any) -> TrainConfig:
 
 def lora_lane(model: Any, rows: list[Tokens], train: TrainConfig) -> Lane:
     grafted = attach(model, LoraConfig(targets="q+k+v+o", rank=RANK, alpha=2 * RANK), seed=0)
-    return Lane("LoRA", grafted.parameters, train, len(rows), flat=grafted.flat, clock=grafted.clock)
+    return Lane("LoRA", grafted.parameters, train, len(rows), grafted=grafted)
 
 
 def ours(size: str, layout: str, work: str, steps: int, method: str = "lora", step: str = "captured") -> dict[str, Any]:
@@ -92,8 +92,8 @@ def ours(size: str, layout: str, work: str, steps: int, method: str = "lora", st
     train = settings(steps * BATCH / len(rows), step=step)
     lane = lora_lane(model, rows, train) if frozen else Lane("FT", dict(model.named_parameters()), train, len(rows))
     start = time.perf_counter()
-    with open_step(model, lane, rows, pad_id=0, device=DEVICE, numerics=numerics) as opened:
-        first = opened(lane)
+    with open_step(model, [lane], rows, pad_id=0, device=DEVICE, numerics=numerics) as opened:
+        [first] = opened([lane])
         first_loss = first.loss.item()
         first_step_s = time.perf_counter() - start
         result = fit(opened, [lane], DEVICE, folders=[None])[0]
@@ -245,7 +245,7 @@ def where_the_time_goes(step: Any, lane: Lane, steps: int = 5) -> dict[str, Any]
     kernels = 0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(steps):
-            step(lane)
+            step([lane])
         torch.cuda.synchronize()
     for event in profile.events():
         if event.device_type.name == "CUDA":

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsugiki.config import RunConfig, StudySpec, override, parse, read_toml
+from tsugiki.config import RunConfig, StudySpec
 from tsugiki.errors import ConfigError, DataError
+from tsugiki.toml import override, parse, read_toml
 
 ASKED = {"model": {"path": "builtin"}, "task": {"name": "jnli"}, "train": {"learning_rate": 1e-3}}
 

@@ -30,9 +30,10 @@ def run(config: RunConfig | Mapping[str, Any], out: str | Path = "tsugiki-runs")
     Raises:
         TsugikiError: something in the configuration, the data or the model is wrong.
     """
-    from tsugiki.config import RunConfig, parse
+    from tsugiki.config import RunConfig
     from tsugiki.study.run import run_group
     from tsugiki.study.store import Store
+    from tsugiki.toml import parse
 
     asked = config if isinstance(config, RunConfig) else parse(RunConfig, config, "tsugiki.run")
     return run_group([asked], Store(Path(out)))[0]

@@ -57,8 +57,8 @@ def _fail(error: Exception, code: int) -> None:
 
 
 def _study(name: str, changes: list[str] | None) -> StudySpec:
-    from tsugiki.config import override
     from tsugiki.study.cells import find_study, parse_study
+    from tsugiki.toml import override
 
     return parse_study(override(find_study(name), changes or []), name)
 
@@ -156,10 +156,11 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Train one configuration and score it on validation."""
-    from tsugiki.config import RunConfig, beside, override, parse, read_toml, refuse_task_file
+    from tsugiki.config import RunConfig
     from tsugiki.progress import Display
     from tsugiki.study.run import run_group
     from tsugiki.study.store import Store
+    from tsugiki.toml import beside, override, parse, read_toml, refuse_task_file
 
     given = read_toml(file)
     refuse_task_file(given, str(file))
@@ -354,8 +355,8 @@ def check(
 @tasks_app.command("list")
 def tasks_list(as_json: AsJson = False) -> None:
     """The built-in tasks."""
-    from tsugiki.config import read_task
     from tsugiki.data.tasks import builtin_tasks
+    from tsugiki.toml import read_task
 
     specs = {name: read_task(path) for name, path in builtin_tasks().items()}
     if as_json:

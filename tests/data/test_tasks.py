@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tsugiki.config import FileSpec, TaskChoice, read_task
+from tsugiki.config import FileSpec, TaskChoice
 from tsugiki.data import sources
 from tsugiki.data.tasks import Shared, builtin_tasks, load_task, refuse_leak, shared_rows
 from tsugiki.errors import DataError
 from tsugiki.study.notes import leak_notes
+from tsugiki.toml import read_task
 
 
 def rewrite(path: Path, number: int, change: dict | str) -> None:

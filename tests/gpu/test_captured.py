@@ -31,7 +31,7 @@ def course(
     no_dropout(model)
     lane = lane_of(model, config(epochs=6, learning_rate=1e-2 if method == "lora" else 1e-3, step=step, **settings), method, 10, lora)
     lane.steps = upto or lane.steps
-    with open_step(model, lane, rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
+    with open_step(model, [lane], rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
         assert isinstance(opened, CapturedStep) == (step == "captured")
         history = fit(opened, [lane], CUDA, folders=[folder], checkpoint_every_s=0.0)[0].history
     assert all(module._compiled_call_impl is None for module in model.modules())
@@ -94,7 +94,7 @@ def test_a_step_too_large_for_the_memory_is_split_then_recomputed(refused: int, 
 def test_the_losses_equal_the_cpu_reference() -> None:
     model = tiny.llama()
     lane = lane_of(model, config(epochs=6, learning_rate=1e-2), "lora", 10)
-    with open_step(model, lane, rows(), pad_id=3, device=CPU, numerics=FP32) as step:
+    with open_step(model, [lane], rows(), pad_id=3, device=CPU, numerics=FP32) as step:
         reference = fit(step, [lane], CPU, folders=[None])[0].history.loss
     assert course("llama", "lora", "captured")[0] == pytest.approx(reference, rel=2e-2)
 

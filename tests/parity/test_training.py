@@ -38,7 +38,7 @@ def lane_of(model: torch.nn.Module, train: TrainConfig, method: str, count: int,
         return Lane("FT", dict(model.named_parameters()), train, count)
     grafted = attach(model, lora or LoraConfig(targets="all-linear", rank=4), seed=train.seed)
     watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
-    return Lane("LoRA", grafted.parameters, train, count, flat=grafted.flat, watched=watched, clock=grafted.clock)
+    return Lane("LoRA", grafted.parameters, train, count, grafted=grafted, watched=watched)
 
 
 def train(kind: str, method: str, settings: TrainConfig) -> tuple[Lane, list[float]]:

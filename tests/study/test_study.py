@@ -16,7 +16,7 @@ import torch
 
 import tsugiki
 from tests import tiny
-from tsugiki.config import RunConfig, StudySpec, parse
+from tsugiki.config import RunConfig, StudySpec
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.study.answer import answer_texts, export_run
 from tsugiki.study.cells import collect, expand, parse_study
@@ -28,6 +28,7 @@ from tsugiki.study.run import run_group
 from tsugiki.study.store import Run, RunBusy, Store, read_record
 from tsugiki.study.sweep import run_study
 from tsugiki.study.tables import gather
+from tsugiki.toml import parse
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 
 TRAIN = {"learning_rate": 5e-3, "epochs": 2, "batch": 8, "precision": "fp32"}
@@ -354,7 +355,7 @@ def test_a_full_disk_is_no_failed_run(model_folder: Path, task_file: Path, tmp_p
 
     real = engine.save_checkpoint
 
-    def full(*arguments: object) -> Path:
+    def full(*arguments: object, **named: object) -> Path:
         raise RunError("checkpoint cannot be written")
 
     monkeypatch.setattr(engine, "save_checkpoint", full)

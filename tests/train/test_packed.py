@@ -43,10 +43,10 @@ def train_packed(model: torch.nn.Module, lane: Lane, recomputed: bool = False) -
     packable, losses = PackableRows.of(rows()), []
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
-        shadow = rewired.enter_context(fused(model, lane.flat)) if lane.flat is not None and can_fuse(model) else None
+        shadow = rewired.enter_context(fused(model)) if lane.grafted is not None and can_fuse(model) else None
         if recomputed:
             rewired.enter_context(recomputed_layers(model))
-        forward = PackedForward(model, lane, FP32, CPU, shadow)
+        forward = PackedForward(model, [lane], FP32, CPU, shadow)
         while not lane.done:
             numbers = lane.rows()
             exact = packable.exact_shape(numbers)
@@ -196,11 +196,11 @@ def test_a_captured_step_that_cannot_be_is_refused_and_auto_takes_the_plain_one(
     lane = lane_of(model, config(step="captured"), "lora", 10)
     with (
         pytest.raises(RunError, match=r'train.step = "captured": it needs a CUDA device, this is cpu'),
-        open_step(model, lane, rows(), pad_id=3, device=CPU, numerics=FP32),
+        open_step(model, [lane], rows(), pad_id=3, device=CPU, numerics=FP32),
     ):
         pass
     lane.config = config()
-    with open_step(model, lane, rows(), pad_id=3, device=CPU, numerics=FP32) as step:
+    with open_step(model, [lane], rows(), pad_id=3, device=CPU, numerics=FP32) as step:
         assert step.kind == "eager"
 
 
@@ -212,6 +212,5 @@ def test_answers_in_the_middle_of_training_are_those_of_the_plain_model(kind: st
     train_packed(model, lane)
     prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(12)]
     plain = generate_ids(model, prompts, max_new_tokens=6, eos_id=-1, pad_id=3)
-    assert lane.flat is not None
-    with attending(model, PACKED), fused(model, lane.flat):
+    with attending(model, PACKED), fused(model):
         assert generate_all(model, prompts, max_new_tokens=6, batch=8, eos_id=None, numerics=FP32) == plain

@@ -6,6 +6,7 @@ input_ids   p p p a a e _ _        labels   . . . a a e . .
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,6 +58,11 @@ def collate(rows: Sequence[Tokens], numbers: Sequence[int], pad_id: int) -> Batc
         mask[place, : len(ids)] = 1
         labels[place, len(row.prompt_ids) : len(ids)] = ids[len(row.prompt_ids) :]
     return Batch(input_ids=input_ids, attention_mask=mask, labels=labels, rows=torch.tensor(list(numbers)))
+
+
+def num_steps(num_rows: int, batch: int, epochs: float) -> int:
+    """Optimiser steps of a run."""
+    return max(1, math.ceil(epochs * -(-num_rows // batch)))
 
 
 @dataclass(frozen=True, kw_only=True)

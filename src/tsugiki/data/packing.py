@@ -6,12 +6,14 @@ positions 0 1 2 3 4 0 1 2 3 0 1 2 3 4 5 6 0 0          the idle document's are a
 cu_seq    0         5       9             16  18 18    fixed length: empty documents at the end
 sources       2 3       6 7         12 13 14 0         where the targets are predicted from; idle ones point at 0
 targets       a e       a e          a  a  e .
+
+Several lanes lie one after another, each in a stretch of the same shape; their idle tokens may need several documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,45 +25,54 @@ from tsugiki.data.prompts import Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class PackedShape:
-    """Upper limits that a micro-batch fits into: packed tokens, documents, longest document, target tokens."""
+    """Upper limits that each lane's rows of a micro-batch fit into: packed tokens, documents, longest document, target tokens.
+
+    `idle` documents take the tokens that are left.
+    """
 
     tokens: int
     documents: int
     longest: int
     targets: int
+    lanes: int = 1
+    idle: int = 1
 
     @property
     def parts(self) -> dict[str, int]:
-        """Lengths of the integer vectors of a batch, in the order they are stored in."""
+        """Lengths of the integer vectors of one lane, in the order they are stored in."""
         return {
             "input_ids": self.tokens,
             "positions": self.tokens,
             "rows": self.tokens,
             "sources": self.targets,
             "targets": self.targets,
-            "cu_seq": self.documents + 2,
+            "cu_seq": self.documents + 1 + self.idle,
             "scalars": 2,
         }
 
     @property
-    def size(self) -> int:
+    def lane_size(self) -> int:
         return sum(self.parts.values())
 
-    def views(self, buffer: Any) -> dict[str, Any]:
-        """The parts of one integer vector [size] (NumPy or torch), by name."""
+    @property
+    def size(self) -> int:
+        return self.lanes * self.lane_size
+
+    def views(self, vector: Any) -> dict[str, Any]:
+        """The parts of integers [..., lane_size] (NumPy or torch), by name."""
         views, start = {}, 0
         for name, length in self.parts.items():
-            views[name] = buffer[start : start + length]
+            views[name] = vector[..., start : start + length]
             start += length
         return views
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """One integer vector on one device that holds all of a packed batch, and its shape.
+    """One integer vector [size] on one device that holds all of a packed batch, and its shape.
 
-    `input_ids`, `positions`, `rows` [n]; `sources`, `targets` [m]; `cu_seq` [documents + 2]; `num_targets` (of the whole
-    optimiser step) and `step` are single numbers. `rows` are the row numbers in the data.
+    `input_ids`, `positions`, `rows` [n]; `sources`, `targets` [m]; `cu_seq` [documents and idle ones + 1]: lane after lane.
+    `num_targets` (of a lane's whole optimiser step) and `step` [lanes]. `rows` are the row numbers in the data.
     """
 
     shape: PackedShape
@@ -69,13 +80,18 @@ class PackedBatch:
 
     def __getattr__(self, name: str) -> torch.Tensor:
         scalars = ("num_targets", "step")
-        if name in scalars:
-            one: torch.Tensor = self.shape.views(self.buffer)["scalars"][scalars.index(name)]
-            return one
-        if name not in self.shape.parts:
+        if name not in (*scalars, *self.shape.parts):
             raise AttributeError(name)
-        view: torch.Tensor = self.shape.views(self.buffer)[name]
-        return view
+        views = self.shape.views(self.buffer.view(self.shape.lanes, -1))
+        if name in scalars:
+            one: torch.Tensor = views["scalars"][:, scalars.index(name)]
+            return one
+        view: torch.Tensor = views[name]
+        if self.shape.lanes > 1 and name in ("sources", "cu_seq"):  # counted from the lane's own first token
+            view = view + self.shape.tokens * torch.arange(self.shape.lanes, device=view.device)[:, None]
+        if name == "cu_seq":
+            return torch.cat([view[0, :1], view[:, 1:].reshape(-1)])
+        return view.reshape(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +108,15 @@ class PackableRows:
         return PackableRows(ids=ids, lengths=np.array([len(one) for one in ids]), num_targets=np.array([len(row.target_ids) for row in rows]))
 
     def exact_shape(self, numbers: Sequence[int]) -> PackedShape:
-        """The smallest shape that holds these rows."""
+        """The smallest shape that holds these rows (of one lane)."""
         picked = list(numbers)
+        if not picked:
+            return PackedShape(tokens=0, documents=0, longest=0, targets=0)
         lengths = self.lengths[picked]
         return PackedShape(tokens=int(lengths.sum()), documents=len(picked), longest=int(lengths.max()), targets=int(self.num_targets[picked].sum()))
 
     def pack(self, numbers: Sequence[int], shape: PackedShape, out: np.ndarray, *, num_targets: int, step: int) -> None:
-        """Writes the rows `numbers` into `out` [shape.size]."""
+        """Writes the rows `numbers` into one lane's `out` [shape.lane_size]."""
         views = shape.views(out)
         out[:] = 0
         views["targets"][:] = IGNORED
@@ -114,7 +132,8 @@ class PackableRows:
             views["targets"][target : target + wanted] = ids[len(ids) - wanted :]
             views["cu_seq"][document + 1] = stop
             token, target = stop, target + wanted
-        views["cu_seq"][len(numbers) + 1 :] = shape.tokens
+        idle = views["cu_seq"][len(numbers) + 1 :]
+        idle[:] = np.minimum(token + shape.longest * np.arange(1, len(idle) + 1), shape.tokens)
 
 
 def split_rows(numbers: Sequence[int], lengths: np.ndarray, *, max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
@@ -132,11 +151,17 @@ def split_rows(numbers: Sequence[int], lengths: np.ndarray, *, max_rows: int | N
     return parts
 
 
-def plan_shapes(wanted: Sequence[PackedShape], *, most: int = 8) -> list[PackedShape]:
+def largest_of(shapes: Sequence[PackedShape]) -> PackedShape:
+    """The smallest shape that holds each of these."""
+    return PackedShape(**{name: max(getattr(shape, name) for shape in shapes) for name in ("tokens", "documents", "longest", "targets")})
+
+
+def plan_shapes(wanted: Sequence[PackedShape], *, most: int = 8, lanes: int = 1) -> list[PackedShape]:
     """At most `most` shapes that hold every wanted one, chosen so that the fewest tokens are filled up; largest first.
 
     Token counts are rounded up to a sixty-fourth of the largest (at least 16: a product's tile), then cut into groups by
-    dynamic programming over the sorted counts.
+    dynamic programming over the sorted counts. With several lanes each gets a stretch of the shape; a lane that has fewer
+    rows than the others (it may have none left) is filled up with idle documents, and the first shape holds any mixture.
     """
     largest = max(shape.tokens for shape in wanted)
     grain = max(16, -(-largest // 64 // 16) * 16)
@@ -156,7 +181,11 @@ def plan_shapes(wanted: Sequence[PackedShape], *, most: int = 8) -> list[PackedS
                 targets=-(-max(shape.targets for shape in inside) // 8) * 8,
             )
         )
-    return shapes[::-1]
+    shapes = shapes[::-1]
+    if lanes == 1:
+        return shapes
+    shapes[0] = largest_of(shapes)
+    return [replace(shape, lanes=lanes, idle=-(-shape.tokens // shape.longest)) for shape in shapes]
 
 
 def _best_edges(counts: np.ndarray, times: np.ndarray, most: int) -> list[int]:
@@ -191,7 +220,8 @@ def shape_for(shape: PackedShape, shapes: Sequence[PackedShape]) -> int:
     for index in range(len(shapes) - 1, -1, -1):
         room = shapes[index]
         slack = room.tokens - shape.tokens
-        fits = slack >= 0 and room.documents >= shape.documents and room.longest >= max(shape.longest, slack) and room.targets >= shape.targets
+        idle_fits = slack <= room.longest * room.idle
+        fits = slack >= 0 and idle_fits and room.documents >= shape.documents and room.longest >= shape.longest and room.targets >= shape.targets
         if fits:
             return index
     raise AssertionError(f"no planned shape holds {shape}: the plan was made for other rows")

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsugiki.config import FileSpec, PartSpec, TaskChoice, TaskSpec, read_task
+from tsugiki.config import FileSpec, PartSpec, TaskChoice, TaskSpec
 from tsugiki.data.sources import git_blob_id, locate, read_rows
 from tsugiki.errors import DataError, did_you_mean
+from tsugiki.toml import read_task
 
 PRESETS = Path(__file__).parent.parent / "presets" / "tasks"
 SPLITS = ("train", "validation", "test")

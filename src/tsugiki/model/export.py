@@ -7,6 +7,7 @@ stacked, each B zero outside its own range; `alpha_pattern` keeps the scale. The
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     for path, layer in lora_layers(grafted.model):
-        a, b = fuse(layer.places, list(layer.lora_a), list(layer.lora_b), out_features(layer.base))
+        adapters = layer.adapters_of(grafted.lane)
+        if not adapters:
+            continue
+        places, factors_a, factors_b = zip(*adapters, strict=True)
+        a, b = fuse(places, factors_a, factors_b, out_features(layer.base))
         tensors[f"{PREFIX}{path}.lora_A.weight"] = a
         tensors[f"{PREFIX}{path}.lora_B.weight"] = b
         ranks[path] = a.shape[0]
@@ -53,7 +58,7 @@ def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(_config(grafted, ranks, base_name), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def fuse(places: list[Place], a: list[Any], b: list[Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def fuse(places: Sequence[Place], a: Sequence[Any], b: Sequence[Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(A [m·r, d_in], B [width, m·r]) of the adapters on one module; B is zero outside each adapter's range."""
     stacked = torch.cat([one.detach() for one in a]).contiguous().cpu()
     rank = a[0].shape[0]

@@ -18,13 +18,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki.model.layouts import groups_of, replace_module, weight_of
-from tsugiki.model.lora import LoraLinear, lora_layers
+from tsugiki.model.lora import AdapterBank, LoraLinear, lora_layers
 from tsugiki.model.lora_ops import adapted_linear
 
 
 @dataclass
 class Shadow:
-    """The adapters in the dtype of the products: `leaves` are views of `values`, in the order of the fp32 `flat` buffer."""
+    """The adapters in the dtype of the products: `leaves` [lanes, rows, columns] are views of `values` [lanes, P], in the order of the fp32 `flat`."""
 
     flat: torch.Tensor
     values: torch.Tensor
@@ -35,8 +35,8 @@ class Shadow:
         self.values.copy_(self.flat)
 
     def accumulate(self, gradients: Sequence[torch.Tensor], into: torch.Tensor) -> None:
-        """Adds the gradients of `leaves` to the flat fp32 gradient `into`."""
-        into.add_(torch.cat([one.reshape(-1) for one in gradients]))
+        """Adds the gradients of `leaves` to the fp32 gradient `into` [lanes, P]."""
+        into.add_(torch.cat([one.reshape(len(into), -1) for one in gradients], dim=1))
 
 
 class FusedLinears(nn.Module):
@@ -52,6 +52,8 @@ class FusedLinears(nn.Module):
         self.starts: list[int] = []
         self.widths: list[int] = []
         self.scale = 1.0
+        self.scales: torch.Tensor | None = None
+        self.bank: AdapterBank | None = None
         self.kept = None
 
     def forward(self, z: torch.Tensor, index: int) -> torch.Tensor:
@@ -68,8 +70,18 @@ class FusedLinears(nn.Module):
         if self.a is None:
             return torch.nn.functional.linear(z, self.weight, self.bias)
         flat = z.reshape(-1, z.shape[-1])
-        h, _ = adapted_linear(flat, self.weight, self.bias, self.a, self.b, self.starts, self.widths, self.scale)
+        a, b, scales = self._adapters()
+        h, _ = adapted_linear(flat, self.weight, self.bias, a, b, self.starts, self.widths, self.scale, scales)
         return h.view(*z.shape[:-1], h.shape[-1])
+
+    def _adapters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """A, B and scales of all lanes, or of the one lane that the whole batch belongs to."""
+        assert self.bank is not None, "no adapters here"
+        if self.bank.equal:
+            return self.a, self.b, self.scales
+        [lane] = [number for number, share in enumerate(self.bank.shares) if share]
+        one = slice(lane, lane + 1)
+        return self.a[one], self.b[one], None if self.scales is None else self.scales[one]
 
 
 class FusedPart(nn.Module):
@@ -86,15 +98,16 @@ class FusedPart(nn.Module):
 
 def can_fuse(model: nn.Module) -> bool:
     """Whether there are adapters and none drops out its input (each would drop another part: no product to share)."""
-    adapted = [layer for _, layer in lora_layers(model)]
-    return bool(adapted) and not any(layer.dropout for layer in adapted)
+    adapted = lora_layers(model)
+    return bool(adapted) and not any(config.dropout for config in adapted[0][1].bank.configs)
 
 
 @contextmanager
-def fused(model: nn.Module, flat: torch.Tensor) -> Iterator[Shadow]:
-    """Rewires the adapted model whose adapters are views of `flat`; yields their shadow."""
-    dtype = weight_of(lora_layers(model)[0][1].base).dtype
-    shadow = Shadow(flat=flat, values=flat.to(dtype, copy=True), leaves=[])
+def fused(model: nn.Module) -> Iterator[Shadow]:
+    """Rewires the adapted model; yields the shadow of its adapters. With several lanes every one must have the same number of tokens."""
+    first = lora_layers(model)[0][1]
+    flat = first.bank.flat
+    shadow = Shadow(flat=flat, values=flat.to(weight_of(first.base).dtype, copy=True), leaves=[])
     undo: list[tuple[str, nn.Module]] = []
     try:
         for paths in groups_of(model):
@@ -134,25 +147,30 @@ def _one_storage(bases: list[Any], weights: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow) -> None:
-    a: list[torch.Tensor] = []
-    b: list[torch.Tensor] = []
+    places: list[tuple[LoraLinear, int]] = []
     start = 0
     for module, width in zip(modules, whole.splits, strict=True):
         if isinstance(module, LoraLinear):
-            whole.scale = module.scale
-            a += module.lora_a
-            b += module.lora_b
+            places += [(module, number) for number in range(len(module.places))]
             whole.starts += [start + place.start for place in module.places]
             whole.widths += [place.stop - place.start for place in module.places]
         start += width
-    if a:
-        whole.a, whole.b = _leaf(a, shadow), _leaf(b, shadow)
+    if not places:
+        return
+    whole.bank, rank = places[0][0].bank, places[0][0].rank
+    scales = [config.scale for config in whole.bank.configs]
+    if len(set(scales)) == 1:
+        whole.scale = scales[0]
+    else:
+        whole.scales = torch.tensor(scales, device=shadow.values.device, dtype=shadow.values.dtype)
+    offsets = [module.offsets[number] for module, number in places]
+    whole.a = _leaf(shadow, offsets[0][0], rank * len(places), places[0][0].d_in)
+    whole.b = _leaf(shadow, offsets[0][1], sum(whole.widths), rank)
+    assert offsets[0][0] + whole.a[0].numel() == offsets[0][1], "not laid out side by side"
 
 
-def _leaf(parts: list[torch.Tensor], shadow: Shadow) -> torch.Tensor:
-    """The stretch of the shadow where `parts` lie one after another in the flat buffer, as [Σ rows, columns]."""
-    start, size = parts[0].storage_offset(), sum(part.numel() for part in parts)
-    assert [part.storage_offset() for part in parts] == [start + sum(p.numel() for p in parts[:i]) for i in range(len(parts))], "not laid out side by side"
-    leaf = shadow.values[start : start + size].view(-1, parts[0].shape[1]).detach().requires_grad_()
+def _leaf(shadow: Shadow, start: int, rows: int, columns: int) -> torch.Tensor:
+    """A stretch of every lane's row of the shadow, as [lanes, rows, columns]."""
+    leaf = shadow.values[:, start : start + rows * columns].view(-1, rows, columns).detach().requires_grad_()
     shadow.leaves.append(leaf)
     return leaf

@@ -1,81 +1,187 @@
-"""LoRA on a frozen model: attach, detach, and the adapted linear layer.
+"""LoRA on a frozen model: attach, detach, and the adapted linear layer, for one lane or for many over one base.
 
     h = W z + scale · B A z           W frozen, A random, B zero at the start
 
 A fused weight (GPT-2's `c_attn`) carries one adapter for each column range that was named: true q and v only.
 Adapters are kept in fp32 whatever the base is stored in; A's start depends on (seed, place), not on the order of attaching.
+
+Lanes share every product of the base and nothing else. The adapters of all lanes lie in one block, a row for each lane:
+
+    flat [k, P]     lane 0 | A A A | B B B | A … | B … |      layer by layer the A's of what reads one input, then their B's
+                    lane 1 | A A . | B B . | A … | B … |      a smaller rank, or a place it does not adapt, is zeros that stay zero
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from tsugiki.config import LoraConfig
 from tsugiki.model.layouts import Place, by_module, find_places, groups_of, in_features, out_features, replace_module, weight_of
-from tsugiki.model.lora_ops import dropout_mask, low_rank_update
+from tsugiki.model.lora_ops import dropout_mask, grouped_update, low_rank_update
 
 
 @dataclass
 class DropoutClock:
-    """What the dropout masks of one forward pass are drawn from; `rows` is None when nothing is dropped.
-
-    `rows` [b, 1] and `positions` [1, t] of a padded batch, both [1, n] of a packed one. `step` may live on the device.
-    """
+    """What the dropout masks of one lane are drawn from, besides rows and positions. `step` may live on the device."""
 
     seed: int = 0
     step: int | torch.Tensor = 0
+
+
+@dataclass
+class AdapterBank:
+    """What the adapted layers share: the adapters of all lanes, and which part of a batch is whose.
+
+    Tokens lie lane after lane: lane i has `shares[i]` of `sum(shares)` equal parts of the flattened batch.
+    `rows` [b, 1] and `positions` [1, t] of a padded batch, both [1, n] of a packed one, are what dropout reads; `rows` is
+    None when nothing is dropped out.
+    """
+
+    flat: torch.Tensor
+    configs: list[LoraConfig]
+    clocks: list[DropoutClock]
+    shares: tuple[int, ...]
     rows: torch.Tensor | None = None
     positions: torch.Tensor | None = None
+    off: bool = False
+    _gradient: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """[k, P], laid out like `flat`; made at the first use."""
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(self.flat)
+        return self._gradient
+
+    @property
+    def equal(self) -> bool:
+        """Whether every lane has the same part of the batch, so that one batched product serves all."""
+        return len(set(self.shares)) == 1
+
+    def sizes(self, num_tokens: int) -> list[int]:
+        """Tokens of each lane among `num_tokens`, in lane order."""
+        unit = num_tokens // sum(self.shares)
+        return [share * unit for share in self.shares]
+
+    @contextmanager
+    def only(self, lane: int) -> Iterator[None]:
+        """Within it the whole batch belongs to one lane."""
+        before = self.shares
+        self.shares = tuple(int(number == lane) for number in range(len(before)))
+        try:
+            yield
+        finally:
+            self.shares = before
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneAdapters:
+    """One lane's adapters in one layer: `where` holds, for each of the layer's places, its number among the layer's adapters, or None."""
+
+    scale: float
+    dropout: float
+    where: tuple[int | None, ...]
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and its low-rank adapters, one for each adapted range of its outputs."""
+    """A frozen linear layer and the low-rank adapters of one or more lanes, one for each adapted range of its outputs.
 
-    def __init__(self, base: nn.Module, places: list[Place], config: LoraConfig, seed: int, clock: DropoutClock):
+    `lora_a`, `lora_b` hold the adapters lane after lane; `offsets` say where those of each place begin in a lane's row of the bank.
+    """
+
+    def __init__(self, base: nn.Module, places: list[Place], bank: AdapterBank):
         super().__init__()
-        self.base = base
-        self.places = places
-        self.scale = config.scale
-        self.dropout = config.dropout
-        self.clock = clock
-        device = weight_of(base).device
+        self.base, self.places, self.bank = base, places, bank
         # A tensor, not numbers: layers that differ in a number would each be compiled anew.
-        self.numbers = torch.tensor([_number(f"{place.path}:{place.word}") for place in places], device=device)
-        d_in = in_features(base)
+        self.numbers = torch.tensor([_number(f"{place.path}:{place.word}") for place in places], device=weight_of(base).device)
+        self.d_in = in_features(base)
         self.whole = len(places) == 1 and places[0].start == 0 and places[0].stop == out_features(base)
-        self.lora_a = nn.ParameterList([_start_a(place, config.rank, d_in, seed, device) for place in places])
-        self.lora_b = nn.ParameterList([nn.Parameter(torch.zeros(place.stop - place.start, config.rank, device=device)) for place in places])
+        self.rank = max(config.rank for config in bank.configs)
+        self.offsets: list[tuple[int, int]] = []
+        self.lanes: list[LaneAdapters] = []
+        self.lora_a, self.lora_b = nn.ParameterList(), nn.ParameterList()
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """[..., d_in] → [..., d_out]."""
-        h = self.base(z)
-        x = z
-        if not torch.is_autocast_enabled(z.device.type):
-            x = z.to(self.lora_a[0].dtype)
-        updates = []
-        for index, (place, a, b) in enumerate(zip(self.places, self.lora_a, self.lora_b, strict=True)):
-            updates.append((place, low_rank_update(self._dropped(x, index), a, b, self.scale).to(h.dtype)))
+        h: torch.Tensor = self.base(z)
+        if self.bank.off:
+            return h
+        x = z if torch.is_autocast_enabled(z.device.type) else z.to(self.lora_a[0].dtype)
+        updates = [self._update(x, number).to(h.dtype) for number in range(len(self.places))]
         if self.whole:
-            return h + updates[0][1]
+            return h + updates[0]
         h = h.clone()
-        for place, update in updates:
+        for place, update in zip(self.places, updates, strict=True):
             h[..., place.start : place.stop] += update
         return h
 
-    def _dropped(self, x: torch.Tensor, index: int) -> torch.Tensor:
-        clock = self.clock
-        if not self.dropout or clock.rows is None:
-            return x
-        assert clock.positions is not None, "rows without positions"
-        mask = dropout_mask(clock.seed, clock.step, self.numbers[index], clock.rows, clock.positions, x.shape[-1], self.dropout)
-        return x * mask.to(x.dtype)
+    def _update(self, x: torch.Tensor, place: int) -> torch.Tensor:
+        """What the adapters add to the outputs of one place, each lane's to its own tokens."""
+        bank = self.bank
+        if len(self.lanes) == 1:
+            return self._of_lane(0, place, x, bank.rows, bank.positions)
+        if bank.equal and not torch.is_grad_enabled():
+            a, b = self.stacked(place)
+            scales = torch.tensor([lane.scale for lane in self.lanes], device=x.device)
+            return grouped_update(x, a, b, scales)
+        sizes = bank.sizes(x.shape[:-1].numel())
+        parts = x.reshape(-1, self.d_in).split(sizes)
+        counters: list[tuple[torch.Tensor | None, torch.Tensor | None]] = [(None, None)] * len(parts)
+        if bank.rows is not None:
+            assert bank.positions is not None, "rows without positions"
+            rows, positions = (one.expand(x.shape[:-1]).reshape(-1).split(sizes) for one in (bank.rows, bank.positions))
+            counters = list(zip(rows, positions, strict=True))
+        updates = [self._of_lane(lane, place, part, *counter) for lane, (part, counter) in enumerate(zip(parts, counters, strict=True)) if len(part)]
+        return torch.cat(updates).view(*x.shape[:-1], -1)
+
+    def _of_lane(self, lane: int, place: int, x: torch.Tensor, rows: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor:
+        adapters = self.lanes[lane]
+        number = adapters.where[place]
+        if number is None:
+            return x.new_zeros(*x.shape[:-1], self.places[place].stop - self.places[place].start)
+        if adapters.dropout and rows is not None:
+            assert positions is not None, "rows without positions"
+            clock = self.bank.clocks[lane]
+            mask = dropout_mask(clock.seed, clock.step, self.numbers[place], rows, positions, x.shape[-1], adapters.dropout)
+            x = x * mask.to(x.dtype)
+        return low_rank_update(x, self.lora_a[number], self.lora_b[number], adapters.scale)
+
+    def stacked(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the bank: A [k, r, d_in] and B [k, width, r] of one place, r the largest rank of any lane."""
+        flat, (first_a, first_b) = self.bank.flat, self.offsets[place]
+        width = self.places[place].stop - self.places[place].start
+        a = flat[:, first_a : first_a + self.rank * self.d_in].view(len(flat), self.rank, self.d_in)
+        b = flat[:, first_b : first_b + self.rank * width].view(len(flat), width, self.rank)
+        return a, b
+
+    def adapters_of(self, lane: int) -> list[tuple[Place, nn.Parameter, nn.Parameter]]:
+        """(place, A, B) of one lane."""
+        where = self.lanes[lane].where
+        return [(place, self.lora_a[number], self.lora_b[number]) for place, number in zip(self.places, where, strict=True) if number is not None]
+
+    def add_lane(self, lane: int, seed: int, adapted: set[tuple[str, str]]) -> None:
+        """Adds a lane's adapters on those places whose (path, word) is in `adapted`: views of its row of the bank, A drawn, B zero."""
+        config = self.bank.configs[lane]
+        where: list[int | None] = []
+        for number, place in enumerate(self.places):
+            if (place.path, place.word) not in adapted:
+                where.append(None)
+                continue
+            a, b = (stack[lane] for stack in self.stacked(number))
+            where.append(len(self.lora_a))
+            self.lora_a.append(nn.Parameter(a[: config.rank]))
+            self.lora_b.append(nn.Parameter(b[:, : config.rank]))
+            if self.bank.flat.device.type != "meta":
+                self.lora_a[-1].data.copy_(_start_a(place, config.rank, self.d_in, seed))
+        self.lanes.append(LaneAdapters(scale=config.scale, dropout=config.dropout, where=tuple(where)))
 
 
 def _number(text: str) -> int:
@@ -83,28 +189,26 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
 
 
-def _start_a(place: Place, rank: int, d_in: int, seed: int, device: torch.device) -> nn.Parameter:
+def _start_a(place: Place, rank: int, d_in: int, seed: int) -> torch.Tensor:
     """Kaiming-uniform with a = √5, as in loralib and peft: U(-1/√d_in, 1/√d_in); drawn on the CPU from (seed, place)."""
     generator = torch.Generator().manual_seed(_number(f"{seed}:{place.path}:{place.word}"))
     bound = 1 / math.sqrt(d_in)
-    if device.type == "meta":
-        return nn.Parameter(torch.empty(rank, d_in, device=device))
-    start = torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator)
-    return nn.Parameter(start.to(device))
+    return torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator)
 
 
 @dataclass(kw_only=True)
 class Grafted:
-    """A model with adapters attached: the parameters to train by name, and the clock of their dropout.
-
-    Every parameter is a view of `flat`, one fp32 vector: layer by layer the A's of what reads one input, then their B's.
-    """
+    """One lane's adapters on a model: the parameters to train by name, all of them views of its row of the bank."""
 
     model: nn.Module
     config: LoraConfig
     parameters: dict[str, nn.Parameter]
-    clock: DropoutClock
-    flat: torch.Tensor
+    bank: AdapterBank
+    lane: int
+
+    @property
+    def clock(self) -> DropoutClock:
+        return self.bank.clocks[self.lane]
 
 
 def attach(model: nn.Module, config: LoraConfig, seed: int) -> Grafted:
@@ -113,38 +217,70 @@ def attach(model: nn.Module, config: LoraConfig, seed: int) -> Grafted:
     Raises:
         ModelError: a target word is unknown here, or the model's layout is.
     """
-    places = find_places(model, config.targets)
+    return attach_lanes(model, [(config, seed)])[0]
+
+
+def attach_lanes(model: nn.Module, asked: Sequence[tuple[LoraConfig, int]]) -> list[Grafted]:
+    """`attach` for several (configuration, seed) at once; the lanes may differ in all they ask for."""
+    adapted = [{(place.path, place.word) for place in find_places(model, config.targets)} for config, _ in asked]
+    union = [place for place in find_places(model, "all-linear") if any((place.path, place.word) in words for words in adapted)]
     groups = groups_of(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    clock = DropoutClock(seed=seed)
-    for path, here in by_module(places).items():
+    device = weight_of(model.get_submodule(union[0].path)).device
+    bank = AdapterBank(
+        flat=torch.empty(0, device=device),
+        configs=[config for config, _ in asked],
+        clocks=[DropoutClock(seed=seed) for _, seed in asked],
+        shares=(1,) * len(asked),
+    )
+    for path, here in by_module(union).items():
         base = model.get_submodule(path)
         assert not isinstance(base, LoraLinear), f"{path} has adapters already: detach them first"
-        replace_module(model, path, LoraLinear(base, here, config, seed, clock))
-    return Grafted(model=model, config=config, parameters=_named(model), clock=clock, flat=_flatten(model, groups))
+        replace_module(model, path, LoraLinear(base, here, bank))
+    # A smaller rank's B is every row's first part of a wider block; autograd adds into it, and says once that it is not dense.
+    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+    bank.flat = torch.zeros(len(asked), _lay_out(model, groups), device=device)
+    for lane, (_, seed) in enumerate(asked):
+        for _, layer in lora_layers(model):
+            layer.add_lane(lane, seed, adapted[lane])
+    return [grafted_of(model, lane) for lane in range(len(asked))]
 
 
-def _named(model: nn.Module) -> dict[str, nn.Parameter]:
-    parameters: dict[str, nn.Parameter] = {}
-    for path, layer in lora_layers(model):
-        for place, a, b in zip(layer.places, layer.lora_a, layer.lora_b, strict=True):
-            parameters[f"{path}:{place.word}.A"] = a
-            parameters[f"{path}:{place.word}.B"] = b
-    return parameters
-
-
-def _flatten(model: nn.Module, groups: list[list[str]]) -> torch.Tensor:
-    """Moves the adapters into one vector, in the order that `Grafted` tells."""
-    ordered: list[nn.Parameter] = []
+def _lay_out(model: nn.Module, groups: list[list[str]]) -> int:
+    """Gives every place its stretch of a lane's row, in the order that the module's picture shows; returns the row's length."""
+    end = 0
     for paths in groups:
         layers = [layer for layer in map(model.get_submodule, paths) if isinstance(layer, LoraLinear)]
-        ordered += [a for layer in layers for a in layer.lora_a]
-        ordered += [b for layer in layers for b in layer.lora_b]
-    flat = torch.cat([parameter.detach().reshape(-1) for parameter in ordered])
-    for parameter, part in zip(ordered, flat.split([parameter.numel() for parameter in ordered]), strict=True):
-        parameter.data = part.view(parameter.shape)
-    return flat
+        pairs = [(layer, place) for layer in layers for place in layer.places]
+        starts_a, starts_b = [], []
+        for layer, _ in pairs:
+            starts_a.append(end)
+            end += layer.rank * layer.d_in
+        for layer, place in pairs:
+            starts_b.append(end)
+            end += layer.rank * (place.stop - place.start)
+        for (layer, _), first_a, first_b in zip(pairs, starts_a, starts_b, strict=True):
+            layer.offsets.append((first_a, first_b))
+    return end
+
+
+def grafted_of(model: nn.Module, lane: int = 0) -> Grafted:
+    """One lane of the adapters that are attached to a model."""
+    bank = bank_of(model)
+    assert bank is not None, "no adapters are attached"
+    parameters: dict[str, nn.Parameter] = {}
+    for path, layer in lora_layers(model):
+        for place, a, b in layer.adapters_of(lane):
+            parameters[f"{path}:{place.word}.A"] = a
+            parameters[f"{path}:{place.word}.B"] = b
+    return Grafted(model=model, config=bank.configs[lane], parameters=parameters, bank=bank, lane=lane)
+
+
+def bank_of(model: nn.Module) -> AdapterBank | None:
+    """The adapters attached to a model, None when there are none."""
+    found = (getattr(module, "bank", None) for module in model.modules())
+    return next((bank for bank in found if isinstance(bank, AdapterBank)), None)
 
 
 def detach(model: nn.Module) -> None:
@@ -160,18 +296,10 @@ def lora_layers(model: nn.Module) -> list[tuple[str, LoraLinear]]:
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
     """Within it the adapted model computes what its base does."""
-    layers = [layer for _, layer in lora_layers(model)]
-    scales = [layer.scale for layer in layers]
+    bank = bank_of(model)
+    assert bank is not None, "no adapters are attached"
     try:
-        for layer in layers:
-            layer.scale = 0.0
+        bank.off = True
         yield
     finally:
-        for layer, scale in zip(layers, scales, strict=True):
-            layer.scale = scale
-
-
-def grafted_of(model: nn.Module, config: LoraConfig) -> Grafted:
-    """The adapters that are attached to a model already."""
-    layers = [layer for _, layer in lora_layers(model)]
-    return Grafted(model=model, config=config, parameters=_named(model), clock=layers[0].clock, flat=_flatten(model, groups_of(model)))
+        bank.off = False

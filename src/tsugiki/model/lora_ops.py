@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -30,6 +30,23 @@ def low_rank_update(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: fl
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3; the paper's figure 1.
     """
     return torch.nn.functional.linear(torch.nn.functional.linear(x, a), b) * scale
+
+
+def grouped_update(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """`low_rank_update` of every lane on its own equal part of the tokens, in two batched products.
+
+    Args:
+        x: [..., d_in], flattened to n tokens, lane after lane
+        a: [k, r, d_in]; b: [k, d_out, r]; smaller ranks filled up with zeros
+        scales: [k]
+
+    Returns:
+        [..., d_out]
+    """
+    parts = x.reshape(len(a), -1, x.shape[-1])
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    inner = torch.bmm(parts.to(dtype), a.to(dtype).transpose(1, 2)) * scales.to(dtype)[:, None, None]
+    return torch.bmm(inner, b.to(dtype).transpose(1, 2)).view(*x.shape[:-1], -1)
 
 
 def _mix(z: torch.Tensor) -> torch.Tensor:
@@ -81,24 +98,27 @@ def adapted_linear(
     starts: list[int],
     widths: list[int],
     scale: float,
+    scales: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """h = W x + bias, and scale · B_i A_i x added to the outputs `starts[i] … + widths[i]`.
+    """h = W x + bias, and scale · B_i A_i x added to the outputs `starts[i] … + widths[i]`, with each lane's own A and B.
 
     Args:
-        x: [n, d_in]
+        x: [n, d_in], lane after lane, equally many tokens each
         weight: [d_out, d_in], frozen
         bias: [d_out] or None, frozen
-        a: [k · r, d_in], the A_i stacked
-        b: [Σ widths, r], the B_i stacked
+        a: [lanes, k · r, d_in], the A_i stacked
+        b: [lanes, Σ widths, r], the B_i stacked
+        scales: [lanes] where the lanes' scales differ; `scale` is 1 then
 
     Returns:
-        h [n, d_out], and x Aᵀ [n, k · r], which the backward pass reads. All of one dtype.
+        h [n, d_out], and x Aᵀ [n, k · r] (times `scales`), which the backward pass reads. All of one dtype.
 
     Source: Hu et al. 2021, eq. 3, once for each range of outputs.
     """
-    xa = x.new_empty(len(x), len(a))
+    xa = x.new_empty(len(x), a.shape[1])
     with _beside(x):
-        torch.mm(x, a.t(), out=xa)
+        _batched(x, a.transpose(1, 2), xa)
+        _times(xa, scales)
     h = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
     _join(x)
     for out, inner, factor in _adapters(h, xa, b, starts, widths):
@@ -117,21 +137,40 @@ def adapted_linear_backward(
     starts: list[int],
     widths: list[int],
     scale: float,
+    scales: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(∂x [n, d_in], ∂a, ∂b) from ∂h [n, d_out]: dx = dh W + dxa A, dA = dxaᵀ x, dB_i = scale · dh_iᵀ xa_i."""
     if dh.stride(-1) != 1:
         dh = dh.contiguous()
-    dxa, da, db = torch.empty_like(xa), torch.empty_like(a), torch.empty_like(b)
+    dxa, da, db = torch.empty_like(xa), a.new_empty(a.shape), b.new_empty(b.shape)
     pairs = list(zip(_adapters(dh, xa, b, starts, widths), _adapters(dh, dxa, db, starts, widths), strict=True))
     with _beside(dh):
         for (part, inner, factor), (_, dinner, dfactor) in pairs:
             torch.baddbmm(dinner, part, factor, beta=0, alpha=scale, out=dinner)
             torch.baddbmm(dfactor, part.transpose(1, 2), inner, beta=0, alpha=scale, out=dfactor)
-        torch.mm(dxa.t(), x, out=da)
+        _times(dxa, scales)
+        lanes = len(a)
+        torch.bmm(dxa.view(lanes, -1, dxa.shape[1]).transpose(1, 2), x.reshape(lanes, -1, x.shape[1]), out=da)
     dx = torch.mm(dh, weight)
     _join(dh)
-    dx.addmm_(dxa, a)
+    _batched(dxa, a, dx, add=True)
     return dx, da, db
+
+
+def _batched(x: torch.Tensor, factors: torch.Tensor, out: torch.Tensor, *, add: bool = False) -> None:
+    """out [n, d_out] = (or +=) x [n, d_in] · factors [lanes, d_in, d_out], each lane's tokens by its own factor."""
+    lanes = len(factors)
+    if lanes == 1:
+        out.addmm_(x, factors[0]) if add else torch.mm(x, factors[0], out=out)
+        return
+    parts, outs = x.reshape(lanes, -1, x.shape[1]), out.view(lanes, -1, out.shape[1])
+    outs.baddbmm_(parts, factors) if add else torch.bmm(parts, factors, out=outs)
+
+
+def _times(x: torch.Tensor, scales: torch.Tensor | None) -> None:
+    """Multiplies each lane's part of x [n, d] by its scale, in place."""
+    if scales is not None:
+        x.view(len(scales), -1, x.shape[1]).mul_(scales[:, None, None])
 
 
 @cache
@@ -157,8 +196,16 @@ def _join(x: torch.Tensor) -> None:
 def _adapters(
     outputs: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, starts: list[int], widths: list[int]
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Views (outputs [k, n, width], inner [k, n, r], B [k, width, r]): one triple of k adapters where they are alike, else one for each."""
-    rank, count = b.shape[1], len(starts)
+    """Views (outputs [m, n, width], inner [m, n, r], B [m, width, r]): of one lane a triple of its m adapters where they are
+    alike, else one for each; of several lanes a triple for each adapter, m being the lanes."""
+    lanes, rank, count = len(b), b.shape[2], len(starts)
+    if lanes > 1:
+        ends = list(accumulate(widths, initial=0))
+        parts, inners = outputs.view(lanes, -1, outputs.shape[1]), inner.view(lanes, -1, inner.shape[1])
+        return [
+            (parts[..., start : start + width], inners[..., i * rank : (i + 1) * rank], b[:, ends[i] : ends[i + 1]])
+            for i, (start, width) in enumerate(zip(starts, widths, strict=True))
+        ]
     steps = {after - before for before, after in pairwise(starts)}
     alike = count if len(steps) <= 1 and len(set(widths)) == 1 else 1
     triples, row = [], 0
@@ -166,31 +213,31 @@ def _adapters(
         width, step = widths[first], max(steps, default=0) if alike > 1 else 0
         out = outputs.as_strided((alike, len(outputs), width), (step, outputs.stride(0), 1), outputs.storage_offset() + starts[first])
         here = inner[:, first * rank : (first + alike) * rank].view(len(inner), alike, rank).transpose(0, 1)
-        triples.append((out, here, b[row : row + alike * width].view(alike, width, rank)))
+        triples.append((out, here, b[0, row : row + alike * width].view(alike, width, rank)))
         row += alike * width
     return triples
 
 
 @adapted_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: Any, a: torch.Tensor, b: torch.Tensor, starts: Any, widths: Any, scale: float) -> Any:
-    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[0])
+def _(x: torch.Tensor, weight: torch.Tensor, bias: Any, a: torch.Tensor, b: torch.Tensor, starts: Any, widths: Any, scale: float, scales: Any) -> Any:
+    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[1])
 
 
 @adapted_linear_backward.register_fake
 def _(dh: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *rest: Any) -> Any:
-    return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b)
+    return torch.empty_like(x), a.new_empty(a.shape), b.new_empty(b.shape)
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, _, a, b, ctx.starts, ctx.widths, ctx.scale = inputs
-    ctx.save_for_backward(x, output[1], weight, a, b)
+    x, weight, _, a, b, ctx.starts, ctx.widths, ctx.scale, scales = inputs
+    ctx.save_for_backward(x, output[1], weight, a, b, scales)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dh: torch.Tensor, _: Any) -> Any:
-    x, xa, weight, a, b = ctx.saved_tensors
-    dx, da, db = adapted_linear_backward(dh, x, xa, weight, a, b, ctx.starts, ctx.widths, ctx.scale)
-    return dx, None, None, da, db, None, None, None
+    x, xa, weight, a, b, scales = ctx.saved_tensors
+    dx, da, db = adapted_linear_backward(dh, x, xa, weight, a, b, ctx.starts, ctx.widths, ctx.scale, scales)
+    return dx, None, None, da, db, None, None, None, None
 
 
 adapted_linear.register_autograd(_backward, setup_context=_keep)

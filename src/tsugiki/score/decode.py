@@ -23,42 +23,48 @@ SMALLEST_GROUP = 8
 
 
 class _Writer:
-    """One group of rows: its store, the tokens to come, and the recorded steps for its shrinking sizes."""
+    """One group of rows: its store, the tokens to come, and the recorded steps for its shrinking sizes.
 
-    def __init__(self, model: Any, numerics: Numerics, rows: int, longest: int):
-        self.model, self.numerics = model, numerics
+    With several lanes a group holds the same prompts once for each: rows lie lane after lane, `size` of each.
+    """
+
+    def __init__(self, model: Any, numerics: Numerics, lanes: int, room: int, longest: int):
+        self.model, self.numerics, self.lanes, self.room = model, numerics, lanes, room
         self.device = next(model.parameters()).device
         self.backbone, self.head = backbone_and_head(model)
         self.embed = model.get_input_embeddings()
-        self.store = KeyValueStore(rows, longest, self.device)
-        self.tokens = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.store = KeyValueStore(lanes * room, longest, self.device)
+        self.tokens = torch.zeros(lanes * room, dtype=torch.long, device=self.device)
         self.recorder = Recorder(self.device) if self.device.type == "cuda" else None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return self.numerics.autocast(self.device)
 
-    def read(self, prompts: Sequence[Sequence[int]]) -> list[int]:
-        """Reads the prompts into the first rows of the store. Returns the first token of every answer."""
+    def read(self, prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+        """Reads the prompts into the first rows of each lane. Returns each lane's first token of every answer."""
         passes, tokens = [0], 0
         for index, length in enumerate(map(len, prompts)):
-            if tokens and tokens + length > PROMPT_TOKENS:
+            if tokens and (tokens + length) * self.lanes > PROMPT_TOKENS:
                 passes.append(index)
                 tokens = 0
             tokens += length
+        lengths = torch.zeros(size, dtype=torch.long)
+        lengths[: len(prompts)] = torch.tensor([len(prompt) for prompt in prompts])
         for start, stop in zip(passes, [*passes[1:], len(prompts)], strict=True):
-            self._read_pass(prompts[start:stop], start)
+            self._read_pass(prompts[start:stop], start, size)
         self.store.lengths.zero_()
-        self.store.lengths[: len(prompts)] = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        chosen: list[int] = self.tokens[: len(prompts)].tolist()
-        return chosen
+        self.store.lengths[: self.lanes * size] = lengths.repeat(self.lanes).to(self.device)
+        chosen = self.tokens[: self.lanes * size].view(self.lanes, size)[:, : len(prompts)]
+        return [list(lane) for lane in chosen.tolist()]
 
-    def _read_pass(self, prompts: Sequence[Sequence[int]], first_row: int) -> None:
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
+    def _read_pass(self, prompts: Sequence[Sequence[int]], first_row: int, size: int) -> None:
+        lengths = torch.tensor([len(prompt) for prompt in prompts]).repeat(self.lanes)
         edges = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
-        positions = torch.cat([torch.arange(int(length)) for length in lengths])
-        ids = torch.tensor([token for prompt in prompts for token in prompt])
-        self.store.token_rows = torch.repeat_interleave(torch.arange(first_row, first_row + len(prompts)), lengths).to(self.device)
+        positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts]).repeat(self.lanes)
+        ids = torch.tensor([token for prompt in prompts for token in prompt]).repeat(self.lanes)
+        rows = (size * torch.arange(self.lanes)[:, None] + torch.arange(first_row, first_row + len(prompts))).reshape(-1)
+        self.store.token_rows = torch.repeat_interleave(rows, lengths).to(self.device)
         self.store.token_positions = positions.to(self.device)
         with attending(self.model, PACKED), self._autocast():
             out = self.backbone(
@@ -69,24 +75,30 @@ class _Writer:
                 store=self.store,
             )
             logits = self.head(out.last_hidden_state[0, edges[1:].to(self.device) - 1])
-        self.tokens[first_row : first_row + len(prompts)] = logits.argmax(-1)
+        self.tokens[rows.to(self.device)] = logits.argmax(-1)
 
-    def write(self, rows: int) -> list[int]:
-        """Appends the waiting token of the first `rows` rows and chooses the next one."""
+    def write(self, size: int) -> list[list[int]]:
+        """Appends the waiting token of the first `size` rows of each lane and chooses the next ones."""
+        rows = self.lanes * size
         if self.recorder is None:
-            self._write(rows)
+            self._step(rows)
         else:
             if rows not in self.graphs:
-                kept = (self.store.lengths.clone(), self.tokens.clone())
-                self.recorder.warm_up(lambda: self._write(rows))
-                self.graphs[rows] = self.recorder.record(lambda: self._write(rows))
-                self.store.lengths.copy_(kept[0])
-                self.tokens.copy_(kept[1])
+                self.graphs[rows] = self._record(rows)
             self.graphs[rows].replay()
-        tokens: list[int] = self.tokens[:rows].tolist()
-        return tokens
+        written: list[list[int]] = self.tokens[:rows].view(self.lanes, size).tolist()
+        return written
 
-    def _write(self, rows: int) -> None:
+    def _record(self, rows: int) -> torch.cuda.CUDAGraph:
+        assert self.recorder is not None, "nothing records on a CPU"
+        before = self.tokens.clone(), self.store.lengths.clone()
+        self.recorder.warm_up(lambda: self._step(rows))
+        graph = self.recorder.record(lambda: self._step(rows))
+        self.tokens.copy_(before[0])
+        self.store.lengths.copy_(before[1])
+        return graph
+
+    def _step(self, rows: int) -> None:
         lengths = self.store.lengths[:rows]
         with attending(self.model, STORED), self._autocast():
             out = self.backbone(inputs_embeds=self.embed(self.tokens[:rows, None]), position_ids=lengths[:, None], store=self.store)
@@ -94,11 +106,11 @@ class _Writer:
         self.tokens[:rows] = logits.argmax(-1)
         lengths += 1
 
-    def keep(self, places: list[int]) -> None:
-        """Retires all rows but those at `places`, which move to the front."""
-        wanted = torch.tensor(places, device=self.device)
+    def keep(self, rows: list[int]) -> None:
+        """Retires all rows but these, which move to the front in this order."""
+        wanted = torch.tensor(rows, device=self.device)
         self.store.keep_rows(wanted)
-        self.tokens[: len(places)] = self.tokens[wanted]
+        self.tokens[: len(rows)] = self.tokens[wanted]
 
 
 @torch.inference_mode()
@@ -116,37 +128,58 @@ def generate_all(
 
     Groups hold prompts of like length, at most `batch` and as many as a quarter of the free memory holds keys for.
     """
+    [answers] = generate_lanes(model, prompts, lanes=1, max_new_tokens=max_new_tokens, batch=batch, eos_id=eos_id, numerics=numerics, on_progress=on_progress)
+    return answers
+
+
+@torch.inference_mode()
+def generate_lanes(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    lanes: int,
+    max_new_tokens: int,
+    batch: int,
+    eos_id: int | None,
+    numerics: Numerics,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[list[list[int]]]:
+    """`generate_all` for every lane of an adapted model at once: each lane's answers to the same prompts."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    answers: dict[int, list[int]] = {}
+    answers: list[dict[int, list[int]]] = [{} for _ in range(lanes)]
     writer: _Writer | None = None
-    while len(answers) < len(order):
-        longest = -(-(len(prompts[order[len(answers)]]) + max_new_tokens) // 64) * 64
-        room = writer.store.rows if writer is not None and writer.store.longest == longest else _rows_that_fit(model, longest, batch)
-        here = order[len(answers) : len(answers) + room]
-        rows = _group_size(len(here), room)
-        if writer is None or (writer.store.rows, writer.store.longest) != (room, longest):
+    while (done := len(answers[0])) < len(order):
+        longest = -(-(len(prompts[order[done]]) + max_new_tokens) // 64) * 64
+        room = writer.room if writer is not None and writer.store.longest == longest else max(1, _rows_that_fit(model, longest, lanes * batch) // lanes)
+        here = order[done : done + room]
+        if writer is None or (writer.room, writer.store.longest) != (room, longest):
             writer = None  # its store is freed before the next is made
-            writer = _Writer(model, numerics, room, longest)
-        answers.update(zip(here, _answer_group(writer, [prompts[index] for index in here], rows, max_new_tokens, eos_id), strict=True))
+            writer = _Writer(model, numerics, lanes, room, longest)
+        for lane, found in zip(answers, _answer_group(writer, [prompts[index] for index in here], max_new_tokens, eos_id), strict=True):
+            lane.update(zip(here, found, strict=True))
         if on_progress:
-            on_progress(len(answers), len(order))
-    return [answers[index] for index in range(len(prompts))]
+            on_progress(len(answers[0]), len(order))
+    return [[lane[index] for index in range(len(prompts))] for lane in answers]
 
 
-def _answer_group(writer: _Writer, prompts: list[Sequence[int]], rows: int, max_new_tokens: int, eos_id: int | None) -> list[list[int]]:
-    answers = [[token] for token in writer.read(prompts)]
-    alive: list[int] = [*range(len(prompts))]  # which answer each row of the group belongs to
+def _answer_group(writer: _Writer, prompts: list[Sequence[int]], max_new_tokens: int, eos_id: int | None) -> list[list[list[int]]]:
+    size = _group_size(len(prompts), writer.room)
+    answers = [[[token] for token in lane] for lane in writer.read(prompts, size)]
+    alive = [[*range(len(prompts))] for _ in answers]  # which answer each row of a lane belongs to
     for _ in range(max_new_tokens - 1):
-        going = [place for place, index in enumerate(alive) if answers[index][-1] != eos_id]
-        if not going:
+        going = [[place for place, index in enumerate(rows) if answer[index][-1] != eos_id] for answer, rows in zip(answers, alive, strict=True)]
+        if not any(going):
             break
-        smaller = _group_size(len(going), rows)
-        if smaller < rows:
-            writer.keep(going)
-            alive, rows = [alive[place] for place in going], smaller
-        for index, token in zip(alive, writer.write(rows), strict=False):
-            if answers[index][-1] != eos_id:
-                answers[index].append(token)
+        smaller = _group_size(max(map(len, going)), writer.room)
+        if smaller < size:
+            kept = [(places + [0] * smaller)[:smaller] for places in going]  # a lane with fewer drags some ended row along
+            writer.keep([lane * size + place for lane, places in enumerate(kept) for place in places])
+            alive = [[rows[place] for place in places] for rows, places in zip(alive, going, strict=True)]
+            size = smaller
+        for answer, rows, tokens in zip(answers, alive, writer.write(size), strict=True):
+            for index, token in zip(rows, tokens, strict=False):
+                if answer[index][-1] != eos_id:
+                    answer[index].append(token)
     return answers
 
 

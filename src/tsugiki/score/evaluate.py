@@ -13,7 +13,7 @@ from tsugiki.data.prompts import Tokens
 from tsugiki.model.loading import Base
 from tsugiki.score.failures import CLASSES, is_candidate
 from tsugiki.score.metrics import Score, per_example, score
-from tsugiki.score.predict import Prediction, predict
+from tsugiki.score.predict import Prediction, predict_lanes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,16 @@ def evaluate(
     base: Base, spec: TaskSpec, part: str, rows: Sequence[Tokens], config: ScoreConfig, on_progress: Callable[[int, int], None] | None = None
 ) -> Evaluation:
     """Generates and scores the answers of one part. `answer_s` is wall time over answers, batches included."""
+    [evaluation] = evaluate_lanes(base, spec, part, rows, config, on_progress)
+    return evaluation
+
+
+def evaluate_lanes(
+    base: Base, spec: TaskSpec, part: str, rows: Sequence[Tokens], config: ScoreConfig, on_progress: Callable[[int, int], None] | None = None
+) -> list[Evaluation]:
+    """`evaluate` for each lane of an adapted model."""
     started = time.perf_counter()
-    predictions = predict(
+    answers = predict_lanes(
         base.model,
         base.tokenizer,
         rows,
@@ -69,4 +77,5 @@ def evaluate(
         numerics=base.numerics,
         on_progress=on_progress,
     )
-    return summarise(spec, part, predictions, (time.perf_counter() - started) / len(rows))
+    answer_s = (time.perf_counter() - started) / len(rows) / len(answers)
+    return [summarise(spec, part, predictions, answer_s) for predictions in answers]

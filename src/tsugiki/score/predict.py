@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from tsugiki.config import ScoreConfig
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
 from tsugiki.model.capture import takes_captured
 from tsugiki.model.loading import Numerics
-from tsugiki.score.decode import generate_all, rows_at_once
+from tsugiki.model.lora import bank_of
+from tsugiki.score.decode import generate_lanes, rows_at_once
 from tsugiki.score.failures import FailureClass, classify
 
 PLAIN_BATCH, CAPTURED_BATCH = 64, 256
@@ -77,7 +79,13 @@ def _cache_argument(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def predict(
+def predict(model: Any, tokenizer: Any, rows: Sequence[Tokens], *, max_new_tokens: int, config: ScoreConfig, numerics: Numerics) -> list[Prediction]:
+    """Answers of a model of one lane, in the order of `rows`: see `predict_lanes`."""
+    [answers] = predict_lanes(model, tokenizer, rows, max_new_tokens=max_new_tokens, config=config, numerics=numerics)
+    return answers
+
+
+def predict_lanes(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Tokens],
@@ -86,21 +94,32 @@ def predict(
     config: ScoreConfig,
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[Prediction]:
-    """Answers in the order of `rows`, by the recorded steps of `score/decode` where they exist, else by `generate_ids`.
+) -> list[list[Prediction]]:
+    """Each lane's answers in the order of `rows`, by the recorded steps of `score/decode` where they exist, else by `generate_ids`.
+
+    A model without adapters is one lane. On a device that records, all lanes answer in one batch; elsewhere one after another.
 
     Raises:
         RunError: `score.decode = "captured"` was asked for and does not exist here.
     """
     prompts = [row.prompt_ids for row in rows]
     eos_id = tokenizer.eos_token_id
-    if not takes_captured(config.decode, "score.decode", model, next(model.parameters()).device, numerics):
-        pad_id, batch = pad_id_of(tokenizer), config.batch or PLAIN_BATCH
-        answers = _generate_in_batches(model, prompts, max_new_tokens, batch, eos_id=eos_id, pad_id=pad_id, numerics=numerics, on_progress=on_progress)
-    else:
+    bank = bank_of(model)
+    lanes = 1 if bank is None else len(bank.shares)
+    if takes_captured(config.decode, "score.decode", model, next(model.parameters()).device, numerics):
         batch = config.batch or CAPTURED_BATCH
-        answers = generate_all(model, prompts, max_new_tokens=max_new_tokens, batch=batch, eos_id=eos_id, numerics=numerics, on_progress=on_progress)
-    return [_prediction(tokenizer, row, ids) for row, ids in zip(rows, answers, strict=True)]
+        answers = generate_lanes(
+            model, prompts, lanes=lanes, max_new_tokens=max_new_tokens, batch=batch, eos_id=eos_id, numerics=numerics, on_progress=on_progress
+        )
+    else:
+        pad_id, batch = pad_id_of(tokenizer), config.batch or PLAIN_BATCH
+        answers = []
+        for lane in range(lanes):
+            with nullcontext() if bank is None else bank.only(lane):
+                answers.append(
+                    _generate_in_batches(model, prompts, max_new_tokens, batch, eos_id=eos_id, pad_id=pad_id, numerics=numerics, on_progress=on_progress)
+                )
+    return [[_prediction(tokenizer, row, ids) for row, ids in zip(rows, lane, strict=True)] for lane in answers]
 
 
 def _generate_in_batches(

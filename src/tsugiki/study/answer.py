@@ -39,4 +39,4 @@ def export_run(record: RunRecord, folder: Path) -> None:
     if record.config.lora is None:
         raise ModelError(f"{record.folder}: full fine-tuning has no adapter to export")
     base = load_trained(record)
-    export_adapter(grafted_of(base.model, record.config.lora), folder, record.config.model.path)
+    export_adapter(grafted_of(base.model), folder, record.config.model.path)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, RunConfig, StudySpec, TaskChoice, TrainConfig, beside, parse, read_toml, refuse_task_file
+from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, RunConfig, StudySpec, TaskChoice, TrainConfig
 from tsugiki.data.tasks import Task, load_task, task_digest
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.study.store import RunRecord, Store
+from tsugiki.toml import beside, parse, read_toml, refuse_task_file
 
 PRESETS = Path(__file__).parent.parent / "presets" / "studies"
 LORA_KEYS = frozenset(LoraConfig.model_fields)

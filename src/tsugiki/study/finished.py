@@ -14,7 +14,7 @@ from tsugiki.data.tasks import load_task, refuse_leak
 from tsugiki.errors import RunError
 from tsugiki.model.loading import Base, find_base, load_base
 from tsugiki.study.inputs import Listener, tokens_of, with_data
-from tsugiki.study.run import make_lane, score_part
+from tsugiki.study.run import make_lanes, score_part
 from tsugiki.study.store import Run, RunRecord, read_record
 from tsugiki.train.captured import open_step
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, step_of
@@ -69,7 +69,7 @@ def load_trained(record: RunRecord) -> Base:
         was, now = kept[0][:12], source.checksum[:12]
         raise RunError(f"{record.folder}: was trained over weights of sha256 {was}; {source.folder} has changed since (now {now}), or its tokenizer has")
     base = load_base(source)
-    lane = make_lane(base, config, num_rows=config.train.batch)
+    [lane] = make_lanes(base, [config], num_rows=config.train.batch)
     lane.load_state(read_checkpoint(path)[0], step=0, moving_steps=0)
     return base
 
@@ -107,8 +107,8 @@ def _timed_steps(config: RunConfig, batch: int) -> Measurement:
     train = config.train.model_copy(
         update={"batch": batch, "micro_batch": math.gcd(batch, config.train.micro_batch or batch), "epochs": 1.0, "learning_rate": 1e-6}
     )
-    lane = make_lane(base, config.model_copy(update={"train": train}), len(rows))
-    with open_step(base.model, lane, rows, pad_id=pad_id_of(base.tokenizer), device=base.device, numerics=base.numerics) as step:
+    [lane] = make_lanes(base, [config.model_copy(update={"train": train})], len(rows))
+    with open_step(base.model, [lane], rows, pad_id=pad_id_of(base.tokenizer), device=base.device, numerics=base.numerics) as step:
         for _ in range(2):
             lane.step = 0
             measurement = fit(step, [lane], base.device, folders=[None])[0].measurement

@@ -21,11 +21,16 @@ from tsugiki.train.meter import device_name
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Who wants to hear of progress: training steps, answers (part, done, all), and remarks worth keeping on the screen."""
+    """Who wants to hear of progress: runs that start (together), training steps, answers (part, done, all), and remarks worth keeping."""
 
     on_train: Callable[[Progress], None] | None = None
     on_score: Callable[[str, int, int], None] | None = None
     on_note: Callable[[str], None] | None = None
+    on_start: Callable[[list[RunConfig]], None] | None = None
+
+    def start(self, configs: list[RunConfig]) -> None:
+        if self.on_start:
+            self.on_start(configs)
 
     def note(self, text: str) -> None:
         if self.on_note:

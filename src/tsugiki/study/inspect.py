@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tsugiki.config import ModelChoice, RunConfig, TaskChoice, beside, is_task_file, override, parse, read_toml
+from tsugiki.config import ModelChoice, RunConfig, TaskChoice
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
 from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task, refuse_leak
 from tsugiki.errors import ConfigError, did_you_mean
@@ -17,6 +17,7 @@ from tsugiki.model.loading import load_tokenizer, num_parameters, resolve, weigh
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.cells import expand, parse_study
 from tsugiki.study.notes import leak_notes
+from tsugiki.toml import beside, is_task_file, override, parse, read_toml
 
 
 def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -> Iterator[str]:

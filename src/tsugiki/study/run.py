@@ -1,107 +1,238 @@
-"""The main path: a configuration becomes a record. Read it from top to bottom.
+"""The main path: configurations become records. Read it from top to bottom.
 
 task    = load_task(…)                    rows of text, split
 source  = find_base(…)                    which weights, which precision; this names the run
 base    = load_base(source)               model and tokenizer
 rows    = tokenize(…)                     ids, with room for the answer
-lane    = make_lane(base, config, …)      LoRA's adapters, or the base's own parameters
-          fit(step, [lane], …)            the one loop
-          evaluate(base, …)               answers generated, scored on validation
+lanes   = make_lanes(base, configs, …)    LoRA's adapters, or the base's own parameters
+          fit(step, lanes, …)             the one loop
+          evaluate_lanes(base, …)         answers generated, scored on validation
+
+LoRA runs over one base and one task train together, as lanes; runs that differ in their epochs alone share their first steps.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
 from tsugiki.config import RunConfig
+from tsugiki.data.batch import num_steps
 from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.data.tasks import Task, load_task, refuse_leak
-from tsugiki.model.loading import Base, find_base, load_base, num_parameters
-from tsugiki.model.lora import attach, detach
-from tsugiki.score.evaluate import Evaluation, evaluate
+from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_parameters
+from tsugiki.model.lora import attach_lanes, detach
+from tsugiki.score.evaluate import Evaluation, evaluate_lanes
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.inputs import Listener, longest_of, tokens_of, with_what
-from tsugiki.study.store import Run, RunRecord, Store
+from tsugiki.study.store import Run, RunBusy, RunRecord, Store
 from tsugiki.train.captured import open_step
-from tsugiki.train.checkpoint import latest_checkpoint, save_checkpoint, step_of
-from tsugiki.train.engine import fit
-from tsugiki.train.lane import DidNotLearn, Lane
+from tsugiki.train.checkpoint import latest_checkpoint, read_state, save_checkpoint, step_of
+from tsugiki.train.engine import FitResult, Visit, fit
+from tsugiki.train.lane import DoesNotFit, Lane, shared_steps
+from tsugiki.train.memory import lanes_that_fit
+from tsugiki.train.step import EagerStep
 
 UNFINISHED = ("new", "running")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Start:
-    """What a run folder opens with: its inputs, whether the device is its own, the study that asked."""
+@dataclass(kw_only=True)
+class _Group:
+    """Runs over one base and one task on their way: what they share, who listens, and which handed steps on to which."""
 
+    task: Task
+    source: BaseSource
+    base: Base
+    rows: list[Tokens]
+    validation: list[Tokens]
     what: Mapping[str, Any]
+    store: Store
+    listener: Listener
     alone: bool
     study: str | None
+    skip_busy: bool
+    moved: bool = False  # the base's own weights were trained: they are loaded anew for the next run
+    heirs: dict[RunConfig, dict[int, list[RunConfig]]] = field(default_factory=dict)
+
+    def run_of(self, config: RunConfig) -> Run:
+        return self.store.open(config, self.what)
+
+    def steps_of(self, config: RunConfig) -> int:
+        return num_steps(len(self.rows), config.train.batch, config.train.epochs)
 
 
-def run_group(configs: Sequence[RunConfig], store: Store, listener: Listener = Listener(), *, alone: bool = True, study: str | None = None) -> list[RunRecord]:
-    """Train and score on validation configurations that share a base model and a task; finished ones are only read.
+def run_group(
+    configs: Sequence[RunConfig],
+    store: Store,
+    listener: Listener = Listener(),
+    *,
+    alone: bool = True,
+    study: str | None = None,
+    lanes: int | None = None,
+    skip_busy: bool = False,
+) -> list[RunRecord]:
+    """Train and score on validation configurations that share a base model, a task and `group_key`; finished ones are only read.
 
-    One run is a group of one. `alone` is False when other processes share the device: step times then need a probe.
+    One run is a group of one. LoRA runs train together, at most `lanes` of them (default: as many as a CUDA device holds; on a
+    CPU one at a time). `alone` is False when other processes share the device: step times then need a probe.
     `study` names the study that asked for the runs; it may drop their weights later, never those of other runs.
+    With `skip_busy` runs that another process works on are left to it, else `RunBusy` is raised.
     A run that fails (diverges, does not learn) is recorded as failed with its reason.
     """
     first = configs[0]
-    assert all((one.model, one.task) == (first.model, first.task) for one in configs), "a group shares its model and its task"
+    assert len({group_key(one) for one in configs}) == 1, "a group shares its model, its task and how it trains"
     task = load_task(first.task)
     for part in ("validation", "test"):
         refuse_leak(task, task.files["train"], part)
-    base: Base | None = None
-    records = []
-    for config in configs:
-        source = find_base(config.model, config.method, config.train.precision)
-        what = with_what(source, task)
-        run = store.open(config, what)
-        if run.status in UNFINISHED:
-            with run.lock():
-                if base is None or base.source != source:
-                    base = load_base(source)
-                if run.status in UNFINISHED:  # another process may just have finished it
-                    _train_and_score(base, task, config, run, _Start(what=what, alone=alone, study=study), listener)
-                detach(base.model)
-            if config.method == "full":
-                base = None  # its weights were moved
-        else:
+    source = find_base(first.model, first.method, first.train.precision)
+    what = with_what(source, task)
+    runs = {config: store.open(config, what) for config in configs}
+    for run in runs.values():
+        if run.status not in UNFINISHED:
             listener.note(f"{run.folder.name}: finished before; nothing was run")
-        records.append(run.record())
-    return records
+    wanted = [config for config, run in runs.items() if run.status in UNFINISHED]
+    if wanted:
+        check_ready(task.spec.metric)
+        base = load_base(source)
+        rows, validation = (tokens_of(base, task, first, part) for part in ("train", "validation"))
+        shared: dict[str, Any] = {"task": task, "source": source, "base": base, "rows": rows, "validation": validation, "what": what}
+        group = _Group(**shared, store=store, listener=listener, alone=alone, study=study, skip_busy=skip_busy)
+        _run_all(group, wanted, lanes)
+    return [run.record() for run in runs.values()]
 
 
-def _train_and_score(base: Base, task: Task, config: RunConfig, run: Run, start: _Start, listener: Listener) -> None:
-    rows, validation = tokens_of(base, task, config, "train"), tokens_of(base, task, config, "validation")
-    check_ready(task.spec.metric)
-    lane = make_lane(base, config, len(rows))
-    run.begin(config, start.what)
-    run.update(status="running", alone=start.alone, study=start.study, trainable=lane.num_trainable, total=num_parameters(base.model), steps=lane.steps)
-    run.update(max_length=longest_of(base, config))
-    if (kept := latest_checkpoint(run.checkpoints)) is not None:
-        listener.note(f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}")
-    try:
-        with open_step(base.model, lane, rows, pad_id=pad_id_of(base.tokenizer), device=base.device, numerics=base.numerics) as step:
+def group_key(config: RunConfig) -> RunConfig:
+    """What runs must have in common to be given to `run_group` together: for LoRA all but the adapter and its course; for full
+    fine-tuning, which moves the base itself, all but the epochs."""
+    free = {"epochs": 1.0}
+    if config.method == "full":
+        return config.model_copy(update={"train": config.train.model_copy(update=free)})
+    kept = {name: getattr(config.train, name) for name in ("max_length", "precision", "step")}
+    return config.model_copy(update={"lora": None, "train": type(config.train)(learning_rate=1.0, **free, **kept)})
+
+
+def _run_all(group: _Group, wanted: list[RunConfig], lanes: int | None) -> None:
+    """First the longest of each family, together; they hand their steps on to the shorter ones, which then finish together."""
+    trunks = _find_heirs(group, wanted)
+    heirs = [config for config in wanted if config not in trunks]
+    for configs in (trunks, heirs):
+        left = list(configs)
+        most = _most_lanes(group, left, lanes) if left else 1
+        while left:
+            size = -(-len(left) // -(-len(left) // most))  # as many rounds as needed, evenly filled
+            try:
+                _run_together(group, left[:size])
+            except (DoesNotFit, torch.OutOfMemoryError) as full:
+                if size == 1:
+                    raise
+                most = -(-size // 2)
+                group.listener.note(f"{str(full).splitlines()[0]}; going on with {most} at a time")
+            else:
+                left = left[size:]
+            if group.base.device.type == "cuda":
+                torch.cuda.empty_cache()  # outside the handler: the failed step's tensors are held by its traceback
+
+
+def _most_lanes(group: _Group, configs: list[RunConfig], asked: int | None) -> int:
+    if configs[0].method == "full":
+        return 1
+    return asked or lanes_that_fit(group.base.model, group.base.device, configs, group.rows)
+
+
+def _find_heirs(group: _Group, wanted: list[RunConfig]) -> list[RunConfig]:
+    """The runs that begin at the beginning. The others share their first steps with a longer one of them, and go on from its checkpoint."""
+    trunks: list[RunConfig] = []
+    families: dict[RunConfig, RunConfig] = {}
+    for config in sorted(wanted, key=lambda one: -one.train.epochs):
+        family = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1.0})})
+        trunk = families.setdefault(family, config)
+        steps = group.steps_of(config)
+        shared = shared_steps(config.train, steps, trunk.train, group.steps_of(trunk))
+        if trunk is config or not shared or config.score.during:
+            trunks.append(config)
+        else:
+            group.heirs.setdefault(trunk, {}).setdefault(shared, []).append(config)
+    return [config for config in wanted if config in trunks]
+
+
+def _run_together(group: _Group, configs: list[RunConfig]) -> None:
+    runs = [group.run_of(config) for config in configs]
+    with ExitStack() as held:
+        try:
+            for run in runs:
+                held.enter_context(run.lock())
+        except RunBusy:
+            if group.skip_busy:
+                return
+            raise
+        here = [(config, run) for config, run in zip(configs, runs, strict=True) if run.status in UNFINISHED]  # another process may just have finished some
+        if here:
+            group.listener.start([config for config, _ in here])
+            if group.moved:
+                del group.base  # freed before the next is loaded
+                group.base = load_base(group.source)
+            group.moved = configs[0].method == "full"
+            held.callback(detach, group.base.model)
+            _train_and_score(group, *(list(one) for one in zip(*here, strict=True)))
+
+
+def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -> None:
+    base, listener = group.base, group.listener
+    size = num_parameters(base.model)
+    lanes = make_lanes(base, configs, len(group.rows))
+    for lane, config, run in zip(lanes, configs, runs, strict=True):
+        run.begin(config, group.what)
+        total = size + (lane.num_trainable if config.lora else 0)
+        run.update(status="running", alone=group.alone and len(lanes) == 1, study=group.study, trainable=lane.num_trainable, total=total, steps=lane.steps)
+        run.update(max_length=longest_of(base, config), lanes=len(lanes))
+        lane.visits = frozenset([*watch_steps(lane.steps, config.score.during), *group.heirs.get(config, {})])
+        kept = latest_checkpoint(run.checkpoints)
+        if kept is not None and step_of(kept) < lane.steps:
+            listener.note(f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}")
+    with _open(group, lanes, runs) as step:
+        for run in runs:
             run.update(step=step.kind)
-            watch = partial(_score_sample, base, task, config, validation, run, step)
-            at = watch_steps(lane.steps, config.score.during)
-            result = fit(step, [lane], base.device, folders=[run.checkpoints], on_progress=listener.on_train, watch=watch, watch_at=at)[0]
-    except DidNotLearn as failure:
-        run.update(status="failed", reason=str(failure))
-        return
-    run.write("history.json", asdict(result.history))
-    saved = save_checkpoint(run.weights, lane.step, _parameters_only(lane), {"moving_steps": lane.moving_steps})
-    run.update(measurement=result.measurement.to_json(), weights_bytes=(saved / "lane.safetensors").stat().st_size)
-    score_part(base, task, config, "validation", validation, run, listener)
-    run.update(status="done", trained_on=task.files["train"])
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+        visit = partial(_visit, group, step, dict(zip(lanes, zip(configs, runs, strict=True), strict=True)))
+        results = fit(step, lanes, base.device, folders=[run.checkpoints for run in runs], on_progress=listener.on_train, visit=visit)
+    _finish(group, configs, runs, lanes, results)
+
+
+def _open(group: _Group, lanes: list[Lane], runs: list[Run]) -> AbstractContextManager[Any]:
+    """The step; the plain one, which costs nothing to make, when every lane is at its end already."""
+    base, pad_id = group.base, pad_id_of(group.base.tokenizer)
+    if all((kept := latest_checkpoint(run.checkpoints)) is not None and _is_end(read_state(kept), lane) for lane, run in zip(lanes, runs, strict=True)):
+        return nullcontext(EagerStep(base.model, group.rows, pad_id, base.device, base.numerics))
+    return open_step(base.model, lanes, group.rows, pad_id=pad_id, device=base.device, numerics=base.numerics)
+
+
+def _is_end(state: Mapping[str, Any], lane: Lane) -> bool:
+    return state["step"] >= lane.steps or state["failure"] is not None
+
+
+def _finish(group: _Group, configs: list[RunConfig], runs: list[Run], lanes: list[Lane], results: list[FitResult]) -> None:
+    """Keeps what was trained, lets all lanes answer validation in one pass, and closes the records."""
+    good = [number for number, result in enumerate(results) if result.failure is None]
+    for number in good:
+        run, lane, result = runs[number], lanes[number], results[number]
+        run.write("history.json", asdict(result.history))
+        saved = save_checkpoint(run.weights, lane.step, _parameters_only(lane), {"moving_steps": lane.moving_steps})
+        run.update(measurement=result.measurement.to_json(), weights_bytes=(saved / "lane.safetensors").stat().st_size)
+    if good:
+        for number, evaluation in enumerate(_evaluate(group.base, group.task, configs[0], "validation", group.validation, group.listener)):
+            if number in good:
+                keep_evaluation(runs[number], "validation", evaluation)
+                runs[number].update(status="done", trained_on=group.task.files["train"])
+    for run, result in zip(runs, results, strict=True):
+        if result.failure is not None:
+            run.update(status="failed", reason=result.failure)
+        else:
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
 def watch_steps(steps: int, times: int) -> list[int]:
@@ -109,30 +240,73 @@ def watch_steps(steps: int, times: int) -> list[int]:
     return sorted({round(steps * number / (times + 1)) for number in range(1, times + 1)} - {0, steps})
 
 
-def _score_sample(base: Base, task: Task, config: RunConfig, validation: list[Tokens], run: Run, step: Any, lane: Lane) -> None:
-    """Adds one line to `during.json`: score and failure classes of the first rows of validation after `lane.step` steps."""
+def _visit(group: _Group, step: Any, known: Mapping[Lane, tuple[RunConfig, Run]], visits: list[Visit]) -> None:
+    """Looks at validation where that was asked for, and hands a lane's steps on to the runs that share them."""
+    watched = []
+    for visit in visits:
+        config, run = known[visit.lane]
+        if visit.lane.step in watch_steps(visit.lane.steps, config.score.during):
+            watched.append(visit.lane)
+        for heir in group.heirs.get(config, {}).get(visit.lane.step, []):
+            _hand_on(group, visit, run, heir)
+    if not watched:
+        return
+    score = known[watched[0]][0].score
     with step.paused():
-        evaluation = evaluate(base, task.spec, "validation", validation[: config.score.during_rows], config.score)
-    earlier = [one for one in run.during() if one["step"] < lane.step]
-    run.write("during.json", [*earlier, {"step": lane.step, **evaluation.to_json()}])
+        evaluations = evaluate_lanes(group.base, group.task.spec, "validation", group.validation[: score.during_rows], score)
+    for lane, evaluation in zip(known, evaluations, strict=True):
+        if lane in watched:  # adds one line to `during.json`: score and failure classes after so many steps
+            run = known[lane][1]
+            earlier = [one for one in run.during() if one["step"] < lane.step]
+            run.write("during.json", [*earlier, {"step": lane.step, **evaluation.to_json()}])
 
 
-def make_lane(base: Base, config: RunConfig, num_rows: int) -> Lane:
-    """LoRA: a lane of adapter parameters over the frozen base. Full fine-tuning: a lane of the base's own parameters."""
-    if config.lora is None:
-        return Lane(f"FT {config.train.learning_rate:g}", dict(base.model.named_parameters()), config.train, num_rows)
-    grafted = attach(base.model, config.lora, config.train.seed)
-    name = f"LoRA {config.lora.targets} r{config.lora.rank} {config.train.learning_rate:g}"
-    watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
-    return Lane(name, grafted.parameters, config.train, num_rows, flat=grafted.flat, watched=watched, clock=grafted.clock)
+def _hand_on(group: _Group, visit: Visit, giver: Run, heir: RunConfig) -> None:
+    """Writes the lane's checkpoint into the folder of a run that goes on from it, unless another process works on that."""
+    run = group.run_of(heir)
+    try:
+        with run.lock():
+            kept = latest_checkpoint(run.checkpoints)
+            if run.status in UNFINISHED and (kept is None or step_of(kept) < visit.lane.step):
+                run.begin(heir, group.what)
+                visit.save(run.checkpoints)
+                run.update(status="running", study=group.study, shared={"from": giver.folder.name, "steps": visit.lane.step})
+    except RunBusy:
+        return
 
 
-def score_part(base: Base, task: Task, config: RunConfig, part: str, rows: list[Tokens], run: Run, listener: Listener) -> Evaluation:
+def make_lanes(base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
+    """LoRA: a lane of adapter parameters over the frozen base for each run. Full fine-tuning: one lane of the base's own parameters."""
+    return list(_lanes(base, configs, num_rows))
+
+
+def _lanes(base: Base, configs: Sequence[RunConfig], num_rows: int) -> Iterator[Lane]:
+    adapters = [(config.lora, config.train.seed) for config in configs if config.lora is not None]
+    if not adapters:
+        [config] = configs
+        yield Lane(f"FT {config.train.learning_rate:g}", dict(base.model.named_parameters()), config.train, num_rows)
+        return
+    for config, grafted in zip(configs, attach_lanes(base.model, adapters), strict=True):
+        name = f"LoRA {grafted.config.targets} r{grafted.config.rank} {config.train.learning_rate:g}"
+        watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
+        yield Lane(name, grafted.parameters, config.train, num_rows, grafted=grafted, watched=watched)
+
+
+def score_part(base: Base, task: Task, config: RunConfig, part: str, rows: list[Tokens], run: Run, listener: Listener) -> None:
+    """Scores a model of one lane on a part and adds the result to its record."""
+    [evaluation] = _evaluate(base, task, config, part, rows, listener)
+    keep_evaluation(run, part, evaluation)
+
+
+def _evaluate(base: Base, task: Task, config: RunConfig, part: str, rows: list[Tokens], listener: Listener) -> list[Evaluation]:
     heard = listener.on_score
-    evaluation = evaluate(base, task.spec, part, rows, config.score, (lambda done, total: heard(part, done, total)) if heard else None)
+    return evaluate_lanes(base, task.spec, part, rows, config.score, (lambda done, total: heard(part, done, total)) if heard else None)
+
+
+def keep_evaluation(run: Run, part: str, evaluation: Evaluation) -> None:
+    """Adds scores and answers of one part to a run's record."""
     run.write_answers(part, [asdict(one) for one in evaluation.predictions])
     run.update(evaluations={**run.record().happened.get("evaluations", {}), part: evaluation.to_json()})
-    return evaluation
 
 
 def _parameters_only(lane: Lane) -> dict[str, torch.Tensor]:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tsugiki.config import RunConfig, parse
+from tsugiki.config import RunConfig
 from tsugiki.data.sources import write_atomically
 from tsugiki.errors import RunError
+from tsugiki.toml import parse
 
 # What names a run besides its configuration.
 NAMING = ("model_sha256", "settings_sha256", "task_sha256", "data", "numerics", "device_type")

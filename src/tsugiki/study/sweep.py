@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
-from tsugiki.config import StudySpec
+from tsugiki.config import RunConfig, StudySpec
 from tsugiki.errors import RunError
 from tsugiki.study.cells import Cell, StudyResult, choose, expand, validation_score, with_seed
 from tsugiki.study.finished import drop_weights, measure_solo, score_run
 from tsugiki.study.inputs import Listener
-from tsugiki.study.run import run_group
-from tsugiki.study.store import Run, RunBusy, RunRecord, Store, read_record
+from tsugiki.study.run import group_key, run_group
+from tsugiki.study.store import Run, RunRecord, Store, read_record
 from tsugiki.train.checkpoint import latest_checkpoint
 
 
@@ -25,11 +27,12 @@ def run_study(
 ) -> StudyResult:
     """Runs what is missing, chooses by validation, scores each chosen cell on test, once. Resumable at any moment."""
     result = StudyResult(study=study, cells=expand(study))
-    for number, cell in enumerate(result.cells):
-        if on_cell:
-            on_cell(f"[{number + 1}/{len(result.cells)}] {cell.label}")
-        result.records[cell.label] = run_group([cell.config], store, listener, study=study.name)[0]
-        _keep_best_weights(result, cell)
+    heard = replace(listener, on_start=partial(_announce, result, on_cell)) if on_cell else listener
+    for cells in groups_of_cells(result.cells):
+        records = run_group([cell.config for cell in cells], store, heard, study=study.name, lanes=study.lanes)
+        for cell, record in zip(cells, records, strict=True):
+            result.records[cell.label] = record
+            _keep_best_weights(result, cell)
     choose(result)
     for cell in result.chosen.values():
         if on_cell:
@@ -40,6 +43,28 @@ def run_study(
     for cell in result.chosen.values():
         _other_seeds(result, cell, store, listener, on_cell)
     return result
+
+
+def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that can train together, in the order of their first ones."""
+    groups: dict[RunConfig, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(group_key(cell.config), []).append(cell)
+    return list(groups.values())
+
+
+def _announce(result: StudyResult, on_cell: Callable[[str], None], configs: list[RunConfig]) -> None:
+    """Says which cells start now."""
+    numbers = [number for number, cell in enumerate(result.cells) if cell.config in configs]
+    if not numbers:  # another seed of a chosen cell
+        return
+    labels = [result.cells[number].label for number in numbers]
+    which = (
+        f"[{numbers[0] + 1}/{len(result.cells)}]"
+        if len(numbers) == 1
+        else f"[{numbers[0] + 1} … {numbers[-1] + 1}/{len(result.cells)}] {len(numbers)} together:"
+    )
+    on_cell(f"{which} {labels[0]}" + (f" … {labels[-1]}" if len(labels) > 1 else ""))
 
 
 def _other_seeds(result: StudyResult, cell: Cell, store: Store, listener: Listener, on_cell: Callable[[str], None] | None) -> None:
@@ -79,11 +104,8 @@ def _keep_best_weights(result: StudyResult, latest: Cell) -> None:
 
 def run_cells(study: StudySpec, store: Store, listener: Listener = Listener()) -> None:
     """What one worker of `--jobs` does: takes cells that no other live process works on, until none is left."""
-    for cell in expand(study):
-        try:
-            run_group([cell.config], store, listener, alone=False, study=study.name)
-        except RunBusy:
-            continue
+    for cells in groups_of_cells(expand(study)):
+        run_group([cell.config for cell in cells], store, listener, alone=False, study=study.name, lanes=study.lanes, skip_busy=True)
 
 
 def run_in_parallel(arguments: Sequence[str], jobs: int) -> None:

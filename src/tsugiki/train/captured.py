@@ -1,6 +1,6 @@
 """The optimiser step near the device's limit: packed rows, fused products, layers compiled, everything replayed.
 
-A few shapes are planned from the lane's own rows before the first step. For each, forward and backward are recorded as
+A few shapes are planned from the lanes' own rows before the first step. For each, forward and backward are recorded as
 one CUDA graph; clipping and the optimiser as another. A step is then: pack on the host, one copy, two or more replays.
 The plain path (`train/step`) is the reference: same rows, same masks, same loss to bf16 noise.
 """
@@ -11,77 +11,82 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tsugiki.data.packing import PackableRows, PackedBatch, PackedShape, plan_shapes, shape_for, split_rows
+from tsugiki.data.packing import PackableRows, PackedBatch, PackedShape, largest_of, plan_shapes, shape_for, split_rows
 from tsugiki.data.prompts import Tokens
 from tsugiki.errors import RunError
 from tsugiki.model.attention import PACKED, attending
 from tsugiki.model.capture import Recorder, layer_calls, repeated_layers, takes_captured
 from tsugiki.model.fused import Shadow, can_fuse, fused
 from tsugiki.model.loading import Numerics, backbone_and_head
-from tsugiki.train.lane import Lane
-from tsugiki.train.loss import packed_loss
+from tsugiki.train.lane import DoesNotFit, Lane
+from tsugiki.train.loss import packed_losses
 from tsugiki.train.step import EagerStep, StepResult
 
 HOST_BUFFERS = 8
+NOTHING: list[int] = []
 MOST_VARIANTS = 64  # of a layer compiled in one process: methods, targets, ranks
 
 
 class PackedForward:
-    """Forward and backward of one packed micro-batch; adds to the lane's gradients. Runs on any device, recorded or not."""
+    """Forward and backward of one packed micro-batch of all lanes; adds to their gradients. Runs on any device, recorded or not."""
 
-    def __init__(self, model: Any, lane: Lane, numerics: Numerics, device: torch.device, shadow: Shadow | None):
+    def __init__(self, model: Any, lanes: Sequence[Lane], numerics: Numerics, device: torch.device, shadow: Shadow | None):
         self.model = model
         self.backbone, self.head = backbone_and_head(model)
         self.embed: nn.Module = model.get_input_embeddings()
-        self.lane, self.numerics, self.device, self.shadow = lane, numerics, device, shadow
-        for parameter in lane.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        self.lanes, self.numerics, self.device, self.shadow = lanes, numerics, device, shadow
+        self.bank = lanes[0].grafted.bank if lanes[0].grafted is not None else None
+        for lane in lanes:
+            for parameter in lane.parameters.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """The micro-batch's share of the step's mean loss a target token, on the device."""
-        clock = self.lane.clock
-        if clock is not None:
-            clock.step, clock.rows, clock.positions = batch.step, batch.rows[None], batch.positions[None]
+        """The micro-batch's share of each lane's mean loss a target token in this step, [lanes] on the device."""
+        bank = self.bank
+        if bank is not None:
+            bank.rows, bank.positions = batch.rows[None], batch.positions[None]
+            for clock, step in zip(bank.clocks, batch.step.unbind(), strict=True):
+                clock.step = step
         with self.numerics.autocast(self.device):
-            loss = packed_loss(self.backbone, self.embed, self.head, batch) / batch.num_targets
-        if self.shadow is None:
+            losses = packed_losses(self.backbone, self.embed, self.head, batch) / batch.num_targets
+            loss = losses.sum()
+        if self.shadow is None or bank is None:
             loss.backward()
         else:
-            into = self.lane.moved[0].grad
-            assert into is not None
-            self.shadow.accumulate(torch.autograd.grad(loss, self.shadow.leaves), into)
-        if clock is not None:
-            clock.rows = None
-        return loss.detach()
+            self.shadow.accumulate(torch.autograd.grad(loss, self.shadow.leaves), bank.gradient)
+        if bank is not None:
+            bank.rows = None
+        return losses.detach()
 
 
 class CapturedStep:
-    """Steps of one lane on CUDA. Make it with `captured_step`; it records everything before the first step."""
+    """Steps of one or more lanes on CUDA. Make it with `captured_step`; it records everything before the first step."""
 
     recomputed = False
 
-    def __init__(self, forward: PackedForward, lane: Lane, rows: PackableRows, max_tokens: int | None):
-        self.forward, self.lane, self.rows, self.max_tokens = forward, lane, rows, max_tokens
+    def __init__(self, forward: PackedForward, rows: PackableRows, max_tokens: int | None):
+        self.forward, self.lanes, self.rows, self.max_tokens = forward, forward.lanes, rows, max_tokens
         device = forward.device
-        self.plan = [self._split(lane.order.rows_of(step)) for step in range(lane.steps)]
-        wanted = {tuple(part): rows.exact_shape(part) for parts in self.plan for part in parts}
-        self.shapes = plan_shapes(list(wanted.values()))
+        self.plans = self._plan()
+        wanted = self._wanted()
+        self.shapes = plan_shapes(list(wanted), lanes=len(self.lanes))
         self.recorder = Recorder(device)
         torch.cuda.reset_peak_memory_stats(device)
-        self.loss = torch.zeros((), device=device)
-        self.result = torch.zeros(2, device=device)
+        self.losses = torch.zeros(len(self.lanes), device=device)
+        self.results = torch.zeros(2, len(self.lanes), device=device)
         self.batches = [PackedBatch(shape=shape, buffer=torch.zeros(shape.size, dtype=torch.long, device=device)) for shape in self.shapes]
         self.host = [torch.zeros(max(shape.size for shape in self.shapes), dtype=torch.long, pin_memory=True) for _ in range(HOST_BUFFERS)]
         self.copied = [torch.cuda.Event() for _ in range(HOST_BUFFERS)]
         self.turn = 0
-        self.coming = lane.step
+        self.coming = [lane.step for lane in self.lanes]
         self.graphs = self._record_all(wanted)
         self.update = self._record_update()
         # A replay allocates nothing that the allocator sees: what a step needs shows while it is recorded.
@@ -97,56 +102,85 @@ class CapturedStep:
         """Within it the model may be used for something else: its layers run as written, not as compiled for training."""
         return layer_calls(self.forward.model, lambda layer, compiled: None)
 
-    def _split(self, numbers: Sequence[int]) -> list[list[int]]:
-        return split_rows(numbers, self.rows.lengths, max_rows=self.lane.config.micro_batch, max_tokens=self.max_tokens)
+    def _plan(self) -> list[list[list[list[int]]]]:
+        """For each lane and step its micro-batches; lanes of one order share the list."""
+        plans: dict[tuple[Any, ...], list[list[list[int]]]] = {}
+        keys = [(lane.order, lane.config.micro_batch) for lane in self.lanes]
+        for lane, key in zip(self.lanes, keys, strict=True):
+            if len(plans.get(key, ())) < lane.steps:
+                plans[key] = [self._split(lane, lane.order.rows_of(step)) for step in range(lane.steps)]
+        return [plans[key] for key in keys]
 
-    def _record_all(self, wanted: dict[tuple[int, ...], PackedShape]) -> list[torch.cuda.CUDAGraph]:
+    def _split(self, lane: Lane, numbers: Sequence[int]) -> list[list[int]]:
+        return split_rows(numbers, self.rows.lengths, max_rows=lane.config.micro_batch, max_tokens=self.max_tokens)
+
+    def _wanted(self) -> dict[PackedShape, list[list[int]]]:
+        """Every shape that some step asks for, with rows (of each lane) that ask for it."""
+        wanted: dict[PackedShape, list[list[int]]] = {}
+        different = {id(plan): plan for plan in self.plans}
+        for step in range(max(lane.steps for lane in self.lanes)):
+            for parts in zip_longest(*(plan[step] if step < len(plan) else [] for plan in different.values()), fillvalue=[]):
+                by_plan = dict(zip(different, parts, strict=True))
+                wanted[largest_of([self.rows.exact_shape(part) for part in parts])] = [by_plan[id(plan)] for plan in self.plans]
+        return wanted
+
+    def _record_all(self, wanted: dict[PackedShape, list[list[int]]]) -> list[torch.cuda.CUDAGraph]:
         """Largest first; real rows are in the buffers while kernels warm up."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
             return self._record(wanted)
 
-    def _record(self, wanted: dict[tuple[int, ...], PackedShape]) -> list[torch.cuda.CUDAGraph]:
-        example = {shape_for(shape, self.shapes): part for part, shape in wanted.items()}
+    def _record(self, wanted: dict[PackedShape, list[list[int]]]) -> list[torch.cuda.CUDAGraph]:
+        example = {shape_for(shape, self.shapes): parts for shape, parts in wanted.items()}
         graphs = []
         for index, batch in enumerate(self.batches):
-            part = list(example[index]) if index in example else list(next(iter(wanted)))[:1]
-            self._load(batch, part, num_targets=1, step=0)
+            parts = example[index] if index in example else [part[:1] for part in next(iter(wanted.values()))]
+            self._load(batch, parts, num_targets=[1] * len(parts), steps=[0] * len(parts))
             work = self._work(batch)
             for _ in range(2 if index == 0 else 1):
                 self.recorder.warm_up(work)
             graphs.append(self.recorder.record(work))
-        for parameter in self.lane.moved:
-            assert parameter.grad is not None
-            parameter.grad.zero_()
-        self.loss.zero_()
+        for gradient in self._gradients():
+            gradient.zero_()
+        self.losses.zero_()
         return graphs
 
     def _work(self, batch: PackedBatch) -> Callable[[], None]:
         def work() -> None:
-            self.loss.add_(self.forward(batch))
+            self.losses.add_(self.forward(batch))
 
         return work
 
+    def _gradients(self) -> list[torch.Tensor]:
+        if self.forward.bank is not None:
+            return [self.forward.bank.gradient]
+        return [parameter.grad for parameter in self.lanes[0].moved if parameter.grad is not None]
+
     def _record_update(self) -> torch.cuda.CUDAGraph:
-        gradients = [parameter.grad for parameter in self.lane.moved if parameter.grad is not None]
+        gradients = self._gradients()
 
         def work() -> None:
-            norm = self.lane.move()
+            norms = [lane.move() for lane in self.lanes]
             torch._foreach_zero_(gradients)
             if self.forward.shadow is not None:
                 self.forward.shadow.refresh()
-            self.result.copy_(torch.stack([self.loss, norm]))
-            self.loss.zero_()
+            self.results.copy_(torch.stack([self.losses, torch.stack(norms)]))
+            self.losses.zero_()
 
         return self.recorder.record(work)
 
-    def _load(self, batch: PackedBatch, part: Sequence[int], *, num_targets: int, step: int) -> None:
-        """Packs rows into the next free pinned buffer and sends it on its way."""
+    def _load(self, batch: PackedBatch, parts: Sequence[list[int]], *, num_targets: Sequence[int], steps: Sequence[int]) -> None:
+        """Packs each lane's rows into the next free pinned buffer and sends it on its way."""
         self.turn = (self.turn + 1) % HOST_BUFFERS
         self.copied[self.turn].synchronize()  # its last copy: eight micro-batches ago
         host = self.host[self.turn][: batch.shape.size]
-        self.rows.pack(part, batch.shape, host.numpy(), num_targets=num_targets, step=step)
+        packed: dict[tuple[int, int], Any] = {}
+        for part, stretch, targets, step in zip(parts, host.view(batch.shape.lanes, -1).numpy(), num_targets, steps, strict=True):
+            if (key := (id(part), step)) in packed:
+                stretch[:] = packed[key]  # lanes of one order read the same rows
+            else:
+                self.rows.pack(part, batch.shape, stretch, num_targets=max(targets, 1), step=step)
+                packed[key] = stretch
         batch.buffer.copy_(host, non_blocking=True)
         self.copied[self.turn].record()
 
@@ -155,78 +189,95 @@ class CapturedStep:
         self.graphs.clear()
         self.batches.clear()
         del self.update, self.recorder
-        if self.lane.flat is None:
-            for parameter in self.lane.moved:
+        if self.forward.bank is None:
+            for parameter in self.lanes[0].moved:
                 parameter.grad = None
         torch.cuda.empty_cache()
 
-    def __call__(self, lane: Lane) -> StepResult:
-        assert lane is self.lane, "a captured step belongs to its lane"
-        if lane.step != self.coming and self.forward.shadow is not None:
+    def __call__(self, lanes: Sequence[Lane]) -> list[StepResult]:
+        """The coming step of each of `lanes`; the others of the recording rest: they read nothing and move nowhere."""
+        going = {id(lane) for lane in lanes}
+        assert going <= {id(lane) for lane in self.lanes}, "a captured step belongs to its lanes"
+        if [lane.step for lane in self.lanes] != self.coming and self.forward.shadow is not None:
             self.forward.shadow.refresh()  # a checkpoint was loaded
-        parts = self.plan[lane.step]
-        numbers = [number for part in parts for number in part]
-        num_targets = int(self.rows.num_targets[numbers].sum())
-        for part in parts:
-            index = shape_for(self.rows.exact_shape(part), self.shapes)
-            self._load(self.batches[index], part, num_targets=num_targets, step=lane.step)
+        plans: list[list[list[int]]] = [plan[lane.step] if id(lane) in going else [] for lane, plan in zip(self.lanes, self.plans, strict=True)]
+        numbers = [[number for part in parts for number in part] for parts in plans]
+        num_targets = [int(self.rows.num_targets[here].sum()) for here in numbers]
+        steps = [lane.step for lane in self.lanes]
+        for parts in zip_longest(*plans, fillvalue=NOTHING):
+            index = shape_for(largest_of([self.rows.exact_shape(part) for part in {id(part): part for part in parts}.values()]), self.shapes)
+            self._load(self.batches[index], parts, num_targets=num_targets, steps=steps)
             self.graphs[index].replay()
-        lane.set_rate()
+        for lane in self.lanes:
+            lane.set_rate(resting=id(lane) not in going)
         self.update.replay()
-        lane.count()
-        self.coming = lane.step
-        loss, norm = self.result.clone()
-        tokens = int(self.rows.lengths[numbers].sum())
-        return StepResult(loss=loss, norm=norm, num_rows=len(numbers), num_tokens=tokens, num_target_tokens=num_targets)
+        losses, norms = self.results.clone().unbind()
+        results = []
+        for place, lane in enumerate(self.lanes):
+            if id(lane) in going:
+                lane.count()
+                tokens = int(self.rows.lengths[numbers[place]].sum())
+                results.append(
+                    StepResult(loss=losses[place], norm=norms[place], num_rows=len(numbers[place]), num_tokens=tokens, num_target_tokens=num_targets[place])
+                )
+        self.coming = [lane.step for lane in self.lanes]
+        return results
 
 
 @contextmanager
-def open_step(model: Any, lane: Lane, rows: Sequence[Tokens], *, pad_id: int, device: torch.device, numerics: Numerics) -> Iterator[EagerStep | CapturedStep]:
-    """The step that `train.step` of the lane's configuration asks for; `auto` is the captured one wherever it exists.
+def open_step(
+    model: Any, lanes: Sequence[Lane], rows: Sequence[Tokens], *, pad_id: int, device: torch.device, numerics: Numerics
+) -> Iterator[EagerStep | CapturedStep]:
+    """The step that `train.step` of the lanes' configuration asks for; `auto` is the captured one wherever it exists.
 
     Raises:
         RunError: `captured` was asked for and does not exist here.
+        DoesNotFit: the device's memory does not hold so many lanes.
     """
-    if not takes_captured(lane.config.step, "train.step", model, device, numerics):
+    if not takes_captured(lanes[0].config.step, "train.step", model, device, numerics):
         yield EagerStep(model, rows, pad_id, device, numerics)
         return
-    with captured_step(model, lane, rows, device, numerics) as step:
+    with captured_step(model, lanes, rows, device, numerics) as step:
         yield step
 
 
 @contextmanager
-def captured_step(model: Any, lane: Lane, rows: Sequence[Tokens], device: torch.device, numerics: Numerics) -> Iterator[CapturedStep]:
-    """The captured step of a lane; the model is rewired within and as before afterwards.
+def captured_step(model: Any, lanes: Sequence[Lane], rows: Sequence[Tokens], device: torch.device, numerics: Numerics) -> Iterator[CapturedStep]:
+    """The captured step of one or more lanes; the model is rewired within and as before afterwards.
 
-    When the device's memory does not hold a whole step, the step is cut into micro-batches of half as many tokens, and
-    again, until it fits: which rows make a step never changes. Only when not even the longest row fits, layers forget
-    what they computed and compute it again in the backward pass.
+    When the device's memory does not hold a whole step of one lane, the step is cut into micro-batches of half as many
+    tokens, and again, until it fits: which rows make a step never changes. Only when not even the longest row fits, layers
+    forget what they computed and compute it again in the backward pass.
 
     Raises:
+        DoesNotFit: the device's memory does not hold a step of several lanes.
         RunError: not even the longest row fits, or the layers cannot be compiled here.
     """
     packable = PackableRows.of(rows)
     longest = int(packable.lengths.max())
     budget: int | None = None
     recomputed = False
+    name = lanes[0].name
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
-        shadow = rewired.enter_context(fused(model, lane.flat)) if lane.flat is not None and can_fuse(model) else None
+        shadow = rewired.enter_context(fused(model)) if lanes[0].grafted is not None and can_fuse(model) else None
         rewired.enter_context(_compiled_layers(model))
         while True:
             try:
-                step = CapturedStep(PackedForward(model, lane, numerics, device, shadow), lane, packable, budget)
+                step = CapturedStep(PackedForward(model, lanes, numerics, device, shadow), packable, budget)
                 break
             except torch.OutOfMemoryError:
-                budget = _smaller(budget, lane, packable)
+                if len(lanes) > 1:
+                    raise DoesNotFit(f"{len(lanes)} lanes do not fit into the memory of {device} together") from None
+                budget = _smaller(budget, lanes[0], packable)
             except torch.AcceleratorError as broken:
                 said = str(broken).splitlines()[0]
-                raise RunError(f'{lane.name}: the step cannot be recorded ({said}). Set train.step = "eager" to train without') from broken
+                raise RunError(f'{name}: the step cannot be recorded ({said}). Set train.step = "eager" to train without') from broken
             torch.cuda.empty_cache()
             if budget >= longest:
                 continue
             if recomputed:
-                raise RunError(f"{lane.name}: a row of {longest} tokens does not fit into {device}'s memory. Lower train.max_length, or take a smaller model")
+                raise RunError(f"{name}: a row of {longest} tokens does not fit into {device}'s memory. Lower train.max_length, or take a smaller model")
             rewired.enter_context(recomputed_layers(model))
             recomputed, budget = True, None
         step.recomputed = recomputed

@@ -21,8 +21,8 @@ from safetensors.torch import load, save_file
 from tsugiki.errors import RunError
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
-    """Writes `FOLDER/step-…` atomically and removes older ones."""
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], *, keep: bool = False) -> Path:
+    """Writes `FOLDER/step-…` atomically and removes older ones, unless they are to be kept."""
     final = folder / f"step-{step:08d}"
     draft = folder / f".step-{step:08d}.{os.getpid()}"
     try:
@@ -40,12 +40,20 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
     except (OSError, SafetensorError) as broken:
         shutil.rmtree(draft, ignore_errors=True)
         raise RunError(f"{folder}: the checkpoint of step {step} cannot be written: {broken}. Free some space and run again: it resumes") from None
-    for other in folder.glob("step-*"):
-        if other != final:
-            shutil.rmtree(other)
-    for other in folder.glob(".step-*"):
-        shutil.rmtree(other)
+    if not keep:
+        drop_older_checkpoints(folder)
     return final
+
+
+def drop_older_checkpoints(folder: Path) -> None:
+    """Leaves the latest checkpoint alone, and no drafts of killed processes."""
+    for other in [*checkpoints(folder)[:-1], *folder.glob(".step-*")]:
+        shutil.rmtree(other)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, earliest first."""
+    return sorted(folder.glob("step-*"))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -55,6 +63,14 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def step_of(path: Path) -> int:
     """The step that a checkpoint folder was written at."""
     return int(path.name.removeprefix("step-"))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The counters and history of a checkpoint. Raises `RunError` naming the damaged file."""
+    try:
+        return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as broken:
+        raise RunError(f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the start") from None
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,13 +1,15 @@
-"""The loop. Moves every lane to its end: steps, logs, checkpoints, health, resume. Knows nothing of LoRA or of tasks."""
+"""The loop. Moves lanes to their ends, together: steps, logs, checkpoints, health, resume. Knows nothing of LoRA or of tasks."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 from tsugiki.errors import RunError
-from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
+from tsugiki.train.checkpoint import checkpoints, drop_older_checkpoints, read_checkpoint, read_state, save_checkpoint
 from tsugiki.train.lane import DidNotLearn, Lane
 from tsugiki.train.meter import Measurement, Meter
 from tsugiki.train.step import StepResult
@@ -31,7 +33,7 @@ class Interrupted(RunError):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a lane is, for whoever draws it."""
+    """Where a lane is, or several that train together, for whoever draws it."""
 
     lane: str
     step: int
@@ -44,7 +46,10 @@ class Progress:
 
 @dataclass(kw_only=True)
 class History:
-    """One entry a step: mean loss a target token, gradient norm, learning rate, seconds, tokens."""
+    """One entry a step: mean loss a target token, gradient norm, learning rate, seconds, tokens.
+
+    Of lanes that trained together, `step_s` is the step's time divided by the lanes that were in it.
+    """
 
     loss: list[float] = field(default_factory=list)
     norm: list[float] = field(default_factory=list)
@@ -55,152 +60,222 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
+    """`failure` says why the lane's result is worth nothing, if it is: it diverged or did not learn."""
+
     history: History
     measurement: Measurement
     resumed_from: int
+    failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """A lane after one of its `visits`; `save(folder)` writes a checkpoint of it there, from which another run can go on."""
+
+    lane: Lane
+    save: Callable[[Path], None]
 
 
 def fit(
-    step: Callable[[Lane], StepResult],
+    step: Callable[[Sequence[Lane]], list[StepResult]],
     lanes: Sequence[Lane],
     device: torch.device,
     *,
     folders: Sequence[Path | None],
     on_progress: Callable[[Progress], None] | None = None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
-    watch: Callable[[Lane], None] | None = None,
-    watch_at: Collection[int] = (),
+    visit: Callable[[list[Visit]], None] | None = None,
 ) -> list[FitResult]:
-    """Trains each lane to its end, one after another, resuming from the checkpoint in its folder if there is one.
+    """Trains the lanes together, each to its own end, resuming from the checkpoints in their folders if there are any.
 
-    `watch` is called after each step whose number is in `watch_at`, outside what is measured: to score while training.
+    A lane that diverges or does not learn leaves the others; its result says why. `visit` is called after each step that
+    is among some lanes' `visits`, outside what is measured; it may end a lane by setting its `steps`.
 
     Raises:
         Interrupted: on Ctrl-C, after the running step; the same call goes on from there, to the same result.
-        DidNotLearn: the loss is no number any more, or an adapter does not learn.
         RunError: a checkpoint cannot be written or read.
     """
-    results = []
-    for lane, folder in zip(lanes, folders, strict=True):
-        course = _Course(step, lane, device, folder, on_progress, checkpoint_every_s, watch, frozenset(watch_at))
-        results.append(course.run())
-    return results
+    courses = [_Course(lane, folder) for lane, folder in zip(lanes, folders, strict=True)]
+    return _Together(step, courses, device, on_progress, checkpoint_every_s, visit).run()
 
 
 class _Course:
-    """One lane on its way: keeps what the loop needs between steps."""
+    """One lane on its way: its history, its folder, and how it ended."""
 
-    def __init__(
-        self,
-        step: Any,
-        lane: Lane,
-        device: torch.device,
-        folder: Path | None,
-        on_progress: Any,
-        every_s: float,
-        watch: Callable[[Lane], None] | None,
-        watch_at: frozenset[int],
-    ):
-        self.step, self.lane, self.folder, self.on_progress, self.every_s = step, lane, folder, on_progress, every_s
-        self.watch, self.watch_at = watch, watch_at
-        self.meter = Meter(device, getattr(step, "peak_bytes", 0))
+    def __init__(self, lane: Lane, folder: Path | None):
+        self.lane, self.folder = lane, folder
         self.history = History()
-        self.pending: list[StepResult] = []
-        self.resumed_from = self._resume()
+        self.failure: str | None = None
+        self.resumed_from = 0
+        self.settled = False  # its end stands in a checkpoint
 
-    def run(self) -> FitResult:
-        lane = self.lane
+    @property
+    def going(self) -> bool:
+        return not self.lane.done and self.failure is None
+
+    def take(self, loss: float, norm: float, step_s: float, tokens: int) -> None:
+        """Notes one step's numbers."""
+        history = self.history
+        history.loss.append(loss)
+        history.norm.append(norm)
+        history.step_s.append(step_s)
+        history.step_tokens.append(tokens)
+        if not math.isfinite(loss) and self.failure is None:
+            rate = self.lane.config.learning_rate
+            self.failure = f"{self.lane.name}: the loss is {loss} at step {len(history.loss)}: training diverged. Lower the learning rate ({rate:g})"
+
+    def check_health(self) -> None:
+        try:
+            self.lane.check_health()
+        except DidNotLearn as dead:
+            self.failure = str(dead)
+
+    def save(self, folder: Path, moment: Mapping[str, Any], *, keep: bool = False) -> None:
+        """Writes a checkpoint; `moment` says of which group and at which of its steps, so that lanes resume from one moment."""
+        state = {"moving_steps": self.lane.moving_steps, "failure": self.failure, **moment, **asdict(self.history)}
+        save_checkpoint(folder, self.lane.step, self.lane.state_tensors(), state, keep=keep)
+
+    def resume(self, path: Path) -> None:
+        tensors, state = read_checkpoint(path)
+        self.lane.load_state(tensors, state["step"], state["moving_steps"])
+        self.history = History(**{one.name: state[one.name] for one in fields(History)})
+        self.failure = state["failure"]
+        self.resumed_from = int(state["step"])
+        self.settled = not self.going
+
+
+class _Together:
+    """The loop over one or more courses."""
+
+    def __init__(self, step: Any, courses: list[_Course], device: torch.device, on_progress: Any, every_s: float, visit: Any):
+        self.step, self.courses, self.on_progress, self.every_s, self.visit = step, courses, on_progress, every_s, visit
+        self.meter = Meter(device, getattr(step, "peak_bytes", 0))
+        self.pending: list[tuple[list[_Course], list[StepResult]]] = []
+        names = sorted("/".join(course.folder.parts[-2:]) for course in courses if course.folder)
+        self.group = hashlib.sha256("+".join(names).encode()).hexdigest()[:12]
+        self.moment = self._resume()
+        self.saving_s = 0.0
+
+    @property
+    def going(self) -> list[_Course]:
+        return [course for course in self.courses if course.going]
+
+    def run(self) -> list[FitResult]:
         saved = time.monotonic()
         with _finish_step_on_interrupt() as interrupted:
-            while not lane.done:
-                self._one_step()
-                if lane.moving_steps == HEALTH_STEP or lane.done:
-                    lane.check_health()
-                if self.watch is not None and lane.step in self.watch_at:
+            while going := self.going:
+                self._one_step(going)
+                ended = any(course.lane.done for course in going)
+                self._check(going)
+                self._visit(going)
+                if self.moment % LOG_EVERY == 0 or ended or interrupted:
                     self._fetch()
-                    with self.meter.set_aside():
-                        self.watch(lane)
-                if lane.step % LOG_EVERY == 0 or lane.done or interrupted:
+                    self._tell()
+                due = self.going and time.monotonic() - saved > max(self.every_s, 20 * self.saving_s)
+                if interrupted or due:
                     self._fetch()
-                if self.folder and (interrupted or (not lane.done and time.monotonic() - saved > self.every_s)):
-                    self._fetch()
-                    self.save()
+                    self._save()
                     saved = time.monotonic()
-                if interrupted and lane.done:
+                if interrupted and not self.going:
                     raise KeyboardInterrupt
                 if interrupted:
-                    where = f"checkpoint at step {lane.step} of {lane.steps}" if self.folder else "nothing was kept"
-                    raise Interrupted(f"{lane.name}: stopped; {where}. Run the same command again to go on")
-        return FitResult(history=self.history, measurement=self._measurement(), resumed_from=self.resumed_from)
+                    furthest = self.going[0].lane
+                    where = f"checkpoint at step {furthest.step} of {furthest.steps}" if self.going[0].folder else "nothing was kept"
+                    raise Interrupted(f"{self._name()}: stopped; {where}. Run the same command again to go on")
+        if len(self.courses) > 1:
+            self._save()  # their ends: while they are scored one after another, a kill must not send some of them back
+        return [FitResult(history=one.history, measurement=self._measurement(one), resumed_from=one.resumed_from, failure=one.failure) for one in self.courses]
 
-    def _one_step(self) -> None:
-        self.history.learning_rate.append(self.lane.learning_rate)
+    def _one_step(self, going: list[_Course]) -> None:
+        for course in going:
+            course.history.learning_rate.append(course.lane.learning_rate)
         self.meter.begin()
-        result = self.step(self.lane)
-        self.meter.end(result.num_tokens)
-        self.pending.append(result)
+        results = self.step([course.lane for course in going])
+        self.meter.end()
+        self.pending.append((going, results))
+        self.moment += 1
+
+    def _check(self, going: list[_Course]) -> None:
+        due = [course for course in going if course.lane.moving_steps == HEALTH_STEP or course.lane.done]
+        if due:
+            self._fetch()
+        for course in due:
+            if course.failure is None:
+                course.check_health()
+
+    def _visit(self, going: list[_Course]) -> None:
+        here = [course for course in going if course.lane.step in course.lane.visits and course.failure is None]
+        if here and self.visit is not None:
+            self._fetch()
+            with self.meter.set_aside():
+                self.visit([Visit(lane=course.lane, save=partial(course.save, moment={})) for course in here if course.failure is None])
 
     def _fetch(self) -> None:
         """Brings losses and norms to the host: the only place that waits for the device."""
         if not self.pending:
             return
-        numbers = torch.stack([torch.stack([one.loss.float(), one.norm.float()]) for one in self.pending]).tolist()
-        self.meter.settle()
+        numbers = [torch.stack([torch.stack([one.loss.float(), one.norm.float()]) for one in results]) for _, results in self.pending]
+        fetched = torch.cat(numbers).tolist()
+        seconds = self.meter.settle()
+        for (courses, results), step_s in zip(self.pending, seconds, strict=True):
+            for course, result in zip(courses, results, strict=True):
+                loss, norm = fetched.pop(0)
+                course.take(loss, norm, step_s / len(courses), result.num_tokens)
         self.pending.clear()
-        self.history.loss += [loss for loss, _ in numbers]
-        self.history.norm += [norm for _, norm in numbers]
-        for back, (loss, _) in enumerate(reversed(numbers)):
-            if not math.isfinite(loss):
-                at = self.lane.step - back
-                raise DidNotLearn(
-                    f"{self.lane.name}: the loss is {loss} at step {at}: training diverged. Lower the learning rate ({self.lane.config.learning_rate:g})"
-                )
-        self._tell()
+
+    def _name(self) -> str:
+        return self.courses[0].lane.name if len(self.courses) == 1 else f"{len(self.courses)} lanes"
 
     def _tell(self) -> None:
-        if self.on_progress is None:
+        going = [course for course in self.courses if course.failure is None]
+        if self.on_progress is None or not going:
             return
-        recent = self.meter.step_s[-50:]
+        leading = max(going, key=lambda course: course.lane.steps - course.lane.step)
+        recent = leading.history.step_s[-50:]
         pace = sum(recent) / len(recent)
-        loss = self.history.loss[-LOG_EVERY:]
+        losses = [loss for course in going for loss in course.history.loss[-LOG_EVERY:]]
         self.on_progress(
             Progress(
-                lane=self.lane.name,
-                step=self.lane.step,
-                steps=self.lane.steps,
-                loss=sum(loss) / len(loss),
-                tokens_per_s=sum(self.meter.step_tokens[-len(recent) :]) / max(sum(recent), 1e-9),
+                lane=self._name(),
+                step=leading.lane.step,
+                steps=leading.lane.steps,
+                loss=sum(losses) / len(losses),
+                tokens_per_s=sum(leading.history.step_tokens[-len(recent) :]) / max(sum(recent), 1e-9),
                 memory_bytes=self.meter.memory_bytes,
-                left_s=pace * (self.lane.steps - self.lane.step),
+                left_s=pace * len(going) * (leading.lane.steps - leading.lane.step),
             )
         )
 
-    def _measurement(self) -> Measurement:
-        measurement = self.meter.measurement()
-        self.history.step_s, self.history.step_tokens = self.meter.step_s, self.meter.step_tokens
-        return measurement
+    def _measurement(self, course: _Course) -> Measurement:
+        return self.meter.measurement(course.history.step_s, course.history.step_tokens, lanes=len(self.courses))
 
-    def save(self) -> None:
-        assert self.folder is not None
-        state = {
-            "moving_steps": self.lane.moving_steps,
-            "loss": self.history.loss,
-            "norm": self.history.norm,
-            "learning_rate": self.history.learning_rate,
-            "step_s": self.meter.step_s,
-            "step_tokens": self.meter.step_tokens,
-        }
-        save_checkpoint(self.folder, self.lane.step, self.lane.state_tensors(), state)
+    def _save(self) -> None:
+        """Every lane's checkpoint of this moment; older ones are removed only when all are written, so that a kill leaves one moment of all."""
+        start = time.monotonic()
+        for course in self.courses:
+            if course.folder and not course.settled:
+                course.save(course.folder, {"group": self.group, "moment": self.moment}, keep=True)
+                course.settled = not course.going
+        for course in self.courses:
+            if course.folder:
+                drop_older_checkpoints(course.folder)
+        self.saving_s = time.monotonic() - start
 
     def _resume(self) -> int:
-        path = latest_checkpoint(self.folder) if self.folder else None
-        if path is None:
-            return 0
-        tensors, state = read_checkpoint(path)
-        self.lane.load_state(tensors, state["step"], state["moving_steps"])
-        self.history = History(loss=state["loss"], norm=state["norm"], learning_rate=state["learning_rate"])
-        self.meter.step_s, self.meter.step_tokens = state["step_s"], state["step_tokens"]
-        return int(state["step"])
+        """Loads the checkpoints; of those that this very group wrote, the latest moment that all its lanes have. Returns that moment."""
+        found = {id(course): [(path, read_state(path)) for path in checkpoints(course.folder)] if course.folder else [] for course in self.courses}
+        ours = [max((state["moment"] for _, state in one if state.get("group") == self.group), default=0) for one in found.values()]
+        ended = [bool(one) and self._ended(course, one[-1][1]) for course, one in zip(self.courses, found.values(), strict=True)]
+        moment = min((last for last, over in zip(ours, ended, strict=True) if not over), default=max(ours))
+        for course in self.courses:
+            usable = [path for path, state in found[id(course)] if state.get("group") != self.group or state["moment"] <= moment]
+            if usable:
+                course.resume(usable[-1])
+        return int(moment)
+
+    @staticmethod
+    def _ended(course: _Course, state: Mapping[str, Any]) -> bool:
+        return state["step"] >= course.lane.steps or state["failure"] is not None
 
 
 @contextmanager

@@ -14,14 +14,19 @@ import torch
 from torch import nn
 
 from tsugiki.config import TrainConfig
-from tsugiki.data.batch import Order
+from tsugiki.data.batch import Order, num_steps
 from tsugiki.errors import RunError
+from tsugiki.model.lora import Grafted
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DidNotLearn(RunError):
     """The run diverged, or a trained matrix never moved: its result would be worth nothing."""
+
+
+class DoesNotFit(RunError):
+    """The device's memory does not hold these lanes together; fewer may fit."""
 
 
 def rate_share(config: TrainConfig, step: int, steps: int) -> float:
@@ -43,14 +48,24 @@ def rate_share(config: TrainConfig, step: int, steps: int) -> float:
     return 1.0
 
 
+def shared_steps(one: TrainConfig, one_steps: int, other: TrainConfig, other_steps: int) -> int:
+    """How many first steps two runs have in common that differ in their epochs alone: as long as their rates are the same.
+
+    All steps of the shorter under a constant rate without warm-up; those before its decay under wsd; none under linear and cosine.
+    """
+    shorter = min(one_steps, other_steps)
+    same = (rate_share(one, step, one_steps) == rate_share(other, step, other_steps) for step in range(shorter))
+    return next((step for step, equal in enumerate(same) if not equal), shorter)
+
+
 class Lane:
     """One job's parameters, optimiser, schedule, row order and counters.
 
-    `flat` is the one vector that all parameters are views of, if they are: gradients and moments are then vectors too,
-    and clipping and the optimiser take one kernel each instead of one for each matrix.
+    Made from `grafted`, its parameters are views of one row of the bank of adapters: gradients and moments are then
+    vectors too, and clipping and the optimiser take one kernel each instead of one for each matrix.
 
     `watched` names the parameters that must be non-zero once training has begun (LoRA's B), `must_learn` those that
-    must have received a gradient; `clock` is told (step, row numbers) before each forward pass, for dropout.
+    must have received a gradient; `visits` are the steps after which someone wants to look at it.
     """
 
     def __init__(
@@ -60,39 +75,36 @@ class Lane:
         config: TrainConfig,
         num_rows: int,
         *,
-        flat: torch.Tensor | None = None,
+        grafted: Grafted | None = None,
         watched: tuple[str, ...] = (),
-        clock: Any = None,
     ):
-        self.name, self.config, self.clock, self.flat = name, config, clock, flat
+        self.name, self.config, self.grafted = name, config, grafted
         self.parameters = dict(parameters)
         self.watched = watched
         self.must_learn = watched or tuple(name for name, p in self.parameters.items() if p.ndim == 2)
         self.order = Order(num_rows=num_rows, batch=config.batch, seed=config.seed)
-        self.steps = max(1, math.ceil(config.epochs * self.order.steps_per_epoch))
+        self.steps = num_steps(num_rows, config.batch, config.epochs)
         self.step = 0
         self.moving_steps = 0
+        self.visits: frozenset[int] = frozenset()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self.moved = list(self.parameters.values()) if flat is None else [nn.Parameter(flat)]
-        if flat is not None:
-            self.moved[0].grad = torch.zeros_like(flat)
-            self._point_at_gradient()
+        self.moved = list(self.parameters.values())
+        if grafted is not None:
+            self.moved = [nn.Parameter(grafted.bank.flat[grafted.lane])]
+            self.moved[0].grad = grafted.bank.gradient[grafted.lane]
+            for place, part in self.views(self.moved[0].grad).items():
+                self.parameters[place].grad = part  # autograd adds into the vector
         self.optimizer = _adamw(self.moved, config)
 
-    def _point_at_gradient(self) -> None:
-        """Lets autograd add into the flat gradient."""
-        assert self.moved[0].grad is not None
-        for name, part in self.views(self.moved[0].grad).items():
-            self.parameters[name].grad = part
-
     def views(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The stretches of a vector laid out like `flat`, by parameter name."""
-        return {name: vector[p.storage_offset() : p.storage_offset() + p.numel()].view(p.shape) for name, p in self.parameters.items()}
+        """The parts of a vector laid out like the lane's row of the bank, by parameter name."""
+        start = self.moved[0].storage_offset() - vector.storage_offset()
+        return {name: vector.as_strided(p.shape, p.stride(), p.storage_offset() - start) for name, p in self.parameters.items()}
 
     def moments(self, key: str) -> dict[str, torch.Tensor]:
         """AdamW's `exp_avg` or `exp_avg_sq` by parameter name."""
-        if self.flat is not None:
+        if self.grafted is not None:
             return self.views(self.optimizer.state[self.moved[0]][key])
         return {name: self.optimizer.state[parameter][key] for name, parameter in self.parameters.items()}
 
@@ -116,17 +128,18 @@ class Lane:
         """Clips, moves the parameters, clears the gradients. Returns the gradient norm before clipping."""
         self.set_rate()
         norm = self.move()
-        self.optimizer.zero_grad(set_to_none=self.flat is None)
+        self.optimizer.zero_grad(set_to_none=self.grafted is None)
         self.count()
         return norm
 
-    def set_rate(self) -> None:
-        """Tells the optimiser the learning rate of this step."""
+    def set_rate(self, *, resting: bool = False) -> None:
+        """Tells the optimiser the learning rate of this step; a resting lane's is 0."""
+        rate = 0.0 if resting else self.learning_rate
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(self.learning_rate)
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = self.learning_rate
+                group["lr"] = rate
 
     def move(self) -> torch.Tensor:
         """Clips and moves: the part of `update` that runs on the device alone, so that it can be recorded."""

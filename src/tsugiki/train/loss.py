@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,26 +13,29 @@ from tsugiki.data.batch import IGNORED, Batch
 from tsugiki.data.packing import PackedBatch
 
 
-def summed_loss(backbone: Callable[..., Any], head: nn.Module, batch: Batch) -> torch.Tensor:
-    """Sum over target tokens of -log p(token | everything before it), in fp32.
+def summed_losses(backbone: Callable[..., Any], head: nn.Module, batch: Batch, rows: Sequence[int]) -> torch.Tensor:
+    """Sum over target tokens of -log p(token | everything before it), in fp32, for each stretch of rows: [k].
 
     Args:
         backbone: input_ids [b, t], attention_mask [b, t] → last hidden states [b, t, d]
         head: [n, d] → logits [n, v]
         batch: `labels` [b, t] name the targets; position t is predicted from position t - 1
+        rows: how many rows each of the k lanes has, one lane after another
 
-    The caller divides by the number of target tokens of the whole optimiser step: a step accumulated from
+    The caller divides by the number of target tokens of a lane's whole optimiser step: a step accumulated from
     micro-batches then equals one big batch, whatever the lengths (transformers#34191 tells what else happens).
     """
     hidden = backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
     targets = batch.labels[:, 1:]
     wanted = targets != IGNORED
-    logits = head(hidden[:, :-1][wanted])
-    return F.cross_entropy(logits.float(), targets[wanted], reduction="sum")
+    losses = F.cross_entropy(head(hidden[:, :-1][wanted]).float(), targets[wanted], reduction="none")
+    # Counted where the labels lie; on a GPU the indexing above has waited for it anyway.
+    counts = [int(part.sum()) for part in wanted.split(list(rows))]
+    return torch.stack([part.sum() for part in losses.split(counts)])
 
 
-def packed_loss(backbone: Callable[..., Any], embed: nn.Module, head: nn.Module, batch: PackedBatch) -> torch.Tensor:
-    """The same sum for packed rows; no size depends on the data, so that it can be recorded.
+def packed_losses(backbone: Callable[..., Any], embed: nn.Module, head: nn.Module, batch: PackedBatch) -> torch.Tensor:
+    """The same sums for packed rows; no size depends on the data, so that it can be recorded.
 
     Args:
         backbone: inputs_embeds [1, n, d], position_ids [1, n], cu_seq, longest → last hidden states [1, n, d]
@@ -44,4 +47,5 @@ def packed_loss(backbone: Callable[..., Any], embed: nn.Module, head: nn.Module,
         embedded.requires_grad_()  # a frozen base: the lowest layer then runs the same compiled code as all others
     out = backbone(inputs_embeds=embedded, position_ids=batch.positions[None], cu_seq=batch.cu_seq.to(torch.int32), longest=batch.shape.longest)
     logits = head(out.last_hidden_state[0].index_select(0, batch.sources))
-    return F.cross_entropy(logits.float(), batch.targets, reduction="sum", ignore_index=IGNORED)
+    losses = F.cross_entropy(logits.float(), batch.targets, reduction="none", ignore_index=IGNORED)
+    return losses.view(batch.shape.lanes, -1).sum(1)

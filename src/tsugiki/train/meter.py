@@ -23,7 +23,10 @@ WARM_UP_STEPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one run cost. Times exclude the first `WARM_UP_STEPS` steps; memory covers all of it."""
+    """What one run cost. Times exclude the first `WARM_UP_STEPS` steps; memory covers all of it.
+
+    Of `lanes` that trained together, times are a lane's share of the step, and memory is that of all.
+    """
 
     device: str
     num_steps: int
@@ -33,6 +36,7 @@ class Measurement:
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None
     peak_process_bytes: int | None
+    lanes: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,9 +65,8 @@ class Meter:
     def __init__(self, device: torch.device, peak_bytes: int = 0):
         """`peak_bytes` were allocated on the device while the steps to come were recorded."""
         self.device, self.recorded_bytes = device, peak_bytes
-        self.step_s: list[float] = []
-        self.step_tokens: list[int] = []
         self.process_bytes = 0
+        self._times: list[float] = []
         self._events: list[tuple[Any, Any]] = []
         self._start: Any = None
         if device.type == "cuda":
@@ -76,22 +79,23 @@ class Meter:
         else:
             self._start = time.perf_counter()
 
-    def end(self, num_tokens: int) -> None:
-        self.step_tokens.append(num_tokens)
+    def end(self) -> None:
         if self.device.type == "cuda":
             stop = torch.cuda.Event(enable_timing=True)
             stop.record()
             self._events.append((self._start, stop))
         else:
-            self.step_s.append(time.perf_counter() - self._start)
+            self._times.append(time.perf_counter() - self._start)
             self.process_bytes = peak_process_bytes()
 
-    def settle(self) -> None:
-        """Turns recorded events into seconds; cheap once the device has caught up."""
+    def settle(self) -> list[float]:
+        """Seconds of each step since the last call; cheap once the device has caught up."""
         if self._events:
             self._events[-1][1].synchronize()
-            self.step_s.extend(start.elapsed_time(stop) / 1000 for start, stop in self._events)
+            self._times.extend(start.elapsed_time(stop) / 1000 for start, stop in self._events)
             self._events.clear()
+        times, self._times = self._times, []
+        return times
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -111,10 +115,10 @@ class Meter:
             return self.process_bytes
         return max(self.recorded_bytes, torch.cuda.max_memory_allocated(self.device))
 
-    def measurement(self) -> Measurement:
-        self.settle()
+    def measurement(self, step_s: Sequence[float], step_tokens: Sequence[int], *, lanes: int) -> Measurement:
+        """Of a lane whose steps took so long and read so many tokens."""
         cuda = self.device.type == "cuda"
-        times, tokens = timed(self.step_s), timed(self.step_tokens)
+        times, tokens = timed(step_s), timed(step_tokens)
         return Measurement(
             device=device_name(self.device),
             num_steps=len(times),
@@ -124,6 +128,7 @@ class Meter:
             peak_allocated_bytes=self.memory_bytes if cuda else None,
             peak_reserved_bytes=torch.cuda.max_memory_reserved(self.device) if cuda else None,
             peak_process_bytes=None if cuda else self.process_bytes,
+            lanes=lanes,
         )
 
 

@@ -1,4 +1,4 @@
-"""One optimiser step of one lane, eager: forward and backward of every micro-batch, then the update.
+"""One optimiser step of one or more lanes, eager: forward and backward of every micro-batch, then the updates.
 
 This is the reference path and the CPU path; a captured step has the same face.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from tsugiki.data.batch import Batch, collate
 from tsugiki.data.prompts import Tokens
 from tsugiki.model.loading import Numerics, backbone_and_head
 from tsugiki.train.lane import Lane
-from tsugiki.train.loss import summed_loss
+from tsugiki.train.loss import summed_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class StepResult:
 
 
 class EagerStep:
-    """Steps of any lane over one model."""
+    """Steps of any lanes over one model."""
 
     kind = "eager"
     peak_bytes = 0  # what was allocated before the first step and belongs to every step: nothing
@@ -40,29 +41,33 @@ class EagerStep:
         self.backbone, self.head = backbone_and_head(model)
         self.rows, self.pad_id, self.device, self.numerics = rows, pad_id, device, numerics
 
-    def __call__(self, lane: Lane) -> StepResult:
-        numbers = lane.rows()
-        micro = lane.config.micro_batch or lane.config.batch
-        batches = [self._batch(numbers[start : start + micro]) for start in range(0, len(numbers), micro)]
-        num_targets = sum(batch.num_target_tokens for batch in batches)
-        total = torch.zeros((), device=self.device)
-        for batch in batches:
-            moved = batch.to(self.device)
-            if lane.clock is not None:
-                lane.clock.step, lane.clock.rows, lane.clock.positions = lane.step, moved.rows[:, None], moved.positions
+    def __call__(self, lanes: Sequence[Lane]) -> list[StepResult]:
+        """The coming step of each lane. Lanes share the base's products; all but the last micro-batches hold rows of every lane."""
+        numbers = [lane.rows() for lane in lanes]
+        num_targets = [sum(len(self.rows[number].target_ids) for number in here) for here in numbers]
+        losses = [torch.zeros((), device=self.device) for _ in lanes]
+        for parts in _micro_batches(lanes, numbers):
+            here = [place for place, part in enumerate(parts) if part]
+            batch = self._batch([number for part in parts for number in part]).to(self.device)
+            _tell(lanes, parts, batch)
             with self.numerics.autocast(self.device):
-                loss = summed_loss(self.backbone, self.head, moved) / num_targets
+                sums = summed_losses(self.backbone, self.head, batch, [len(parts[place]) for place in here])
+                means = [one / num_targets[place] for place, one in zip(here, sums.unbind(), strict=True)]
+                loss = torch.stack(means).sum()
             loss.backward()
-            total += loss.detach()
-        if lane.clock is not None:
-            lane.clock.rows = None
-        return StepResult(
-            loss=total,
-            norm=lane.update(),
-            num_rows=len(numbers),
-            num_tokens=sum(batch.num_tokens for batch in batches),
-            num_target_tokens=num_targets,
-        )
+            for place, mean in zip(here, means, strict=True):
+                losses[place] += mean.detach()
+        _tell_nothing(lanes)
+        return [
+            StepResult(
+                loss=losses[place],
+                norm=lane.update(),
+                num_rows=len(numbers[place]),
+                num_tokens=sum(len(self.rows[number]) for number in numbers[place]),
+                num_target_tokens=num_targets[place],
+            )
+            for place, lane in enumerate(lanes)
+        ]
 
     def paused(self) -> AbstractContextManager[None]:
         """Within it the model may be used for something else."""
@@ -70,3 +75,32 @@ class EagerStep:
 
     def _batch(self, numbers: list[int]) -> Batch:
         return collate([self.rows[number] for number in numbers], numbers, self.pad_id)
+
+
+def _micro_batches(lanes: Sequence[Lane], numbers: Sequence[list[int]]) -> list[list[list[int]]]:
+    """One entry for each backward pass: the row numbers of each lane in it (none where a lane needs fewer passes)."""
+    parts = []
+    for lane, here in zip(lanes, numbers, strict=True):
+        micro = lane.config.micro_batch or lane.config.batch
+        parts.append([here[start : start + micro] for start in range(0, len(here), micro)])
+    return [list(one) for one in zip_longest(*parts, fillvalue=[])]
+
+
+def _tell(lanes: Sequence[Lane], parts: Sequence[list[int]], batch: Batch) -> None:
+    """Tells the adapters whose rows are coming, and what their dropout is drawn from."""
+    grafted = lanes[0].grafted
+    if grafted is None:
+        return
+    bank, shares = grafted.bank, [0] * len(grafted.bank.shares)
+    for lane, part in zip(lanes, parts, strict=True):
+        assert lane.grafted is not None, "lanes of one step are adapters of one base"
+        shares[lane.grafted.lane] = len(part)
+        lane.grafted.clock.step = lane.step
+    bank.shares, bank.rows, bank.positions = tuple(shares), batch.rows[:, None], batch.positions
+
+
+def _tell_nothing(lanes: Sequence[Lane]) -> None:
+    """No rows are in work: nothing is dropped out, and a whole batch is every lane's."""
+    if lanes[0].grafted is not None:
+        bank = lanes[0].grafted.bank
+        bank.shares, bank.rows, bank.positions = (1,) * len(bank.shares), None, None

@@ -1,0 +1,133 @@
+"""TOML files and `--set` changes, read into the schemas of `config`; every mistake of a file is reported at once, with its place."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tsugiki.config import TaskSpec
+from tsugiki.errors import ConfigError, DataError, TsugikiError, did_you_mean
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def parse(schema: type[T], given: Mapping[str, Any], where: str, error: type[TsugikiError] = ConfigError) -> T:
+    """Validates `given`; every mistake stands in one message, with the place and what is known there."""
+    try:
+        return schema.model_validate(given)
+    except ValidationError as broken:
+        found = broken.errors()
+        inner = [one for one in found if not any(other is not one and other["loc"][: len(one["loc"])] == one["loc"] for other in found)]
+        lines = [_say(schema, one) for one in inner]
+        head = f"{where}: {len(lines)} mistakes. " if len(lines) > 1 else f"{where}: "
+        raise error(head + " | ".join(lines)) from None
+
+
+def _say(schema: type[BaseModel], one: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in one["loc"])
+    if one["type"] == "extra_forbidden":
+        return f"{place}: unknown key.{did_you_mean(str(one['loc'][-1]), _keys_at(schema, one['loc'][:-1]))}"
+    if one["type"] == "missing":
+        return f"{place}: missing, must be given"
+    message = one["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if one["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "must be a table with keys of its own, like name = …"
+    elif one["type"] == "tuple_type":
+        message = "must be a list in square brackets"
+    given = "" if one["type"] == "value_error" else f", got {one['input']!r}"
+    return f"{place}: {message}{given}" if place else f"{message}{given}"
+
+
+def _keys_at(schema: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """Field names of the schema that `path` leads to, through records, tuples and dictionaries of records."""
+    here: Any = schema
+    for part in path:
+        field = here.model_fields.get(part) if isinstance(here, type) and issubclass(here, BaseModel) else None
+        if field is not None:
+            here = field.annotation
+        while not (isinstance(here, type) and issubclass(here, BaseModel)) and getattr(here, "__args__", None):
+            records = [a for a in here.__args__ if a is not type(None) and a is not Ellipsis and a is not str]
+            if not records:
+                return []
+            here = records[-1]
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, Any]:
+    """The content of a TOML file; a missing or broken file is the user's error, with the line."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except OSError as broken:
+        raise error(f"{path}: cannot be read: {broken.strerror}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: must be UTF-8 (it looks like CP932 or another encoding). Save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as broken:
+        raise error(f"{path}: not valid TOML: {broken}. Look for full-width or curly signs, a missing quote or bracket there") from None
+    if not content:
+        raise error(f"{path}: empty")
+    return content
+
+
+def is_task_file(given: Mapping[str, Any]) -> bool:
+    return "kind" in given and "fields" in given
+
+
+def refuse_task_file(given: Mapping[str, Any], where: str) -> None:
+    """Raises `ConfigError` with what to do when a task file was given for a run or study file."""
+    if is_task_file(given):
+        raise ConfigError(f'{where}: this is a task file. Check it with: tsugiki check {where}; use it with name = "{where}" under [task] or [[tasks]]')
+
+
+def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths of tasks, data and models that are not there from the current folder but beside the file that names them."""
+
+    def place(table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        moved = dict(table)
+        for key in ("name", "path", "data_dir"):
+            value = moved.get(key)
+            if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+                moved[key] = str(folder / value)
+        return moved
+
+    result = dict(given)
+    for key in ("task", "model"):
+        if key in result:
+            result[key] = place(result[key])
+    for key in ("tasks", "models"):
+        if isinstance(result.get(key), list):
+            result[key] = [place(one) for one in result[key]]
+    return result
+
+
+def read_task(path: Path) -> TaskSpec:
+    return parse(TaskSpec, read_toml(path, DataError), str(path), DataError)
+
+
+def override(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Applies `a.b=value` changes; the value is read as TOML, and as a plain string when it is none."""
+    result: dict[str, Any] = json.loads(json.dumps(given))
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change}: must read key=value, like train.learning_rate=2e-4")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *parents, last = name.strip().split(".")
+        here = result
+        for parent in parents:
+            here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"--set {change}: {parent} is a value, not a table")
+        here[last] = value
+    return result

@@ -1,0 +1,58 @@
+"""Foretells how many lanes a device holds: from the model's sizes, the adapters and the rows, before anything is made.
+
+Foretold, not measured: the step that is then recorded says whether it fits, and if not, fewer lanes are taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tsugiki.config import RunConfig
+from tsugiki.data.prompts import Tokens
+from tsugiki.model.layouts import find_places, in_features
+from tsugiki.model.loading import num_parameters
+
+ADAPTER_BYTES = 4 + 4 + 8 + 2 + 2  # fp32 value, gradient, two moments; bf16 copy, its gradient
+USABLE = 0.88  # of the device's memory; the rest is for the libraries' workspaces and for fragments
+MOST_LANES = 96  # beyond, a step only gets longer: products are bound by arithmetic long before
+
+
+def lanes_that_fit(model: Any, device: torch.device, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
+    """How many of the LoRA runs `configs` can train together on a device; 1 on a CPU, where lanes save no arithmetic."""
+    if device.type != "cuda":
+        return 1
+    total = torch.cuda.get_device_properties(device).total_memory
+    free = USABLE * total - num_parameters(model) * next(model.parameters()).element_size()
+    return max(1, min(MOST_LANES, len(configs), int(free // lane_bytes(model, configs, rows))))
+
+
+def lane_bytes(model: Any, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
+    """What one more lane of these takes: its adapters with their optimiser, and what its rows leave behind for the backward pass."""
+    rank = max(config.lora.rank for config in configs if config.lora)
+    targets = {config.lora.targets for config in configs if config.lora}
+    places = {(place.path, place.word): place for words in targets for place in find_places(model, words)}
+    adapters = sum(rank * (in_features(model.get_submodule(place.path)) + place.stop - place.start) for place in places.values())
+    batch = max(config.train.micro_batch or config.train.batch for config in configs)
+    tokens = _upper_sum([len(row) for row in rows], batch)
+    answers = _upper_sum([len(row.target_ids) for row in rows], batch)
+    logits = answers * model.config.vocab_size * (2 + 4 + 4 + 2)  # bf16, fp32, their gradients
+    return int(adapters * ADAPTER_BYTES + tokens * token_bytes(model.config) + logits)
+
+
+def token_bytes(config: Any) -> int:
+    """What one token leaves behind in bf16 for the backward pass: eight vectors of the model's width a layer (norms' inputs and
+    outputs, q, k, v, attention, residuals) and three of the MLP's."""
+    width = config.hidden_size
+    mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    return int(2 * config.num_hidden_layers * (8 * width + 3 * mlp))
+
+
+def _upper_sum(lengths: Sequence[int], count: int) -> float:
+    """What the sum of `count` random ones of these hardly ever exceeds: the mean and four standard deviations."""
+    mean = sum(lengths) / len(lengths)
+    variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
+    return min(count * max(lengths), count * mean + 4 * math.sqrt(count * variance))
