@@ -99,7 +99,7 @@ def ours(size: str, layout: str, work: str, steps: int, method: str = "lora", st
         result = fit(opened, [lane], DEVICE, folders=[None])[0]
         history = result.history
         lane.step = 0
-        extra = {"profile": where_the_time_goes(opened, lane)}
+        extra = {"profile": where_the_time_goes(opened, [lane])}
         extra |= {"shapes": [vars(shape) for shape in opened.shapes], "max_tokens": opened.max_tokens} if hasattr(opened, "shapes") else {}
     if frozen and step == "captured":
         detach(model)
@@ -118,7 +118,8 @@ def ours(size: str, layout: str, work: str, steps: int, method: str = "lora", st
 
 
 def peer(size: str, layout: str, work: str, steps: int, kind: str) -> dict[str, Any]:
-    """`peft`, `peft_checkpointing`, `peft_liger`, `peft_liger_checkpointing` or `full`: what a user of transformers writes."""
+    """`peft`, `peft_qv` (adapters on q and v alone), `peft_checkpointing`, `peft_liger`, `peft_liger_checkpointing` or `full`: what a
+    user of transformers writes."""
     rows = make_rows(work)
     model = build(size, layout)
     if "liger" in kind:
@@ -129,7 +130,7 @@ def peer(size: str, layout: str, work: str, steps: int, kind: str) -> dict[str, 
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     if kind != "full":
-        model = with_peft(model, layout)
+        model = with_peft(model, layout, "q+v" if "qv" in kind else "q+k+v+o")
     model.train()
     moved = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(moved, lr=1e-4, weight_decay=0.0, fused=True)
@@ -162,11 +163,11 @@ def peer(size: str, layout: str, work: str, steps: int, kind: str) -> dict[str, 
     }
 
 
-def with_peft(model: Any, layout: str) -> Any:
+def with_peft(model: Any, layout: str, words: str = "q+k+v+o") -> Any:
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
-    targets: Any = ["q_proj", "k_proj", "v_proj", "o_proj"] if layout == "llama" else r".*attn\.(c_attn|c_proj)"
+    targets: Any = [f"{word}_proj" for word in words.split("+")] if layout == "llama" else r".*attn\.(c_attn|c_proj)"
     return get_peft_model(model, PeftConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, fan_in_fan_out=layout == "gpt2", task_type="CAUSAL_LM"))
 
 
@@ -238,14 +239,14 @@ def spread(times: list[float], tokens: list[int]) -> dict[str, Any]:
     }
 
 
-def where_the_time_goes(step: Any, lane: Lane, steps: int = 5) -> dict[str, Any]:
+def where_the_time_goes(step: Any, lanes: list[Lane], steps: int = 5) -> dict[str, Any]:
     """Device milliseconds a step by kind of kernel, from PyTorch's profiler. Kernels that run side by side both count."""
     kinds = {"products": ("nvjet", "gemm", "cutlass_80", "splitK"), "attention": ("flash",), "elementwise (compiled)": ("triton_",)}
     spent: dict[str, float] = {}
     kernels = 0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(steps):
-            step([lane])
+            step(lanes)
         torch.cuda.synchronize()
     for event in profile.events():
         if event.device_type.name == "CUDA":

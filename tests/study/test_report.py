@@ -120,7 +120,7 @@ def test_texts_that_may_not_be_passed_on_stay_out(wide: tuple[StudySpec, StudyRe
     bare = StudyResult(
         study=spec.model_copy(update={"answers_shown": 0}), cells=result.cells, records=result.records, chosen=result.chosen, repeats=result.repeats
     )
-    assert [table.name for table in all_tables(gather(bare), "en")] == ["table1", "table2", "comparison", "failures", "table3"]
+    assert [table.name for table in all_tables(gather(bare), "en")] == ["table1", "table2", "comparison", "failures", "landscape", "settings", "table3"]
 
 
 def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResult, Path]) -> None:

@@ -162,7 +162,7 @@ def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow)
     if len(set(scales)) == 1:
         whole.scale = scales[0]
     else:
-        whole.scales = torch.tensor(scales, device=shadow.values.device, dtype=shadow.values.dtype)
+        whole.scales = whole.bank.scales.to(shadow.values.dtype)
     offsets = [module.offsets[number] for module, number in places]
     whole.a = _leaf(shadow, offsets[0][0], rank * len(places), places[0][0].d_in)
     whole.b = _leaf(shadow, offsets[0][1], sum(whole.widths), rank)

@@ -46,6 +46,7 @@ class AdapterBank:
     """
 
     flat: torch.Tensor
+    scales: torch.Tensor
     configs: list[LoraConfig]
     clocks: list[DropoutClock]
     shares: tuple[int, ...]
@@ -129,9 +130,7 @@ class LoraLinear(nn.Module):
         if len(self.lanes) == 1:
             return self._of_lane(0, place, x, bank.rows, bank.positions)
         if bank.equal and not torch.is_grad_enabled():
-            a, b = self.stacked(place)
-            scales = torch.tensor([lane.scale for lane in self.lanes], device=x.device)
-            return grouped_update(x, a, b, scales)
+            return grouped_update(x, *self.stacked(place), bank.scales)
         sizes = bank.sizes(x.shape[:-1].numel())
         parts = x.reshape(-1, self.d_in).split(sizes)
         counters: list[tuple[torch.Tensor | None, torch.Tensor | None]] = [(None, None)] * len(parts)
@@ -230,6 +229,7 @@ def attach_lanes(model: nn.Module, asked: Sequence[tuple[LoraConfig, int]]) -> l
     device = weight_of(model.get_submodule(union[0].path)).device
     bank = AdapterBank(
         flat=torch.empty(0, device=device),
+        scales=torch.tensor([config.scale for config, _ in asked], device=device),
         configs=[config for config, _ in asked],
         clocks=[DropoutClock(seed=seed) for _, seed in asked],
         shares=(1,) * len(asked),

@@ -42,7 +42,7 @@ def results_notes(result: StudyResult, language: Language) -> list[str]:
     records = [record for cell in result.chosen.values() if (record := result.record(cell)) is not None]
     notes = [*_machine_notes(records, language), *_score_notes(result, records, language), *_cost_notes(language)]
     notes.append(_choice_note(result, language))
-    notes += differences(result, language) + edges(result, language)
+    notes += differences(result, language)
     if result.study.reference_rows:
         title = "日本語の大規模な基盤モデルに対する LoRA チューニング"
         notes.append(
@@ -51,7 +51,8 @@ def results_notes(result: StudyResult, language: Language) -> list[str]:
                 f"† {PAPER}「{title}」NLP2023 の表 2 から引用。モデルは別のもの、A100 での値。"
                 "メモリの欄は単位が混在しています（24 MB はアダプタのファイルの大きさ）。‡ 検証データ全体での値で、比較できません。",
                 f"† Quoted from {PAPER}「{title}」, NLP2023, Table 2: other models, A100; "
-                "its memory column mixes units (24 MB is the size of an adapter file). ‡ Scored there on the whole validation set, so not comparable.",
+                "its memory column mixes units (24 MB is the size of an adapter file). ‡ Scored there on the whole validation set, so not "
+                "comparable.",
             )
         )
     left_open = pick(language, "選ばれた設定の詳細", "The chosen cells in detail")
@@ -95,9 +96,13 @@ def _cost_notes(language: Language) -> list[str]:
         pick(
             language,
             "秒/ステップ: 中央値 / 平均。最初の 5 ステップを除き、計算機を占有した値"
-            "（並行して学習した場合は 40 ステップを改めて計測、2 巡目の値）。「バッチ 8」は論文のバッチ。",
+            "（並行して学習した場合は 40 ステップを改めて計測、2 巡目の値）。「バッチ 8」は論文のバッチ。"
+            "「レーン内」は、同じベースモデルの上で多数のアダプタをまとめて学習したときの 1 アダプタあたりの時間（括弧内はアダプタ数）で、"
+            "単独の時間とは比較できません。",
             "Seconds a step: median / mean, the first 5 steps left out, the device to itself "
-            "(where cells ran side by side: a probe of 40 steps, timed the second time round). @8: at the paper's batch of 8.",
+            "(where cells ran side by side: a probe of 40 steps, timed the second time round). @8: at the paper's batch of 8. "
+            "Among lanes: a step's time for each adapter where many trained in one pass over the base (their number in brackets); not to be set beside "
+            "the others.",
         ),
         pick(
             language,
@@ -167,57 +172,6 @@ def differences(result: StudyResult, language: Language) -> list[str]:
                 if name not in searched and len(set(values.values())) > 1:
                     text = ", ".join(f"{method} {value}" for method, value in values.items())
                     notes.append(f"{task_label(choice)}: {differ.format(name=name)}: {text}.")
-    return notes
-
-
-def edges(result: StudyResult, language: Language) -> list[str]:
-    """Chosen cells whose learning rate is the lowest or highest that was tried: a better one may lie outside."""
-    found = []
-    low, high = pick(language, "{n} 個中の最小", "lowest of {n}"), pick(language, "{n} 個中の最大", "highest of {n}")
-    for cell in result.chosen.values():
-        tried = sorted({other.config.train.learning_rate for other in result.cells if other.key == cell.key})
-        rate = cell.config.train.learning_rate
-        if len(tried) > 1 and rate in (tried[0], tried[-1]):
-            found.append(f"{' '.join(cell.key)} ({rate:g}, {(low if rate == tried[0] else high).format(n=len(tried))})")
-    warning = pick(
-        language,
-        "最良の学習率が探索範囲の端にあります。範囲を広げればさらに良い設定があるかもしれません",
-        "Best learning rate on the edge of the grid, so a wider one may do better",
-    )
-    return [f"{warning}: {'; '.join(found)}."] if found else []
-
-
-def landscape_notes(result: StudyResult, language: Language) -> list[str]:
-    """What the grid says besides the choice: cells within noise of the best, cells that did not learn, LoRA's best rate over FT's."""
-    notes = []
-    rates: dict[tuple[str, str], dict[str, float]] = {}
-    for key, best in result.chosen.items():
-        rivals = [(cell, result.record(cell)) for cell in result.cells if cell.key == key]
-        scored = [evaluation for _, record in rivals if record is not None and record.status == "done" and (evaluation := record.evaluation("validation"))]
-        failed = sum(record is not None and record.status == "failed" for _, record in rivals)
-        top = result.record(best)
-        evaluation = top.evaluation("validation") if top else None
-        if evaluation is None:
-            continue
-        near = sum(one["main"]["value"] >= evaluation["main"]["low"] for one in scored)
-        name, setting, value, num = " ".join(key), chosen_text(best), score_text(evaluation), len(scored)
-        text = pick(
-            language,
-            f"{name}: 最良 {setting}（{value}）。{num} 設定のうち {near} が最良の 95 % 区間の下端以上、学習できなかった設定は {failed}。",
-            f"{name}: best {setting} ({value}). {near} of {num} cells reach the low end of its 95 % interval; {failed} did not learn.",
-        )
-        notes.append(text)
-        rates.setdefault(key[:2], {})[best.method.kind] = best.config.train.learning_rate
-    for (model, task), found in rates.items():
-        if len(found) == 2:
-            ratio = found["lora"] / found["full"]
-            notes.append(
-                pick(
-                    language,
-                    f"{model} {task}: 最良の学習率は LoRA が FT の {ratio:.3g} 倍（{found['lora']:g} と {found['full']:g}）。",
-                    f"{model} {task}: LoRA's best learning rate is {ratio:.3g} times FT's ({found['lora']:g} against {found['full']:g}).",
-                )
-            )
     return notes
 
 

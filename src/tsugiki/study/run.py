@@ -154,7 +154,7 @@ def _find_heirs(group: _Group, wanted: list[RunConfig]) -> list[RunConfig]:
         trunk = families.setdefault(family, config)
         steps = group.steps_of(config)
         shared = shared_steps(config.train, steps, trunk.train, group.steps_of(trunk))
-        if trunk is config or not shared or config.score.during:
+        if trunk is config or 2 * shared < steps or config.score.during:
             trunks.append(config)
         else:
             group.heirs.setdefault(trunk, {}).setdefault(shared, []).append(config)

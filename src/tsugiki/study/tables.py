@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,58 +12,13 @@ from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_basel
 from tsugiki.study.cells import Cell, StudyResult, task_label
 from tsugiki.study.compare import pooled
 from tsugiki.study.finding import Finding, findings
-from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, landscape_notes, leak_notes, results_notes, score_text, values_text
+from tsugiki.study.landscape import landscape_table, settings_table, shared_note
+from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, leak_notes, results_notes, score_text, values_text
 from tsugiki.study.store import RunRecord
+from tsugiki.study.tabular import Table
 from tsugiki.study.words import Language, half, pick, word
 
 ANSWERS_HEADER = ("Example", "Method", "Text")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A titled table of text cells, with notes under it."""
-
-    name: str
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    def to_markdown(self) -> str:
-        lines = ["| " + " | ".join(_cell(one) for one in row) + " |" for row in (self.header, *self.rows)]
-        lines.insert(1, "|" + " --- |" * len(self.header))
-        notes = "".join(f"\n{note}\n" for note in self.notes)
-        return f"### {self.title}\n\n" + "\n".join(lines) + "\n" + notes
-
-    def to_latex(self) -> str:
-        """A booktabs tabular; notes follow as comments."""
-        return _as_latex(self)
-
-    def to_csv(self) -> str:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
-        return text.getvalue()
-
-
-LATEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "⏎": " "}
-
-
-def _latex(text: str) -> str:
-    """Special signs escaped; what no engine sets (control characters, bytes that are no text) as a box; a leading [ or * kept from `\\\\`."""
-    escaped = "".join(LATEX.get(char, "□" if char == "\ufffd" or not (char.isprintable() or char == " ") else char) for char in text)
-    return "{}" + escaped if escaped[:1] in ("[", "*") else escaped
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "⏎").replace("<", "&lt;")
-
-
-def _as_latex(table: Table) -> str:
-    lines = [" & ".join(_latex(one) for one in row) + r" \\" for row in table.rows]
-    head = " & ".join(_latex(one) for one in table.header) + r" \\"
-    body = "\n".join([rf"\begin{{tabular}}{{{'l' * len(table.header)}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"])
-    notes = "\n".join(f"% {note}" for note in table.notes)
-    return f"% {table.title}; needs \\usepackage{{booktabs}} and a class for Japanese\n{body}\n{notes}\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +75,7 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
         "Peak memory (MiB)",
         "s/step @8",
         "s/step (batch)",
+        "s/step among lanes",
         "tokens/s",
         "s/answer",
         "Weights file (MiB)",
@@ -136,11 +90,11 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
                 if cell is not None and record is not None:
                     rows.append(_result_row(label, cell, record, language, _test_text(result.seeds(cell), language)))
                 else:
-                    rows.append((label, f"{model.label}-{name}", "no cell learned", *["-"] * 10))
-        rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 9) for name, value in baselines(task)]
+                    rows.append((label, f"{model.label}-{name}", "no cell learned", *["-"] * 11))
+        rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 10) for name, value in baselines(task)]
         if result.study.reference_rows:
             for name, trainable, memory, seconds, value in PAPER_ROWS.get(task.name, []):
-                rows.append((label, f"{name} ({PAPER}) †", value, "-", "-", trainable, memory, seconds, *["-"] * 5))
+                rows.append((label, f"{name} ({PAPER}) †", value, "-", "-", trainable, memory, seconds, *["-"] * 6))
     return Table(name="table2", title="表 2: 評価結果 / Table 2: results", header=header, rows=tuple(rows), notes=tuple(results_notes(result, language)))
 
 
@@ -157,9 +111,10 @@ def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, t
         str(test["main"]["n"]) if test else "-",
         _number(test["candidate_rate"] if test else None),
         f"{happened['trainable'] / 1e6:,.2f}",
-        memory_text(measured, language),
+        memory_text(solo.get(str(record.config.train.batch)) or measured, language),
         _seconds(solo.get("8") or {}),
         f"{_seconds(own)} ({record.config.train.batch})",
+        f"{_seconds(measured)} ({lanes})" if (lanes := measured.get("lanes", 1)) > 1 else "-",
         _number(own.get("tokens_per_s"), ",.0f"),
         _number((test or validation)["answer_s"], ".4f"),
         f"{happened['weights_bytes'] / 2**20:,.1f}",
@@ -266,7 +221,7 @@ def grid_table(result: StudyResult, language: Language) -> Table:
         title="表 3: 探索した設定 / Table 3: the grid, by validation",
         header=("Model · task · method", "Setting", "Validation", "Candidate rate", "Chosen"),
         rows=tuple(rows),
-        notes=tuple(landscape_notes(result, language)),
+        notes=tuple(shared_note(result, language)),
     )
 
 
@@ -310,7 +265,7 @@ def all_tables(material: Material, language: Language) -> list[Table]:
     """Every table of the report in one language."""
     result, tasks = material.result, material.tasks
     head = [data_table(tasks, language), results_table(result, tasks, language), comparison_table(material, language)]
-    head += [failure_table(result, language), grid_table(result, language)]
+    head += [failure_table(result, language), landscape_table(result, tasks, language), settings_table(result, language), grid_table(result, language)]
     return [_localised(table, language) for table in [*head, *answers_tables(result, tasks)]]
 
 

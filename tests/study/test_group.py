@@ -1,0 +1,176 @@
+"""A grid in one pass: lanes, shared epochs, failures, memory, a kill in the middle; the records equal those of single runs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.study.test_study import TRAIN, asked, study_of
+from tsugiki.config import RunConfig
+from tsugiki.study import run as run_module
+from tsugiki.study.cells import parse_study
+from tsugiki.study.inputs import Listener
+from tsugiki.study.run import group_key, run_group
+from tsugiki.study.store import RunRecord, Store
+from tsugiki.study.sweep import run_study
+from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
+from tsugiki.train.lane import DoesNotFit, Lane
+
+
+def weights(record: RunRecord) -> dict[str, torch.Tensor]:
+    path = latest_checkpoint(record.folder / "weights")
+    assert path is not None
+    return read_checkpoint(path)[0]
+
+
+def losses(record: RunRecord) -> list[float]:
+    return list(json.loads((record.folder / "history.json").read_text(encoding="utf-8"))["loss"])
+
+
+def grid(model: Path, task: Path, **train: Any) -> list[RunConfig]:
+    """Six cells: two sets of targets and ranks at three rates."""
+    adapters = [{"targets": "q+v", "rank": 2}, {"targets": "all-linear", "rank": 4, "alpha": 8}]
+    return [asked(model, task, lora=lora, train={**TRAIN, **train, "learning_rate": rate}) for lora in adapters for rate in (1e-3, 5e-3, 1e-2)]
+
+
+def test_lanes_leave_the_records_of_single_runs(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    configs = grid(model_folder, task_file)
+    heard: list[int] = []
+    together = run_group(configs, Store(tmp_path / "group"), Listener(on_start=lambda some: heard.append(len(some))), lanes=4)
+    assert heard == [3, 3], "six in rounds of at most four: evenly filled"
+    for config, record in zip(configs, together, strict=True):
+        [alone] = run_group([config], Store(tmp_path / "alone"))
+        assert record.folder.name == alone.folder.name
+        assert losses(record) == pytest.approx(losses(alone), rel=1e-5)
+        assert record.answers("validation") == alone.answers("validation")
+        assert record.evaluation("validation")["scores"] == alone.evaluation("validation")["scores"]
+        for key in ("trainable", "total", "steps", "step", "status"):
+            assert record.happened[key] == alone.happened[key], key
+        assert (record.happened["alone"], alone.happened["alone"]) == (False, True)
+        assert (record.happened["lanes"], record.happened["measurement"]["lanes"]) == (3, 3)
+        mine, theirs = weights(record), weights(alone)
+        assert mine.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(mine[name], tensor, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "shared"),
+    [("lora", {}, [6, 12]), ("full", {}, [6, 12]), ("lora", {"schedule": "wsd", "decay": 0.3}, [5, 9]), ("lora", {"schedule": "linear"}, [0, 0])],
+)
+def test_epochs_come_from_one_run_where_the_schedule_allows_it(
+    method: str, train: dict, shared: list[int], model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    """To the same bits as training each from the start; three steps make an epoch here."""
+    changes: dict[str, Any] = {"method": "full", "lora": None} if method == "full" else {}
+    configs = [asked(model_folder, task_file, **changes, train={**TRAIN, **train, "epochs": epochs}) for epochs in (2, 4, 6)]
+    records = run_group(configs, Store(tmp_path / "group"))
+    assert [record.happened["steps"] for record in records] == [6, 12, 18]
+    gifts = [record.happened.get("shared") or {"steps": 0, "from": records[2].folder.name} for record in records]
+    assert [gift["steps"] for gift in gifts] == [*shared, 0]
+    assert {gift["from"] for gift in gifts} == {records[2].folder.name}
+    for config, record in zip(configs, records, strict=True):
+        [alone] = run_group([config], Store(tmp_path / "alone"))
+        assert losses(record) == losses(alone)
+        assert record.answers("validation") == alone.answers("validation")
+        assert all(torch.equal(tensor, weights(alone)[name]) for name, tensor in weights(record).items())
+
+
+def test_epochs_and_lanes_together_in_a_study(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """A grid with epochs: only the longest are trained, the shorter finish with the step they were handed; test is scored once."""
+    given = study_of(model_folder, task_file)
+    cells = {"learning_rate": [1e-3, 1e-2], "targets": ["q+v"], "rank": [2, 3], "epochs": [1, 2]}
+    study = parse_study({**given, "lanes": 8, "methods": [{"name": "LoRA", "kind": "lora", "grid": cells}]}, "study")
+    said: list[str] = []
+    result = run_study(study, Store(tmp_path), on_cell=said.append)
+    assert said[:2] == [
+        f"[2 … 8/8] 4 together: {result.cells[1].label} … {result.cells[7].label}",
+        f"[1 … 7/8] 4 together: {result.cells[0].label} … {result.cells[6].label}",
+    ]
+    records = list(result.records.values())
+    assert {record.status for record in records} == {"done"}
+    assert ["shared" in record.happened for record in records] == [True, False] * 4
+    chosen = result.records[next(iter(result.chosen.values())).label]
+    assert chosen.evaluation("test") is not None
+    assert set(chosen.happened["solo"]) == {"8"}, "measured alone, whatever it cost among others"
+    assert sum(record.evaluation("test") is not None for record in records) == 1
+
+
+def test_a_lane_that_diverges_leaves_the_others(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    configs = [asked(model_folder, task_file, train={**TRAIN, "learning_rate": rate}) for rate in (1e-3, 1e22, 1e-2)]
+    first, broken, last = run_group(configs, Store(tmp_path), lanes=3)
+    assert (first.status, broken.status, last.status) == ("done", "failed", "done")
+    assert "training diverged" in broken.happened["reason"]
+    assert broken.evaluation("validation") is None
+
+
+def test_a_group_that_does_not_fit_is_split(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sizes = run_module.open_step, []
+
+    def open_step(model: Any, lanes: Sequence[Lane], *others: Any, **named: Any) -> AbstractContextManager[Any]:
+        sizes.append(len(lanes))
+        if len(lanes) > 2:
+            raise DoesNotFit(f"{len(lanes)} lanes do not fit")
+        return real(model, lanes, *others, **named)
+
+    monkeypatch.setattr(run_module, "open_step", open_step)
+    notes: list[str] = []
+    records = run_group(grid(model_folder, task_file), Store(tmp_path), Listener(on_note=notes.append), lanes=6)
+    assert sizes == [6, 3, 2, 2, 2]
+    assert notes == ["6 lanes do not fit; going on with 3 at a time", "3 lanes do not fit; going on with 2 at a time"]
+    assert {record.status for record in records} == {"done"}
+
+
+def test_what_may_train_together(model_folder: Path, task_file: Path) -> None:
+    one = asked(model_folder, task_file)
+    same = [{"lora": {"rank": 8}}, {"train": {**TRAIN, "learning_rate": 1e-5, "epochs": 9, "batch": 3, "schedule": "cosine", "seed": 4}}]
+    other = [
+        {"train": {**TRAIN, "max_length": 64}},
+        {"method": "full", "lora": None},
+        {"score": {"batch": 3}},
+        {"task": {"name": str(task_file), "train_rows": 5}},
+    ]
+    assert all(group_key(asked(model_folder, task_file, **change)) == group_key(one) for change in same)
+    assert all(group_key(asked(model_folder, task_file, **change)) != group_key(one) for change in other)
+    full = [asked(model_folder, task_file, method="full", lora=None, train={**TRAIN, "epochs": epochs}) for epochs in (1, 2)]
+    assert group_key(full[0]) == group_key(full[1])
+
+
+def test_kill_9_in_the_middle_of_a_group_resumes_to_the_same_bits(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """A real process, killed for real once every lane's first checkpoint is there."""
+    configs = [config.model_dump(mode="json", exclude_none=True) for config in grid(model_folder, task_file, epochs=16)]
+    (tmp_path / "configs.json").write_text(json.dumps(configs), encoding="utf-8")
+    code = (
+        "import json, sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; import tsugiki.train.engine as engine\n"
+        "engine.fit.__kwdefaults__['checkpoint_every_s'] = 0.0\n"
+        "from tsugiki.config import RunConfig; from tsugiki.study.run import run_group; from tsugiki.study.store import Store\n"
+        "run_group([RunConfig(**one) for one in json.loads(Path(sys.argv[1]).read_text())], Store(Path(sys.argv[2])), lanes=6)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "configs.json")]
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")])
+    deadline = time.monotonic() + 60
+    while len({path.parents[1] for path in (tmp_path / "killed").rglob("step-*/state.json")}) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert {record.status for record in Store(tmp_path / "killed").records()} == {"running"}
+    for name in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], check=True)
+    resumed, straight = ({record.folder.name: record for record in Store(tmp_path / name).records()} for name in ("killed", "whole"))
+    assert resumed.keys() == straight.keys()
+    for name, record in straight.items():
+        assert losses(resumed[name]) == losses(record)
+        assert all(torch.equal(tensor, weights(resumed[name])[key]) for key, tensor in weights(record).items())
+        assert resumed[name].answers("validation") == record.answers("validation")
