@@ -46,7 +46,6 @@ def test_captured_lanes_train_as_plain_ones_and_as_each_alone(kind: str, asked: 
     _, captured = course(kind, asked, "captured")
     for one, other in zip(captured, plain, strict=True):
         assert one.history.loss == pytest.approx(other.history.loss, rel=2e-2)
-        assert one.history.loss[-1] < one.history.loss[0]
     for lane, result in zip(asked, captured, strict=True):
         _, [alone] = course(kind, [lane], "captured")
         assert result.history.loss == pytest.approx(alone.history.loss, rel=2e-2)

@@ -156,36 +156,32 @@ def largest_of(shapes: Sequence[PackedShape]) -> PackedShape:
     return PackedShape(**{name: max(getattr(shape, name) for shape in shapes) for name in ("tokens", "documents", "longest", "targets")})
 
 
-def plan_shapes(wanted: Sequence[PackedShape], *, most: int = 8, lanes: int = 1) -> list[PackedShape]:
+def plan_shapes(wanted: Sequence[PackedShape], *, most: int = 8, lanes: int = 1, fewest: Sequence[int] | None = None) -> list[PackedShape]:
     """At most `most` shapes that hold every wanted one, chosen so that the fewest tokens are filled up; largest first.
 
     Token counts are rounded up to a sixty-fourth of the largest (at least 16: a product's tile), then cut into groups by
-    dynamic programming over the sorted counts. With several lanes each gets a stretch of the shape; a lane that has fewer
-    rows than the others (it may have none left) is filled up with idle documents, and the first shape holds any mixture.
+    dynamic programming over the sorted counts. With several lanes each gets a stretch of the shape; `fewest` are the tokens
+    of the lane that has the fewest, whose idle documents fill the rest. The first shape holds any mixture of what is wanted.
     """
     largest = max(shape.tokens for shape in wanted)
     grain = max(16, -(-largest // 64 // 16) * 16)
     rounded = np.array([-(-shape.tokens // grain) * grain for shape in wanted])
     counts, times = np.unique(rounded, return_counts=True)
     edges = _best_edges(counts, times, most)
+    least = [shape.tokens for shape in wanted] if fewest is None else list(fewest)
     shapes = []
     for low, high in zip([0, *edges[:-1]], edges, strict=True):
-        inside = [shape for shape, tokens in zip(wanted, rounded, strict=True) if low < tokens <= high]
-        slack = max(high - shape.tokens for shape in inside)
-        longest = max(slack, *(shape.longest for shape in inside))
-        shapes.append(
-            PackedShape(
-                tokens=high,
-                documents=max(shape.documents for shape in inside),
-                longest=-(-longest // 16) * 16,
-                targets=-(-max(shape.targets for shape in inside) // 8) * 8,
-            )
-        )
+        places = [place for place, tokens in enumerate(rounded) if low < tokens <= high]
+        inside = largest_of([wanted[place] for place in places])
+        longest = -(-inside.longest // 16) * 16
+        slack = high - min(least[place] for place in places)
+        rounded_up = {"tokens": high, "longest": longest, "targets": -(-inside.targets // 8) * 8, "lanes": lanes}
+        shapes.append(replace(inside, **rounded_up, idle=max(1, -(-slack // longest))))
     shapes = shapes[::-1]
-    if lanes == 1:
-        return shapes
-    shapes[0] = largest_of(shapes)
-    return [replace(shape, lanes=lanes, idle=-(-shape.tokens // shape.longest)) for shape in shapes]
+    if lanes > 1:
+        whole = replace(largest_of(shapes), lanes=lanes)
+        shapes[0] = replace(whole, idle=-(-whole.tokens // whole.longest))
+    return shapes
 
 
 def _best_edges(counts: np.ndarray, times: np.ndarray, most: int) -> list[int]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, RunConfig, StudySpec, TaskChoice, TrainConfig
+from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, Range, RunConfig, StudySpec, TaskChoice, TrainConfig
 from tsugiki.data.tasks import Task, load_task, task_digest
 from tsugiki.errors import ConfigError, did_you_mean
+from tsugiki.study.search import Lookup, nothing_known, settings_of
 from tsugiki.study.store import RunRecord, Store
 from tsugiki.toml import beside, parse, read_toml, refuse_task_file
 
@@ -80,8 +81,12 @@ def parse_study(given: Mapping[str, Any], where: str) -> StudySpec:
     return parse(StudySpec, given, where)
 
 
-def expand(study: StudySpec) -> list[Cell]:
-    """Every cell of the study, models × tasks × methods × grid. Raises `ConfigError` naming the setting that is wrong."""
+def expand(study: StudySpec, lookup: Lookup = nothing_known) -> list[Cell]:
+    """Every cell of the study that is known by now, models × tasks × methods × settings; TPE asks `lookup` for earlier rounds.
+
+    Raises:
+        ConfigError: a setting is wrong (named).
+    """
     names = {Path(task.name).stem for task in study.tasks}
     cells = []
     for method in study.methods:
@@ -90,7 +95,7 @@ def expand(study: StudySpec) -> list[Cell]:
         _check_grid(study, method)
     for model, task, method in itertools.product(study.models, study.tasks, study.methods):
         if method.tasks is None or Path(task.name).stem in method.tasks:
-            cells.extend(_cells_of(study, model, task, method))
+            cells.extend(_cells_of(study, model, task, method, lookup))
     labels = [cell.label for cell in cells]
     for label in labels:
         if labels.count(label) > 1:
@@ -103,22 +108,20 @@ def _check_grid(study: StudySpec, method: MethodSpec) -> None:
     for key, values in method.grid.items():
         if key not in known:
             raise ConfigError(f'study "{study.name}" method "{method.name}": grid has no "{key}".{did_you_mean(key, known)}')
-        if not values:
+        if not isinstance(values, Range) and not values:
             raise ConfigError(f'study "{study.name}" method "{method.name}": grid.{key} is empty')
 
 
-def _cells_of(study: StudySpec, model: ModelChoice, task: TaskChoice, method: MethodSpec) -> list[Cell]:
-    cells = []
-    for values in itertools.product(*method.grid.values()):
-        settings = dict(zip(method.grid, values, strict=True))
+def _cells_of(study: StudySpec, model: ModelChoice, task: TaskChoice, method: MethodSpec, lookup: Lookup) -> list[Cell]:
+    def config_of(settings: Mapping[str, Any]) -> RunConfig:
         lora = {key: value for key, value in settings.items() if key in LORA_KEYS}
         train = {**study.train, **{key: value for key, value in settings.items() if key in TRAIN_KEYS}}
         asked: dict[str, Any] = {"model": model, "task": task, "method": method.kind, "train": train, "score": study.score}
         if method.kind == "lora":
             asked["lora"] = lora
-        config = parse(RunConfig, asked, f'study "{study.name}" method "{method.name}"')
-        cells.append(Cell(model=model, task=task, method=method, settings=settings, config=config))
-    return cells
+        return parse(RunConfig, asked, f'study "{study.name}" method "{method.name}"')
+
+    return [Cell(model=model, task=task, method=method, settings=settings, config=config_of(settings)) for settings in settings_of(method, config_of, lookup)]
 
 
 def choose(result: StudyResult) -> None:
@@ -142,23 +145,30 @@ def validation_score(result: StudyResult, cell: Cell) -> float | None:
 
 def collect(study: StudySpec, store: Store) -> StudyResult:
     """What is on disk of a study: each cell's newest record over today's data and one set of weights a model, and the choice among them."""
-    result = StudyResult(study=study, cells=expand(study))
-    tasks = {task_label(choice): load_task(choice) for choice in study.tasks}
+    tasks = {choice: load_task(choice) for choice in study.tasks}
     newest_first = sorted(store.records(), key=lambda record: -(record.folder / "asked.json").stat().st_mtime)
+    found: dict[RunConfig, list[RunRecord]] = {}
+    for record in newest_first:
+        if record.config.task in tasks and _fits(record, tasks[record.config.task]):
+            found.setdefault(record.config, []).append(record)
+    first_cells = {cell.config for cell in expand(study)}
     weights: dict[str, str] = {}
     for record in newest_first:
-        for cell in result.cells:
-            task = tasks[cell.key[1]]
-            if record.config == cell.config and _fits(record, task) and cell.label not in result.records:
-                checksum = record.with_what["model_sha256"]
-                if weights.setdefault(cell.model.label, checksum) == checksum:
-                    result.records[cell.label] = record
+        if record.config in first_cells and record in found.get(record.config, []):
+            weights.setdefault(record.config.model.label, record.with_what["model_sha256"])
+
+    def lookup(config: RunConfig) -> RunRecord | None:
+        wanted = weights.get(config.model.label)
+        return next((record for record in found.get(config, []) if record.with_what["model_sha256"] == wanted), None)
+
+    result = StudyResult(study=study, cells=expand(study, lookup))
+    result.records = {cell.label: one for cell in result.cells if (one := lookup(cell.config)) is not None}
     choose(result)
     for key, cell in result.chosen.items():
         for number in range(1, study.seeds):
             config = with_seed(cell.config, number)
-            found = [one for one in newest_first if one.config == config and _fits(one, tasks[key[1]])]
-            result.repeats.setdefault(key, []).extend(one for one in found[:1] if one.with_what["model_sha256"] == weights[key[0]])
+            repeated = lookup(config)
+            result.repeats.setdefault(key, []).extend([repeated] if repeated else [])
     return result
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tsugiki.config import Range
 from tsugiki.data.tasks import Task
 from tsugiki.score.metrics import chance_baseline, majority_baseline
 from tsugiki.study.cells import Cell, StudyResult
@@ -157,7 +158,7 @@ def settings_table(result: StudyResult, language: Language) -> Table:
     for key, best in result.chosen.items():
         cells = [cell for cell in result.cells if cell.key == key]
         for name, tried in cells[0].method.grid.items():
-            for value in tried if len(tried) > 1 else ():
+            for value in tried if not isinstance(tried, Range) and len(tried) > 1 else ():
                 records = [record for cell in cells if cell.settings[name] == value and (record := result.record(cell)) is not None]
                 scores = [0.0 if (score := one.main_score("validation")) is None else score for one in records if one.status in ("done", "failed")]
                 if scores:
@@ -192,6 +193,8 @@ def edges(result: StudyResult, language: Language) -> list[str]:
     notes = []
     for cell in result.chosen.values():
         for name, tried in cell.method.grid.items():
+            if isinstance(tried, Range):
+                continue
             wider = _wider(sorted({value for value in tried if isinstance(value, (int, float))}), cell.settings[name])
             if wider:
                 where = pick(language, "最小" if wider[0] < cell.settings[name] else "最大", "lowest" if wider[0] < cell.settings[name] else "highest")

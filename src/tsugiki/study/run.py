@@ -57,6 +57,7 @@ class _Group:
     alone: bool
     study: str | None
     skip_busy: bool
+    prune: bool
     moved: bool = False  # the base's own weights were trained: they are loaded anew for the next run
     heirs: dict[RunConfig, dict[int, list[RunConfig]]] = field(default_factory=dict)
 
@@ -76,12 +77,14 @@ def run_group(
     study: str | None = None,
     lanes: int | None = None,
     skip_busy: bool = False,
+    prune: bool = False,
 ) -> list[RunRecord]:
     """Train and score on validation configurations that share a base model, a task and `group_key`; finished ones are only read.
 
     One run is a group of one. LoRA runs train together, at most `lanes` of them (default: as many as a CUDA device holds; on a
     CPU one at a time). `alone` is False when other processes share the device: step times then need a probe.
     `study` names the study that asked for the runs; it may drop their weights later, never those of other runs.
+    With `prune` the lower half of the runs that train together ends after a quarter, and again after half of the steps.
     With `skip_busy` runs that another process works on are left to it, else `RunBusy` is raised.
     A run that fails (diverges, does not learn) is recorded as failed with its reason.
     """
@@ -102,9 +105,9 @@ def run_group(
         base = load_base(source)
         rows, validation = (tokens_of(base, task, first, part) for part in ("train", "validation"))
         shared: dict[str, Any] = {"task": task, "source": source, "base": base, "rows": rows, "validation": validation, "what": what}
-        group = _Group(**shared, store=store, listener=listener, alone=alone, study=study, skip_busy=skip_busy)
+        group = _Group(**shared, store=store, listener=listener, alone=alone, study=study, skip_busy=skip_busy, prune=prune)
         _run_all(group, wanted, lanes)
-    return [run.record() for run in runs.values()]
+    return [runs[config].record() for config in configs]
 
 
 def group_key(config: RunConfig) -> RunConfig:
@@ -191,7 +194,7 @@ def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -
         total = size + (lane.num_trainable if config.lora else 0)
         run.update(status="running", alone=group.alone and len(lanes) == 1, study=group.study, trainable=lane.num_trainable, total=total, steps=lane.steps)
         run.update(max_length=longest_of(base, config), lanes=len(lanes))
-        lane.visits = frozenset([*watch_steps(lane.steps, config.score.during), *group.heirs.get(config, {})])
+        lane.visits = frozenset([*watch_steps(lane.steps, config.score.during), *rungs(group, lane.steps), *group.heirs.get(config, {})])
         kept = latest_checkpoint(run.checkpoints)
         if kept is not None and step_of(kept) < lane.steps:
             listener.note(f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}")
@@ -212,12 +215,12 @@ def _open(group: _Group, lanes: list[Lane], runs: list[Run]) -> AbstractContextM
 
 
 def _is_end(state: Mapping[str, Any], lane: Lane) -> bool:
-    return state["step"] >= lane.steps or state["failure"] is not None
+    return state["step"] >= lane.steps or state["failure"] is not None or state["pruned"]
 
 
 def _finish(group: _Group, configs: list[RunConfig], runs: list[Run], lanes: list[Lane], results: list[FitResult]) -> None:
     """Keeps what was trained, lets all lanes answer validation in one pass, and closes the records."""
-    good = [number for number, result in enumerate(results) if result.failure is None]
+    good = [number for number, result in enumerate(results) if result.failure is None and not result.pruned]
     for number in good:
         run, lane, result = runs[number], lanes[number], results[number]
         run.write("history.json", asdict(result.history))
@@ -231,7 +234,9 @@ def _finish(group: _Group, configs: list[RunConfig], runs: list[Run], lanes: lis
     for run, result in zip(runs, results, strict=True):
         if result.failure is not None:
             run.update(status="failed", reason=result.failure)
-        else:
+        elif result.pruned:
+            run.update(status="pruned", reason=f"pruned after step {run.during()[-1]['step']}", pruned=run.during()[-1]["main"])
+        if result.failure is None:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
@@ -241,24 +246,32 @@ def watch_steps(steps: int, times: int) -> list[int]:
 
 
 def _visit(group: _Group, step: Any, known: Mapping[Lane, tuple[RunConfig, Run]], visits: list[Visit]) -> None:
-    """Looks at validation where that was asked for, and hands a lane's steps on to the runs that share them."""
+    """Looks at validation where that was asked for, prunes, and hands a lane's steps on to the runs that share them."""
     watched = []
     for visit in visits:
         config, run = known[visit.lane]
-        if visit.lane.step in watch_steps(visit.lane.steps, config.score.during):
-            watched.append(visit.lane)
+        if visit.lane.step in [*watch_steps(visit.lane.steps, config.score.during), *rungs(group, visit.lane.steps)]:
+            watched.append(visit)
         for heir in group.heirs.get(config, {}).get(visit.lane.step, []):
             _hand_on(group, visit, run, heir)
     if not watched:
         return
-    score = known[watched[0]][0].score
+    score = known[watched[0].lane][0].score
     with step.paused():
         evaluations = evaluate_lanes(group.base, group.task.spec, "validation", group.validation[: score.during_rows], score)
-    for lane, evaluation in zip(known, evaluations, strict=True):
-        if lane in watched:  # adds one line to `during.json`: score and failure classes after so many steps
-            run = known[lane][1]
-            earlier = [one for one in run.during() if one["step"] < lane.step]
-            run.write("during.json", [*earlier, {"step": lane.step, **evaluation.to_json()}])
+    found = dict(zip(known, evaluations, strict=True))
+    for visit in watched:  # adds one line to `during.json`: score and failure classes after so many steps
+        run, step_now = known[visit.lane][1], visit.lane.step
+        earlier = [one for one in run.during() if one["step"] < step_now]
+        run.write("during.json", [*earlier, {"step": step_now, **found[visit.lane].to_json()}])
+    ranked = sorted((visit for visit in watched if visit.lane.step in rungs(group, visit.lane.steps)), key=lambda visit: -found[visit.lane].main.value)
+    for visit in ranked[-(-len(ranked) // 2) :]:
+        visit.prune()
+
+
+def rungs(group: _Group, steps: int) -> list[int]:
+    """The steps after which the lower half of the lanes ends (successive halving: Jamieson & Talwalkar 2016)."""
+    return [steps // 4, steps // 2] if group.prune and steps >= 8 else []
 
 
 def _hand_on(group: _Group, visit: Visit, giver: Run, heir: RunConfig) -> None:

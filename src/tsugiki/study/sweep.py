@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from tsugiki.config import RunConfig, StudySpec
 from tsugiki.errors import RunError
+from tsugiki.model.loading import pick_device
 from tsugiki.study.cells import Cell, StudyResult, choose, expand, validation_score, with_seed
 from tsugiki.study.finished import drop_weights, measure_solo, score_run
 from tsugiki.study.inputs import Listener
 from tsugiki.study.run import group_key, run_group
 from tsugiki.study.store import Run, RunRecord, Store, read_record
 from tsugiki.train.checkpoint import latest_checkpoint
+from tsugiki.train.memory import MOST_LANES
 
 
 def run_study(
@@ -26,13 +28,16 @@ def run_study(
     on_cell: Callable[[str], None] | None = None,
 ) -> StudyResult:
     """Runs what is missing, chooses by validation, scores each chosen cell on test, once. Resumable at any moment."""
-    result = StudyResult(study=study, cells=expand(study))
+    result = StudyResult(study=study, cells=[])
     heard = replace(listener, on_start=partial(_announce, result, on_cell)) if on_cell else listener
-    for cells in groups_of_cells(result.cells):
-        records = run_group([cell.config for cell in cells], store, heard, study=study.name, lanes=study.lanes)
-        for cell, record in zip(cells, records, strict=True):
-            result.records[cell.label] = record
-            _keep_best_weights(result, cell)
+    known: dict[RunConfig, RunRecord] = {}
+    while missing := _missing(result, known):
+        for cells in groups_of_cells(missing):
+            pruned = cells[0].method.search.prune
+            records = run_group([cell.config for cell in cells], store, heard, study=study.name, lanes=_lanes(study, pruned), prune=pruned)
+            for cell, record in zip(cells, records, strict=True):
+                result.records[cell.label] = known[cell.config] = record
+                _keep_best_weights(result, cell)
     choose(result)
     for cell in result.chosen.values():
         if on_cell:
@@ -45,26 +50,37 @@ def run_study(
     return result
 
 
+def _missing(result: StudyResult, known: Mapping[RunConfig, RunRecord]) -> list[Cell]:
+    """Looks which cells there are by now (TPE's next round among them); those that have not been run."""
+    result.cells = expand(result.study, known.get)
+    return [cell for cell in result.cells if cell.label not in result.records]
+
+
+def _lanes(study: StudySpec, pruned: bool) -> int | None:
+    """Cells that are pruned must train together to be compared, on a CPU too."""
+    on_cpu = pruned and pick_device().type == "cpu"
+    return study.lanes or (MOST_LANES if on_cpu else None)
+
+
 def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells that can train together, in the order of their first ones."""
-    groups: dict[RunConfig, list[Cell]] = {}
+    groups: dict[tuple[RunConfig, bool], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(group_key(cell.config), []).append(cell)
+        groups.setdefault((group_key(cell.config), cell.method.search.prune), []).append(cell)
     return list(groups.values())
 
 
 def _announce(result: StudyResult, on_cell: Callable[[str], None], configs: list[RunConfig]) -> None:
     """Says which cells start now."""
-    numbers = [number for number, cell in enumerate(result.cells) if cell.config in configs]
+    first = {cell.config: number for number, cell in reversed(list(enumerate(result.cells)))}  # one run may be a cell of two methods
+    numbers = sorted(first[config] for config in configs if config in first)
     if not numbers:  # another seed of a chosen cell
         return
-    labels = [result.cells[number].label for number in numbers]
-    which = (
-        f"[{numbers[0] + 1}/{len(result.cells)}]"
-        if len(numbers) == 1
-        else f"[{numbers[0] + 1} … {numbers[-1] + 1}/{len(result.cells)}] {len(numbers)} together:"
-    )
-    on_cell(f"{which} {labels[0]}" + (f" … {labels[-1]}" if len(labels) > 1 else ""))
+    labels, total = [result.cells[number].label for number in numbers], len(result.cells)
+    if len(numbers) == 1:
+        on_cell(f"[{numbers[0] + 1}/{total}] {labels[0]}")
+    else:
+        on_cell(f"[{numbers[0] + 1} … {numbers[-1] + 1}/{total}] {len(numbers)} together: {labels[0]} … {labels[-1]}")
 
 
 def _other_seeds(result: StudyResult, cell: Cell, store: Store, listener: Listener, on_cell: Callable[[str], None] | None) -> None:
@@ -92,20 +108,24 @@ def _keep_best_weights(result: StudyResult, latest: Cell) -> None:
     """Full fine-tuning leaves a whole model a cell: only the best so far of a (model, task, method) keeps its weights."""
     if latest.method.kind != "full":
         return
-    rivals = [cell for cell in result.cells if cell.key == latest.key and validation_score(result, cell) is not None]
-    if not rivals:
-        return
-    best = max(rivals, key=lambda cell: validation_score(result, cell) or 0.0)
-    for cell in rivals:
+    scored = [cell for cell in result.cells if validation_score(result, cell) is not None]
+    best: dict[tuple[str, str, str], Cell] = {}
+    for cell in scored:
+        if cell.key not in best or (validation_score(result, cell) or 0.0) > (validation_score(result, best[cell.key]) or 0.0):
+            best[cell.key] = cell
+    kept = {result.records[cell.label].folder for cell in best.values()}  # one run may be a cell of two methods
+    for cell in scored:
         record = result.records[cell.label]
-        if cell is not best and record.happened.get("study") == result.study.name:
+        if cell.key == latest.key and record.folder not in kept and record.happened.get("study") == result.study.name:
             drop_weights(record.folder)
 
 
 def run_cells(study: StudySpec, store: Store, listener: Listener = Listener()) -> None:
     """What one worker of `--jobs` does: takes cells that no other live process works on, until none is left."""
     for cells in groups_of_cells(expand(study)):
-        run_group([cell.config for cell in cells], store, listener, alone=False, study=study.name, lanes=study.lanes, skip_busy=True)
+        pruned = cells[0].method.search.prune
+        configs, lanes = [cell.config for cell in cells], _lanes(study, pruned)
+        run_group(configs, store, listener, alone=False, study=study.name, lanes=lanes, skip_busy=True, prune=pruned)
 
 
 def run_in_parallel(arguments: Sequence[str], jobs: int) -> None:

@@ -30,6 +30,7 @@ from tsugiki.train.loss import packed_losses
 from tsugiki.train.step import EagerStep, StepResult
 
 HOST_BUFFERS = 8
+SHAPES, SHAPES_OF_LANES = 8, 20  # recorded at most: filled-up tokens cost every lane, a recording costs a group once
 NOTHING: list[int] = []
 MOST_VARIANTS = 64  # of a layer compiled in one process: methods, targets, ranks
 
@@ -77,7 +78,9 @@ class CapturedStep:
         device = forward.device
         self.plans = self._plan()
         wanted = self._wanted()
-        self.shapes = plan_shapes(list(wanted), lanes=len(self.lanes))
+        most = SHAPES if len(self.lanes) == 1 else SHAPES_OF_LANES
+        fewest = [min(self.rows.exact_shape(part).tokens for part in parts) for parts in wanted.values()]
+        self.shapes = plan_shapes(list(wanted), most=most, lanes=len(self.lanes), fewest=fewest)
         self.recorder = Recorder(device)
         torch.cuda.reset_peak_memory_stats(device)
         self.losses = torch.zeros(len(self.lanes), device=device)
@@ -118,8 +121,9 @@ class CapturedStep:
         """Every shape that some step asks for, with rows (of each lane) that ask for it."""
         wanted: dict[PackedShape, list[list[int]]] = {}
         different = {id(plan): plan for plan in self.plans}
-        for step in range(max(lane.steps for lane in self.lanes)):
-            for parts in zip_longest(*(plan[step] if step < len(plan) else [] for plan in different.values()), fillvalue=[]):
+        leading = max(different.values(), key=len)
+        for step in range(len(leading)):
+            for parts in zip_longest(*(plan[step] if step < len(plan) else leading[step] for plan in different.values()), fillvalue=NOTHING):
                 by_plan = dict(zip(different, parts, strict=True))
                 wanted[largest_of([self.rows.exact_shape(part) for part in parts])] = [by_plan[id(plan)] for plan in self.plans]
         return wanted
@@ -195,12 +199,13 @@ class CapturedStep:
         torch.cuda.empty_cache()
 
     def __call__(self, lanes: Sequence[Lane]) -> list[StepResult]:
-        """The coming step of each of `lanes`; the others of the recording rest: they read nothing and move nowhere."""
+        """The coming step of each of `lanes`; the others of the recording rest: they read what the first reads, and move nowhere."""
         going = {id(lane) for lane in lanes}
         assert going <= {id(lane) for lane in self.lanes}, "a captured step belongs to its lanes"
         if [lane.step for lane in self.lanes] != self.coming and self.forward.shadow is not None:
             self.forward.shadow.refresh()  # a checkpoint was loaded
-        plans: list[list[list[int]]] = [plan[lane.step] if id(lane) in going else [] for lane, plan in zip(self.lanes, self.plans, strict=True)]
+        leading = next(plan[lane.step] for lane, plan in zip(self.lanes, self.plans, strict=True) if id(lane) in going)
+        plans = [plan[lane.step] if id(lane) in going else leading for lane, plan in zip(self.lanes, self.plans, strict=True)]
         numbers = [[number for part in parts for number in part] for parts in plans]
         num_targets = [int(self.rows.num_targets[here].sum()) for here in numbers]
         steps = [lane.step for lane in self.lanes]

@@ -60,20 +60,22 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """`failure` says why the lane's result is worth nothing, if it is: it diverged or did not learn."""
+    """`failure` says why the lane's result is worth nothing, if it is: it diverged or did not learn. `pruned`: who visited it ended it."""
 
     history: History
     measurement: Measurement
     resumed_from: int
     failure: str | None = None
+    pruned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """A lane after one of its `visits`; `save(folder)` writes a checkpoint of it there, from which another run can go on."""
+    """A lane after one of its `visits`; `save(folder)` writes a checkpoint of it there, from which another run can go on; `prune()` ends it."""
 
     lane: Lane
     save: Callable[[Path], None]
+    prune: Callable[[], None]
 
 
 def fit(
@@ -89,7 +91,7 @@ def fit(
     """Trains the lanes together, each to its own end, resuming from the checkpoints in their folders if there are any.
 
     A lane that diverges or does not learn leaves the others; its result says why. `visit` is called after each step that
-    is among some lanes' `visits`, outside what is measured; it may end a lane by setting its `steps`.
+    is among some lanes' `visits`, outside what is measured.
 
     Raises:
         Interrupted: on Ctrl-C, after the running step; the same call goes on from there, to the same result.
@@ -106,12 +108,13 @@ class _Course:
         self.lane, self.folder = lane, folder
         self.history = History()
         self.failure: str | None = None
+        self.pruned = False
         self.resumed_from = 0
         self.settled = False  # its end stands in a checkpoint
 
     @property
     def going(self) -> bool:
-        return not self.lane.done and self.failure is None
+        return not self.lane.done and self.failure is None and not self.pruned
 
     def take(self, loss: float, norm: float, step_s: float, tokens: int) -> None:
         """Notes one step's numbers."""
@@ -124,6 +127,9 @@ class _Course:
             rate = self.lane.config.learning_rate
             self.failure = f"{self.lane.name}: the loss is {loss} at step {len(history.loss)}: training diverged. Lower the learning rate ({rate:g})"
 
+    def prune(self) -> None:
+        self.pruned = True
+
     def check_health(self) -> None:
         try:
             self.lane.check_health()
@@ -132,14 +138,14 @@ class _Course:
 
     def save(self, folder: Path, moment: Mapping[str, Any], *, keep: bool = False) -> None:
         """Writes a checkpoint; `moment` says of which group and at which of its steps, so that lanes resume from one moment."""
-        state = {"moving_steps": self.lane.moving_steps, "failure": self.failure, **moment, **asdict(self.history)}
+        state = {"moving_steps": self.lane.moving_steps, "failure": self.failure, "pruned": self.pruned, **moment, **asdict(self.history)}
         save_checkpoint(folder, self.lane.step, self.lane.state_tensors(), state, keep=keep)
 
     def resume(self, path: Path) -> None:
         tensors, state = read_checkpoint(path)
         self.lane.load_state(tensors, state["step"], state["moving_steps"])
         self.history = History(**{one.name: state[one.name] for one in fields(History)})
-        self.failure = state["failure"]
+        self.failure, self.pruned = state["failure"], state["pruned"]
         self.resumed_from = int(state["step"])
         self.settled = not self.going
 
@@ -184,7 +190,10 @@ class _Together:
                     raise Interrupted(f"{self._name()}: stopped; {where}. Run the same command again to go on")
         if len(self.courses) > 1:
             self._save()  # their ends: while they are scored one after another, a kill must not send some of them back
-        return [FitResult(history=one.history, measurement=self._measurement(one), resumed_from=one.resumed_from, failure=one.failure) for one in self.courses]
+        return [
+            FitResult(history=one.history, measurement=self._measurement(one), resumed_from=one.resumed_from, failure=one.failure, pruned=one.pruned)
+            for one in self.courses
+        ]
 
     def _one_step(self, going: list[_Course]) -> None:
         for course in going:
@@ -208,7 +217,7 @@ class _Together:
         if here and self.visit is not None:
             self._fetch()
             with self.meter.set_aside():
-                self.visit([Visit(lane=course.lane, save=partial(course.save, moment={})) for course in here if course.failure is None])
+                self.visit([Visit(lane=one.lane, save=partial(one.save, moment={}), prune=one.prune) for one in here if one.failure is None])
 
     def _fetch(self) -> None:
         """Brings losses and norms to the host: the only place that waits for the device."""
@@ -275,7 +284,7 @@ class _Together:
 
     @staticmethod
     def _ended(course: _Course, state: Mapping[str, Any]) -> bool:
-        return state["step"] >= course.lane.steps or state["failure"] is not None
+        return state["step"] >= course.lane.steps or state["failure"] is not None or state["pruned"]
 
 
 @contextmanager

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# One task's grid with one base on one GPU; stops after SECONDS_LEFT and packs its state into one archive, from which it goes on elsewhere.
+#   DATA=path MODEL=path NAME=27M TASK=jcommonsenseqa bash benchmarks/grid/run.sh OUT ARCHIVE [JOBS] [SECONDS_LEFT]
+# The archive holds every finished cell (scores, answers, history) without weights, and the report when the study is done.
+# An interrupted group starts again; a chosen cell whose weights were left behind is trained again when its test is due.
+set -euo pipefail
+out=$1 archive=$2 jobs=${3:-4} left=${4:-540}
+here=$(dirname "$0")
+python=${PYTHON:-python}
+case $TASK in jnli) task="{name=\"$here/../workbench/jnli_substitute.toml\",split=\"by_image\",data_dir=\"$DATA\"}" ;; *) task="{name=\"$TASK\",data_dir=\"$DATA\"}" ;; esac
+mkdir -p "$out"
+if [ -f "$archive" ]; then tar -xf "$archive" -C "$out"; fi
+set +e
+timeout --signal=INT --kill-after=20 "$left" "$python" -W ignore -m tsugiki study "$here/study.toml" --out "$out" --jobs "$jobs" \
+  --set "tasks=[$task]" --set "models=[{path=\"$MODEL\",name=\"$NAME\"}]"
+code=$?
+tar -cJf "$archive.part" -C "$out" --exclude=weights --exclude=checkpoint --exclude=locks . && mv "$archive.part" "$archive"
+exit $code
