@@ -7,7 +7,21 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 SENTENCES = [
     "文1: 犬が公園を走っています。[SEP]文2: 動物が外にいます。",
@@ -63,7 +77,49 @@ def gpt2(vocab_size: int = 512, seed: int = 0) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).eval()
 
 
-MODELS = {"llama": llama, "gpt2": gpt2}
+def neox(vocab_size: int = 512, seed: int = 0) -> GPTNeoXForCausalLM:
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    return GPTNeoXForCausalLM(config).eval()
+
+
+def qwen3(vocab_size: int = 512, seed: int = 0) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocab_size, head_dim=8, **_SMALL)).eval()
+
+
+def qwen2(vocab_size: int = 512, seed: int = 0) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab_size, **_SMALL)).eval()
+
+
+def gemma(vocab_size: int = 512, seed: int = 0) -> Gemma3ForCausalLM:
+    torch.manual_seed(seed)
+    return Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=vocab_size, head_dim=8, sliding_window=4, **_SMALL)).eval()
+
+
+_SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+MODELS = {"llama": llama, "gpt2": gpt2, "neox": neox, "qwen2": qwen2, "qwen3": qwen3, "gemma": gemma}
 
 
 def save(folder: Path, kind: str = "llama", sep: bool = True) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, OPTForCausalLM
 
 from tests import tiny
 from tsugiki.config import LoraConfig
@@ -49,9 +49,28 @@ def test_an_unknown_target_is_an_error_that_lists_what_is_there(targets: str) ->
 
 
 def test_an_unknown_layout_lists_its_linear_layers() -> None:
-    config = GPTNeoXConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    with pytest.raises(ModelError, match=r"neither of the Llama nor of the GPT-2 layout.*query_key_value"):
-        find_places(GPTNeoXForCausalLM(config), "q+v")
+    config = OPTConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=16)
+    with pytest.raises(ModelError, match=r"of none of the layouts that LoRA knows \(Llama, GPT-2, GPT-NeoX\).*fc1, fc2, k_proj, lm_head, out_proj"):
+        find_places(OPTForCausalLM(config), "q+v")
+
+
+def test_neox_q_is_a_range_of_each_head() -> None:
+    """Each head's 24 outputs are its q, k and v, eight of each: the model splits them so."""
+    q, v = find_places(tiny.neox(), "q+v")[:2]
+    assert (q.start, q.stop, q.heads, v.start, v.stop) == (0, 8, 4, 16, 24)
+    assert q.rows(96).tolist() == [24 * head + place for head in range(4) for place in range(8)]
+    model = tiny.neox()
+    attention = model.gpt_neox.layers[0].attention
+    with torch.no_grad():
+        before = model(torch.tensor([[5, 6, 7, 8]])).logits
+        attention.query_key_value.weight[v.rows(96)] = 0
+        attention.query_key_value.bias[v.rows(96)] = 0
+        attention.dense.bias.zero_()
+        without = attention(
+            torch.randn(1, 4, 32), attention_mask=None, position_embeddings=model.gpt_neox.rotary_emb(torch.randn(1, 4, 32), torch.arange(4)[None])
+        )[0]
+    assert before.isfinite().all()
+    assert not without.any(), "without values attention gives nothing"
 
 
 def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained() -> None:

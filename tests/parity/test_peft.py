@@ -16,6 +16,8 @@ from tsugiki.model.lora import Grafted, attach, detach, lora_layers, switched_of
 
 IDS = torch.tensor([[5, 9, 30, 41, 300, 7], [8, 8, 100, 2, 17, 45]])
 CASES = [("llama", "q+v"), ("llama", "q+k+v+o"), ("llama", "all-linear"), ("gpt2", "q+v"), ("gpt2", "q+k+v+o"), ("gpt2", "all-linear"), ("gpt2", "fc")]
+CASES += [("gpt2", "qkv"), ("gpt2", "qkv+o"), ("neox", "q+v"), ("neox", "q+k+v+o"), ("neox", "all-linear"), ("neox", "qkv"), ("neox", "k+proj")]
+CASES += [("qwen2", "q+v"), ("qwen3", "all-linear"), ("gemma", "q+k+v+o")]
 
 
 def grafted(kind: str, targets: str, rank: int = 4, alpha: float = 6.0) -> Grafted:
@@ -57,7 +59,7 @@ def test_gradients_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) 
         for index, place in enumerate(layer.places):
             part = slice(index * 4, index * 4 + 4)
             torch.testing.assert_close(layer.lora_a[index].grad, a[part], rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(layer.lora_b[index].grad, b[place.start : place.stop, part], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(layer.lora_b[index].grad, b[place.rows(len(b)), part], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "targets"), CASES)
@@ -78,6 +80,22 @@ def test_an_adapter_saved_by_peft_is_read(tmp_path: Path) -> None:
     ours = import_adapter(tiny.llama(), tmp_path / "adapter")
     assert ours.config.targets == "q+v"
     torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "modules"), [("gpt2", ["c_attn"]), ("gpt2", ["c_attn", "c_fc"]), ("neox", ["query_key_value"]), ("neox", ["query_key_value", "dense"])]
+)
+def test_an_ordinary_adapter_on_the_fused_weight_is_read_as_qkv(kind: str, modules: list[str], tmp_path: Path) -> None:
+    """What peft, LLaMA-Factory or Unsloth write: one adapter over q, k and v together. It leaves again as it came."""
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2")
+    theirs = peft.get_peft_model(tiny.MODELS[kind](), config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = import_adapter(tiny.MODELS[kind](), tmp_path / "adapter")
+    assert "qkv" in ours.config.targets.split("+")
+    torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    export_adapter(ours, tmp_path / "again", "tiny")
+    again = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "again").eval()
+    torch.testing.assert_close(again(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.layouts import Place, by_module, find_places, layout_of, out_features
+from tsugiki.model.layouts import WHOLE, Place, by_module, find_places, layout_of, out_features
 from tsugiki.model.lora import Grafted, attach, lora_layers
 
 PREFIX = "base_model.model."
@@ -61,10 +61,10 @@ def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
 def fuse(places: Sequence[Place], a: Sequence[Any], b: Sequence[Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(A [m·r, d_in], B [width, m·r]) of the adapters on one module; B is zero outside each adapter's range."""
     stacked = torch.cat([one.detach() for one in a]).contiguous().cpu()
-    rank = a[0].shape[0]
-    wide = torch.zeros(width, stacked.shape[0])
+    rank = b[0].shape[1]
+    wide = torch.zeros(width, rank * len(places))
     for index, (place, one) in enumerate(zip(places, b, strict=True)):
-        wide[place.start : place.stop, index * rank : (index + 1) * rank] = one.detach().cpu()
+        wide[place.rows(width), index * rank : (index + 1) * rank] = one.detach().cpu()
     return stacked, wide
 
 
@@ -82,7 +82,7 @@ def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> dict[str
         "alpha_pattern": {path: alpha * rank / config.rank for path, rank in odd.items()},
         "lora_dropout": config.dropout,
         "target_modules": targets,
-        "fan_in_fan_out": layout.name == "GPT-2",
+        "fan_in_fan_out": layout.name == "GPT-2",  # its Conv1D keeps weights as [in, out]
         "inference_mode": True,
         "init_lora_weights": True,
     }
@@ -106,9 +106,7 @@ def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:
         for index, place in enumerate(layer.places):
             part = slice(index * rank, (index + 1) * rank)
             layer.lora_a[index].data.copy_(a[part])
-            layer.lora_b[index].data.copy_(b[place.start : place.stop, part])
-        if not torch.equal(fuse(layer.places, list(layer.lora_a), list(layer.lora_b), out_features(layer.base))[1], b.float()):
-            raise ModelError(f"{folder}: the adapter of {path} covers the whole fused weight; only adapters on its q, k, v ranges can be read")
+            layer.lora_b[index].data.copy_(b[place.rows(len(b)), part])
     if tensors:
         raise ModelError(f"{folder}: {len(tensors)} tensors have no place in this model, the first is {min(tensors)}")
     return grafted
@@ -124,8 +122,20 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise ModelError(f"{folder}: damaged or cut short: {broken}") from None
 
 
+def _stacked_ranges(places: Sequence[Place], a: torch.Tensor, b: torch.Tensor, rank: int) -> list[str]:
+    """The words whose adapters were stacked into one: each B is zero outside its own range. None for an adapter of the whole weight."""
+    used = [place for place in places if b[place.rows(len(b))].any()]
+    if not used:  # B is zero: before training
+        used = list(places) if len(a) == rank * len(places) else []
+    if not used or len(a) % len(used):
+        return []
+    each = len(a) // len(used)
+    alone = fuse(used, [a] * len(used), [b[one.rows(len(b)), n * each : (n + 1) * each] for n, one in enumerate(used)], len(b))[1]
+    return [place.word for place in used] if torch.equal(alone, b.float().cpu()) else []
+
+
 def _words_and_rank(model: torch.nn.Module, tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path) -> tuple[list[str], int]:
-    """Which words the adapter covers, and the rank of each. A fused weight's rank says how many ranges are covered."""
+    """Which words the adapter covers, and the rank of each: of a fused weight the ranges that `export_adapter` stacked, or the whole as `qkv`."""
     found: list[str] = []
     ranks: set[int] = set()
     for path, places in by_module(find_places(model, "all-linear")).items():
@@ -134,8 +144,7 @@ def _words_and_rank(model: torch.nn.Module, tensors: dict[str, torch.Tensor], gi
             continue
         covered = [place.word for place in places]
         if len(places) > 1:
-            b = tensors[f"{PREFIX}{path}.lora_B.weight"]
-            covered = [place.word for place in places if b[place.start : place.stop].any()] or covered
+            covered = _stacked_ranges(places, a, tensors[f"{PREFIX}{path}.lora_B.weight"], given["r"]) or [WHOLE]
         found.extend(word for word in covered if word not in found)
         ranks.add(a.shape[0] // len(covered))
     if not found:

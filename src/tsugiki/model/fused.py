@@ -97,9 +97,12 @@ class FusedPart(nn.Module):
 
 
 def can_fuse(model: nn.Module) -> bool:
-    """Whether there are adapters and none drops out its input (each would drop another part: no product to share)."""
-    adapted = lora_layers(model)
-    return bool(adapted) and not any(config.dropout for config in adapted[0][1].bank.configs)
+    """Whether there are adapters, none drops out its input (each would drop another part: no product to share), and each
+    adds to one range of outputs (GPT-NeoX interleaves q, k and v by head)."""
+    adapted = [layer for _, layer in lora_layers(model)]
+    if not adapted or any(config.dropout for config in adapted[0].bank.configs):
+        return False
+    return all(place.heads == 1 for layer in adapted for place in layer.places)
 
 
 @contextmanager
@@ -153,7 +156,7 @@ def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow)
         if isinstance(module, LoraLinear):
             places += [(module, number) for number in range(len(module.places))]
             whole.starts += [start + place.start for place in module.places]
-            whole.widths += [place.stop - place.start for place in module.places]
+            whole.widths += [place.width for place in module.places]
         start += width
     if not places:
         return

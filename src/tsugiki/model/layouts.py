@@ -1,9 +1,11 @@
 """Where the linear layers of a model are, by plain words: `q k v o` and the MLP's.
 
-    Llama   q_proj k_proj v_proj o_proj · gate_proj up_proj down_proj        one weight each
-    GPT-2   c_attn = [q | k | v] in one weight, c_proj · c_fc c_proj         q, k, v are column ranges of c_attn
+    Llama      q_proj k_proj v_proj o_proj · gate_proj up_proj down_proj     one weight each
+    GPT-2      c_attn = [q | k | v] in one weight, c_proj · c_fc c_proj      q, k, v are ranges of outputs of c_attn
+    GPT-NeoX   query_key_value = [q0 k0 v0 | q1 k1 v1 | …], head by head     q is a range of each head's outputs
 
-A layout is told by the modules that are there, not by the model's name: Mistral or Qwen2 are of the Llama layout.
+A layout is told by the modules that are there, not by the model's name: Mistral, Qwen2, Qwen3 and Gemma are of the Llama layout.
+`qkv` names a fused weight as a whole, as adapters made elsewhere have it.
 """
 
 from __future__ import annotations
@@ -20,17 +22,34 @@ from tsugiki.errors import ModelError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One adaptable linear map: outputs `[start, stop)` of the module `path`; the whole module unless it is fused."""
+    """One adaptable linear map: outputs `[start, stop)` of the module `path`, or of each of its `heads`; the whole module unless it is fused."""
 
     word: str
     path: str
     start: int
     stop: int
+    heads: int = 1
+
+    @property
+    def width(self) -> int:
+        return (self.stop - self.start) * self.heads
+
+    def rows(self, total: int) -> torch.Tensor:
+        """Numbers of its outputs among the module's `total`, ascending."""
+        return torch.arange(total).view(self.heads, -1)[:, self.start : self.stop].reshape(-1)
+
+    def add(self, outputs: torch.Tensor, update: torch.Tensor) -> None:
+        """Adds an update [..., width] to its part of the module's outputs [..., total], in place."""
+        if self.heads == 1:
+            outputs[..., self.start : self.stop] += update
+        else:
+            outputs.unflatten(-1, (self.heads, -1))[..., self.start : self.stop] += update.unflatten(-1, (self.heads, -1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Module paths inside one layer, by word; `fused` words share one module, in this order, in equal parts.
+    """Module paths inside one layer, by word; `fused` words share one module, in this order, in equal parts: of the
+    whole, or of each head's outputs where they are `interleaved`.
 
     `together` names the words whose modules read the same input, in the order they are called.
     """
@@ -39,6 +58,7 @@ class Layout:
     layers: str
     modules: dict[str, str]
     fused: tuple[str, ...] = ()
+    interleaved: bool = False
     together: tuple[tuple[str, ...], ...] = ()
 
 
@@ -62,7 +82,22 @@ GPT2 = Layout(
     modules={"q": "attn.c_attn", "k": "attn.c_attn", "v": "attn.c_attn", "o": "attn.c_proj", "fc": "mlp.c_fc", "proj": "mlp.c_proj"},
     fused=("q", "k", "v"),
 )
-LAYOUTS = (LLAMA, GPT2)
+NEOX = Layout(
+    name="GPT-NeoX",
+    layers="gpt_neox.layers",
+    modules={
+        "q": "attention.query_key_value",
+        "k": "attention.query_key_value",
+        "v": "attention.query_key_value",
+        "o": "attention.dense",
+        "fc": "mlp.dense_h_to_4h",
+        "proj": "mlp.dense_4h_to_h",
+    },
+    fused=("q", "k", "v"),
+    interleaved=True,
+)
+LAYOUTS = (LLAMA, GPT2, NEOX)
+WHOLE = "qkv"  # the fused weight as one
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -79,7 +114,7 @@ def layout_of(model: nn.Module) -> Layout:
             return layout
     there = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))})
     raise ModelError(
-        f"{type(model).__name__}: neither of the Llama nor of the GPT-2 layout, the two that LoRA knows. Its linear layers: {', '.join(there)}. "
+        f"{type(model).__name__}: of none of the layouts that LoRA knows (Llama, GPT-2, GPT-NeoX). Its linear layers: {', '.join(there)}. "
         'Full fine-tuning (method = "full") does not need to know the layout'
     )
 
@@ -106,11 +141,12 @@ def words_of(targets: str, layout: Layout) -> list[str]:
     if targets == "all-linear":
         return list(layout.modules)
     words = [word.strip() for word in targets.split("+")]
+    whole = [WHOLE] if layout.fused else []
     for word in words:
-        if word not in layout.modules:
-            known = [*layout.modules, "all-linear"]
+        if word not in (*layout.modules, *whole):
+            known = [*layout.modules, *whole, "all-linear"]
             raise ModelError(f'lora.targets "{targets}": a model of the {layout.name} layout has no "{word}".{did_you_mean(word, known)}')
-    if len(set(words)) != len(words):
+    if len(set(words)) != len(words) or (WHOLE in words and set(words) & set(layout.fused)):
         raise ModelError(f'lora.targets "{targets}": names a layer twice')
     return words
 
@@ -120,15 +156,25 @@ def num_layers(model: nn.Module, layout: Layout) -> int:
 
 
 def find_places(model: nn.Module, targets: str) -> list[Place]:
-    """Every linear map that `targets` names, layer by layer."""
+    """Every linear map that `targets` names, layer by layer. Raises `ModelError` for an unknown word or layout."""
     layout = layout_of(model)
-    words = words_of(targets, layout)
+    return _places(model, layout, words_of(targets, layout))
+
+
+def every_place(model: nn.Module) -> list[Place]:
+    """Every linear map that could be named, layer by layer; a fused weight in its parts and as a whole."""
+    layout = layout_of(model)
+    return _places(model, layout, [*layout.modules, *([WHOLE] if layout.fused else [])])
+
+
+def _places(model: nn.Module, layout: Layout, words: Sequence[str]) -> list[Place]:
     places = []
     for index in range(num_layers(model, layout)):
         for word in words:
-            path = f"{layout.layers}.{index}.{layout.modules[word]}"
+            path = f"{layout.layers}.{index}.{layout.modules[layout.fused[0] if word == WHOLE else word]}"
             width = out_features(model.get_submodule(path))
-            places.append(Place(word=word, path=path, **_range(layout, word, width)))
+            heads = int(model.config.num_attention_heads) if layout.interleaved and word in layout.fused else 1  # type: ignore[union-attr, arg-type]
+            places.append(Place(word=word, path=path, heads=heads, **_range(layout, word, width // heads)))
     return places
 
 

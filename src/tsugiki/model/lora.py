@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from tsugiki.config import LoraConfig
-from tsugiki.model.layouts import Place, by_module, find_places, groups_of, in_features, out_features, replace_module, weight_of
+from tsugiki.model.layouts import Place, by_module, every_place, find_places, groups_of, in_features, out_features, replace_module, weight_of
 from tsugiki.model.lora_ops import dropout_mask, grouped_update, low_rank_update
 
 
@@ -104,7 +104,7 @@ class LoraLinear(nn.Module):
         # A tensor, not numbers: layers that differ in a number would each be compiled anew.
         self.numbers = torch.tensor([_number(f"{place.path}:{place.word}") for place in places], device=weight_of(base).device)
         self.d_in = in_features(base)
-        self.whole = len(places) == 1 and places[0].start == 0 and places[0].stop == out_features(base)
+        self.whole = len(places) == 1 and places[0].width == out_features(base)
         self.rank = max(config.rank for config in bank.configs)
         self.offsets: list[tuple[int, int]] = []
         self.lanes: list[LaneAdapters] = []
@@ -121,7 +121,7 @@ class LoraLinear(nn.Module):
             return h + updates[0]
         h = h.clone()
         for place, update in zip(self.places, updates, strict=True):
-            h[..., place.start : place.stop] += update
+            place.add(h, update)
         return h
 
     def _update(self, x: torch.Tensor, place: int) -> torch.Tensor:
@@ -145,7 +145,7 @@ class LoraLinear(nn.Module):
         adapters = self.lanes[lane]
         number = adapters.where[place]
         if number is None:
-            return x.new_zeros(*x.shape[:-1], self.places[place].stop - self.places[place].start)
+            return x.new_zeros(*x.shape[:-1], self.places[place].width)
         if adapters.dropout and rows is not None:
             assert positions is not None, "rows without positions"
             clock = self.bank.clocks[lane]
@@ -156,7 +156,7 @@ class LoraLinear(nn.Module):
     def stacked(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of the bank: A [k, r, d_in] and B [k, width, r] of one place, r the largest rank of any lane."""
         flat, (first_a, first_b) = self.bank.flat, self.offsets[place]
-        width = self.places[place].stop - self.places[place].start
+        width = self.places[place].width
         a = flat[:, first_a : first_a + self.rank * self.d_in].view(len(flat), self.rank, self.d_in)
         b = flat[:, first_b : first_b + self.rank * width].view(len(flat), width, self.rank)
         return a, b
@@ -222,7 +222,7 @@ def attach(model: nn.Module, config: LoraConfig, seed: int) -> Grafted:
 def attach_lanes(model: nn.Module, asked: Sequence[tuple[LoraConfig, int]]) -> list[Grafted]:
     """`attach` for several (configuration, seed) at once; the lanes may differ in all they ask for."""
     adapted = [{(place.path, place.word) for place in find_places(model, config.targets)} for config, _ in asked]
-    union = [place for place in find_places(model, "all-linear") if any((place.path, place.word) in words for words in adapted)]
+    union = [place for place in every_place(model) if any((place.path, place.word) in words for words in adapted)]
     groups = groups_of(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -259,7 +259,7 @@ def _lay_out(model: nn.Module, groups: list[list[str]]) -> int:
             end += layer.rank * layer.d_in
         for layer, place in pairs:
             starts_b.append(end)
-            end += layer.rank * (place.stop - place.start)
+            end += layer.rank * place.width
         for (layer, _), first_a, first_b in zip(pairs, starts_a, starts_b, strict=True):
             layer.offsets.append((first_a, first_b))
     return end

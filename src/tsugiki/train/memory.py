@@ -35,7 +35,7 @@ def lane_bytes(model: Any, configs: Sequence[RunConfig], rows: Sequence[Tokens])
     rank = max(config.lora.rank for config in configs if config.lora)
     targets = {config.lora.targets for config in configs if config.lora}
     places = {(place.path, place.word): place for words in targets for place in find_places(model, words)}
-    adapters = sum(rank * (in_features(model.get_submodule(place.path)) + place.stop - place.start) for place in places.values())
+    adapters = sum(rank * (in_features(model.get_submodule(place.path)) + place.width) for place in places.values())
     batch = max(config.train.micro_batch or config.train.batch for config in configs)
     tokens = _upper_sum([len(row) for row in rows], batch)
     answers = _upper_sum([len(row.target_ids) for row in rows], batch)
