@@ -21,7 +21,7 @@ from tsugiki.study import run as run_module
 from tsugiki.study.cells import parse_study
 from tsugiki.study.inputs import Listener
 from tsugiki.study.run import group_key, run_group
-from tsugiki.study.store import RunRecord, Store
+from tsugiki.study.store import Run, RunRecord, Store
 from tsugiki.study.sweep import run_study
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 from tsugiki.train.lane import DoesNotFit, Lane
@@ -174,3 +174,16 @@ def test_kill_9_in_the_middle_of_a_group_resumes_to_the_same_bits(model_folder: 
         assert losses(resumed[name]) == losses(record)
         assert all(torch.equal(tensor, weights(resumed[name])[key]) for key, tensor in weights(record).items())
         assert resumed[name].answers("validation") == record.answers("validation")
+
+
+def test_a_worker_leaves_a_busy_runs_heirs_alone(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """Side by side (--jobs): the shorter runs will be handed their steps by the process that trains the longest."""
+    configs = [asked(model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": rate}) for rate in (1e-3, 1e-2) for epochs in (1, 3)]
+    store = Store(tmp_path)
+    [longest] = run_group([configs[3]], Store(tmp_path / "names"))
+    busy = store.root / "runs" / longest.folder.name
+    with Run(busy).lock():
+        records = run_group(configs, store, skip_busy=True)
+    assert {(record.config.train.learning_rate, record.status) for record in records} == {(1e-3, "done")}
+    assert len(list((store.root / "runs").glob("*/asked.json"))) == 2
+    assert {record.status for record in run_group(configs, store)} == {"done"}

@@ -60,6 +60,7 @@ class _Group:
     prune: bool
     moved: bool = False  # the base's own weights were trained: they are loaded anew for the next run
     heirs: dict[RunConfig, dict[int, list[RunConfig]]] = field(default_factory=dict)
+    skipped: list[RunConfig] = field(default_factory=list)
 
     def run_of(self, config: RunConfig) -> Run:
         return self.store.open(config, self.what)
@@ -107,7 +108,7 @@ def run_group(
         shared: dict[str, Any] = {"task": task, "source": source, "base": base, "rows": rows, "validation": validation, "what": what}
         group = _Group(**shared, store=store, listener=listener, alone=alone, study=study, skip_busy=skip_busy, prune=prune)
         _run_all(group, wanted, lanes)
-    return [runs[config].record() for config in configs]
+    return [runs[config].record() for config in configs if not (skip_busy and runs[config].status == "new")]
 
 
 def group_key(config: RunConfig) -> RunConfig:
@@ -123,9 +124,9 @@ def group_key(config: RunConfig) -> RunConfig:
 def _run_all(group: _Group, wanted: list[RunConfig], lanes: int | None) -> None:
     """First the longest of each family, together; they hand their steps on to the shorter ones, which then finish together."""
     trunks = _find_heirs(group, wanted)
-    heirs = [config for config in wanted if config not in trunks]
-    for configs in (trunks, heirs):
-        left = list(configs)
+    for first in (True, False):
+        skipped = {heir for trunk in group.skipped for heirs in group.heirs.get(trunk, {}).values() for heir in heirs}  # theirs is not handed on yet
+        left = [config for config in wanted if (config in trunks) == first and config not in skipped]
         most = _most_lanes(group, left, lanes) if left else 1
         while left:
             size = -(-len(left) // -(-len(left) // most))  # as many rounds as needed, evenly filled
@@ -171,9 +172,10 @@ def _run_together(group: _Group, configs: list[RunConfig]) -> None:
             for run in runs:
                 held.enter_context(run.lock())
         except RunBusy:
-            if group.skip_busy:
-                return
-            raise
+            if not group.skip_busy:
+                raise
+            group.skipped += configs
+            return
         here = [(config, run) for config, run in zip(configs, runs, strict=True) if run.status in UNFINISHED]  # another process may just have finished some
         if here:
             group.listener.start([config for config, _ in here])
