@@ -9,7 +9,9 @@ import torch
 
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
+from tsugiki.model.attention import by_document
 from tsugiki.model.loading import Numerics, no_dropout, pick_numerics
+from tsugiki.model.short_attention import short_attention
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane
@@ -63,3 +65,22 @@ def test_memory_and_times_are_measured() -> None:
     assert measured.device == torch.cuda.get_device_name()
     assert measured.peak_reserved_bytes >= measured.peak_allocated_bytes > 0
     assert measured.step_s_median > 0
+
+
+@pytest.mark.parametrize(("heads", "group", "width"), [(16, 1, 128), (8, 4, 64), (4, 2, 32)])
+@pytest.mark.parametrize("longest", [7, 64, 128])
+def test_short_attention_equals_its_fp32_twin(heads: int, group: int, width: int, longest: int) -> None:
+    """Values and gradients to bf16 noise; empty documents; the strides that models give."""
+    torch.manual_seed(longest)
+    lengths = [*torch.randint(0, longest + 1, (40,)).tolist(), longest]
+    edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    n = edges[-1]
+    q = torch.randn(heads, n, width, device=CUDA, dtype=torch.bfloat16).transpose(0, 1).requires_grad_()
+    k, v = (torch.randn(n, heads // group, width, device=CUDA, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
+    out, _ = short_attention(q, k, v, torch.tensor(edges, dtype=torch.int32, device=CUDA), width**-0.5)
+    slopes = torch.randn_like(out)
+    found = (out, *torch.autograd.grad(out, (q, k, v), slopes))
+    plain = [one.detach().float().requires_grad_() for one in (q, k, v)]
+    expected = by_document(*plain, edges, width**-0.5)
+    for one, other in zip(found, (expected, *torch.autograd.grad(expected, plain, slopes.float())), strict=True):
+        assert ((one.float() - other).norm() / other.norm()).item() < 1e-2

@@ -1,7 +1,7 @@
 """Causal attention over packed documents, and the one place that knows how PyTorch's releases differ in it.
 
 tsugiki_packed   q, k, v [1, h, n, d] hold documents one after another; `cu_seq` [documents + 1] says where each begins.
-                 On CUDA in 16 bits: `varlen_attn` (flash attention). Elsewhere its twin: SDPA document by document,
+                 On CUDA in 16 bits: our kernel for short documents, else `varlen_attn` (flash attention). Elsewhere their twin: SDPA document by document,
                  so that no n × n mask exists. With a `store`, keys and values are kept there: the reading of a prompt.
 tsugiki_stored   q [rows, h, 1, d], one new token a row, over the keys and values in the `store`: the writing of an answer.
 
@@ -23,6 +23,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from tsugiki.errors import ModelError
+from tsugiki.model.short_attention import serves, short_attention
 
 PACKED, STORED = "tsugiki_packed", "tsugiki_stored"
 _NEUTRAL = {"softcap": None, "s_aux": None, "head_mask": None}
@@ -98,7 +99,10 @@ def packed_attention(
     if store is not None:
         store.put_prompts(module.layer_idx, k, v)  # type: ignore[arg-type]
     if v.is_cuda:
-        left = -1 if sliding_window is None or sliding_window >= longest else sliding_window - 1
+        whole = sliding_window is None or sliding_window >= longest
+        if whole and serves(q, longest):
+            return short_attention(q, k, v, cu_seq, scaling or q.shape[-1] ** -0.5)[0][None], None
+        left = -1 if whole or sliding_window is None else sliding_window - 1
         out = varlen_attn(q, k, v, cu_seq, cu_seq, longest, longest, scale=scaling, window_size=(left, 0), **_GQA)
         assert isinstance(out, torch.Tensor)
         return out[None], None
