@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "tsugiki"
 FILES = sorted(ROOT.rglob("*.py"))
-RANK = {"errors": 0, "config": 1, "toml": 1.5, "data": 2, "model": 2, "train": 3, "score": 3, "study": 4, "progress": 5, "cli": 6}
+RANK = {"errors": 0, "config": 1, "toml": 1.5, "data": 2, "model": 2, "train": 3, "score": 3, "study": 4, "progress": 5, "printing": 5.5, "cli": 6}
 NO_TORCH = [
     "errors",
     "config",

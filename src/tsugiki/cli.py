@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
 from tsugiki.errors import ConfigError, TsugikiError
+from tsugiki.printing import print_json, print_report, print_scores
 
 if TYPE_CHECKING:
     from tsugiki.config import StudySpec
-    from tsugiki.study.cells import StudyResult
+    from tsugiki.study.answer import Stored
     from tsugiki.study.words import Language
 
 app = typer.Typer(
@@ -91,7 +91,7 @@ def study(
 
         cells = expand(spec)
         if as_json:
-            _print_json([cell.config.model_dump(mode="json", exclude_none=True) for cell in cells])
+            print_json([cell.config.model_dump(mode="json", exclude_none=True) for cell in cells])
             return
         print("\n".join(cell.label for cell in cells))
         print(f"{len(cells)} cells. Next: tsugiki check {file}, then the same command without --dry-run")
@@ -113,39 +113,13 @@ def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, work
         run_in_parallel(arguments, jobs)
     with Display() as display:
         result = run_study(spec, store, display.listener, on_cell=display.on_cell)
-    _print_report(result, out, as_json, lang)
+    print_report(result, out, as_json, lang)
 
 
 def _language(lang: str) -> Language:
     if lang not in ("en", "ja"):
         raise ConfigError(f'--lang "{lang}": must be en or ja')
     return cast("Language", lang)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, ensure_ascii=False, indent=1))
-
-
-def _print_report(result: StudyResult, out: Path, as_json: bool, lang: Language = "en") -> None:
-    from dataclasses import asdict
-
-    from tsugiki.progress import show_tables
-    from tsugiki.study.finding import sentence
-    from tsugiki.study.report import write_report
-    from tsugiki.study.tables import gather
-
-    material = gather(result)
-    page, tables = write_report(material, out, lang)
-    said = [sentence(one, lang) for one in material.found]
-    if as_json:
-        _print_json({"report": str(page), "findings": said, "tables": [asdict(table) for table in tables]})
-        return
-    show_tables(tables)
-    print("\n".join(said))
-    print(f"Report: {page.parent / 'report.ja.html'} · {page.parent / 'report.en.html'}   (Markdown, CSV and LaTeX beside them)")
-    folders = [record.folder for cell in result.chosen.values() if (record := result.record(cell)) is not None]
-    if folders:
-        print(f"Next: tsugiki generate {folders[0]} --text 'PROMPT'   (the prompt's form stands in Table 1)")
 
 
 @app.command(epilog="Example: tsugiki run run.toml --set train.learning_rate=5e-4")
@@ -168,11 +142,11 @@ def run(
     with Display() as display:
         record = run_group([config], Store(out), display.listener)[0]
     if as_json:
-        _print_json({"folder": str(record.folder), **record.happened})
+        print_json({"folder": str(record.folder), **record.happened})
     if record.status == "failed":
         raise TsugikiError(record.happened["reason"])
     if not as_json:
-        _print_scores(record, "validation")
+        print_scores(record, "validation")
         print(f"Run: {record.folder}\nNext: tsugiki score {record.folder} --part test")
 
 
@@ -180,20 +154,6 @@ def _run_folder(given: Path) -> Path:
     """The folder of a run: as given, or a name that `ls` prints."""
     named = DEFAULT_OUT / "runs" / given.name
     return named if not given.exists() and given == Path(given.name) and named.exists() else given
-
-
-def _print_scores(record: Any, part: str) -> None:
-    evaluation = record.evaluation(part)
-    for one in evaluation["scores"]:
-        print(f"{part} {one['name']}: {one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}] n={one['n']} ({one['signature']})")
-    from tsugiki.score.failures import ENGLISH
-
-    failures = evaluation["failures"]
-    print("answers: " + ", ".join(f"{ENGLISH[name]} {count}" for name, count in failures.items()))
-    unended = failures.get("no_eos", 0) + failures.get("repetition", 0)
-    if unended > sum(failures.values()) / 2:
-        print("Most answers did not end: the model has not learned the form of the answer yet. More steps or a higher learning rate may help.")
-    print(f"Every answer: {record.folder / f'answers-{part}.jsonl'}")
 
 
 @app.command(epilog="Example: tsugiki score tsugiki-runs/runs/jnli-… --part test")
@@ -214,9 +174,9 @@ def score(
     with Display() as display:
         record = score_run(read_record(_run_folder(folder)), part, display.listener)
     if as_json:
-        _print_json(record.evaluation(part))
+        print_json(record.evaluation(part))
     else:
-        _print_scores(record, part)
+        print_scores(record, part)
         print(f"Next: tsugiki compare {folder} ANOTHER-RUN --part {part}")
 
 
@@ -230,7 +190,7 @@ def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
 
     rows = [list_row(record) for record in Store(out).records()]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     if not rows:
         raise TsugikiError(f"{out}: no runs there. Run a study first (tsugiki demo), or name the root folder of your runs with --out")
@@ -247,14 +207,14 @@ def show(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json:
     record = read_record(_run_folder(folder))
     asked = record.config.model_dump(mode="json", exclude_none=True)
     if as_json:
-        _print_json({"asked": asked, "with_what": record.with_what, "happened": record.happened})
+        print_json({"asked": asked, "with_what": record.with_what, "happened": record.happened})
         return
     print(f"{folder}: {record.status}" + (f" ({record.happened['reason']})" if record.status == "failed" else ""))
     for name, settings in asked.items():
         print(f"  {name:8} " + (", ".join(f"{key} {value}" for key, value in settings.items()) if isinstance(settings, dict) else str(settings)))
     print(f"  device   {record.with_what['device']}; rows {record.with_what['rows']}; weights of sha256 {record.with_what['model_sha256'][:16]}…")
     for part in record.happened.get("evaluations", {}):
-        _print_scores(record, part)
+        print_scores(record, part)
     print(f"Next: tsugiki score {folder} --part test" if record.evaluation("test") is None else f"Next: tsugiki compare {folder} ANOTHER-RUN")
 
 
@@ -274,7 +234,7 @@ def compare(
 
     found = compare_runs(read_record(_run_folder(first)), read_record(_run_folder(second)), part)
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
         return
     print(f"{found.score} on {part}, n = {found.n}: {found.first:.4f} against {found.second:.4f}")
     print(f"difference {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] (paired bootstrap by group, 95 %)")
@@ -321,20 +281,35 @@ def report(
     if not result.chosen:
         options = "".join(f" --set '{change}'" for change in changes or [])
         raise TsugikiError(f"{out}: no finished run of this study there. Run: tsugiki study {file} --out {out}{options}")
-    _print_report(result, out, as_json, language)
+    print_report(result, out, as_json, language)
 
 
-@app.command(epilog="Example: tsugiki export tsugiki-runs/runs/jnli-… --to my-adapter")
+@app.command(epilog="Examples: tsugiki export RUN --to my-adapter   ·   tsugiki export RUN --to my-model --merge --dtype bf16")
 def export(
-    folder: Annotated[Path, typer.Argument(help="A run folder (LoRA).")],
-    to: Annotated[Path, typer.Option("--to", help="New folder for the PEFT adapter.")],
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Write the whole model, the adapter added to its weights, if it still answers the same.")] = False,
+    dtype: Annotated[Optional[str], typer.Option(help="With --merge: fp32, bf16 or fp16 (default: what the base was stored in).")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="With --merge: points of 100 that the score may move.")] = 0.5,
 ) -> None:
-    """Write a LoRA run as a PEFT adapter folder."""
-    from tsugiki.study.answer import export_run
+    """Write a LoRA run as a PEFT adapter folder, or a run of any kind as an ordinary model folder (--merge)."""
+    from tsugiki.study.answer import STORED, export_merged, export_run
     from tsugiki.study.store import read_record
 
-    export_run(read_record(_run_folder(folder)), to)
-    print(f"{to}: adapter_config.json, adapter_model.safetensors\nNext: peft.PeftModel.from_pretrained(base, '{to}')")
+    record = read_record(_run_folder(folder))
+    if not merge:
+        if dtype:
+            raise ConfigError("--dtype: only --merge reads it: an adapter is always fp32")
+        export_run(record, to)
+        print(f"{to}: adapter_config.json, adapter_model.safetensors\nNext: peft.PeftModel.from_pretrained(base, '{to}')")
+        return
+    if dtype is not None and dtype not in STORED:
+        raise ConfigError(f'--dtype "{dtype}": must be one of {", ".join(STORED)}')
+    stored = cast("Stored", dtype or record.with_what["numerics"]["base"])
+    seen = export_merged(record, to, stored, tolerance=tolerance)
+    print(f"{to}: a model folder; weights {seen.stored_before} → {seen.stored_after}, {seen.lost:.2%} of the adapter lost to rounding")
+    print(f"Gate: {seen.rows} rows of validation, {seen.score} {seen.before:.4f} → {seen.after:.4f}, {seen.changed} answers changed")
+    print(f"Next: transformers.AutoModelForCausalLM.from_pretrained('{to}')")
 
 
 @app.command(epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check my_study.toml")
@@ -345,7 +320,7 @@ def check(
     from tsugiki.study.inspect import check_file, next_command
 
     if as_json:
-        _print_json({"file": str(file), "lines": list(check_file(file, changes or []))})
+        print_json({"file": str(file), "lines": list(check_file(file, changes or []))})
         return
     for line in check_file(file, changes or []):
         print(line)
@@ -360,9 +335,7 @@ def tasks_list(as_json: AsJson = False) -> None:
 
     specs = {name: read_task(path) for name, path in builtin_tasks().items()}
     if as_json:
-        _print_json(
-            [{"name": name, **spec.model_dump(mode="json", include={"title", "kind", "metric", "licence", "citation"})} for name, spec in specs.items()]
-        )
+        print_json([{"name": name, **spec.model_dump(mode="json", include={"title", "kind", "metric", "licence", "citation"})} for name, spec in specs.items()])
         return
     for name, spec in specs.items():
         print(f"{name:16} {spec.kind:15} {spec.metric:12} formats: {', '.join(spec.formats)}; splits: {', '.join(spec.splits)}; {spec.licence}")

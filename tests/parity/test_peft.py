@@ -11,7 +11,7 @@ import torch
 from tests import tiny
 from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.export import export_adapter, import_adapter
+from tsugiki.model.export import export_adapter, import_adapter, merge_adapter
 from tsugiki.model.lora import Grafted, attach, detach, lora_layers, switched_off
 
 IDS = torch.tensor([[5, 9, 30, 41, 300, 7], [8, 8, 100, 2, 17, 45]])
@@ -125,3 +125,24 @@ def test_the_start_of_a_place_depends_on_the_seed_not_on_its_neighbours() -> Non
     for name, parameter in narrow.items():
         assert torch.equal(parameter, wide[name])
         assert name.endswith(".B") or not torch.equal(parameter, other[name])
+
+
+@pytest.mark.parametrize(("kind", "targets"), CASES)
+def test_merged_weights_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) -> None:
+    ours = grafted(kind, targets)
+    export_adapter(ours, tmp_path / "adapter", "tiny")
+    adapted = ours.model(IDS).logits
+    theirs = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "adapter").merge_and_unload()
+    assert merge_adapter(ours.model, torch.float32) < 1e-5
+    assert not lora_layers(ours.model)
+    torch.testing.assert_close(ours.model(IDS).logits, adapted, rtol=1e-4, atol=1e-5)
+    expected = theirs.state_dict()
+    assert ours.model.state_dict().keys() == expected.keys()
+    for name, weight in ours.model.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_rounding_takes_a_share_of_a_small_change() -> None:
+    small = grafted("llama", "q+v", alpha=0.01)
+    assert merge_adapter(small.model, torch.bfloat16) > 0.3
+    assert all(parameter.dtype == torch.bfloat16 for parameter in small.model.parameters())

@@ -1,4 +1,4 @@
-"""An adapter as a PEFT folder, out and in. The only file that speaks PEFT's spelling.
+"""An adapter as a PEFT folder, out and in, and merged into its base. The only file that speaks PEFT's spelling.
 
 Adapters on column ranges of one fused weight leave as one PEFT module of rank m·r over the whole weight: the A's
 stacked, each B zero outside its own range; `alpha_pattern` keeps the scale. They come back exactly.
@@ -7,6 +7,7 @@ stacked, each B zero outside its own range; `alpha_pattern` keeps the scale. The
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
 from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.layouts import WHOLE, Place, by_module, find_places, layout_of, out_features
+from tsugiki.model.layouts import WHOLE, Place, by_module, find_places, layout_of, out_features, replace_module, weight_of
 from tsugiki.model.lora import Grafted, attach, lora_layers
 
 PREFIX = "base_model.model."
@@ -40,8 +42,7 @@ def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
     Raises:
         ModelError: the folder holds something already: results are never overwritten.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"{folder}: not an empty folder. Choose a new one: nothing is overwritten")
+    refuse_filled(folder)
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     for path, layer in lora_layers(grafted.model):
@@ -56,6 +57,12 @@ def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(_config(grafted, ranks, base_name), indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raises `ModelError` when something is there already: results are never overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder}: not an empty folder. Choose a new one: nothing is overwritten")
 
 
 def fuse(places: Sequence[Place], a: Sequence[Any], b: Sequence[Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,6 +117,30 @@ def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:
     if tensors:
         raise ModelError(f"{folder}: {len(tensors)} tensors have no place in this model, the first is {min(tensors)}")
     return grafted
+
+
+@torch.no_grad()
+def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
+    """Adds the adapters of a model of one lane to its frozen weights: in fp32, cast to `dtype` last, as all of the model is then.
+
+    Returns:
+        The share of the change that rounding to `dtype` took away: |rounded - exact| / |exact| of all merged weights' changes.
+    """
+    lost = total = 0.0
+    for path, layer in lora_layers(model):
+        weight = weight_of(layer.base)
+        before = weight.detach().float()
+        wide = before.t() if isinstance(layer.base, Conv1D) else before  # [d_out, d_in]
+        change = torch.zeros_like(wide)
+        for place, a, b in layer.adapters_of(0):
+            change[place.rows(len(wide)).to(wide.device)] += layer.lanes[0].scale * b.detach().float() @ a.detach().float()
+        merged = (wide + change).to(dtype)
+        lost += float((merged.float() - wide - change).norm() ** 2)
+        total += float(change.norm() ** 2)
+        weight.data = merged.t().contiguous() if isinstance(layer.base, Conv1D) else merged
+        replace_module(model, path, layer.base)
+    model.to(dtype)
+    return math.sqrt(lost / total) if total else 0.0
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -1,0 +1,51 @@
+"""What the command line prints of results: scores, reports, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tsugiki.study.cells import StudyResult
+    from tsugiki.study.words import Language
+
+
+def print_json(content: Any) -> None:
+    print(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def print_report(result: StudyResult, out: Path, as_json: bool, lang: Language = "en") -> None:
+    from dataclasses import asdict
+
+    from tsugiki.progress import show_tables
+    from tsugiki.study.finding import sentence
+    from tsugiki.study.report import write_report
+    from tsugiki.study.tables import gather
+
+    material = gather(result)
+    page, tables = write_report(material, out, lang)
+    said = [sentence(one, lang) for one in material.found]
+    if as_json:
+        print_json({"report": str(page), "findings": said, "tables": [asdict(table) for table in tables]})
+        return
+    show_tables(tables)
+    print("\n".join(said))
+    print(f"Report: {page.parent / 'report.ja.html'} · {page.parent / 'report.en.html'}   (Markdown, CSV and LaTeX beside them)")
+    folders = [record.folder for cell in result.chosen.values() if (record := result.record(cell)) is not None]
+    if folders:
+        print(f"Next: tsugiki generate {folders[0]} --text 'PROMPT'   (the prompt's form stands in Table 1)")
+
+
+def print_scores(record: Any, part: str) -> None:
+    evaluation = record.evaluation(part)
+    for one in evaluation["scores"]:
+        print(f"{part} {one['name']}: {one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}] n={one['n']} ({one['signature']})")
+    from tsugiki.score.failures import ENGLISH
+
+    failures = evaluation["failures"]
+    print("answers: " + ", ".join(f"{ENGLISH[name]} {count}" for name, count in failures.items()))
+    unended = failures.get("no_eos", 0) + failures.get("repetition", 0)
+    if unended > sum(failures.values()) / 2:
+        print("Most answers did not end: the model has not learned the form of the answer yet. More steps or a higher learning rate may help.")
+    print(f"Every answer: {record.folder / f'answers-{part}.jsonl'}")

@@ -1,0 +1,57 @@
+"""A trained run as an ordinary model folder: behind the merge gate, or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.study.test_study import TRAIN, asked
+from tsugiki.errors import ModelError
+from tsugiki.study.answer import answer_texts, export_merged
+from tsugiki.study.run import run_group
+from tsugiki.study.store import Store
+
+PROMPT = "文1: 犬が公園を走っています。[SEP]文2: 動物が外にいます。[SEP]"
+FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "merged.json"}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_merged_model_answers_as_the_run(method: str, model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    changes = {"method": "full", "lora": None} if method == "full" else {"lora": {"targets": "all-linear", "rank": 4, "alpha": 16}}
+    [record] = run_group([asked(model_folder, task_file, **changes)], Store(tmp_path))
+    seen = export_merged(record, tmp_path / "merged", "fp32")
+    assert (seen.rows, seen.changed, seen.before) == (9, 0, seen.after)
+    assert seen.lost < 1e-5
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == FILES
+    assert json.loads((tmp_path / "merged" / "merged.json").read_text())["run"] == record.folder.name
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    ids = torch.tensor([tokenizer(PROMPT, add_special_tokens=False).input_ids])
+    plain = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=3)[0, ids.shape[1] :]
+    assert answer_texts(record, [PROMPT], 6)[0].strip() == tokenizer.decode(plain, skip_special_tokens=True).strip()
+    with pytest.raises(ModelError, match="not an empty folder"):
+        export_merged(record, tmp_path / "merged", "fp32")
+
+
+def test_a_merge_that_changes_the_model_is_refused_and_writes_nothing(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tsugiki.study import answer
+
+    [record] = run_group([asked(model_folder, task_file, train={**TRAIN, "epochs": 20})], Store(tmp_path))
+    real = answer.merge_adapter
+
+    def broken(model: torch.nn.Module, dtype: torch.dtype) -> float:
+        lost = real(model, dtype)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.neg_()
+        return lost
+
+    monkeypatch.setattr(answer, "merge_adapter", broken)
+    with pytest.raises(ModelError, match=r"merged into bf16 weights it is another model: .* of 9 answers changed.*Nothing was written"):
+        export_merged(record, tmp_path / "merged", "bf16")
+    assert not [path for path in tmp_path.iterdir() if "merged" in path.name]
