@@ -14,7 +14,7 @@ set +e
 timeout --signal=INT --kill-after=20 "$left" "$python" -W ignore -m tsugiki study "$here/study.toml" --out "$out" --jobs "$jobs" \
   --set "tasks=[$task]" --set "models=[{path=\"$MODEL\",name=\"$NAME\"}]"
 code=$?
-"$python" "$here/best_weights.py" "$out" > "$out/kept.txt"
+"$python" "$here/best_weights.py" "$out" 2 > "$out/kept.txt"
 (cd "$out" && find . -type f -not -path '*/weights/*' -not -path '*/checkpoint/*' -not -path './locks/*' -not -name kept.txt && cat kept.txt) > "$out.files"
 tar -cJf "$archive.part" -C "$out" -T "$out.files" && mv "$archive.part" "$archive"
 exit $code

@@ -238,6 +238,9 @@ def compare(
         return
     print(f"{found.score} on {part}, n = {found.n}: {found.first:.4f} against {found.second:.4f}")
     print(f"difference {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] (paired bootstrap by group, 95 %)")
+    if found.mcnemar is not None:
+        test = found.mcnemar
+        print(f"right by the first alone {test.only_first}, by the second alone {test.only_second}: p = {test.p:.3g} (McNemar, by group)")
     print(f"{len(found.changed)} answers differ" + (":" if rows and found.changed else ""))
     for one in found.changed[:rows]:
         print(f"  {one['id']}: {one['first']} | {one['second']}   (right: {one['target']})")

@@ -49,6 +49,22 @@ def segment(text: str) -> list[str]:
     return segmenter()(text)
 
 
+@cache
+def _ipadic() -> Callable[[str], list[str]]:
+    try:
+        import fugashi
+        import ipadic
+    except ImportError as missing:
+        raise ConfigError(f'This rule needs {missing.name or "fugashi and ipadic"}. Run: pip install "tsugiki[ja,rules]"') from None
+    tagger = fugashi.GenericTagger(f"{ipadic.MECAB_ARGS} -Owakati")
+    return lambda text: tagger.parse(text.strip()).strip().split(" ")
+
+
+def segment_ipadic(text: str) -> list[str]:
+    """Words by MeCab with the IPA dictionary, as sacreBLEU's `ja-mecab` cuts them."""
+    return _ipadic()(text)
+
+
 def versions() -> dict[str, str]:
     """Versions of what segmentation and normalisation depend on."""
     return {package: version(package) for package in ("fugashi", "unidic-lite", "neologdn", "rouge-score")}

@@ -5,18 +5,16 @@ Intervals resample groups (images, for JNLI) when rows of one group depend on ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 
-from tsugiki.errors import ConfigError
-from tsugiki.score.japanese import clean_for_rouge, normalise, segment, versions
+from tsugiki.score.japanese import normalise, versions
+from tsugiki.score.rules import ROUGE_TYPES, SUMMARY_RULES
 
 RESAMPLES = 2000
-ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +40,6 @@ def matches_raw(answer: str, target: str) -> float:
     return float(answer == target)
 
 
-class _Segmented:
-    """The tokenizer face that google's rouge-score asks for."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return segment(clean_for_rouge(text))
-
-
-@cache
-def _rouge_scorer() -> Any:
-    try:
-        from rouge_score import rouge_scorer
-    except ImportError:
-        raise ConfigError('ROUGE needs rouge-score. Run: pip install "tsugiki[ja]"') from None
-    return rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=_Segmented())
-
-
 def check_ready(metric: str) -> None:
     """Raises `ConfigError` before anything runs when a library that the metric needs is not installed."""
     if metric == "rouge":
@@ -66,8 +48,7 @@ def check_ready(metric: str) -> None:
 
 def rouge(answer: str, target: str) -> dict[str, float]:
     """F1 of ROUGE-1, ROUGE-2 and ROUGE-L in 0–1 by the lm-eval rule (neologdn, MeCab unidic-lite, google rouge-score)."""
-    scores = _rouge_scorer().score(target, answer)
-    return {name: float(scores[name].fmeasure) for name in ROUGE_TYPES}
+    return SUMMARY_RULES["lm-eval"](answer, target)
 
 
 def signature(metric: str) -> str:
@@ -116,6 +97,36 @@ def _by_group(values: Sequence[float], groups: Sequence[str]) -> tuple[np.ndarra
 def score(name: str, values: Sequence[float], groups: Sequence[str], metric: str) -> Score:
     low, high = interval(values, groups)
     return Score(name=name, value=float(np.mean(values)), low=low, high=high, n=len(values), groups=len(set(groups)), signature=signature(metric))
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """Right answers that only the first method, or only the second, gave, and how likely so uneven a split is by chance."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mcnemar(first: Sequence[float], second: Sequence[float], groups: Sequence[str]) -> McNemar:
+    """McNemar's test of two methods on the same examples (values 0 or 1); whole groups count as one observation.
+
+    Without groups, exact binomial; with groups Obuchowski's statistic (Σ d)² / Σ d² over the groups' differences d, on one degree
+    of freedom, which is McNemar's own where every group holds one example.
+    Source: McNemar 1947, Psychometrika 12, 153-157; Obuchowski 1998, Statistics in Medicine 17, 1495-1507.
+    """
+    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    only_first, only_second = int(((one == 1) & (other == 0)).sum()), int(((one == 0) & (other == 1)).sum())
+    differences, sizes = _by_group(one - other, groups)
+    if not (only_first or only_second):
+        return McNemar(only_first=0, only_second=0, p=1.0)
+    if sizes.max() == 1:
+        few, all_of_them = min(only_first, only_second), only_first + only_second
+        tail = sum(math.comb(all_of_them, k) for k in range(few + 1)) / 2**all_of_them
+        return McNemar(only_first=only_first, only_second=only_second, p=min(1.0, 2 * tail))
+    squares = float((differences**2).sum())
+    statistic = float(differences.sum()) ** 2 / squares if squares else 0.0
+    return McNemar(only_first=only_first, only_second=only_second, p=math.erfc(math.sqrt(statistic / 2)))
 
 
 def paired_difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], groups: Sequence[str]) -> tuple[float, float, float]:

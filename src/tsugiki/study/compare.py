@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tsugiki.errors import RunError
-from tsugiki.score.metrics import interval, paired_difference, per_example
+from tsugiki.score.metrics import McNemar, interval, mcnemar, paired_difference, per_example
 from tsugiki.study.notes import score_text
 from tsugiki.study.store import Run, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two runs on the same examples: mean difference of the main score with its 95 % interval, and the answers that changed."""
+    """Two runs on the same examples: mean difference of the main score with its 95 % interval, McNemar's test, the answers that changed."""
 
     score: str
     first: float
@@ -25,6 +25,7 @@ class Comparison:
     high: float
     n: int
     seeds: int
+    mcnemar: McNemar | None
     changed: tuple[Mapping[str, str], ...]
 
 
@@ -65,8 +66,16 @@ def compare_methods(firsts: Sequence[RunRecord], seconds: Sequence[RunRecord], p
         high=high,
         n=len(values[0]),
         seeds=min(len(firsts), len(seconds)),
+        mcnemar=_mcnemar(ours, theirs, [one["group"] for one in answers[0]]),
         changed=changed,
     )
+
+
+def _mcnemar(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], groups: Sequence[str]) -> McNemar | None:
+    """Of one run each, where an answer is right or wrong; None for summaries and several seeds."""
+    if len(ours) > 1 or len(theirs) > 1 or not {*ours[0], *theirs[0]} <= {0.0, 1.0}:
+        return None
+    return mcnemar(ours[0], theirs[0], groups)
 
 
 @dataclass(frozen=True, kw_only=True)
