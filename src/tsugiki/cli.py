@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 import typer
 
 from tsugiki.errors import ConfigError, TsugikiError
-from tsugiki.printing import print_json, print_report, print_scores
+from tsugiki.printing import print_json, print_report, print_rules, print_scores
 
 if TYPE_CHECKING:
     from tsugiki.config import StudySpec
@@ -156,10 +156,15 @@ def _run_folder(given: Path) -> Path:
     return named if not given.exists() and given == Path(given.name) and named.exists() else given
 
 
-@app.command(epilog="Example: tsugiki score tsugiki-runs/runs/jnli-… --part test")
+@app.command(
+    epilog="Examples: tsugiki score RUN --part test   ·   tsugiki score RUN --rules all   ·   tsugiki score RUN --rules xlsum,flexeval --part validation"
+)
 def score(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     part: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    rules: Annotated[
+        Optional[str], typer.Option(help="Score the kept answers by other tools' rules: all, or names joined by commas. No model is loaded.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
 ) -> None:
     """Score a finished run on one part of its task; a part that was scored is only printed."""
@@ -171,6 +176,11 @@ def score(
 
     if part not in SPLITS:
         raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
+    if rules:
+        from tsugiki.study.rescore import rescore
+
+        print_rules(rescore(read_record(_run_folder(folder)), part, rules), as_json)
+        return
     with Display() as display:
         record = score_run(read_record(_run_folder(folder)), part, display.listener)
     if as_json:

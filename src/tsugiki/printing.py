@@ -49,3 +49,20 @@ def print_scores(record: Any, part: str) -> None:
     if unended > sum(failures.values()) / 2:
         print("Most answers did not end: the model has not learned the form of the answer yet. More steps or a higher learning rate may help.")
     print(f"Every answer: {record.folder / f'answers-{part}.jsonl'}")
+
+
+def print_rules(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Scores of kept answers by rule."""
+    from tsugiki.progress import show_tables
+    from tsugiki.study.tabular import Table
+
+    if as_json:
+        print_json(rows)
+        return
+    cells = []
+    for row in rows:
+        bounds = "" if row["low"] is None else f" [{row['low']:.4f}, {row['high']:.4f}]"
+        cells.append((row["rule"], row["labels"], row["score"], f"{row['value']:.4f}{bounds}", str(row["n"])))
+    signatures = tuple(dict.fromkeys(row["signature"] for row in rows if "|" in row["signature"]))
+    header = ("Rule", "Labels", "Score", "Value", "n")
+    show_tables([Table(name="rules", title="Kept answers by rule", header=header, rows=tuple(cells), notes=signatures)])

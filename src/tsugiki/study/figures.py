@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.study.cells import Cell, StudyResult, task_label
 from tsugiki.study.compare import pooled
-from tsugiki.study.finding import solo_step_s
+from tsugiki.study.finding import solo_measurement, solo_step_s
 from tsugiki.study.plots import Point, axis_over, bars, chart, heat_map, stacked
 from tsugiki.study.store import RunRecord
 from tsugiki.study.words import Language, word
@@ -61,7 +61,7 @@ def _cost(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, st
     """Memory and time of the chosen cells as bars."""
     memory = {}
     for cell, record in pairs:
-        measured = record.happened["measurement"]
+        measured = solo_measurement(record)
         memory[_name(cell)] = (measured["peak_allocated_bytes"] or measured["peak_process_bytes"]) / 2**20
     seconds = {_name(cell): value for cell, record in pairs if (value := solo_step_s(record)) is not None}
     figures = [(f"{task}: {words['memory']}", bars(memory, f"{task}: {words['memory']}"))] if memory else []

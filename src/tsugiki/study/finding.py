@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tsugiki.study.cells import StudyResult, task_label
 from tsugiki.study.compare import Comparison, compare_methods
@@ -53,6 +54,7 @@ def findings(result: StudyResult) -> list[Finding]:
 def _finding(model: str, task: str, first: tuple[str, list[RunRecord]], second: tuple[str, list[RunRecord]], margin: float) -> Finding:
     pair = compare_methods(first[1], second[1], "test")
     one, other = first[1][0].happened, second[1][0].happened
+    costs = [solo_measurement(records[0]) for _, records in (first, second)]
     return Finding(
         model=model,
         task=task,
@@ -62,7 +64,7 @@ def _finding(model: str, task: str, first: tuple[str, list[RunRecord]], second: 
         margin=margin,
         comparison=pair,
         parameter_share=one["trainable"] / other["trainable"],
-        memory_share=_share(one["measurement"]["peak_allocated_bytes"], other["measurement"]["peak_allocated_bytes"]),
+        memory_share=_share(costs[0]["peak_allocated_bytes"], costs[1]["peak_allocated_bytes"]),
         step_share=_share(solo_step_s(first[1][0]), solo_step_s(second[1][0])),
     )
 
@@ -77,6 +79,13 @@ def solo_step_s(record: RunRecord) -> float | None:
     """Median seconds a step at the paper's batch of 8, the device to itself."""
     measured = (record.happened.get("solo") or {}).get("8")
     return measured["step_s_median"] if measured else None
+
+
+def solo_measurement(record: RunRecord) -> Mapping[str, Any]:
+    """What the run cost with the device to itself, at its own batch; what it cost among others only where that is not known."""
+    solo = (record.happened.get("solo") or {}).get(str(record.config.train.batch))
+    measured: Mapping[str, Any] = solo or record.happened["measurement"]
+    return measured
 
 
 def _share(one: float | None, other: float | None) -> float | None:

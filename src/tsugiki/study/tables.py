@@ -11,7 +11,7 @@ from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.study.cells import Cell, StudyResult, task_label
 from tsugiki.study.compare import pooled
-from tsugiki.study.finding import Finding, findings
+from tsugiki.study.finding import Finding, findings, solo_measurement
 from tsugiki.study.landscape import landscape_table, settings_table, shared_note
 from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, leak_notes, results_notes, score_text, values_text
 from tsugiki.study.store import RunRecord
@@ -111,7 +111,7 @@ def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, t
         str(test["main"]["n"]) if test else "-",
         _number(test["candidate_rate"] if test else None),
         f"{happened['trainable'] / 1e6:,.2f}",
-        memory_text(solo.get(str(record.config.train.batch)) or measured, language),
+        memory_text(solo_measurement(record), language),
         _seconds(solo.get("8") or {}),
         f"{_seconds(own)} ({record.config.train.batch})",
         f"{_seconds(measured)} ({lanes})" if (lanes := measured.get("lanes", 1)) > 1 else "-",

@@ -1,0 +1,127 @@
+"""Rules against the tools they are named after, on a thousand pairs; class scores against scikit-learn's definitions."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests import tiny
+from tsugiki.errors import ConfigError
+from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
+from tsugiki.score.metrics import mcnemar, rouge
+from tsugiki.score.rules import CLOSED_RULES, SUMMARY_RULES, class_scores, pick_rules, pltrdy_rouge, score_by, signature_of
+
+WORDS = [*"".join(tiny.SENTENCES), "。", "、", ".", "「", "」", " ", "ＡＢＣ", "12.5", "犬", "犬", "走る", "\n"]
+
+
+def pairs(count: int = 1000) -> list[tuple[str, str]]:
+    """Sentences that share words, with repetitions, full-width signs, full stops, spaces; some empty."""
+    dice = random.Random(0)
+    made = []
+    for _ in range(count):
+        target = [dice.choice(WORDS) for _ in range(dice.randint(1, 60))]
+        answer = [dice.choice(target) if dice.random() < 0.7 else dice.choice(WORDS) for _ in range(dice.randint(0, 50))]
+        made.append(("".join(answer), "".join(target) + "犬"))
+    return made
+
+
+def test_flexevals_rouge_equals_the_package_it_calls() -> None:
+    """flexeval 0.18: words joined by spaces, an empty answer a blank, `rouge` 1.0.1, F1."""
+    from rouge import Rouge
+
+    theirs = Rouge()
+    for answer, target in pairs():
+        words, reference = " ".join(segment_ipadic(answer)), " ".join(segment_ipadic(target))
+        expected = theirs.get_scores([words if words and words != "." else " "], [reference])[0]
+        found = SUMMARY_RULES["flexeval"](answer, target)
+        assert found == pytest.approx(
+            {name: expected[key]["f"] for name, key in (("rouge1", "rouge-1"), ("rouge2", "rouge-2"), ("rougeL", "rouge-l"))}, abs=1e-4
+        )
+
+
+def test_words_count_once_under_pltrdys_rouge() -> None:
+    assert pltrdy_rouge("a b c d", "a a b c d")["rouge1"] == pytest.approx(1.0)
+    assert pltrdy_rouge("a b c d", "a a b c d")["rougeL"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "tokenize"),
+    [("lm-eval", lambda text: segment(clean_for_rouge(text))), ("char", lambda text: [char for char in text if not char.isspace()])],
+)
+def test_rules_over_googles_rouge_equal_it(rule: str, tokenize: object) -> None:
+    from rouge_score import rouge_scorer
+
+    class Face:
+        def __init__(self) -> None:
+            self.tokenize = tokenize
+
+    theirs = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Face())
+    for answer, target in pairs():
+        expected = {name: score.fmeasure for name, score in theirs.score(target, answer).items()}
+        assert SUMMARY_RULES[rule](answer, target) == pytest.approx(expected, abs=1e-4)
+        if rule == "lm-eval":
+            assert rouge(answer, target) == SUMMARY_RULES[rule](answer, target)
+
+
+def test_the_xlsum_rule_drops_punctuation_and_case() -> None:
+    """As its tokenizer does: ASCII signs and Unicode punctuation are spaces, control characters go."""
+    rule = SUMMARY_RULES["xlsum"]
+    assert rule("犬が、公園を走った。", "犬が公園を走った")["rouge1"] == pytest.approx(1.0)
+    assert rule("ABC「犬」$5", "abc 犬 5")["rougeL"] == pytest.approx(1.0)
+    assert rule("犬\u200bが走る", "犬が走る")["rouge2"] == pytest.approx(1.0)
+    assert rule("", "犬") == {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
+    assert SUMMARY_RULES["lm-eval"]("犬が、走った。", "犬が走った")["rouge1"] < 1.0
+
+
+def test_closed_rules() -> None:
+    cases = [("含意", "含意"), (" 含意\n", "含意"), ("含意\n\n説明", "含意"), ("ＡＢ", "AB"), ("含意。", "含意")]
+    found = {rule: [CLOSED_RULES[rule](answer, target)["exact_match"] for answer, target in cases] for rule in CLOSED_RULES}
+    assert found == {"tsugiki": [1, 1, 0, 1, 0], "flexeval": [1, 0, 0, 0, 0], "llm-jp-eval": [1, 1, 1, 1, 0]}
+
+
+def test_rules_are_picked_by_name_and_signed() -> None:
+    assert pick_rules("rouge", "all") == ["lm-eval", "xlsum", "flexeval", "char"]
+    assert pick_rules("accuracy", "flexeval, tsugiki") == ["flexeval", "tsugiki"]
+    with pytest.raises(ConfigError, match=r'"xlsam": no such rule for rouge\. Did you mean "xlsum"'):
+        pick_rules("rouge", "xlsam")
+    assert len({signature_of(rule, metric) for metric in ("rouge", "accuracy") for rule in pick_rules(metric, "all")}) == 7
+    assert "mecab-ipadic-1.0.0" in signature_of("flexeval", "rouge")
+    assert score_by("char", "rouge", ["犬"], ["犬"])["rouge1"] == [1.0]
+
+
+def test_class_scores_by_hand() -> None:
+    """Three labels, one answer outside them: by the definitions of scikit-learn's f1_score(average="macro") and balanced_accuracy_score."""
+    answers = ["含意", "含意", "中立", "何か", "矛盾", "中立"]
+    targets = ["含意", "中立", "中立", "中立", "矛盾", "矛盾"]
+    found = class_scores(answers, targets, ["含意", "矛盾", "中立"])
+    f1 = [2 * 1 / (2 + 1), 2 * 1 / (1 + 2), 2 * 1 / (2 + 3)]
+    assert found["macro_f1"] == pytest.approx(sum(f1) / 3)
+    assert found["balanced_accuracy"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+
+
+def test_mcnemar_exact_and_by_group() -> None:
+    first, second = [1, 1, 1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1, 1, 0]
+    alone = mcnemar(first, second, [str(n) for n in range(8)])
+    assert (alone.only_first, alone.only_second) == (5, 1)
+    assert alone.p == pytest.approx(2 * (1 + 6) / 2**6)
+    assert mcnemar(first, first, [str(n) for n in range(8)]).p == 1.0
+    # Mirrored pairs count once: eight rows that are four images say no more than four.
+    doubled = mcnemar([*first, *first], [*second, *second], [str(n) for n in [*range(8), *range(8)]])
+    statistic = 4**2 / 6
+    import math
+
+    assert doubled.p == pytest.approx(math.erfc(math.sqrt(statistic / 2)))
+    assert doubled.p > mcnemar([*first, *first], [*second, *second], [str(n) for n in range(16)]).p
+
+
+def test_mcnemar_by_group_keeps_its_level() -> None:
+    """Two equal methods on pairs of dependent rows: five percent of the tests say otherwise, about."""
+    import numpy as np
+
+    dice = np.random.default_rng(0)
+    low = 0
+    for _ in range(400):
+        one, other = (np.repeat(dice.integers(0, 2, 60), 2) for _ in range(2))
+        low += mcnemar(one.tolist(), other.tolist(), [str(n // 2) for n in range(120)]).p < 0.05
+    assert 0.02 < low / 400 < 0.09
