@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 import typer
 
 from tsugiki.errors import ConfigError, TsugikiError
-from tsugiki.printing import print_json, print_report, print_rules, print_scores
+from tsugiki.printing import print_json, print_report, print_rules, print_scores, print_ways
 
 if TYPE_CHECKING:
     from tsugiki.config import StudySpec
@@ -165,6 +165,7 @@ def score(
     rules: Annotated[
         Optional[str], typer.Option(help="Score the kept answers by other tools' rules: all, or names joined by commas. No model is loaded.")
     ] = None,
+    ways: Annotated[bool, typer.Option("--ways", help="Also by log-likelihood and by generation among the candidates only: form against knowledge.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
 ) -> None:
     """Score a finished run on one part of its task; a part that was scored is only printed."""
@@ -182,7 +183,14 @@ def score(
         print_rules(rescore(read_record(_run_folder(folder)), part, rules), as_json)
         return
     with Display() as display:
+        if ways:
+            from tsugiki.study.ways import three_ways
+
+            found = three_ways(read_record(_run_folder(folder)), part, display.listener)
         record = score_run(read_record(_run_folder(folder)), part, display.listener)
+    if ways:
+        print_ways(found, as_json)
+        return
     if as_json:
         print_json(record.evaluation(part))
     else:

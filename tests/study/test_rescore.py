@@ -15,7 +15,8 @@ from tsugiki.errors import RunError
 from tsugiki.study.finished import score_run
 from tsugiki.study.rescore import rescore
 from tsugiki.study.run import run_group
-from tsugiki.study.store import Store
+from tsugiki.study.store import Store, read_record
+from tsugiki.study.ways import three_ways
 
 
 def versioned(folder: Path) -> Path:
@@ -53,3 +54,16 @@ def test_a_run_is_scored_by_every_rule_and_both_versions_of_the_labels(model_fol
     assert done.returncode == 0, done.stderr
     assert "llm-jp-eval" in done.stdout
     assert "balanced_accuracy" in done.stdout
+
+
+def test_three_scores_from_one_checkpoint(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    [record] = run_group([asked(model_folder, task_file)], Store(tmp_path))
+    rows = three_ways(record, "test")
+    assert [row["way"] for row in rows] == ["free", "sum", "per_char", "constrained"]
+    kept = json.loads((record.folder / "ways-test.json").read_text(encoding="utf-8"))
+    assert set(kept["constrained"]) <= {"含意", "中立", "矛盾"}
+    (record.folder / "weights").rename(record.folder / "gone")
+    assert three_ways(read_record(record.folder), "test") == rows, "kept choices need no weights"
+    done = subprocess.run([sys.executable, "-m", "tsugiki", "score", str(record.folder), "--ways"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "McNemar p" in done.stdout

@@ -13,6 +13,7 @@ from tsugiki.study.plots import Point, axis_over, bars, chart, heat_map, stacked
 from tsugiki.study.store import RunRecord
 from tsugiki.study.words import Language, word
 
+MOST_SERIES = 8  # more are no longer told apart by colour and mark
 CURVE_POINTS = 80
 Figures = list[tuple[str, str]]
 
@@ -69,7 +70,7 @@ def _cost(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, st
 
 
 def _rates(result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]) -> Figures:
-    """Validation score over the learning rate, one series for each other setting."""
+    """Validation score over the learning rate, one series for each other setting; of many settings the best at each rate, one series a method."""
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
         extra = [f"{name} {value}" for name, value in cell.settings.items() if name not in ("learning_rate", "alpha")]
@@ -77,7 +78,19 @@ def _rates(result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], 
         if evaluation is not None:
             strong = result.chosen.get(cell.key) is cell
             series.setdefault(" · ".join([_name(cell), *extra]), []).append(_point(cell.config.train.learning_rate, evaluation["main"], strong))
+    if len(series) > MOST_SERIES:
+        series = _best_by_rate(series, words["best"])
     return _chart(task, series, words["rate"], f"{words['validation']}: {task}", log=True)
+
+
+def _best_by_rate(series: Mapping[str, list[Point]], best: str) -> dict[str, list[Point]]:
+    found: dict[str, dict[float, Point]] = {}
+    for name, points in series.items():
+        here = found.setdefault(f"{name.split(' · ')[0]} ({best})", {})
+        for point in points:
+            if point.x not in here or point.y > here[point.x].y:
+                here[point.x] = point
+    return {name: [here[x] for x in sorted(here)] for name, here in found.items()}
 
 
 def _heat(result: StudyResult, key: tuple[str, str, str], words: Mapping[str, str]) -> Figures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -142,7 +143,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[
     """
     known = [value for value in values.values() if value is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    left, top, width, height = 150, 28, 62, 30
+    left, top, width, height = 20 + 7 * max(map(_columns, rows), default=0), 28, 62, 30
     parts = [f'<text x="{left + width * (place + 0.5):.0f}" y="{top - 8}" text-anchor="middle">{escape(name)}</text>' for place, name in enumerate(columns)]
     for row, name in enumerate(rows):
         y = top + height * row
@@ -159,6 +160,11 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[
             text = "–" if value is None else f"{value:.3f}"
             parts.append(f'<text x="{left + width * (column + 0.5) - 1:.0f}" y="{y + 19}" text-anchor="middle" style="fill:{ink}">{text}</text>')
     return _svg(parts, max(WIDTH, left + width * len(columns) + 8), top + height * len(rows) + 8, title)
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes: Japanese signs take two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def bars(values: Mapping[str, float], title: str, unit: str = "") -> str:

@@ -104,6 +104,11 @@ class Run:
     def write(self, name: str, content: Any) -> None:
         write_atomically(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
+    def read(self, name: str) -> Any:
+        """What `write` kept under this name, None if nothing was. Raises `RunError` for a damaged file."""
+        path = self.folder / name
+        return _read(path) if path.exists() else None
+
     def during(self) -> list[dict[str, Any]]:
         """What was scored during training, step by step."""
         return self.record().during

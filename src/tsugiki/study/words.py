@@ -74,6 +74,7 @@ SECTIONS: dict[str, dict[Language, str]] = {
     "protocol": {"ja": "何と何が比較できるか", "en": "What is comparable with what"},
     "parameters": {"ja": "学習対象パラメータ (M)", "en": "trained parameters (M)"},
     "rate": {"ja": "学習率", "en": "learning rate"},
+    "best": {"ja": "各学習率で最良の設定", "en": "the best setting at each rate"},
     "step": {"ja": "ステップ", "en": "step"},
     "loss": {"ja": "損失", "en": "loss"},
     "test": {"ja": "テスト", "en": "test"},
