@@ -81,5 +81,8 @@ def print_ways(rows: list[dict[str, Any]], as_json: bool) -> None:
         gain = f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]" if "gain" in row else "-"
         cells.append((row["way"], f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]", gain, f"{row['p']:.3g}" if "p" in row else "-", str(row["n"])))
     header = ("Way", rows[0]["score"], "Against free generation", "McNemar p", "n")
-    note = "free: any text; constrained: may only spell a candidate; sum, per_char: largest log-likelihood. What constrained gains over free was form, not knowledge."
+    note = (
+        "free: any text; constrained: may only spell a candidate; sum, per_char: largest log-likelihood. "
+        "What constrained gains over free was form, not knowledge."
+    )
     show_tables([Table(name="ways", title="Three scores from one checkpoint", header=header, rows=tuple(cells), notes=(note,))])

@@ -166,10 +166,10 @@ def test_latex_compiles_where_there_is_a_latex(wide: tuple[StudySpec, StudyResul
 
 
 def test_the_tables_are_json_too(wide: tuple[StudySpec, StudyResult, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    from tsugiki.cli import _print_report
+    from tsugiki.printing import print_report
 
     _, result, root = wide
-    _print_report(result, root, True)
+    print_report(result, root, True)
     printed = json.loads(capsys.readouterr().out)
     assert {table["name"] for table in printed["tables"]} >= {"table1", "table2", "table3", "comparison", "failures"}
     assert len(printed["findings"]) == 1

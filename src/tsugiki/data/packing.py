@@ -134,6 +134,7 @@ class PackableRows:
             token, target = stop, target + wanted
         idle = views["cu_seq"][len(numbers) + 1 :]
         idle[:] = np.minimum(token + shape.longest * np.arange(1, len(idle) + 1), shape.tokens)
+        idle[-1] = shape.tokens
 
 
 def split_rows(numbers: Sequence[int], lengths: np.ndarray, *, max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
