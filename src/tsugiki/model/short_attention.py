@@ -17,6 +17,7 @@ import torch
 LONGEST = 128  # tokens of a document: beyond, flash attention is the faster one
 WIDTHS = (32, 64, 128)
 BLOCK = 64
+WARPS = (4, 8)  # of the forward and of the backward kernel
 
 
 def serves(q: torch.Tensor, longest: int) -> bool:
@@ -45,7 +46,7 @@ def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seq: t
     _kernels()[0][grid](
         q, k, v, out, sums, cu_seq, scale * 1.4426950408889634,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-        HEADS=q.shape[1], GROUP=q.shape[1] // k.shape[1], WIDTH=q.shape[2], BLOCK=BLOCK,
+        HEADS=q.shape[1], GROUP=q.shape[1] // k.shape[1], WIDTH=q.shape[2], BLOCK=BLOCK, num_warps=WARPS[0],
     )  # fmt: skip
     return out, sums
 
@@ -62,7 +63,7 @@ def short_attention_backward(
     _kernels()[1][grid](
         q, k, v, out, dout, sums, dq, dk, dv, cu_seq, scale,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-        HEADS=q.shape[1], GROUP=q.shape[1] // k.shape[1], WIDTH=q.shape[2], BLOCK=BLOCK,
+        HEADS=q.shape[1], GROUP=q.shape[1] // k.shape[1], WIDTH=q.shape[2], BLOCK=BLOCK, num_warps=WARPS[1],
     )  # fmt: skip
     return dq, dk, dv
 

@@ -81,7 +81,8 @@ def backward(
     document, key_head = tl.program_id(0), tl.program_id(1)
     start = tl.load(cu_seq + document)
     length = tl.load(cu_seq + document + 1) - start
-    for column in range(0, length, BLOCK):
+    several = length if length > BLOCK else 0  # of one block everything is read once, below
+    for column in range(0, several, BLOCK):
         keys = _tile(k, start, length, column, kn, kh, key_head, BLOCK, WIDTH)
         values = _tile(v, start, length, column, vn, vh, key_head, BLOCK, WIDTH)
         dkeys = tl.zeros([BLOCK, WIDTH], tl.float32)
@@ -99,7 +100,7 @@ def backward(
         _put(dv, dvalues, start, length, column, key_head, HEADS // GROUP, BLOCK, WIDTH)
     for member in range(0, GROUP):
         head = key_head * GROUP + member
-        for row in range(0, length, BLOCK):
+        for row in range(0, several, BLOCK):
             queries = _tile(q, start, length, row, qn, qh, head, BLOCK, WIDTH)
             outputs = _tile(out, start, length, row, HEADS * WIDTH, WIDTH, head, BLOCK, WIDTH)
             slopes_out = _tile(dout, start, length, row, HEADS * WIDTH, WIDTH, head, BLOCK, WIDTH)
@@ -110,3 +111,19 @@ def backward(
                 weights, slopes = _weights_and_slopes(queries, keys, values, slopes_out, outputs, sums, scale, start, length, row, column, head, HEADS, BLOCK)
                 dqueries += tl.dot(slopes.to(keys.dtype), keys)
             _put(dq, dqueries, start, length, row, head, HEADS, BLOCK, WIDTH)
+    if length > 0 and length <= BLOCK:
+        keys = _tile(k, start, length, 0, kn, kh, key_head, BLOCK, WIDTH)
+        values = _tile(v, start, length, 0, vn, vh, key_head, BLOCK, WIDTH)
+        dkeys = tl.zeros([BLOCK, WIDTH], tl.float32)
+        dvalues = tl.zeros([BLOCK, WIDTH], tl.float32)
+        for member in range(0, GROUP):
+            head = key_head * GROUP + member
+            queries = _tile(q, start, length, 0, qn, qh, head, BLOCK, WIDTH)
+            outputs = _tile(out, start, length, 0, HEADS * WIDTH, WIDTH, head, BLOCK, WIDTH)
+            slopes_out = _tile(dout, start, length, 0, HEADS * WIDTH, WIDTH, head, BLOCK, WIDTH)
+            weights, slopes = _weights_and_slopes(queries, keys, values, slopes_out, outputs, sums, scale, start, length, 0, 0, head, HEADS, BLOCK)
+            dvalues += tl.dot(tl.trans(weights.to(slopes_out.dtype)), slopes_out)
+            dkeys += tl.dot(tl.trans(slopes.to(queries.dtype)), queries)
+            _put(dq, tl.dot(slopes.to(keys.dtype), keys), start, length, 0, head, HEADS, BLOCK, WIDTH)
+        _put(dk, dkeys, start, length, 0, key_head, HEADS // GROUP, BLOCK, WIDTH)
+        _put(dv, dvalues, start, length, 0, key_head, HEADS // GROUP, BLOCK, WIDTH)
