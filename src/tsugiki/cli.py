@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 import typer
 
 from tsugiki.errors import ConfigError, TsugikiError
-from tsugiki.printing import print_json, print_report, print_rules, print_scores, print_ways
+from tsugiki.printing import print_comparison, print_json, print_record, print_report, print_rules, print_scores, print_ways
 
 if TYPE_CHECKING:
     from tsugiki.config import StudySpec
@@ -150,6 +150,35 @@ def run(
         print(f"Run: {record.folder}\nNext: tsugiki score {record.folder} --part test")
 
 
+@app.command("import", epilog="Example: tsugiki import my-peft-adapter --model llm-jp/llm-jp-3-1.8b --task jcommonsenseqa")
+def import_adapter(
+    adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder (safetensors), from peft, LLaMA-Factory, Unsloth …")],
+    model: Annotated[str, typer.Option(help="The base it was made for: a folder, a Hub id, or builtin.")],
+    task: Annotated[str, typer.Option(help="A task's name, or a task file.")],
+    out: Out = DEFAULT_OUT,
+    changes: Changes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score an adapter that was trained elsewhere: it becomes a run, and a study names it with adapter = "FOLDER" under a method."""
+    from tsugiki.config import RunConfig
+    from tsugiki.progress import Display
+    from tsugiki.study.run import run_group
+    from tsugiki.study.store import Store
+    from tsugiki.toml import override, parse
+
+    given = {"model": {"path": model}, "task": {"name": task}, "adapter": str(adapter)}
+    config = parse(RunConfig, override(given, changes or []), "import")
+    with Display() as display:
+        record = run_group([config], Store(out), display.listener)[0]
+    if as_json:
+        print_json({"folder": str(record.folder), **record.happened})
+        return
+    kind = record.happened["adapter"]
+    print(f"{adapter}: LoRA {kind['targets']}, rank {kind['rank']}, α {kind['alpha']:g}; {record.happened['trainable']:,} parameters")
+    print_scores(record, "validation")
+    print(f"Run: {record.folder}\nNext: tsugiki score {record.folder} --part test")
+
+
 def _run_folder(given: Path) -> Path:
     """The folder of a run: as given, or a name that `ls` prints."""
     named = DEFAULT_OUT / "runs" / given.name
@@ -223,17 +252,7 @@ def show(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json:
     from tsugiki.study.store import read_record
 
     record = read_record(_run_folder(folder))
-    asked = record.config.model_dump(mode="json", exclude_none=True)
-    if as_json:
-        print_json({"asked": asked, "with_what": record.with_what, "happened": record.happened})
-        return
-    print(f"{folder}: {record.status}" + (f" ({record.happened['reason']})" if record.status == "failed" else ""))
-    for name, settings in asked.items():
-        print(f"  {name:8} " + (", ".join(f"{key} {value}" for key, value in settings.items()) if isinstance(settings, dict) else str(settings)))
-    print(f"  device   {record.with_what['device']}; rows {record.with_what['rows']}; weights of sha256 {record.with_what['model_sha256'][:16]}…")
-    for part in record.happened.get("evaluations", {}):
-        print_scores(record, part)
-    print(f"Next: tsugiki score {folder} --part test" if record.evaluation("test") is None else f"Next: tsugiki compare {folder} ANOTHER-RUN")
+    print_record(record, as_json)
 
 
 @app.command(epilog="Example: tsugiki compare tsugiki-runs/runs/jnli-…-lora-… tsugiki-runs/runs/jnli-…-full-…")
@@ -245,24 +264,13 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Paired difference of two runs, and the answers that changed."""
-    from dataclasses import asdict
-
     from tsugiki.study.compare import compare_runs
     from tsugiki.study.store import read_record
 
     found = compare_runs(read_record(_run_folder(first)), read_record(_run_folder(second)), part)
-    if as_json:
-        print_json(asdict(found))
-        return
-    print(f"{found.score} on {part}, n = {found.n}: {found.first:.4f} against {found.second:.4f}")
-    print(f"difference {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] (paired bootstrap by group, 95 %)")
-    if found.mcnemar is not None:
-        test = found.mcnemar
-        print(f"right by the first alone {test.only_first}, by the second alone {test.only_second}: p = {test.p:.3g} (McNemar, by group)")
-    print(f"{len(found.changed)} answers differ" + (":" if rows and found.changed else ""))
-    for one in found.changed[:rows]:
-        print(f"  {one['id']}: {one['first']} | {one['second']}   (right: {one['target']})")
-    print(f"Next: tsugiki show {first}")
+    print_comparison(found, part, rows, as_json)
+    if not as_json:
+        print(f"Next: tsugiki show {first}")
 
 
 @app.command(epilog="Examples: tsugiki generate RUN --text 文1:…[SEP]文2:…[SEP]   ·   echo 文 | tsugiki generate RUN")

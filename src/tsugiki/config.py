@@ -228,25 +228,33 @@ class RunConfig(Record):
     task: TaskChoice
     method: Method = "lora"
     lora: LoraConfig | None = None
+    adapter: str | None = Field(None, description="folder of a PEFT adapter that was trained elsewhere: it is scored, nothing is trained")
     train: TrainConfig
     score: ScoreConfig = ScoreConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _default_adapter(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("method", "lora") == "lora" and given.get("lora") is None:
-            return {**given, "lora": {}}
-        return given
+        if not isinstance(given, Mapping) or given.get("method", "lora") != "lora":
+            return given
+        if given.get("adapter") is not None:
+            return {"train": {"learning_rate": 1.0}, **given}  # nothing is trained: no rate is read
+        return given if given.get("lora") is not None else {**given, "lora": {}}
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
         if self.method == "full" and self.lora is not None:
             raise ValueError('lora: method = "full" would ignore it; remove it or use method = "lora"')
+        if self.adapter is not None and (self.method == "full" or self.lora is not None):
+            raise ValueError('adapter: needs method = "lora" and no [lora]: rank, targets and α are those of the adapter')
         return self
 
     def fingerprint(self, with_what: Mapping[str, Any]) -> str:
         """12 hexadecimal digits that name this run: what was asked, and the checksums and precision it ran with."""
-        asked = {"asked": self.model_dump(mode="json"), "with": dict(with_what)}
+        settings = self.model_dump(mode="json")
+        if self.adapter is None:
+            del settings["adapter"]  # runs keep the names that they had before adapters could be imported
+        asked = {"asked": settings, "with": dict(with_what)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -294,6 +302,7 @@ class MethodSpec(Record):
     name: str = Field(description="what the table calls it: LoRA, FT")
     kind: Annotated[Method, BeforeValidator(lambda v: {"ft": "full", "FT": "full", "LoRA": "lora"}.get(v, v) if isinstance(v, str) else v)]
     tasks: tuple[str, ...] | None = Field(None, description="only these tasks (names)")
+    adapter: str | None = Field(None, description="folder of a PEFT adapter that was trained elsewhere; then there is no grid")
     grid: dict[str, tuple[Any, ...] | Range] = Field({}, description="setting -> values, or { low, high, log } for random and tpe")
     search: SearchSpec = SearchSpec()
 
@@ -304,6 +313,8 @@ class MethodSpec(Record):
             raise ValueError(f'grid.{ranges[0]}: a range needs search.kind = "random" or "tpe"; a grid needs values in square brackets')
         if self.search.prune and {"epochs", "batch"} & set(self.grid):
             raise ValueError("search.prune: compares cells after equally many steps; take epochs and batch out of the grid")
+        if self.adapter is not None and (self.grid or self.kind != "lora"):
+            raise ValueError('adapter: needs kind = "lora" and no grid: nothing is trained')
         if self.search.prune and self.kind != "lora":
             raise ValueError("search.prune: compares LoRA cells that train together; full fine-tuning trains one cell at a time")
         return self

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsugiki.study.cells import StudyResult
+    from tsugiki.study.compare import Comparison
     from tsugiki.study.words import Language
 
 
@@ -86,3 +87,37 @@ def print_ways(rows: list[dict[str, Any]], as_json: bool) -> None:
         "What constrained gains over free was form, not knowledge."
     )
     show_tables([Table(name="ways", title="Three scores from one checkpoint", header=header, rows=tuple(cells), notes=(note,))])
+
+
+def print_record(record: Any, as_json: bool) -> None:
+    """What a run was asked, with what, and what happened."""
+    asked = record.config.model_dump(mode="json", exclude_none=True)
+    if as_json:
+        print_json({"asked": asked, "with_what": record.with_what, "happened": record.happened})
+        return
+    reason = record.happened.get("reason") if record.status in ("failed", "pruned") else None
+    print(f"{record.folder}: {record.status}" + (f" ({reason})" if reason else ""))
+    for name, settings in asked.items():
+        print(f"  {name:8} " + (", ".join(f"{key} {value}" for key, value in settings.items()) if isinstance(settings, dict) else str(settings)))
+    print(f"  device   {record.with_what['device']}; rows {record.with_what['rows']}; weights of sha256 {record.with_what['model_sha256'][:16]}…")
+    for part in record.happened.get("evaluations", {}):
+        print_scores(record, part)
+    following = f"score {record.folder} --part test" if record.evaluation("test") is None else f"compare {record.folder} ANOTHER-RUN"
+    print(f"Next: tsugiki {following}")
+
+
+def print_comparison(found: Comparison, part: str, rows: int, as_json: bool) -> None:
+    """Paired difference of two runs, and some of the answers that changed."""
+    from dataclasses import asdict
+
+    if as_json:
+        print_json(asdict(found))
+        return
+    print(f"{found.score} on {part}, n = {found.n}: {found.first:.4f} against {found.second:.4f}")
+    print(f"difference {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] (paired bootstrap by group, 95 %)")
+    if found.mcnemar is not None:
+        test = found.mcnemar
+        print(f"right by the first alone {test.only_first}, by the second alone {test.only_second}: p = {test.p:.3g} (McNemar, by group)")
+    print(f"{len(found.changed)} answers differ" + (":" if rows and found.changed else ""))
+    for one in found.changed[:rows]:
+        print(f"  {one['id']}: {one['first']} | {one['second']}   (right: {one['target']})")

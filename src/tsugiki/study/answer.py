@@ -49,7 +49,7 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
 
 def export_run(record: RunRecord, folder: Path) -> None:
     """Writes the run's adapter for peft. Raises `ModelError` for a full fine-tuning run: it has no adapter."""
-    if record.config.lora is None:
+    if record.config.method == "full":
         raise ModelError(f"{record.folder}: full fine-tuning has no adapter to export. Write the whole model with --merge")
     base = load_trained(record)
     export_adapter(grafted_of(base.model), folder, record.config.model.path)

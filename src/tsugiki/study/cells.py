@@ -117,7 +117,10 @@ def _cells_of(study: StudySpec, model: ModelChoice, task: TaskChoice, method: Me
         lora = {key: value for key, value in settings.items() if key in LORA_KEYS}
         train = {**study.train, **{key: value for key, value in settings.items() if key in TRAIN_KEYS}}
         asked: dict[str, Any] = {"model": model, "task": task, "method": method.kind, "train": train, "score": study.score}
-        if method.kind == "lora":
+        if method.adapter is not None:
+            asked["adapter"] = method.adapter
+            asked["train"] = {"learning_rate": 1.0, **train}  # nothing is trained: no rate is read
+        elif method.kind == "lora":
             asked["lora"] = lora
         return parse(RunConfig, asked, f'study "{study.name}" method "{method.name}"')
 

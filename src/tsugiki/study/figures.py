@@ -63,7 +63,8 @@ def _cost(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, st
     memory = {}
     for cell, record in pairs:
         measured = solo_measurement(record)
-        memory[_name(cell)] = (measured["peak_allocated_bytes"] or measured["peak_process_bytes"]) / 2**20
+        if peak := measured["peak_allocated_bytes"] or measured["peak_process_bytes"]:
+            memory[_name(cell)] = peak / 2**20
     seconds = {_name(cell): value for cell, record in pairs if (value := solo_step_s(record)) is not None}
     figures = [(f"{task}: {words['memory']}", bars(memory, f"{task}: {words['memory']}"))] if memory else []
     return figures + ([(f"{task}: {words['seconds']}", bars(seconds, f"{task}: {words['seconds']}"))] if seconds else [])

@@ -12,6 +12,7 @@ from tsugiki.config import RunConfig
 from tsugiki.data.prompts import pad_id_of
 from tsugiki.data.tasks import load_task, refuse_leak
 from tsugiki.errors import RunError
+from tsugiki.model.export import import_adapter
 from tsugiki.model.loading import Base, find_base, load_base
 from tsugiki.study.inputs import Listener, tokens_of, with_data
 from tsugiki.study.run import make_lanes, score_part
@@ -59,7 +60,7 @@ def load_trained(record: RunRecord) -> Base:
     path = latest_checkpoint(record.folder / "weights")
     if record.status != "done":
         raise RunError(f"{record.folder}: {_why_not_done(record)}")
-    if path is None:
+    if path is None and record.config.adapter is None:
         lost = "its weights were not kept (of full fine-tuning a study keeps the best cell's)"
         raise RunError(f"{record.folder}: {lost}. Take another run, or delete this folder and give the study command again")
     config = record.config
@@ -69,6 +70,10 @@ def load_trained(record: RunRecord) -> Base:
         was, now = kept[0][:12], source.checksum[:12]
         raise RunError(f"{record.folder}: was trained over weights of sha256 {was}; {source.folder} has changed since (now {now}), or its tokenizer has")
     base = load_base(source)
+    if config.adapter is not None:
+        import_adapter(base.model, record.folder / "adapter")
+        return base
+    assert path is not None, "refused above"
     [lane] = make_lanes(base, [config], num_rows=config.train.batch)
     lane.load_state(read_checkpoint(path)[0], step=0, moving_steps=0)
     return base
@@ -81,7 +86,7 @@ def measure_solo(record: RunRecord) -> None:
     same rows twice and times the second time round: on a GPU the first meeting with each shape loads its kernels.
     """
     batch = record.config.train.batch
-    if "solo" in record.happened or record.status != "done":
+    if "solo" in record.happened or record.status != "done" or record.config.adapter is not None:
         return
     solo = {}
     for wanted in sorted({PAPER_BATCH, batch}):

@@ -141,6 +141,14 @@ def values_text(values: Mapping[str, float], main: str, low: float, high: float)
 def protocol_text(record: RunRecord, language: Language) -> str:
     """The settings of one chosen run that the paper does not give."""
     train, lora = record.config.train, record.config.lora
+    if record.config.adapter is not None:
+        there = record.happened["adapter"]
+        kind = f"{there['targets']}, r = {there['rank']}, α = {there['alpha']:g}"
+        return pick(
+            language,
+            f"読み込んだアダプタ（{kind}）。学習は別のツールによるもので、何で学習したかは不明",
+            f"imported adapter ({kind}): trained elsewhere, on what is not known here",
+        )
     method = f"LoRA: α/r = {lora.scale:g}, dropout {lora.dropout:g}" if lora else "FT: dropout 0"
     warm = pick(language, f"、ウォームアップ {train.warmup:.0%}", f" with {train.warmup:.0%} warm-up") if train.warmup else ""
     schedule = f"{train.schedule} {pick(language, 'スケジュール', 'rate')}{warm}"

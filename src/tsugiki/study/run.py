@@ -30,6 +30,7 @@ from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_pa
 from tsugiki.model.lora import attach_lanes, detach
 from tsugiki.score.evaluate import Evaluation, evaluate_lanes
 from tsugiki.score.metrics import check_ready
+from tsugiki.study.imported import adapter_checksum, attach_imported
 from tsugiki.study.inputs import Listener, longest_of, tokens_of, with_what
 from tsugiki.study.store import Run, RunBusy, RunRecord, Store
 from tsugiki.train.captured import open_step
@@ -95,7 +96,7 @@ def run_group(
     for part in ("validation", "test"):
         refuse_leak(task, task.files["train"], part)
     source = find_base(first.model, first.method, first.train.precision)
-    what = with_what(source, task)
+    what = {**with_what(source, task), **adapter_checksum(first)}
     runs = {config: store.open(config, what) for config in configs}
     for run in runs.values():
         if run.status not in UNFINISHED:
@@ -113,8 +114,10 @@ def run_group(
 
 def group_key(config: RunConfig) -> RunConfig:
     """What runs must have in common to be given to `run_group` together: for LoRA all but the adapter and its course; for full
-    fine-tuning, which moves the base itself, all but the epochs."""
+    fine-tuning, which moves the base itself, all but the epochs; an imported adapter stands alone."""
     free = {"epochs": 1.0}
+    if config.adapter is not None:
+        return config
     if config.method == "full":
         return config.model_copy(update={"train": config.train.model_copy(update=free)})
     kept = {name: getattr(config.train, name) for name in ("max_length", "precision", "step")}
@@ -144,7 +147,7 @@ def _run_all(group: _Group, wanted: list[RunConfig], lanes: int | None) -> None:
 
 
 def _most_lanes(group: _Group, configs: list[RunConfig], asked: int | None) -> int:
-    if configs[0].method == "full":
+    if configs[0].method == "full" or configs[0].adapter is not None:
         return 1
     return asked or lanes_that_fit(group.base.model, group.base.device, configs, group.rows)
 
@@ -184,7 +187,18 @@ def _run_together(group: _Group, configs: list[RunConfig]) -> None:
                 group.base = load_base(group.source)
             group.moved = configs[0].method == "full"
             held.callback(detach, group.base.model)
-            _train_and_score(group, *(list(one) for one in zip(*here, strict=True)))
+            if here[0][0].adapter is not None:
+                _score_imported(group, *here[0])
+            else:
+                _train_and_score(group, *(list(one) for one in zip(*here, strict=True)))
+
+
+def _score_imported(group: _Group, config: RunConfig, run: Run) -> None:
+    run.begin(config, group.what)
+    attach_imported(group.base, config, run, group.study)
+    run.update(max_length=longest_of(group.base, config))
+    score_part(group.base, group.task, config, "validation", group.validation, run, group.listener)
+    run.update(status="done")
 
 
 def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -> None:

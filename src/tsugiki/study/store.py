@@ -22,7 +22,7 @@ from tsugiki.errors import RunError
 from tsugiki.toml import parse
 
 # What names a run besides its configuration.
-NAMING = ("model_sha256", "settings_sha256", "task_sha256", "data", "numerics", "device_type")
+NAMING = ("model_sha256", "settings_sha256", "task_sha256", "data", "numerics", "device_type", "adapter_sha256")
 
 
 class RunBusy(RunError):
@@ -168,7 +168,7 @@ class Store:
 
     def open(self, config: RunConfig, with_what: Mapping[str, Any]) -> Run:
         """The run folder of this configuration with these inputs; it need not exist yet."""
-        print_of_it = config.fingerprint({key: with_what[key] for key in NAMING})
+        print_of_it = config.fingerprint({key: with_what[key] for key in NAMING if key in with_what})
         name = f"{Path(config.task.name).stem}-{config.model.label}-{config.method}-{print_of_it}"
         return Run(self.root / "runs" / name.replace("/", "_"))
 

@@ -98,7 +98,7 @@ def _other_seeds(result: StudyResult, cell: Cell, store: Store, listener: Listen
 
 def _with_weights(record: RunRecord, study: StudySpec, store: Store, listener: Listener) -> RunRecord:
     """The record of a chosen cell; trained again when its weights were dropped (it had lost in an earlier, wider grid)."""
-    if record.evaluation("test") is not None or latest_checkpoint(record.folder / "weights") is not None:
+    if record.evaluation("test") is not None or record.config.adapter is not None or latest_checkpoint(record.folder / "weights") is not None:
         return record
     Run(record.folder).update(status="running", evaluations={})
     return run_group([record.config], store, listener, study=study.name)[0]

@@ -59,6 +59,8 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 def memory_text(measurement: Mapping[str, Any], language: Language = "en") -> str:
     """Peak memory in MiB: `allocated / reserved` on CUDA, resident size of the process on a CPU."""
+    if measurement["peak_allocated_bytes"] is None and measurement["peak_process_bytes"] is None:
+        return "-"
     if measurement["peak_allocated_bytes"] is not None:
         return f"{measurement['peak_allocated_bytes'] / 2**20:,.0f} / {measurement['peak_reserved_bytes'] / 2**20:,.0f}"
     return f"{measurement['peak_process_bytes'] / 2**20:,.0f} ({pick(language, 'プロセス', 'process')})"

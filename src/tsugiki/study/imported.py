@@ -1,0 +1,62 @@
+"""An adapter that was trained elsewhere (peft, LLaMA-Factory, Unsloth) as a run: scored like any other, with a row in the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tsugiki.config import RunConfig
+from tsugiki.errors import ModelError
+from tsugiki.model.export import import_adapter
+from tsugiki.model.loading import Base, num_parameters
+from tsugiki.study.store import Run
+from tsugiki.train.meter import Measurement, device_name
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def adapter_checksum(config: RunConfig) -> dict[str, str]:
+    """What names a run besides the rest: sha256 of the adapter's files; nothing for a run that trains."""
+    if config.adapter is None:
+        return {}
+    total = hashlib.sha256()
+    for name in FILES:
+        path = Path(config.adapter) / name
+        try:
+            total.update(path.read_bytes())
+        except OSError as broken:
+            raise ModelError(f"adapter {path}: cannot be read: {broken.strerror}. Name a folder that peft wrote (safetensors)") from None
+    return {"adapter_sha256": total.hexdigest()}
+
+
+def attach_imported(base: Base, config: RunConfig, run: Run, study: str | None) -> None:
+    """Puts the adapter on the base, keeps a copy in the run folder, and records what it is."""
+    assert config.adapter is not None, "only for runs that name an adapter"
+    size = num_parameters(base.model)
+    grafted = import_adapter(base.model, Path(config.adapter))
+    _keep_copy(Path(config.adapter), run.folder / "adapter")
+    trainable = sum(parameter.numel() for parameter in grafted.parameters.values())
+    lora = grafted.config
+    nothing = Measurement(
+        device=device_name(base.device), num_steps=0, step_s_median=None, step_s_mean=None, tokens_per_s=None,
+        peak_allocated_bytes=None, peak_reserved_bytes=None, peak_process_bytes=None,
+    )  # fmt: skip
+    adapter: dict[str, Any] = {"targets": lora.targets, "rank": lora.rank, "alpha": lora.alpha, "from": Path(config.adapter).name}
+    run.update(
+        status="running", alone=True, study=study, trainable=trainable, total=size + trainable, steps=0, lanes=1, step="none: trained elsewhere",
+        adapter=adapter, measurement=nothing.to_json(), weights_bytes=(run.folder / "adapter" / FILES[1]).stat().st_size,
+        trained_on={},
+    )  # fmt: skip
+
+
+def _keep_copy(source: Path, folder: Path) -> None:
+    draft = folder.with_name(f".adapter.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for name in FILES:
+        shutil.copyfile(source / name, draft / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)

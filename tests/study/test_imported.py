@@ -1,0 +1,121 @@
+"""Adapters that plain peft made: imported as runs, scored, set beside trained cells, exported again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+
+from tests import tiny
+from tests.study.test_study import TRAIN, asked, study_of
+from tsugiki.config import RunConfig
+from tsugiki.data.prompts import prompt_ids_of, render
+from tsugiki.data.tasks import load_task
+from tsugiki.errors import ConfigError, ModelError
+from tsugiki.study.answer import export_run
+from tsugiki.study.cells import parse_study
+from tsugiki.study.finished import score_run
+from tsugiki.study.report import write_report
+from tsugiki.study.run import run_group
+from tsugiki.study.store import Store
+from tsugiki.study.sweep import run_study
+from tsugiki.study.tables import gather
+from tsugiki.toml import parse
+
+MADE = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"], "neox": ["query_key_value", "dense"]}
+
+
+def adapter_of(kind: str, folder: Path) -> Path:
+    """What a user of peft has: a trained adapter on disk. (Values drawn, so that it changes the answers.)"""
+    torch.manual_seed(5)
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=MADE[kind], init_lora_weights=False, task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2")
+    model = peft.get_peft_model(tiny.MODELS[kind](), config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.mul_(6)
+    model.save_pretrained(folder)
+    return folder
+
+
+def imported(model: Path, task: Path, adapter: Path) -> RunConfig:
+    return asked(model, task, lora=None, train=None, adapter=str(adapter))
+
+
+@pytest.mark.parametrize("kind", list(MADE))
+def test_an_adapter_of_peft_is_scored_as_peft_answers_and_leaves_again(kind: str, task_file: Path, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model", kind)
+    adapter = adapter_of(kind, tmp_path / "adapter")
+    [record] = run_group([imported(folder, task_file, adapter)], Store(tmp_path))
+    assert record.status == "done"
+    record = score_run(record, "test")
+    theirs = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), adapter).eval()
+    task, tokenizer = load_task(record.config.task), tiny.tokenizer()
+    answers = record.answers("test")
+    for example, kept in zip(task.examples["test"], answers, strict=True):
+        ids = torch.tensor([prompt_ids_of(tokenizer, render(task.template, example))])
+        out = theirs.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=3)[0, ids.shape[1] :]
+        assert kept["answer"].strip() == tokenizer.decode(out, skip_special_tokens=True).strip()
+    export_run(record, tmp_path / "again")
+    again = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "again").eval()
+    probe = torch.tensor([[5, 9, 30, 41]])
+    torch.testing.assert_close(again(probe).logits, theirs(probe).logits, rtol=1e-5, atol=1e-5)
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"adapter .*adapter_model.safetensors: cannot be read"):
+        run_group([imported(folder, task_file, adapter)], Store(tmp_path / "other"))
+    export_run(record, tmp_path / "once-more")
+
+
+def test_an_imported_adapter_has_a_row_beside_trained_cells(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    adapter = adapter_of("llama", tmp_path / "adapter")
+    given = study_of(model_folder, task_file)
+    cells = [{"name": "theirs", "kind": "lora", "adapter": str(adapter)}, {"name": "LoRA", "kind": "lora", "grid": {"learning_rate": [1e-2], "rank": [2]}}]
+    study = parse_study({**given, "methods": cells, "reference_rows": False}, "study")
+    result = run_study(study, Store(tmp_path))
+    page, tables = write_report(gather(result), tmp_path)
+    rows = next(table for table in tables if table.name == "table2").rows
+    assert [row[1] for row in rows[:2]] == ["tiny-theirs", "tiny-LoRA"]
+    assert rows[0][2] != "not scored yet"
+    text = page.read_text(encoding="utf-8")
+    assert "imported adapter (q+v+down, r = 3, α = 6): trained elsewhere, on what is not known here" in text
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
+    run_study(study, Store(tmp_path))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
+
+
+def test_another_adapter_at_the_same_place_is_another_run(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    config = imported(model_folder, task_file, adapter_of("llama", tmp_path / "adapter"))
+    [one] = run_group([config], Store(tmp_path))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"lora_alpha": 6', '"lora_alpha": 7'))
+    [other] = run_group([config], Store(tmp_path))
+    assert one.folder != other.folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora": {"rank": 2}}, r"adapter: needs method = \"lora\" and no \[lora\]"),
+        ({"method": "full", "train": TRAIN}, r"adapter: needs method = \"lora\""),
+    ],
+)
+def test_settings_that_an_adapter_would_ignore_are_refused(change: dict, message: str, model_folder: Path, task_file: Path) -> None:
+    given = {"model": {"path": str(model_folder)}, "task": {"name": str(task_file)}, "adapter": "somewhere", **change}
+    with pytest.raises(ConfigError, match=message):
+        parse(RunConfig, given, "test")
+
+
+def test_the_command(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    adapter = adapter_of("llama", tmp_path / "adapter")
+    command = [sys.executable, "-m", "tsugiki", "import", str(adapter), "--model", str(model_folder), "--task", str(task_file), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "LoRA q+v+down, rank 3, α 6" in done.stdout
+    assert "Next: tsugiki score" in done.stdout
+    (adapter / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text().replace('"use_dora": false', '"use_dora": true'))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "use_dora = True is not implemented" in done.stderr
