@@ -130,13 +130,22 @@ def _snapshot(choice: ModelChoice) -> Path:
     try:
         return Path(snapshot_download(choice.path, revision=choice.revision, allow_patterns=WANTED_FILES))
     except GatedRepoError:
-        raise ModelError(f"model {choice.path}: gated. Accept its terms on the Hub and set HF_TOKEN") from None
+        where = "Accept its terms on its page on the Hub, make a token at https://huggingface.co/settings/tokens (read access is enough)"
+        raise ModelError(f"model {choice.path}: gated. {where}, and set HF_TOKEN") from None
     except RepositoryNotFoundError:
-        raise ModelError(f"model {choice.path}: no such repository on the Hub (or private: set HF_TOKEN)") from None
+        token = "HF_TOKEN is set, but does not reach it" if os.environ.get("HF_TOKEN") else "if it is private, set HF_TOKEN"
+        raise ModelError(f"model {choice.path}: no such repository on the Hub ({token}){_by_way_of()}") from None
     except LocalEntryNotFoundError:
-        raise ModelError(f"model {choice.path}: not in the cache, and the Hub cannot be reached. Run once with a network, or give a folder") from None
+        offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") else "the Hub cannot be reached"
+        raise ModelError(f"model {choice.path}: not in the cache, and {offline}{_by_way_of()}. Run once with a network, or give a folder") from None
     except (HfHubHTTPError, OSError) as broken:
-        raise ModelError(f"model {choice.path}: the Hub answered: {str(broken).splitlines()[0]}") from None
+        raise ModelError(f"model {choice.path}: the Hub answered: {str(broken).splitlines()[0]}{_by_way_of()}") from None
+
+
+def _by_way_of() -> str:
+    """Which of the user's settings a request to the Hub goes by: what to look at when it fails."""
+    names = [name for name in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)]
+    return f" (by way of {', '.join(f'{name}={os.environ[name]}' for name in names)})" if names else ""
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task, refuse_le
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.model.layouts import find_places
 from tsugiki.model.loading import load_tokenizer, num_parameters, resolve, weight_files
+from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.cells import expand, parse_study
 from tsugiki.study.notes import leak_notes
@@ -116,6 +117,16 @@ def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mappi
         for part in SPLITS:
             tokenize(tokenizer, tasks[task], tasks[task].examples[part], longest, new)
     yield f"model {choice.label}: {len(tokenizer):,} pieces, end mark {tokenizer.eos_token}, {num_parameters(model) / 1e6:,.1f} M parameters"
+    yield from tokenizer_notes(folder, tokenizer, _lines_of(tasks.values()))
+
+
+def _lines_of(tasks: Iterable[Task], most: int = 1000) -> list[str]:
+    """Prompts and answers of the tasks, at most so many."""
+    lines = []
+    for task in tasks:
+        for example in task.examples["validation"][:most]:
+            lines += [render(task.template, example), example.target]
+    return list(dict.fromkeys(lines))[:most]
 
 
 def next_command(path: Path) -> str:

@@ -1,0 +1,76 @@
+"""Does a tokenizer keep the text? Round trips, and a converted SentencePiece model against `sentencepiece` itself.
+
+A SentencePiece model holds its own normalisation (full-width letters become half-width, say). When transformers converts it under
+another class, that may be lost: the model then sees pieces that it was never trained on. So both are compared on real lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tsugiki.errors import ModelError
+
+# What Japanese text holds and tokenizers lose: line ends, full-width letters, half-width kana, signs in circles, double spaces, rare characters.
+PROBES = ("一行目\n二行目", "ＡＢＣ１２３", "ｶﾀｶﾅ", "①②㈱", "空白  二つ", "𠮷野家の髙橋", "前提：「犬」\t仮説：『猫』")
+
+
+def round_trip_losses(tokenizer: Any, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """(line, what comes back) of every line that does not come back the same."""
+    back = [tokenizer.decode(tokenizer(line, add_special_tokens=False)["input_ids"], skip_special_tokens=True) for line in lines]
+    return [(line, text) for line, text in zip(lines, back, strict=True) if text != line]
+
+
+def sentencepiece_model(folder: Path) -> Path | None:
+    """The SentencePiece file in a model folder, if there is one."""
+    return next((folder / name for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model") if (folder / name).exists()), None)
+
+
+def conversion_differences(folder: Path, tokenizer: Any, lines: Sequence[str]) -> list[tuple[str, list[int], list[int]]]:
+    """(line, ids by transformers, ids by sentencepiece) wherever they differ.
+
+    Raises:
+        ModelError: `sentencepiece` is not installed, or the file is damaged.
+    """
+    path = sentencepiece_model(folder)
+    if path is None:
+        return []
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise ModelError(f'model {path}: comparing it needs sentencepiece. Run: pip install "tsugiki[sentencepiece]"') from None
+    try:
+        processor = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as broken:
+        raise ModelError(f"model {path}: damaged or no SentencePiece model: {str(broken).splitlines()[0]}") from None
+    found = [(line, list(tokenizer(line, add_special_tokens=False)["input_ids"]), list(processor.encode(line))) for line in lines]
+    return [one for one in found if one[1] != one[2]]
+
+
+def tokenizer_notes(folder: Path, tokenizer: Any, lines: Sequence[str]) -> Iterator[str]:
+    """What a user should know of a tokenizer before training, with examples; nothing where nothing is lost.
+
+    `lines` are the task's own; the probes stand beside them.
+    """
+    for what, some in (("of the task's texts", list(dict.fromkeys(lines))), ("of Japanese signs", list(PROBES))):
+        lost = round_trip_losses(tokenizer, some)
+        if lost:
+            text, back = lost[0]
+            yield f"tokenizer: {len(lost)} of {len(some)} {what} do not come back the same, like “{_short(text)}” → “{_short(back)}”"
+    if sentencepiece_model(folder) is not None:
+        everything = [*dict.fromkeys(lines), *PROBES]
+        differing = conversion_differences(folder, tokenizer, everything)
+        if differing:
+            text, ours, theirs = differing[0]
+            yield (
+                f"tokenizer: transformers' conversion differs from sentencepiece on {len(differing)} of {len(everything)} lines, like “{_short(text)}”: "
+                f"{ours[:8]} against {theirs[:8]}. It was probably trained on the latter: look for another tokenizer class or its makers' tokenizer.json"
+            )
+        else:
+            yield f"tokenizer: transformers' conversion equals sentencepiece on {len(everything)} lines"
+
+
+def _short(text: str, limit: int = 30) -> str:
+    shown = text.replace("\n", "⏎").replace("\t", "⇥")
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
