@@ -95,6 +95,9 @@ class TaskSpec(Record):
     cut: str | None = None
     cut_chars: Positive | None = None
     max_new_tokens: Positive
+    messages: str | None = Field(
+        None, description="column of conversations [{role, content}, …]: every assistant turn is an answer, what stands before it the prompt"
+    )
     formats: dict[str, str]
     default_format: str = "paper"
     files: dict[str, FileSpec] = {}
@@ -103,8 +106,20 @@ class TaskSpec(Record):
     splits: dict[str, SplitSpec]
     default_split: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _conversations(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("messages") is None:
+            return given
+        for name in ("fields", "target", "formats", "cut"):
+            if name in given:
+                raise ValueError(f"{name}: a task with messages does not read it; remove it")
+        return {**given, "fields": ("conversation",), "target": "", "formats": {"chat": "{conversation}"}, "default_format": "chat"}
+
     @model_validator(mode="after")
     def _is_coherent(self) -> Self:
+        if self.messages is not None and self.kind != "generation":
+            raise ValueError("messages: needs kind = generation: answers are free text")
         if (self.kind == "classification") != bool(self.labels):
             raise ValueError("labels: needed by kind = classification, and by no other")
         if len(set(self.labels.values())) < len(self.labels):

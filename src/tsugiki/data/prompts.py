@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tsugiki.data.tasks import Example, Task
+from tsugiki.data.tasks import CHAT, Example, Task
 from tsugiki.errors import DataError, ModelError, did_you_mean
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase; not imported here, it costs a second
@@ -66,6 +66,27 @@ def prompt_ids_of(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return ids
 
 
+def chat_ids_of(tokenizer: Tokenizer, example: Example, text: str) -> list[int]:
+    """Ids of the conversation before the answer by the tokenizer's chat template, opened for the assistant; `text` is the user's message where there is none.
+
+    Raises:
+        ModelError: the tokenizer has no chat template, or the template refuses these turns.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(f'tokenizer {tokenizer.name_or_path}: has no chat template, so format = "chat" cannot be used. Choose another format')
+    turns = [{"role": role, "content": content} for role, content in example.turns] or [{"role": "user", "content": text}]
+    try:
+        said = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as broken:  # templates raise what they like
+        raise ModelError(f"tokenizer {tokenizer.name_or_path}: its chat template refuses row {example.id}: {str(broken).splitlines()[0]}") from broken
+    return list(tokenizer(said, add_special_tokens=False)["input_ids"])
+
+
+def _prompt_ids(tokenizer: Tokenizer, task: Task, example: Example) -> list[int]:
+    text = render(task.template, example)
+    return chat_ids_of(tokenizer, example, text) if task.format == CHAT else prompt_ids_of(tokenizer, text)
+
+
 def target_ids_of(tokenizer: Tokenizer, target: str) -> list[int]:
     return [*tokenizer(target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
@@ -87,7 +108,7 @@ def tokenize_one(tokenizer: Tokenizer, task: Task, example: Example, max_length:
             f'task "{task.name}" row {example.id}: the answer “{example.target}” has {len(target)} tokens, but max_new_tokens is {allowed}. Raise it'
         )
     room = max_length - max(allowed + 1, len(target))
-    prompt = prompt_ids_of(tokenizer, render(task.template, example))
+    prompt = _prompt_ids(tokenizer, task, example)
     if len(prompt) <= room:
         return Tokens(example=example, prompt_ids=tuple(prompt), target_ids=tuple(target))
     cut = task.spec.cut
@@ -105,7 +126,7 @@ def _shorten(tokenizer: Tokenizer, task: Task, example: Example, cut: str, room:
 
     def ids(length: int) -> list[int]:
         shorter = Example(id=example.id, fields={**example.fields, cut: text[:length]}, target=example.target)
-        return prompt_ids_of(tokenizer, render(task.template, shorter))
+        return _prompt_ids(tokenizer, task, shorter)
 
     low, high = 0, len(text)
     if len(ids(0)) > room:

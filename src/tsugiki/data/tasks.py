@@ -23,6 +23,8 @@ from tsugiki.errors import DataError, did_you_mean
 from tsugiki.toml import read_task
 
 PRESETS = Path(__file__).parent.parent / "presets" / "tasks"
+CHAT = "chat"  # the format of every task that says its text through the model's chat template
+ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation", "test")
 
 
@@ -30,6 +32,7 @@ SPLITS = ("train", "validation", "test")
 class Example:
     """One row: its fields as text, the right answer, the answers that are allowed (empty for free text).
 
+    `turns` are the (role, content) of a conversation before the answer.
     `group` names what rows of one origin share (an image, say): intervals resample groups, not rows.
     """
 
@@ -38,6 +41,7 @@ class Example:
     target: str
     candidates: tuple[str, ...] = ()
     group: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,8 @@ class Task:
 
     @property
     def template(self) -> str:
-        return self.spec.formats[self.format]
+        formats = self.spec.formats  # `chat` says a plain format's text as the user's message
+        return formats.get(self.format) or formats.get("plain") or formats[self.spec.default_format]
 
     @property
     def name(self) -> str:
@@ -90,7 +95,7 @@ def load_task(choice: TaskChoice) -> Task:
     """
     spec, folder = find_task(choice.name)
     split = _pick(choice.split, spec.default_split, spec.splits, "split", spec.name)
-    format_name = _pick(choice.format, spec.default_format, spec.formats, "format", spec.name)
+    format_name = _pick(choice.format, spec.default_format, {CHAT: "", **spec.formats}, "format", spec.name)
     version = None
     files = dict(spec.files)
     if spec.versions:
@@ -133,9 +138,13 @@ def _file(files: Mapping[str, FileSpec], name: str, task: str) -> FileSpec:
 def _load_file(spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None) -> tuple[list[Example], str]:
     path = locate(file, folder, data_dir)
     build = _builder(spec, spec.group if file.has_group else None)
-    examples = [build(f"{path} row {number}", f"{path.stem}:{number}", row) for number, row in read_rows(path)]
-    if file.rows and len(examples) != file.rows:
-        raise DataError(f"{path}: must have {file.rows} rows, has {len(examples)}: another version, or cut short")
+    rows = list(read_rows(path))
+    if file.rows and len(rows) != file.rows:
+        raise DataError(f"{path}: must have {file.rows} rows, has {len(rows)}: another version, or cut short")
+    if spec.messages is not None:
+        examples = [one for number, row in rows for one in _conversation(f"{path} row {number}", f"{path.stem}:{number}", row, spec)]
+    else:
+        examples = [build(f"{path} row {number}", f"{path.stem}:{number}", row) for number, row in rows]
     return examples, git_blob_id(path.read_bytes())
 
 
@@ -172,6 +181,34 @@ def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Map
         return Example(id=name, fields=fields, target=target, candidates=candidates, group=match.group(1) if match else group)
 
     return build
+
+
+def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpec) -> list[Example]:
+    """One example for each assistant turn: loss on all of them, and on nothing else. The turns of one conversation are a group."""
+    assert spec.messages is not None, "only for tasks with messages"
+    given = row.get(spec.messages)
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            given = None
+    if not isinstance(given, list) or not all(isinstance(one, Mapping) and isinstance(one.get("content"), str) for one in given):
+        raise DataError(f'{where}: field "{spec.messages}" must be a list of {{role, content}}.{did_you_mean(spec.messages, row)}')
+    turns = [(str(one.get("role")), str(one["content"])) for one in given]
+    for role, _ in turns:
+        if role not in ROLES:
+            raise DataError(f'{where}: role "{role}" is none of {", ".join(ROLES)}.{did_you_mean(role, ROLES)}')
+    found = []
+    for place, (role, content) in enumerate(turns):
+        if role != "assistant":
+            continue
+        if place == 0 or not content.strip():
+            raise DataError(f"{where}: turn {place + 1} is an assistant's with {'no prompt before it' if place == 0 else 'no text'}")
+        before = "\n".join(f"{who}: {text}" for who, text in turns[:place]) + "\n"
+        found.append(Example(id=f"{number}.{place}", fields={"conversation": before}, target=content, group=number, turns=tuple(turns[:place])))
+    if not found:
+        raise DataError(f"{where}: no assistant turn, so there is nothing to learn from it")
+    return found
 
 
 def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:
@@ -212,6 +249,8 @@ def task_digest(task: Task) -> str:
     """sha256 of everything in the task file that decides prompts, answers or scores (not titles, citations or paths)."""
     words = {"title", "citation", "licence", "files", "versions", "default_version", "default_split", "default_format"}
     content = task.spec.model_dump(mode="json", exclude=words) | {"split": task.split, "format": task.format, "version": task.version}
+    if task.spec.messages is None:
+        del content["messages"]  # runs keep the names that they had before tasks could be conversations
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

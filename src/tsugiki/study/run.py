@@ -216,7 +216,8 @@ def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -
             listener.note(f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}")
     with _open(group, lanes, runs) as step:
         for run in runs:
-            run.update(step=step.kind)
+            if "step" not in run.record().happened:
+                run.update(step=step.kind)
         visit = partial(_visit, group, step, dict(zip(lanes, zip(configs, runs, strict=True), strict=True)))
         results = fit(step, lanes, base.device, folders=[run.checkpoints for run in runs], on_progress=listener.on_train, visit=visit)
     _finish(group, configs, runs, lanes, results)
@@ -299,7 +300,8 @@ def _hand_on(group: _Group, visit: Visit, giver: Run, heir: RunConfig) -> None:
             if run.status in UNFINISHED and (kept is None or step_of(kept) < visit.lane.step):
                 run.begin(heir, group.what)
                 visit.save(run.checkpoints)
-                run.update(status="running", study=group.study, shared={"from": giver.folder.name, "steps": visit.lane.step})
+                shared = {"from": giver.folder.name, "steps": visit.lane.step}
+                run.update(status="running", study=group.study, shared=shared, step=giver.record().happened["step"])
     except RunBusy:
         return
 

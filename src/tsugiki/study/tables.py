@@ -92,7 +92,8 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
                 if cell is not None and record is not None:
                     rows.append(_result_row(label, cell, record, language, _test_text(result.seeds(cell), language)))
                 else:
-                    rows.append((label, f"{model.label}-{name}", "no cell learned", *["-"] * 11))
+                    ran = any(result.record(one) is not None for one in result.cells if one.key == (model.label, label, name))
+                    rows.append((label, f"{model.label}-{name}", "no cell learned" if ran else "not run", *["-"] * 11))
         rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 10) for name, value in baselines(task)]
         if result.study.reference_rows:
             for name, trainable, memory, seconds, value in PAPER_ROWS.get(task.name, []):
