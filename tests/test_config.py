@@ -79,3 +79,24 @@ def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:
         read_toml(path)
     with pytest.raises(DataError, match="no such file"):
         read_toml(tmp_path / "absent.toml", DataError)
+
+
+@pytest.mark.parametrize("given", ["fp16", "float16"])
+def test_fp16_is_refused_with_the_reason(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"train.precision: fp16 is not offered: its gradients under- and overflow"):
+        parse(RunConfig, {"model": {"path": "builtin"}, "task": {"name": "jnli"}, "train": {"learning_rate": 1e-3, "precision": given}}, "run.toml")
+
+
+def test_a_card_without_bf16_computes_in_fp32_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from tsugiki.model.loading import pick_numerics, why_fp32
+
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    numerics = pick_numerics("lora", "auto", cuda)
+    assert (numerics.compute, numerics.base) == ("fp32", "fp32")
+    assert "Tesla T4 has no fast bf16 products: this run computes in fp32" in (why_fp32("auto", numerics, cuda) or "")
+    assert why_fp32("fp32", numerics, cuda) is None
+    assert why_fp32("auto", numerics, torch.device("cpu")) is None

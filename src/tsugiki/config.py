@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tsugiki.errors import did_you_mean
 
@@ -209,6 +209,13 @@ class TrainConfig(Record):
     precision: Precision = "auto"
     step: StepKind = Field("auto", description="captured: packed rows, CUDA graphs; eager: the plain reference; auto: captured on CUDA in bf16")
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, given: Any) -> Any:
+        if given in ("fp16", "float16", "half"):
+            raise ValueError("fp16 is not offered: its gradients under- and overflow. A card without bf16 (Turing: T4) trains in fp32; use auto")
+        return given
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:

@@ -103,6 +103,14 @@ def pick_numerics(method: Method, precision: Precision, device: torch.device) ->
     return Numerics(compute=precision, base="bf16" if frozen_bf16 else "fp32", trained="fp32")
 
 
+def why_fp32(precision: Precision, numerics: Numerics, device: torch.device) -> str | None:
+    """What to tell the user of a GPU that `auto` computes in fp32 on; None where there is nothing to say."""
+    if device.type != "cuda" or precision != "auto" or numerics.compute != "fp32":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return f"{name} has no fast bf16 products: this run computes in fp32, with the plain step (the captured one needs bf16). It is right, and slower"
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

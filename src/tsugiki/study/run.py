@@ -26,7 +26,7 @@ from tsugiki.config import RunConfig
 from tsugiki.data.batch import num_steps
 from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.data.tasks import Task, load_task, refuse_leak
-from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_parameters
+from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_parameters, why_fp32
 from tsugiki.model.lora import attach_lanes, detach
 from tsugiki.score.evaluate import Evaluation, evaluate_lanes
 from tsugiki.score.metrics import check_ready
@@ -104,6 +104,8 @@ def run_group(
     wanted = [config for config, run in runs.items() if run.status in UNFINISHED]
     if wanted:
         check_ready(task.spec.metric)
+        if (said := why_fp32(first.train.precision, source.numerics, source.device)) is not None:
+            listener.note(said)
         base = load_base(source)
         rows, validation = (tokens_of(base, task, first, part) for part in ("train", "validation"))
         shared: dict[str, Any] = {"task": task, "source": source, "base": base, "rows": rows, "validation": validation, "what": what}
