@@ -6,6 +6,7 @@ another class, that may be lost: the model then sees pieces that it was never tr
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ PROBES = ("一行目\n二行目", "ＡＢＣ１２３", "ｶﾀｶﾅ", "①②�
 
 
 def round_trip_losses(tokenizer: Any, lines: Sequence[str]) -> list[tuple[str, str]]:
-    """(line, what comes back) of every line that does not come back the same."""
-    back = [tokenizer.decode(tokenizer(line, add_special_tokens=False)["input_ids"], skip_special_tokens=True) for line in lines]
+    """(line, what comes back) of every line that does not come back the same; `[SEP]` and its like count as text."""
+    back = [tokenizer.decode(tokenizer(line, add_special_tokens=False)["input_ids"], skip_special_tokens=False) for line in lines]
     return [(line, text) for line, text in zip(lines, back, strict=True) if text != line]
 
 
@@ -54,10 +55,14 @@ def tokenizer_notes(folder: Path, tokenizer: Any, lines: Sequence[str]) -> Itera
     `lines` are the task's own; the probes stand beside them.
     """
     for what, some in (("of the task's texts", list(dict.fromkeys(lines))), ("of Japanese signs", list(PROBES))):
-        lost = round_trip_losses(tokenizer, some)
+        changed = round_trip_losses(tokenizer, some)
+        lost = [(text, back) for text, back in changed if _folded(text) != _folded(back)]
         if lost:
             text, back = lost[0]
             yield f"tokenizer: {len(lost)} of {len(some)} {what} do not come back the same, like “{_short(text)}” → “{_short(back)}”"
+        elif changed:
+            text, back = changed[0]
+            yield f"tokenizer: {len(changed)} of {len(some)} {what} come back normalised (NFKC, spaces), like “{_short(text)}” → “{_short(back)}”"
     if sentencepiece_model(folder) is not None:
         everything = [*dict.fromkeys(lines), *PROBES]
         differing = conversion_differences(folder, tokenizer, everything)
@@ -69,6 +74,10 @@ def tokenizer_notes(folder: Path, tokenizer: Any, lines: Sequence[str]) -> Itera
             )
         else:
             yield f"tokenizer: transformers' conversion equals sentencepiece on {len(everything)} lines"
+
+
+def _folded(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _short(text: str, limit: int = 30) -> str:
