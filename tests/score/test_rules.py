@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
+import string
+import unicodedata
 
 import pytest
 
@@ -72,6 +75,38 @@ def test_the_xlsum_rule_drops_punctuation_and_case() -> None:
     assert rule("犬\u200bが走る", "犬が走る")["rouge2"] == pytest.approx(1.0)
     assert rule("", "犬") == {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
     assert SUMMARY_RULES["lm-eval"]("犬が、走った。", "犬が走った")["rouge1"] < 1.0
+
+
+def test_the_xlsum_rule_equals_its_tokenizers_rule_on_a_thousand_pairs() -> None:
+    """The steps of its tokenizer written another way: cleaned, cut at punctuation word by word, joined by spaces, MeCab, google's scorer."""
+    from rouge_score import rouge_scorer
+
+    signs = "".join(chr(code) for code in range(0x3000, 0xFFFF) if unicodedata.category(chr(code)).startswith("P")) + "“”‘’…—‐"
+    punctuation = re.compile(f"[{re.escape(string.punctuation + signs)}]+")
+
+    class Face:
+        def tokenize(self, text: str) -> list[str]:
+            text = re.sub(r"[\t\n\r\u3000\xa0]", " ", text.strip().lower())
+            text = "".join(char for char in text if char != "\ufffd" and not unicodedata.category(char).startswith("C"))
+            pieces = [piece for word in text.split() for piece in punctuation.split(word) if piece]
+            return segment(" ".join(pieces))
+
+    theirs = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Face())
+    dice = random.Random(1)
+    for answer, target in pairs():
+        dirty = "".join(char + dice.choice(["", "", "、", "$", "\u200b", "\u3000", "（", "A", "～", "—"]) for char in answer)
+        expected = {name: score.fmeasure for name, score in theirs.score(target, dirty).items()}
+        assert SUMMARY_RULES["xlsum"](dirty, target) == pytest.approx(expected, abs=1e-4), dirty
+
+
+def test_the_llm_jp_eval_rule_on_a_thousand_pairs() -> None:
+    """As its scorer does: the text before an empty line, stripped, then NFKC of both."""
+    dice = random.Random(2)
+    for _ in range(1000):
+        target = dice.choice(["含意", "ＡＢ", "12", "田園"])
+        answer = dice.choice(["", " ", "\n", "\u3000"]) + dice.choice([target, "含意", "AB"]) + dice.choice(["", "\n", "\n\n説明", " \n\n", "。"])
+        expected = unicodedata.normalize("NFKC", answer.split("\n\n")[0].strip()) == unicodedata.normalize("NFKC", target)
+        assert CLOSED_RULES["llm-jp-eval"](answer, target) == {"exact_match": float(expected)}
 
 
 def test_closed_rules() -> None:

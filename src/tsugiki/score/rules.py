@@ -174,7 +174,8 @@ def _flexeval_match(answer: str, target: str) -> Values:
 
 
 def _llm_jp_match(answer: str, target: str) -> Values:
-    return {"exact_match": float(normalise(answer.split("\n\n", maxsplit=1)[0]) == normalise(target))}
+    said = unicodedata.normalize("NFKC", answer.split("\n\n", maxsplit=1)[0].strip())
+    return {"exact_match": float(said == unicodedata.normalize("NFKC", target))}
 
 
 SUMMARY_RULES: dict[str, Rule] = {
