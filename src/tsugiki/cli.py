@@ -143,7 +143,7 @@ def run(
         record = run_group([config], Store(out), display.listener)[0]
     if as_json:
         print_json({"folder": str(record.folder), **record.happened})
-    if record.status == "failed":
+    if record.status != "done":
         raise TsugikiError(record.happened["reason"])
     if not as_json:
         print_scores(record, "validation")
@@ -206,6 +206,8 @@ def score(
 
     if part not in SPLITS:
         raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
+    if rules and ways:
+        raise ConfigError("--rules, --ways: one of them at a time: the first scores kept answers, the second asks the model")
     if rules:
         from tsugiki.study.rescore import rescore
 
@@ -319,7 +321,7 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="New folder.")],
     merge: Annotated[bool, typer.Option("--merge", help="Write the whole model, the adapter added to its weights, if it still answers the same.")] = False,
     dtype: Annotated[Optional[str], typer.Option(help="With --merge: fp32, bf16 or fp16 (default: what the base was stored in).")] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="With --merge: points of 100 that the score may move.")] = 0.5,
+    tolerance: Annotated[Optional[float], typer.Option(min=0, help="With --merge: points of 100 that the score may move (default 0.5).")] = None,
 ) -> None:
     """Write a LoRA run as a PEFT adapter folder, or a run of any kind as an ordinary model folder (--merge)."""
     from tsugiki.study.answer import STORED, export_merged, export_run
@@ -327,15 +329,15 @@ def export(
 
     record = read_record(_run_folder(folder))
     if not merge:
-        if dtype:
-            raise ConfigError("--dtype: only --merge reads it: an adapter is always fp32")
+        if dtype or tolerance is not None:
+            raise ConfigError("--dtype, --tolerance: only --merge reads them: an adapter is written as it is")
         export_run(record, to)
         print(f"{to}: adapter_config.json, adapter_model.safetensors\nNext: peft.PeftModel.from_pretrained(base, '{to}')")
         return
     if dtype is not None and dtype not in STORED:
         raise ConfigError(f'--dtype "{dtype}": must be one of {", ".join(STORED)}')
     stored = cast("Stored", dtype or record.with_what["numerics"]["base"])
-    seen = export_merged(record, to, stored, tolerance=tolerance)
+    seen = export_merged(record, to, stored, tolerance=0.5 if tolerance is None else tolerance)
     print(f"{to}: a model folder; weights {seen.stored_before} → {seen.stored_after}, {seen.lost:.2%} of the adapter lost to rounding")
     print(f"Gate: {seen.rows} rows of validation, {seen.score} {seen.before:.4f} → {seen.after:.4f}, {seen.changed} answers changed")
     print(f"Next: transformers.AutoModelForCausalLM.from_pretrained('{to}')")

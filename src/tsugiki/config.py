@@ -111,7 +111,7 @@ class TaskSpec(Record):
     def _conversations(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or given.get("messages") is None:
             return given
-        for name in ("fields", "target", "formats", "cut"):
+        for name in ("fields", "target", "formats", "cut", "cut_chars", "id", "group", "group_pattern", "default_format"):
             if name in given:
                 raise ValueError(f"{name}: a task with messages does not read it; remove it")
         return {**given, "fields": ("conversation",), "target": "", "formats": {"chat": "{conversation}"}, "default_format": "chat"}
@@ -260,7 +260,14 @@ class RunConfig(Record):
         if not isinstance(given, Mapping) or given.get("method", "lora") != "lora":
             return given
         if given.get("adapter") is not None:
-            return {"train": {"learning_rate": 1.0}, **given}  # nothing is trained: no rate is read
+            train = given.get("train") or {}
+            if isinstance(train, Mapping):
+                for name, value in train.items():
+                    known = TrainConfig.model_fields.get(name)
+                    if known is not None and name not in ("learning_rate", "max_length", "precision") and value != known.default:
+                        raise ValueError(f"train.{name}: an adapter that was trained elsewhere does not read it; remove it")
+                return {**given, "train": {"learning_rate": 1.0, **train}}  # nothing is trained: no rate is read
+            return given
         return given if given.get("lora") is not None else {**given, "lora": {}}
 
     @model_validator(mode="after")
@@ -335,8 +342,8 @@ class MethodSpec(Record):
             raise ValueError(f'grid.{ranges[0]}: a range needs search.kind = "random" or "tpe"; a grid needs values in square brackets')
         if self.search.prune and {"epochs", "batch"} & set(self.grid):
             raise ValueError("search.prune: compares cells after equally many steps; take epochs and batch out of the grid")
-        if self.adapter is not None and (self.grid or self.kind != "lora"):
-            raise ValueError('adapter: needs kind = "lora" and no grid: nothing is trained')
+        if self.adapter is not None and (self.grid or self.kind != "lora" or self.search != SearchSpec()):
+            raise ValueError('adapter: needs kind = "lora", no grid and no search: nothing is trained')
         if self.search.prune and self.kind != "lora":
             raise ValueError("search.prune: compares LoRA cells that train together; full fine-tuning trains one cell at a time")
         return self

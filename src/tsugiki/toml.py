@@ -88,11 +88,11 @@ def refuse_task_file(given: Mapping[str, Any], where: str) -> None:
 def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Paths of tasks, data and models that are not there from the current folder but beside the file that names them."""
 
-    def place(table: Any) -> Any:
+    def place(table: Any, keys: Sequence[str] = ("name", "path", "data_dir")) -> Any:
         if not isinstance(table, Mapping):
             return table
         moved = dict(table)
-        for key in ("name", "path", "data_dir"):
+        for key in keys:
             value = moved.get(key)
             if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
                 moved[key] = str(folder / value)
@@ -102,6 +102,10 @@ def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key in ("task", "model"):
         if key in result:
             result[key] = place(result[key])
+    if isinstance(result.get("adapter"), str):
+        result = place(result, ("adapter",))
+    if isinstance(result.get("methods"), list):
+        result["methods"] = [place(one, ("adapter",)) for one in result["methods"]]
     for key in ("tasks", "models"):
         if isinstance(result.get(key), list):
             result[key] = [place(one) for one in result[key]]

@@ -76,11 +76,11 @@ def test_a_step_too_large_for_the_memory_is_split_then_recomputed(refused: int, 
     record = CapturedStep._record_all
     seen: list[CapturedStep] = []
 
-    def full(self: CapturedStep, wanted: dict) -> list:
+    def full(self: CapturedStep, wanted: dict, fewest: dict) -> list:
         seen.append(self)
         if len(seen) <= refused:
             raise torch.OutOfMemoryError("as if")
-        return record(self, wanted)
+        return record(self, wanted, fewest)
 
     straight, _ = course("llama", "lora", "captured")
     monkeypatch.setattr(CapturedStep, "_record_all", full)

@@ -77,7 +77,7 @@ def test_a_captured_lane_does_not_notice_what_the_others_do() -> None:
 
 
 def test_lanes_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: CapturedStep, wanted: dict) -> list:
+    def full(self: CapturedStep, wanted: dict, fewest: dict) -> list:
         raise torch.OutOfMemoryError("as if")
 
     monkeypatch.setattr(CapturedStep, "_record_all", full)

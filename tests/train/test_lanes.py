@@ -140,7 +140,8 @@ def packed_together(kind: str, asked: Sequence[Asked]) -> tuple[list[Lane], list
         forward = PackedForward(model, lanes, FP32, CPU, shadow)
         while any(not lane.done for lane in lanes):
             numbers = [[] if lane.done else lane.rows() for lane in lanes]
-            shape = shapes[shape_for(largest_of([packable.exact_shape(part) for part in numbers]), shapes)]
+            exact = [packable.exact_shape(part) for part in numbers]
+            shape = shapes[shape_for(largest_of(exact), shapes, min(one.tokens for one in exact))]
             buffer = torch.zeros(shape.size, dtype=torch.long)
             for stretch, part, lane in zip(buffer.view(len(lanes), -1), numbers, lanes, strict=True):
                 packable.pack(part, shape, stretch.numpy(), num_targets=max(1, int(packable.num_targets[part].sum())), step=lane.step)

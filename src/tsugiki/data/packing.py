@@ -212,12 +212,12 @@ def _best_edges(counts: np.ndarray, times: np.ndarray, most: int) -> list[int]:
     return edges[::-1]
 
 
-def shape_for(shape: PackedShape, shapes: Sequence[PackedShape]) -> int:
-    """Index of the smallest of `shapes` (largest first) that holds `shape`."""
+def shape_for(shape: PackedShape, shapes: Sequence[PackedShape], fewest: int | None = None) -> int:
+    """Index of the smallest of `shapes` (largest first) that holds `shape`, and whose idle documents hold what the lane with the `fewest` tokens leaves."""
     for index in range(len(shapes) - 1, -1, -1):
         room = shapes[index]
         slack = room.tokens - shape.tokens
-        idle_fits = slack <= room.longest * room.idle
+        idle_fits = room.tokens - (shape.tokens if fewest is None else fewest) <= room.longest * room.idle
         fits = slack >= 0 and idle_fits and room.documents >= shape.documents and room.longest >= shape.longest and room.targets >= shape.targets
         if fits:
             return index

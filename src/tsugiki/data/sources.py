@@ -87,10 +87,21 @@ def locate(spec: FileSpec, folder: Path, data_dir: Path | None) -> Path:
     return _fetch_hub(spec)
 
 
-def _fetch_url(spec: FileSpec) -> Path:
+def at_hand(spec: FileSpec, folder: Path, data_dir: Path | None) -> bool:
+    """Whether `locate` would find the file without a network (a copy of the Hub's cache counts as not at hand)."""
+    beside = bool(spec.path) and ((data_dir or folder) / str(spec.path)).exists()
+    return beside or (bool(spec.url) and _cached(spec).exists())
+
+
+def _cached(spec: FileSpec) -> Path:
     assert spec.url
     name = spec.git_blob or spec.sha256 or hashlib.sha256(spec.url.encode()).hexdigest()
-    path = cache_dir() / "files" / f"{name[:16]}-{spec.url.rsplit('/', 1)[-1]}"
+    return cache_dir() / "files" / f"{name[:16]}-{spec.url.rsplit('/', 1)[-1]}"
+
+
+def _fetch_url(spec: FileSpec) -> Path:
+    assert spec.url
+    path = _cached(spec)
     if path.exists():
         verify(path, spec)
         return path

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.config import FileSpec, PartSpec, TaskChoice, TaskSpec
-from tsugiki.data.sources import git_blob_id, locate, read_rows
+from tsugiki.data.sources import at_hand, git_blob_id, locate, read_rows
 from tsugiki.errors import DataError, did_you_mean
 from tsugiki.toml import read_task
 
@@ -80,6 +80,16 @@ def find_task(name: str) -> tuple[TaskSpec, Path]:
     raise DataError(f'task "{name}": no such task.{did_you_mean(name, known)}; or give a path to a .toml file')
 
 
+def version_at_hand(choice: TaskChoice, version: str) -> bool:
+    """Whether every file of a version of the data is on this machine, so that nothing would be fetched."""
+    spec, folder = find_task(choice.name)
+    files = {**spec.files, **spec.versions[version]}
+    parts = spec.splits[choice.split or spec.default_split]
+    names = {name for part in (parts.train, parts.validation, parts.test) for name in part.files}
+    data_dir = Path(choice.data_dir) if choice.data_dir else None
+    return all(name in files and at_hand(files[name], folder, data_dir) for name in names)
+
+
 def _pick(given: str | None, default: str, known: Mapping[str, Any], what: str, task: str) -> str:
     name = given or default
     if name not in known:
@@ -117,7 +127,7 @@ def load_task(choice: TaskChoice) -> Task:
     for part_name in SPLITS:
         part: PartSpec = getattr(parts, part_name)
         rows = [row for name in part.files for row in load(name)[0]]
-        rows = _half(rows, part)
+        rows = _half(rows, part, whole_groups=spec.messages is not None)
         limit = choice.train_rows if part_name == "train" else choice.eval_rows
         if limit and limit < len(rows):
             rows = random.Random(20230313).sample(rows, limit) if part_name == "train" else rows[:limit]
@@ -225,12 +235,15 @@ def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:
     raise DataError(f'{where}: label "{target}" is neither one of the candidates ({", ".join(candidates)}) nor an index from 0')
 
 
-def _half(rows: list[Example], part: PartSpec) -> list[Example]:
-    """First or second half in file order; by group, whole groups in the order of their hash until half the rows are taken."""
+def _half(rows: list[Example], part: PartSpec, whole_groups: bool = False) -> list[Example]:
+    """First or second half in file order; by group, whole groups in the order of their hash until half the rows are taken.
+
+    A conversation is never torn: its later turns hold the earlier answers.
+    """
     if part.half is None:
         return rows
     cut = (len(rows) + 1) // 2
-    if part.by == "row":
+    if part.by == "row" and not whole_groups:
         return rows[:cut] if part.half == "first" else rows[cut:]
     sizes: dict[str, int] = {}
     for row in rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ REFUSED = {  # what would change the result and is not implemented: refused by n
     "lora_bias": False,
     "target_parameters": None,
 }
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # ways to start an adapter that leave the base as it is (pissa, olora, loftq do not)
 
 
 def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
@@ -105,11 +107,15 @@ def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:
     for key, harmless in REFUSED.items():
         if given.get(key, harmless) not in (harmless, [], {}):
             raise ModelError(f"{folder}: {key} = {given[key]!r} is not implemented; only plain LoRA adapters can be read")
+    if given.get("init_lora_weights", True) not in STARTS:
+        raise ModelError(f"{folder}: init_lora_weights = {given['init_lora_weights']!r} changes the base's own weights, which is not implemented")
     words, rank = _words_and_rank(model, tensors, given, folder)
-    alpha = given["lora_alpha"] * rank / given["r"]
+    alpha = _scale(tensors, given, folder) * rank
     grafted = attach(model, LoraConfig(targets="+".join(words), rank=rank, alpha=alpha, dropout=0.0), seed=0)
     for path, layer in lora_layers(grafted.model):
-        a, b = tensors.pop(f"{PREFIX}{path}.lora_A.weight"), tensors.pop(f"{PREFIX}{path}.lora_B.weight")
+        width = rank * len(layer.places)
+        a = _take(tensors, f"{path}.lora_A.weight", (width, layer.d_in), folder, given)
+        b = _take(tensors, f"{path}.lora_B.weight", (out_features(layer.base), width), folder, given)
         for index, place in enumerate(layer.places):
             part = slice(index * rank, (index + 1) * rank)
             layer.lora_a[index].data.copy_(a[part])
@@ -146,11 +152,39 @@ def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        for key in ("r", "lora_alpha"):
+            if not isinstance(given.get(key), (int, float)):
+                raise ModelError(f"{folder / 'adapter_config.json'}: {key} is missing: not a LoRA adapter")
         return given, load_file(folder / "adapter_model.safetensors")
     except FileNotFoundError as broken:
         raise ModelError(f"{folder}: {Path(str(broken.filename or 'adapter_model.safetensors')).name} is missing: not a PEFT adapter folder") from None
     except (ValueError, SafetensorError) as broken:
         raise ModelError(f"{folder}: damaged or cut short: {broken}") from None
+
+
+def _take(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], folder: Path, given: dict[str, Any]) -> torch.Tensor:
+    """Takes one tensor out; raises `ModelError` when it is not there or belongs to a base of other sizes."""
+    tensor = tensors.pop(PREFIX + name, None)
+    if tensor is None:
+        raise ModelError(f"{folder}: has no {name}, though other layers have: adapters on some layers only are not implemented")
+    if tuple(tensor.shape) != shape:
+        made_for = given.get("base_model_name_or_path")
+        raise ModelError(f"{folder}: {name} is {list(tensor.shape)}, this model needs {list(shape)}. The adapter was made for {made_for}")
+    return tensor
+
+
+def _scale(tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path) -> float:
+    """α / r as peft computes it for each module, `alpha_pattern` included; raises `ModelError` when modules differ."""
+    patterns = given.get("alpha_pattern") or {}
+    scales = set()
+    for name, tensor in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            path = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            alpha = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path)), given["lora_alpha"])
+            scales.add(alpha / tensor.shape[0])
+    if len(scales) != 1:
+        raise ModelError(f"{folder}: modules of different scales (α / r: {', '.join(f'{one:g}' for one in sorted(scales))}) are not implemented")
+    return float(scales.pop())
 
 
 def _stacked_ranges(places: Sequence[Place], a: torch.Tensor, b: torch.Tensor, rank: int) -> list[str]:
@@ -175,7 +209,12 @@ def _words_and_rank(model: torch.nn.Module, tensors: dict[str, torch.Tensor], gi
             continue
         covered = [place.word for place in places]
         if len(places) > 1:
-            covered = _stacked_ranges(places, a, tensors[f"{PREFIX}{path}.lora_B.weight"], given["r"]) or [WHOLE]
+            b = tensors.get(f"{PREFIX}{path}.lora_B.weight")
+            if b is None or len(b) != out_features(model.get_submodule(path)):
+                raise ModelError(
+                    f"{folder}: {path}.lora_B.weight is missing or of another size. The adapter was made for {given.get('base_model_name_or_path')}"
+                )
+            covered = _stacked_ranges(places, a, b, given["r"]) or [WHOLE]
         found.extend(word for word in covered if word not in found)
         ranks.add(a.shape[0] // len(covered))
     if not found:

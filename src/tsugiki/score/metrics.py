@@ -138,7 +138,11 @@ def paired_difference(first: Sequence[Sequence[float]], second: Sequence[Sequenc
     one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     mean = float(one.mean() - other.mean())
     if len(one) == len(other) == 1:
-        return (mean, *interval(list(one[0] - other[0]), groups))
+        differences = one[0] - other[0]
+        if not differences.any():  # a bootstrap of equal values has no width: Wilson's slack, to both sides
+            slack = 1.96**2 / (len(set(groups)) + 1.96**2)
+            return mean, -slack, slack
+        return (mean, *interval(list(differences), groups))
     names, place = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     sizes = np.bincount(place, minlength=len(names)).astype(float)
     by_group = [np.stack([np.bincount(place, weights=row, minlength=len(names)) for row in rows]) for rows in (one, other)]

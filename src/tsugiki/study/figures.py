@@ -74,6 +74,8 @@ def _rates(result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], 
     """Validation score over the learning rate, one series for each other setting; of many settings the best at each rate, one series a method."""
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
+        if cell.config.adapter is not None:
+            continue
         extra = [f"{name} {value}" for name, value in cell.settings.items() if name not in ("learning_rate", "alpha")]
         evaluation = record.evaluation("validation")
         if evaluation is not None:

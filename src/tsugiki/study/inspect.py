@@ -17,6 +17,7 @@ from tsugiki.model.loading import load_tokenizer, num_parameters, resolve, weigh
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.cells import expand, parse_study
+from tsugiki.study.imported import adapter_checksum
 from tsugiki.study.notes import leak_notes
 from tsugiki.toml import beside, is_task_file, override, parse, read_toml
 
@@ -110,6 +111,9 @@ def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mappi
     check_tokenizer(tokenizer, settings.vocab_size)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(settings)
+    for config in configs:
+        if config.adapter is not None:
+            adapter_checksum(config)
     for targets in {config.lora.targets for config in configs if config.lora}:
         find_places(model, targets)
     positions = getattr(settings, "max_position_embeddings", None) or 2**31

@@ -53,6 +53,8 @@ class Landscape:
 def landscapes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Landscape]:
     found = []
     for key, best in result.chosen.items():
+        if best.config.adapter is not None or best.method.search.prune:
+            continue  # nothing was searched, or what was pruned would be missing from the count
         records = [record for cell in result.cells if cell.key == key and (record := result.record(cell)) is not None]
         top, floor = result.record(best), _needs_no_model(tasks[key[1]])
         if top is None or (evaluation := top.evaluation("validation")) is None:
@@ -82,7 +84,7 @@ def _needs_no_model(task: Task) -> float | None:
 
 def landscape_table(result: StudyResult, tasks: Mapping[str, Task], language: Language) -> Table:
     found = landscapes(result, tasks)
-    rows = tuple(
+    rows = [
         (
             " · ".join(one.key),
             str(one.num),
@@ -94,12 +96,16 @@ def landscape_table(result: StudyResult, tasks: Mapping[str, Task], language: La
             f"{one.fall:.3f}",
         )
         for one in found
-    )
+    ]
+    for key in dict.fromkeys(cell.key for cell in result.cells):
+        failed = sum(cell.key == key and (record := result.record(cell)) is not None and record.status == "failed" for cell in result.cells)
+        if key not in result.chosen and failed:
+            rows.append((" · ".join(key), str(failed), "no cell learned", "-", "-", f"{failed} (100%)", "-", "-"))
     return Table(
         name="landscape",
         title="ハイパーパラメータへの依存（検証データ） / How much depends on the hyper-parameters, by validation",
         header=("Model · task · method", "Cells", "Best setting", "Validation", "Within its interval", "Did not learn", "Median cell", "Best - median"),
-        rows=rows,
+        rows=tuple(rows),
         notes=(_legend(language), *landscape_notes(found, language), *edges(result, language)),
     )
 
@@ -156,8 +162,8 @@ def settings_table(result: StudyResult, language: Language) -> Table:
     """Each searched value: the best and the mean over all cells that have it."""
     rows = []
     for key, best in result.chosen.items():
-        cells = [cell for cell in result.cells if cell.key == key]
-        for name, tried in cells[0].method.grid.items():
+        cells = [cell for cell in result.cells if cell.key == key and not cell.method.search.prune]
+        for name, tried in (cells[0].method.grid if cells else {}).items():
             for value in tried if not isinstance(tried, Range) and len(tried) > 1 else ():
                 records = [record for cell in cells if cell.settings[name] == value and (record := result.record(cell)) is not None]
                 scores = [0.0 if (score := one.main_score("validation")) is None else score for one in records if one.status in ("done", "failed")]
@@ -217,6 +223,8 @@ def _wider(tried: Sequence[float], chosen: Any) -> list[float]:
         return []
     down = chosen == tried[0]
     edge, inner = (tried[0], tried[1]) if down else (tried[-1], tried[-2])
+    if not edge or not inner:
+        return []  # nought has no ratio: what lies beyond is not told by the grid
     if all(isinstance(value, int) or float(value).is_integer() for value in tried):
         step = edge - inner
         values = [edge * 2, edge * 4] if edge >= 8 and not down else [edge + step, edge + 2 * step]

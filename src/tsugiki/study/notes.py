@@ -173,7 +173,8 @@ def differences(result: StudyResult, language: Language) -> list[str]:
     differ = pick(language, "比較した設定は {name} が異なります", "compared cells differ in {name}")
     for model in result.study.models:
         for choice in result.study.tasks:
-            cells = [cell for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
+            here = [cell for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
+            cells = [cell for cell in here if cell.config.adapter is None]  # how an imported one was trained is not known
             searched = set.intersection(*(set(cell.method.grid) for cell in cells)) if cells else set()
             for name in type(cells[0].config.train).model_fields if len(cells) > 1 else ():
                 values = {cell.method.name: getattr(cell.config.train, name) for cell in cells}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tsugiki.config import TaskChoice
-from tsugiki.data.tasks import Task, load_task
-from tsugiki.errors import DataError, RunError
+from tsugiki.data.tasks import Task, load_task, version_at_hand
+from tsugiki.errors import RunError
 from tsugiki.score.metrics import interval
 from tsugiki.score.rules import class_scores, pick_rules, score_by, signature_of
 from tsugiki.study.store import RunRecord
@@ -51,12 +51,9 @@ def _label_versions(task: Task, choice: TaskChoice, part: str, answers: Sequence
     own = f"v{task.version}" if task.version else "-"
     found = {own: [dict(one) for one in answers]}
     for version in task.spec.versions:
-        if version == task.version:
+        if version == task.version or not version_at_hand(choice, version):
             continue
-        try:
-            other = load_task(choice.model_copy(update={"version": version}))
-        except DataError:
-            continue  # that version's files are not here
+        other = load_task(choice.model_copy(update={"version": version}))
         targets = {example.id: example.target for some in ("validation", "test") for example in other.examples[some]}
         if all(one["id"] in targets for one in answers):
             found[f"v{version}"] = [{**one, "target": targets[one["id"]]} for one in answers]

@@ -26,6 +26,7 @@ from tsugiki.config import RunConfig
 from tsugiki.data.batch import num_steps
 from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.data.tasks import Task, load_task, refuse_leak
+from tsugiki.errors import RunError
 from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_parameters, why_fp32
 from tsugiki.model.lora import attach_lanes, detach
 from tsugiki.score.evaluate import Evaluation, evaluate_lanes
@@ -99,6 +100,9 @@ def run_group(
     what = {**with_what(source, task), **adapter_checksum(first)}
     runs = {config: store.open(config, what) for config in configs}
     for run in runs.values():
+        if run.status == "pruned" and not prune:
+            with run.lock():
+                run.start_over()  # what was pruned in one search is wanted in full now
         if run.status not in UNFINISHED:
             listener.note(f"{run.folder.name}: finished before; nothing was run")
     wanted = [config for config, run in runs.items() if run.status in UNFINISHED]
@@ -139,7 +143,7 @@ def _run_all(group: _Group, wanted: list[RunConfig], lanes: int | None) -> None:
                 _run_together(group, left[:size])
             except (DoesNotFit, torch.OutOfMemoryError) as full:
                 if size == 1:
-                    raise
+                    raise RunError(f"{full}. Lower train.max_length or train.micro_batch, or let nothing else use the device (--jobs)") from None
                 most = -(-size // 2)
                 group.listener.note(f"{str(full).splitlines()[0]}; going on with {most} at a time")
             else:
@@ -210,12 +214,15 @@ def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -
     for lane, config, run in zip(lanes, configs, runs, strict=True):
         run.begin(config, group.what)
         total = size + (lane.num_trainable if config.lora else 0)
-        run.update(status="running", alone=group.alone and len(lanes) == 1, study=group.study, trainable=lane.num_trainable, total=total, steps=lane.steps)
-        run.update(max_length=longest_of(base, config), lanes=len(lanes))
+        run.update(status="running", study=group.study, trainable=lane.num_trainable, total=total, steps=lane.steps, max_length=longest_of(base, config))
+        _note_company(group, run, len(lanes))
         lane.visits = frozenset([*watch_steps(lane.steps, config.score.during), *rungs(group, lane.steps), *group.heirs.get(config, {})])
         kept = latest_checkpoint(run.checkpoints)
         if kept is not None and step_of(kept) < lane.steps:
             listener.note(f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}")
+    if group.prune and (len(lanes) == 1 or not any(rungs(group, lane.steps) for lane in lanes)):
+        why = "one cell alone has no rivals" if len(lanes) == 1 else "fewer than eight steps"
+        listener.note(f"{lanes[0].name}: nothing is pruned here: {why}")
     with _open(group, lanes, runs) as step:
         for run in runs:
             if "step" not in run.record().happened:
@@ -223,6 +230,16 @@ def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -
         visit = partial(_visit, group, step, dict(zip(lanes, zip(configs, runs, strict=True), strict=True)))
         results = fit(step, lanes, base.device, folders=[run.checkpoints for run in runs], on_progress=listener.on_train, visit=visit)
     _finish(group, configs, runs, lanes, results)
+
+
+def _note_company(group: _Group, run: Run, lanes: int) -> None:
+    """Whether the run's times are those of a device of its own, and of how many lanes they are a share. A run that others trained for
+    (its first steps, or before a kill) keeps what was so then."""
+    before = run.record().happened
+    first_time = "lanes" not in before
+    run.update(alone=before.get("alone", True) and group.alone and lanes == 1 and "shared" not in before)
+    if first_time:
+        run.update(lanes=lanes)
 
 
 def _open(group: _Group, lanes: list[Lane], runs: list[Run]) -> AbstractContextManager[Any]:
@@ -244,7 +261,8 @@ def _finish(group: _Group, configs: list[RunConfig], runs: list[Run], lanes: lis
         run, lane, result = runs[number], lanes[number], results[number]
         run.write("history.json", asdict(result.history))
         saved = save_checkpoint(run.weights, lane.step, _parameters_only(lane), {"moving_steps": lane.moving_steps})
-        run.update(measurement=result.measurement.to_json(), weights_bytes=(saved / "lane.safetensors").stat().st_size)
+        measurement = {**result.measurement.to_json(), "lanes": run.record().happened["lanes"]}
+        run.update(measurement=measurement, weights_bytes=(saved / "lane.safetensors").stat().st_size)
     if good:
         for number, evaluation in enumerate(_evaluate(group.base, group.task, configs[0], "validation", group.validation, group.listener)):
             if number in good:
@@ -303,7 +321,8 @@ def _hand_on(group: _Group, visit: Visit, giver: Run, heir: RunConfig) -> None:
                 run.begin(heir, group.what)
                 visit.save(run.checkpoints)
                 shared = {"from": giver.folder.name, "steps": visit.lane.step}
-                run.update(status="running", study=group.study, shared=shared, step=giver.record().happened["step"])
+                there = giver.record().happened
+                run.update(status="running", study=group.study, shared=shared, step=there["step"], lanes=there["lanes"], alone=False)
     except RunBusy:
         return
 

@@ -117,6 +117,10 @@ class Run:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(self.folder / f"answers-{part}.jsonl", text.encode())
 
+    def start_over(self) -> None:
+        """Forgets what happened; what was asked stays."""
+        self.write("happened.json", {"status": "running"})
+
     def update(self, **changes: Any) -> None:
         """Changes `happened.json`."""
         path = self.folder / "happened.json"

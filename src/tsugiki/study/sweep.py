@@ -64,9 +64,10 @@ def _lanes(study: StudySpec, pruned: bool) -> int | None:
 
 def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells that can train together, in the order of their first ones."""
-    groups: dict[tuple[RunConfig, bool], list[Cell]] = {}
+    groups: dict[tuple[RunConfig, str], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((group_key(cell.config), cell.method.search.prune), []).append(cell)
+        rivals = cell.method.name if cell.method.search.prune else ""  # one method's cells must not end another's
+        groups.setdefault((group_key(cell.config), rivals), []).append(cell)
     return list(groups.values())
 
 

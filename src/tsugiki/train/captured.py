@@ -77,10 +77,9 @@ class CapturedStep:
         self.forward, self.lanes, self.rows, self.max_tokens = forward, forward.lanes, rows, max_tokens
         device = forward.device
         self.plans = self._plan()
-        wanted = self._wanted()
+        wanted, fewest = self._wanted()
         most = SHAPES if len(self.lanes) == 1 else SHAPES_OF_LANES
-        fewest = [min(self.rows.exact_shape(part).tokens for part in parts) for parts in wanted.values()]
-        self.shapes = plan_shapes(list(wanted), most=most, lanes=len(self.lanes), fewest=fewest)
+        self.shapes = plan_shapes(list(wanted), most=most, lanes=len(self.lanes), fewest=list(fewest.values()))
         self.recorder = Recorder(device)
         torch.cuda.reset_peak_memory_stats(device)
         self.losses = torch.zeros(len(self.lanes), device=device)
@@ -90,7 +89,7 @@ class CapturedStep:
         self.copied = [torch.cuda.Event() for _ in range(HOST_BUFFERS)]
         self.turn = 0
         self.coming = [lane.step for lane in self.lanes]
-        self.graphs = self._record_all(wanted)
+        self.graphs = self._record_all(wanted, fewest)
         self.update = self._record_update()
         # A replay allocates nothing that the allocator sees: what a step needs shows while it is recorded.
         self.peak_bytes = torch.cuda.max_memory_allocated(device)
@@ -117,25 +116,29 @@ class CapturedStep:
     def _split(self, lane: Lane, numbers: Sequence[int]) -> list[list[int]]:
         return split_rows(numbers, self.rows.lengths, max_rows=lane.config.micro_batch, max_tokens=self.max_tokens)
 
-    def _wanted(self) -> dict[PackedShape, list[list[int]]]:
-        """Every shape that some step asks for, with rows (of each lane) that ask for it."""
+    def _wanted(self) -> tuple[dict[PackedShape, list[list[int]]], dict[PackedShape, int]]:
+        """Every shape that some step asks for, with rows (of each lane) that ask for it; and the fewest tokens of any lane in it."""
         wanted: dict[PackedShape, list[list[int]]] = {}
+        fewest: dict[PackedShape, int] = {}
         different = {id(plan): plan for plan in self.plans}
         leading = max(different.values(), key=len)
         for step in range(len(leading)):
             for parts in zip_longest(*(plan[step] if step < len(plan) else leading[step] for plan in different.values()), fillvalue=NOTHING):
                 by_plan = dict(zip(different, parts, strict=True))
-                wanted[largest_of([self.rows.exact_shape(part) for part in parts])] = [by_plan[id(plan)] for plan in self.plans]
-        return wanted
+                exact = [self.rows.exact_shape(part) for part in parts]
+                shape, least = largest_of(exact), min(one.tokens for one in exact)
+                if least <= fewest.get(shape, least):
+                    fewest[shape], wanted[shape] = least, [by_plan[id(plan)] for plan in self.plans]
+        return wanted, fewest
 
-    def _record_all(self, wanted: dict[PackedShape, list[list[int]]]) -> list[torch.cuda.CUDAGraph]:
+    def _record_all(self, wanted: dict[PackedShape, list[list[int]]], fewest: dict[PackedShape, int]) -> list[torch.cuda.CUDAGraph]:
         """Largest first; real rows are in the buffers while kernels warm up."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
-            return self._record(wanted)
+            return self._record(wanted, fewest)
 
-    def _record(self, wanted: dict[PackedShape, list[list[int]]]) -> list[torch.cuda.CUDAGraph]:
-        example = {shape_for(shape, self.shapes): parts for shape, parts in wanted.items()}
+    def _record(self, wanted: dict[PackedShape, list[list[int]]], fewest: dict[PackedShape, int]) -> list[torch.cuda.CUDAGraph]:
+        example = {shape_for(shape, self.shapes, fewest[shape]): parts for shape, parts in wanted.items()}
         graphs = []
         for index, batch in enumerate(self.batches):
             parts = example[index] if index in example else [part[:1] for part in next(iter(wanted.values()))]
@@ -210,7 +213,8 @@ class CapturedStep:
         num_targets = [int(self.rows.num_targets[here].sum()) for here in numbers]
         steps = [lane.step for lane in self.lanes]
         for parts in zip_longest(*plans, fillvalue=NOTHING):
-            index = shape_for(largest_of([self.rows.exact_shape(part) for part in {id(part): part for part in parts}.values()]), self.shapes)
+            exact = [self.rows.exact_shape(part) for part in {id(part): part for part in parts}.values()]
+            index = shape_for(largest_of(exact), self.shapes, min(one.tokens for one in exact))
             self._load(self.batches[index], parts, num_targets=num_targets, steps=steps)
             self.graphs[index].replay()
         for lane in self.lanes:

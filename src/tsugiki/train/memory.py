@@ -26,7 +26,10 @@ def lanes_that_fit(model: Any, device: torch.device, configs: Sequence[RunConfig
     if device.type != "cuda":
         return 1
     total = torch.cuda.get_device_properties(device).total_memory
-    free = USABLE * total - num_parameters(model) * next(model.parameters()).element_size()
+    own = USABLE * total - num_parameters(model) * next(model.parameters()).element_size()
+    # Beside other processes (--jobs) less is there; alone the first bound holds, so that a resumed study makes the same groups.
+    there = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = min(own, 0.95 * there)
     return max(1, min(MOST_LANES, len(configs), int(free // lane_bytes(model, configs, rows))))
 
 
