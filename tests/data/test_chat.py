@@ -123,3 +123,17 @@ def test_a_chat_model_is_trained_on_conversations_and_answers(tmp_path: Path) ->
     record = run_group([asked(folder, talk(tmp_path / "task", ROWS * 4))], Store(tmp_path))[0]
     assert record.status == "done"
     assert record.evaluation("validation")["main"]["n"] == 1
+
+
+def test_a_conversation_is_never_torn_between_two_parts(tmp_path: Path) -> None:
+    rows = [[{"role": who, "content": f"{number}{turn}"} for turn in range(3) for who in ("user", "assistant")] for number in range(9)]
+    path = talk(tmp_path, ROWS)
+    text = TALK.replace('validation = { files = "held_out" }', 'validation = { files = "both", half = "first" }').replace(
+        'test = { files = "test" }', 'test = { files = "both", half = "second" }'
+    )
+    path.write_text(text + '[files.both]\npath = "both.jsonl"\n', encoding="utf-8")
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    task = load_task(TaskChoice(name=str(path)))
+    parts = [{one.group for one in task.examples[part]} for part in ("validation", "test")]
+    assert not parts[0] & parts[1]
+    assert len(parts[0] | parts[1]) == 9

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsugiki.data.batch import IGNORED
-from tsugiki.data.packing import PackableRows, PackedShape, plan_shapes, shape_for, split_rows
+from tsugiki.data.packing import PackableRows, PackedShape, largest_of, plan_shapes, shape_for, split_rows
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Example
 
@@ -88,3 +88,24 @@ def test_a_shape_that_was_not_planned_is_our_own_fault() -> None:
     shape = PackedShape(tokens=10, documents=1, longest=10, targets=1)
     with pytest.raises(AssertionError, match="the plan was made for other rows"):
         shape_for(PackedShape(tokens=11, documents=1, longest=10, targets=1), [shape])
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 8), st.randoms())
+def test_idle_documents_of_unequal_lanes_are_no_longer_than_the_longest(lengths, batch, most, random) -> None:
+    """Whatever steps the lanes stand at: no idle document is longer than what the attention kernel was told."""
+    _, packable = made(lengths)
+    parts = [list(range(start, min(start + batch, len(lengths)))) for start in range(0, len(lengths), batch)]
+    exact = [packable.exact_shape(part) for part in parts]
+    shapes = plan_shapes(exact, most=most, lanes=2)
+    for _ in range(5):
+        pair = [random.choice(parts), random.choice(parts)]
+        here = [packable.exact_shape(part) for part in pair]
+        shape = shapes[shape_for(largest_of(here), shapes, min(one.tokens for one in here))]
+        for part in pair:
+            out = np.zeros(shape.lane_size, dtype=np.int64)
+            packable.pack(part, shape, out, num_targets=1, step=0)
+            edges = shape.views(out)["cu_seq"]
+            assert (np.diff(edges) >= 0).all()
+            assert np.diff(edges).max() <= shape.longest
+            assert edges[-1] == shape.tokens

@@ -146,3 +146,57 @@ def test_rounding_takes_a_share_of_a_small_change() -> None:
     small = grafted("llama", "q+v", alpha=0.01)
     assert merge_adapter(small.model, torch.bfloat16) > 0.3
     assert all(parameter.dtype == torch.bfloat16 for parameter in small.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"alpha_pattern": {"q_proj": 12, "v_proj": 12}},
+        {"rank_pattern": {"q_proj": 8, "v_proj": 8}},
+        {"rank_pattern": {"q_proj": 8, "v_proj": 8}, "alpha_pattern": {".*v_proj": 9, "q_proj": 9}},
+    ],
+)
+def test_patterns_of_rank_and_alpha_are_read_as_peft_reads_them(changes: dict, tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **changes)
+    theirs = peft.get_peft_model(tiny.llama(), config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = import_adapter(tiny.llama(), tmp_path / "adapter")
+    torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_scales_that_differ_by_module_are_refused(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], alpha_pattern={"v_proj": 12}, task_type="CAUSAL_LM")
+    peft.get_peft_model(tiny.llama(), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"modules of different scales \(α / r: 1.5, 3\) are not implemented"):
+        import_adapter(tiny.llama(), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' changes the base's own weights"),
+        ({"lora_alpha": None}, "lora_alpha is missing: not a LoRA adapter"),
+        ({"use_rslora": True}, "use_rslora = True is not implemented"),
+    ],
+)
+def test_what_would_be_read_wrong_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+    import json
+
+    export_adapter(grafted("llama", "q+v"), tmp_path / "adapter", "tiny")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ModelError, match=message):
+        import_adapter(tiny.llama(), tmp_path / "adapter")
+
+
+def test_an_adapter_of_another_base_is_one_line(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    export_adapter(grafted("llama", "q+v"), tmp_path / "adapter", "another-model")
+    with pytest.raises(ModelError, match=r"q_proj.lora_A.weight is \[4, 32\], this model needs \[4, 64\]. The adapter was made for another-model"):
+        import_adapter(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path / "adapter")
+    some = peft.LoraConfig(r=4, target_modules=r".*layers\.0\..*q_proj", task_type="CAUSAL_LM")
+    peft.get_peft_model(tiny.llama(), some).save_pretrained(tmp_path / "some")
+    with pytest.raises(ModelError, match="adapters on some layers only are not implemented"):
+        import_adapter(tiny.llama(), tmp_path / "some")

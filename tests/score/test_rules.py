@@ -160,3 +160,13 @@ def test_mcnemar_by_group_keeps_its_level() -> None:
         one, other = (np.repeat(dice.integers(0, 2, 60), 2) for _ in range(2))
         low += mcnemar(one.tolist(), other.tolist(), [str(n // 2) for n in range(120)]).p < 0.05
     assert 0.02 < low / 400 < 0.09
+
+
+def test_two_methods_that_never_differ_have_an_interval_on_both_sides() -> None:
+    """It had been Wilson's for “all answers wrong”: zero to four points, on one side."""
+    from tsugiki.score.metrics import paired_difference
+
+    same = [1.0, 0.0, 1.0, 1.0] * 25
+    mean, low, high = paired_difference([same], [same], [str(n) for n in range(100)])
+    assert mean == 0
+    assert -low == high == pytest.approx(1.96**2 / (100 + 1.96**2))

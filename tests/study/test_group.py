@@ -187,3 +187,15 @@ def test_a_worker_leaves_a_busy_runs_heirs_alone(model_folder: Path, task_file: 
     assert {(record.config.train.learning_rate, record.status) for record in records} == {(1e-3, "done")}
     assert len(list((store.root / "runs").glob("*/asked.json"))) == 2
     assert {record.status for record in run_group(configs, store)} == {"done"}
+
+
+def test_a_runs_times_are_never_taken_for_solo_when_others_trained_for_it(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    configs = [asked(model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": rate}) for rate in (1e-3, 1e-2) for epochs in (1, 2)]
+    records = run_group(configs, Store(tmp_path), lanes=2)
+    assert [record.happened["alone"] for record in records] == [False] * 4
+    assert [record.happened["lanes"] for record in records] == [2] * 4
+    assert [record.happened["measurement"]["lanes"] for record in records] == [2] * 4
+    longest, shorter = run_group(
+        [asked(model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": 5e-3}) for epochs in (2, 1)], Store(tmp_path)
+    )
+    assert (longest.happened["alone"], shorter.happened["alone"]) == (True, False), "the shorter one's memory was never measured"

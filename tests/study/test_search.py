@@ -152,3 +152,36 @@ def test_a_pruned_group_killed_between_rungs_ends_the_same_lanes(model_folder: P
         assert [(seen["step"], seen["main"]) for seen in one.during] == [(seen["step"], seen["main"]) for seen in other.during]
         if one.status == "done":
             assert json.loads((one.folder / "history.json").read_text())["loss"] == json.loads((other.folder / "history.json").read_text())["loss"]
+
+
+def test_pruned_cells_are_trained_in_full_when_they_are_wanted_so(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    grid = {"learning_rate": [1e-5, 1e-3, 1e-2, 3e-2], "targets": ["all-linear"]}
+    train = {"epochs": 4, "precision": "fp32"}
+    pruned = searched(model_folder, task_file, {"prune": True}, grid, train=train)
+    result = run_study(pruned, Store(tmp_path))
+    assert sorted(record.status for record in result.records.values()) == ["done", "pruned", "pruned", "pruned"]
+    names = [table.name for table in all_tables(gather(result), "en")]
+    assert not next(table for table in all_tables(gather(result), "en") if table.name == "landscape").rows, "what was pruned would be missing from the counts"
+    assert "landscape" in names
+    whole = run_study(searched(model_folder, task_file, {}, grid, train=train), Store(tmp_path))
+    assert {record.status for record in whole.records.values()} == {"done"}
+    assert all("pruned" not in record.happened for record in whole.records.values())
+
+
+def test_one_methods_cells_do_not_end_anothers(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    grid = {"learning_rate": [1e-6, 3e-2]}
+    methods = [{"name": name, "kind": "lora", "search": {"prune": True}, "grid": {**grid, "targets": [name]}} for name in ("q+v", "all-linear")]
+    given = {**study_of(model_folder, task_file), "methods": methods, "train": {"epochs": 4, "precision": "fp32"}}
+    result = run_study(parse_study(given, "study"), Store(tmp_path))
+    assert {key[2] for key in result.chosen} == {"q+v", "all-linear"}
+
+
+def test_a_grid_from_nought_has_no_ratio_to_widen_by(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    from tsugiki.study.landscape import _wider
+
+    assert _wider([0.0, 0.1], 0.1) == []
+    assert _wider([0.0, 0.1], 0.0) == []
+    assert _wider([1e-4, 2e-4], 2e-4) == [4e-4, 8e-4]
+    assert _wider([4, 8, 16], 16) == [32, 64]
+    assert _wider([2, 3, 4], 4) == [5, 6]
+    assert _wider([2, 3, 4], 3) == []
