@@ -111,9 +111,9 @@ class McNemar:
 def mcnemar(first: Sequence[float], second: Sequence[float], groups: Sequence[str]) -> McNemar:
     """McNemar's test of two methods on the same examples (values 0 or 1); whole groups count as one observation.
 
-    Without groups, exact binomial; with groups Obuchowski's statistic (Σ d)² / Σ d² over the groups' differences d, on one degree
-    of freedom, which is McNemar's own where every group holds one example.
-    Source: McNemar 1947, Psychometrika 12, 153-157; Obuchowski 1998, Statistics in Medicine 17, 1495-1507.
+    Without groups, exact binomial; with groups the statistic (Σ d)² / Σ d² over the groups' differences d, on one degree of
+    freedom, which is McNemar's own where every group holds one example.
+    Source: McNemar 1947, Psychometrika 12, 153-157; Yang, Sun & Hardin 2010, Biometrical Journal 52, 638-652 (after Obuchowski 1998).
     """
     one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     only_first, only_second = int(((one == 1) & (other == 0)).sum()), int(((one == 0) & (other == 1)).sum())
