@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,3 +200,25 @@ def test_a_runs_times_are_never_taken_for_solo_when_others_trained_for_it(model_
         [asked(model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": 5e-3}) for epochs in (2, 1)], Store(tmp_path)
     )
     assert (longest.happened["alone"], shorter.happened["alone"]) == (True, False), "the shorter one's memory was never measured"
+
+
+def test_a_study_stopped_half_way_goes_on_elsewhere_from_an_archive_of_its_records(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """Weights and checkpoints stay behind: what is missing is trained, what is chosen is trained again for its test."""
+    grid = {"learning_rate": [1e-3, 5e-3, 1e-2], "targets": ["q+v"], "rank": [2]}
+    methods = [{"name": "LoRA", "kind": "lora", "grid": grid}, {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3, 1e-4], "epochs": [1, 2]}}]
+    study = parse_study({**study_of(model_folder, task_file), "methods": methods}, "study")
+    straight = run_study(study, Store(tmp_path / "straight"))
+
+    def stop(label: str) -> None:
+        if "FT" in label:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, Store(tmp_path / "first"), on_cell=stop)
+    names = shutil.ignore_patterns("weights", "checkpoint")
+    shutil.copytree(tmp_path / "first" / "runs", tmp_path / "second" / "runs", ignore=names)
+    resumed = run_study(study, Store(tmp_path / "second"))
+    assert resumed.chosen == straight.chosen
+    for label, record in straight.records.items():
+        assert resumed.records[label].main_score("validation") == record.main_score("validation")
+        assert resumed.records[label].main_score("test") == record.main_score("test")
