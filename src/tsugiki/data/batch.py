@@ -7,7 +7,7 @@ input_ids   p p p a a e _ _        labels   . . . a a e . .
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -58,6 +58,16 @@ def collate(rows: Sequence[Tokens], numbers: Sequence[int], pad_id: int) -> Batc
         mask[place, : len(ids)] = 1
         labels[place, len(row.prompt_ids) : len(ids)] = ids[len(row.prompt_ids) :]
     return Batch(input_ids=input_ids, attention_mask=mask, labels=labels, rows=torch.tensor(list(numbers)))
+
+
+def longest_first(lengths: Sequence[int], rows_of: Callable[[int], int]) -> Iterator[list[int]]:
+    """Row numbers in batches of like length, the longest first; `rows_of(longest)` says how many rows a batch holds."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    start = 0
+    while start < len(order):
+        stop = start + rows_of(lengths[order[start]])
+        yield order[start:stop]
+        start = stop
 
 
 def num_steps(num_rows: int, batch: int, epochs: float) -> int:

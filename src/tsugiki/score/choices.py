@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from tsugiki.data.batch import longest_first
 from tsugiki.data.prompts import Tokens, pad_id_of, target_ids_of
 from tsugiki.model.loading import Numerics, backbone_and_head
 
@@ -72,11 +73,10 @@ def log_probs(
     """For each (prompt, answer) log p of every token of the answer, in fp32; in batches of like length, right-padded."""
     backbone, head = backbone_and_head(model)
     device = next(model.parameters()).device
-    order = sorted(range(len(pairs)), key=lambda place: -sum(map(len, pairs[place])))
+    lengths = [sum(map(len, pair)) for pair in pairs]
     found: dict[int, list[float]] = {}
-    while len(found) < len(order):
-        longest = sum(map(len, pairs[order[len(found)]]))
-        here = order[len(found) : len(found) + max(1, TOKENS_AT_ONCE // longest)]
+    for here in longest_first(lengths, lambda longest: max(1, TOKENS_AT_ONCE // longest)):
+        longest = lengths[here[0]]
         ids = torch.full((len(here), longest), pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, place in enumerate(here):
@@ -91,5 +91,5 @@ def log_probs(
         for place in here:
             found[place], values = values[: len(pairs[place][1])], values[len(pairs[place][1]) :]
         if on_progress:
-            on_progress(len(found), len(order))
+            on_progress(len(found), len(pairs))
     return [found[place] for place in range(len(pairs))]

@@ -10,12 +10,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from tsugiki.config import ScoreConfig
+from tsugiki.data.batch import longest_first
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
 from tsugiki.model.capture import takes_captured
 from tsugiki.model.loading import Numerics
@@ -135,16 +137,13 @@ def _generate_in_batches(
 ) -> list[list[int]]:
     """A batch holds rows of like length; long ones make smaller batches."""
     device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: dict[int, list[int]] = {}
-    while len(answers) < len(order):
-        longest = len(prompts[order[len(answers)]])
-        here = order[len(answers) : len(answers) + rows_at_once(batch, longest)]
+    for here in longest_first([len(prompt) for prompt in prompts], partial(rows_at_once, batch)):
         with numerics.autocast(device):
             generated = generate_ids(model, [prompts[i] for i in here], max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id)
         answers.update(zip(here, generated, strict=True))
         if on_progress:
-            on_progress(len(answers), len(order))
+            on_progress(len(answers), len(prompts))
     return [answers[index] for index in range(len(prompts))]
 
 

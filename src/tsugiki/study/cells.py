@@ -18,6 +18,8 @@ from tsugiki.toml import beside, parse, read_toml, refuse_task_file
 PRESETS = Path(__file__).parent.parent / "presets" / "studies"
 LORA_KEYS = frozenset(LoraConfig.model_fields)
 TRAIN_KEYS = frozenset(TrainConfig.model_fields) - {"seed"}
+Key = tuple[str, str, str]
+"""Model, task and method, by their names: a row of the tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Cell:
     config: RunConfig
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         return (self.model.label, task_label(self.task), self.method.name)
 
     @property
@@ -47,8 +49,8 @@ class StudyResult:
     study: StudySpec
     cells: list[Cell]
     records: dict[str, RunRecord] = field(default_factory=dict)
-    chosen: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
-    repeats: dict[tuple[str, str, str], list[RunRecord]] = field(default_factory=dict)
+    chosen: dict[Key, Cell] = field(default_factory=dict)
+    repeats: dict[Key, list[RunRecord]] = field(default_factory=dict)
 
     def seeds(self, cell: Cell, part: str = "test") -> list[RunRecord]:
         """The cell's runs with every seed that were scored on the part, the first seed's first."""
@@ -128,12 +130,18 @@ def _cells_of(study: StudySpec, model: ModelChoice, task: TaskChoice, method: Me
 
 
 def choose(result: StudyResult) -> None:
+    """Fills `chosen` with the best cells by now."""
+    result.chosen = best_cells(result)
+
+
+def best_cells(result: StudyResult) -> dict[Key, Cell]:
     """The cell with the best validation score for each (model, task, method); the first of the grid on a tie."""
+    best: dict[Key, Cell] = {}
     for cell in result.cells:
         value = validation_score(result, cell)
-        best = result.chosen.get(cell.key)
-        if value is not None and (best is None or value > (validation_score(result, best) or 0.0)):
-            result.chosen[cell.key] = cell
+        if value is not None and (cell.key not in best or value > (validation_score(result, best[cell.key]) or 0.0)):
+            best[cell.key] = cell
+    return best
 
 
 def with_seed(config: RunConfig, number: int) -> RunConfig:

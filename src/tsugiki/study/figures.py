@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from tsugiki.score.failures import CLASSES, ENGLISH
-from tsugiki.study.cells import Cell, StudyResult, task_label
+from tsugiki.study.cells import Cell, Key, StudyResult, task_label
 from tsugiki.study.compare import pooled
 from tsugiki.study.finding import solo_measurement, solo_step_s
 from tsugiki.study.plots import Point, axis_over, bars, chart, heat_map, stacked
@@ -96,7 +96,7 @@ def _best_by_rate(series: Mapping[str, list[Point]], best: str) -> dict[str, lis
     return {name: [here[x] for x in sorted(here)] for name, here in found.items()}
 
 
-def _heat(result: StudyResult, key: tuple[str, str, str], words: Mapping[str, str]) -> Figures:
+def _heat(result: StudyResult, key: Key, words: Mapping[str, str]) -> Figures:
     """Settings × learning rate, where a method searched both."""
     cells = [cell for cell in result.cells if cell.key == key]
     varying = [name for name in cells[0].settings if len({str(cell.settings[name]) for cell in cells}) > 1]

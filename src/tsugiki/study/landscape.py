@@ -1,5 +1,7 @@
-"""What a searched grid says (the paper's section 3.5): how much a method depends on its hyper-parameters, and where a better cell may lie. No torch "
-"here."""
+"""What a searched grid says (the paper's section 3.5): how much a method depends on its hyper-parameters, and where a better cell may lie.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,11 @@ from typing import Any
 from tsugiki.config import Range
 from tsugiki.data.tasks import Task
 from tsugiki.score.metrics import chance_baseline, majority_baseline
-from tsugiki.study.cells import Cell, StudyResult
+from tsugiki.study.cells import Cell, Key, StudyResult
 from tsugiki.study.notes import chosen_text, score_text
 from tsugiki.study.store import RunRecord
 from tsugiki.study.tabular import Table
 from tsugiki.study.words import Language, pick
-
-Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +114,7 @@ def _legend(language: Language) -> str:
     return pick(
         language,
         "「学習できず」: 発散・停止した設定と、95 % 区間の下端が最頻クラス（選択問題ではチャンスレベル）以下の設定。それらの評価値は 0 "
-        "として中央値に含めます（発散・停止のみ）。"
-        "「最良の区間内」: 最良の設定の 95 % 区間の下端以上。",
+        "として中央値に含めます（発散・停止のみ）。「最良の区間内」: 最良の設定の 95 % 区間の下端以上。",
         "Did not learn: cells that diverged or were stopped, and cells whose 95 % interval reaches down to the most frequent class (chance, where "
         "candidates differ by row); those without a score count as 0 in the median. Within its interval: at least the low end of the best cell's 95 % "
         "interval.",
@@ -140,11 +139,9 @@ def _more_sensitive(one: Landscape, other: Landscape, language: Language) -> str
     return pick(
         language,
         f"{first} と {second}: 学習できなかった設定は {one.dead / one.num:.0%} と {other.dead / other.num:.0%}、最良と中央値の差は {one.fall:.3f} と "
-        f"{other.fall:.3f}"
-        f"（探索した設定は {one.num} 個と {other.num} 個で、同じ範囲とは限りません）。",
+        f"{other.fall:.3f}（探索した設定は {one.num} 個と {other.num} 個で、同じ範囲とは限りません）。",
         f"{first} against {second}: {one.dead / one.num:.0%} and {other.dead / other.num:.0%} of the cells did not learn; the median cell lies "
-        f"{one.fall:.3f} and "
-        f"{other.fall:.3f} below the best ({one.num} and {other.num} cells, not always over the same ranges).",
+        f"{one.fall:.3f} and {other.fall:.3f} below the best ({one.num} and {other.num} cells, not always over the same ranges).",
     )
 
 
@@ -245,8 +242,7 @@ def shared_note(result: StudyResult, language: Language) -> list[str]:
                 f"エポック数だけが大きい別の設定の途中のチェックポイントから続けたもの（学習率が途中まで同じになるスケジュールの場合に限る。"
                 f"結果は初めから学習した場合と同じ）。",
                 f"{shared} of {len(records)} cells went on from a checkpoint of a cell that differs in its epochs alone (only where the schedule gives "
-                f"both the same "
-                "rates up to there; the result is that of training from the start).",
+                "both the same rates up to there; the result is that of training from the start).",
             )
         )
     lanes = Counter(record.happened.get("lanes", 1) for record in records if record.config.lora)

@@ -36,7 +36,7 @@ from tsugiki.study.inputs import Listener, longest_of, tokens_of, with_what
 from tsugiki.study.store import Run, RunBusy, RunRecord, Store
 from tsugiki.train.captured import open_step
 from tsugiki.train.checkpoint import latest_checkpoint, read_state, save_checkpoint, step_of
-from tsugiki.train.engine import FitResult, Visit, fit
+from tsugiki.train.engine import FitResult, Visit, fit, is_end
 from tsugiki.train.lane import DoesNotFit, Lane, shared_steps
 from tsugiki.train.memory import lanes_that_fit
 from tsugiki.train.step import EagerStep
@@ -245,13 +245,9 @@ def _note_company(group: _Group, run: Run, lanes: int) -> None:
 def _open(group: _Group, lanes: list[Lane], runs: list[Run]) -> AbstractContextManager[Any]:
     """The step; the plain one, which costs nothing to make, when every lane is at its end already."""
     base, pad_id = group.base, pad_id_of(group.base.tokenizer)
-    if all((kept := latest_checkpoint(run.checkpoints)) is not None and _is_end(read_state(kept), lane) for lane, run in zip(lanes, runs, strict=True)):
+    if all((kept := latest_checkpoint(run.checkpoints)) is not None and is_end(read_state(kept), lane) for lane, run in zip(lanes, runs, strict=True)):
         return nullcontext(EagerStep(base.model, group.rows, pad_id, base.device, base.numerics))
     return open_step(base.model, lanes, group.rows, pad_id=pad_id, device=base.device, numerics=base.numerics)
-
-
-def _is_end(state: Mapping[str, Any], lane: Lane) -> bool:
-    return state["step"] >= lane.steps or state["failure"] is not None or state["pruned"]
 
 
 def _finish(group: _Group, configs: list[RunConfig], runs: list[Run], lanes: list[Lane], results: list[FitResult]) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from tsugiki.config import RunConfig, StudySpec
 from tsugiki.errors import RunError
 from tsugiki.model.loading import pick_device
-from tsugiki.study.cells import Cell, StudyResult, choose, expand, validation_score, with_seed
+from tsugiki.study.cells import Cell, StudyResult, best_cells, choose, expand, validation_score, with_seed
 from tsugiki.study.finished import drop_weights, measure_solo, score_run
 from tsugiki.study.inputs import Listener
 from tsugiki.study.run import group_key, run_group
@@ -33,8 +33,7 @@ def run_study(
     known: dict[RunConfig, RunRecord] = {}
     while missing := _missing(result, known):
         for cells in groups_of_cells(missing):
-            pruned = cells[0].method.search.prune
-            records = run_group([cell.config for cell in cells], store, heard, study=study.name, lanes=_lanes(study, pruned), prune=pruned)
+            records = _run_together(study, cells, store, heard)
             for cell, record in zip(cells, records, strict=True):
                 result.records[cell.label] = known[cell.config] = record
                 _keep_best_weights(result, cell)
@@ -56,10 +55,12 @@ def _missing(result: StudyResult, known: Mapping[RunConfig, RunRecord]) -> list[
     return [cell for cell in result.cells if cell.label not in result.records]
 
 
-def _lanes(study: StudySpec, pruned: bool) -> int | None:
-    """Cells that are pruned must train together to be compared, on a CPU too."""
-    on_cpu = pruned and pick_device().type == "cpu"
-    return study.lanes or (MOST_LANES if on_cpu else None)
+def _run_together(study: StudySpec, cells: Sequence[Cell], store: Store, listener: Listener, *, alone: bool = True, skip_busy: bool = False) -> list[RunRecord]:
+    """One group's cells. Those that are pruned must train together to be compared, on a CPU too."""
+    pruned = cells[0].method.search.prune
+    lanes = study.lanes or (MOST_LANES if pruned and pick_device().type == "cpu" else None)
+    configs = [cell.config for cell in cells]
+    return run_group(configs, store, listener, alone=alone, study=study.name, lanes=lanes, skip_busy=skip_busy, prune=pruned)
 
 
 def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -110,11 +111,7 @@ def _keep_best_weights(result: StudyResult, latest: Cell) -> None:
     if latest.method.kind != "full":
         return
     scored = [cell for cell in result.cells if validation_score(result, cell) is not None]
-    best: dict[tuple[str, str, str], Cell] = {}
-    for cell in scored:
-        if cell.key not in best or (validation_score(result, cell) or 0.0) > (validation_score(result, best[cell.key]) or 0.0):
-            best[cell.key] = cell
-    kept = {result.records[cell.label].folder for cell in best.values()}  # one run may be a cell of two methods
+    kept = {result.records[cell.label].folder for cell in best_cells(result).values()}  # one run may be a cell of two methods
     for cell in scored:
         record = result.records[cell.label]
         if cell.key == latest.key and record.folder not in kept and record.happened.get("study") == result.study.name:
@@ -124,9 +121,7 @@ def _keep_best_weights(result: StudyResult, latest: Cell) -> None:
 def run_cells(study: StudySpec, store: Store, listener: Listener = Listener()) -> None:
     """What one worker of `--jobs` does: takes cells that no other live process works on, until none is left."""
     for cells in groups_of_cells(expand(study)):
-        pruned = cells[0].method.search.prune
-        configs, lanes = [cell.config for cell in cells], _lanes(study, pruned)
-        run_group(configs, store, listener, alone=False, study=study.name, lanes=lanes, skip_busy=True, prune=pruned)
+        _run_together(study, cells, store, listener, alone=False, skip_busy=True)
 
 
 def run_in_parallel(arguments: Sequence[str], jobs: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
-from tsugiki.study.cells import Cell, StudyResult, task_label
+from tsugiki.study.cells import Cell, Key, StudyResult, task_label
 from tsugiki.study.compare import pooled
 from tsugiki.study.finding import Finding, findings, solo_measurement
 from tsugiki.study.landscape import landscape_table, settings_table, shared_note
@@ -200,7 +200,7 @@ def failure_table(result: StudyResult, language: Language) -> Table:
     )
 
 
-def _tests(result: StudyResult) -> dict[tuple[str, str, str], Mapping[str, Any]]:
+def _tests(result: StudyResult) -> dict[Key, Mapping[str, Any]]:
     found = {}
     for key, cell in result.chosen.items():
         record = result.record(cell)

@@ -101,6 +101,11 @@ def fit(
     return _Together(step, courses, device, on_progress, checkpoint_every_s, visit).run()
 
 
+def is_end(state: Mapping[str, Any], lane: Lane) -> bool:
+    """Whether a checkpoint's state is the lane's end: its last step was made, it failed, or it was pruned."""
+    return state["step"] >= lane.steps or state["failure"] is not None or state["pruned"]
+
+
 class _Course:
     """One lane on its way: its history, its folder, and how it ended."""
 
@@ -274,17 +279,13 @@ class _Together:
         """Loads the checkpoints; of those that this very group wrote, the latest moment that all its lanes have. Returns that moment."""
         found = {id(course): [(path, read_state(path)) for path in checkpoints(course.folder)] if course.folder else [] for course in self.courses}
         ours = [max((state["moment"] for _, state in one if state.get("group") == self.group), default=0) for one in found.values()]
-        ended = [bool(one) and self._ended(course, one[-1][1]) for course, one in zip(self.courses, found.values(), strict=True)]
+        ended = [bool(one) and is_end(one[-1][1], course.lane) for course, one in zip(self.courses, found.values(), strict=True)]
         moment = min((last for last, over in zip(ours, ended, strict=True) if not over), default=max(ours))
         for course in self.courses:
             usable = [path for path, state in found[id(course)] if state.get("group") != self.group or state["moment"] <= moment]
             if usable:
                 course.resume(usable[-1])
         return int(moment)
-
-    @staticmethod
-    def _ended(course: _Course, state: Mapping[str, Any]) -> bool:
-        return state["step"] >= course.lane.steps or state["failure"] is not None or state["pruned"]
 
 
 @contextmanager
