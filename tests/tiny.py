@@ -119,7 +119,27 @@ _SMALL = {
     "eos_token_id": 2,
     "pad_token_id": 3,
 }
+_BROAD = {**_SMALL, "hidden_size": 128}
+
+
+def broad_llama(vocab_size: int = 512, seed: int = 0) -> LlamaForCausalLM:
+    """Heads of 32: wide enough for the kernels for short documents, as all broad ones here."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **_BROAD)).eval()
+
+
+def broad_gpt2(vocab_size: int = 512, seed: int = 0) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=128, n_layer=2, n_head=4, n_positions=128, eos_token_id=2)).eval()
+
+
+def broad_qwen3(vocab_size: int = 512, seed: int = 0) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocab_size, head_dim=32, **_BROAD)).eval()
+
+
 MODELS = {"llama": llama, "gpt2": gpt2, "neox": neox, "qwen2": qwen2, "qwen3": qwen3, "gemma": gemma}
+MODELS |= {"broad llama": broad_llama, "broad gpt2": broad_gpt2, "broad qwen3": broad_qwen3}
 
 
 def save(folder: Path, kind: str = "llama", sep: bool = True) -> Path:

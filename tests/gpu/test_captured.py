@@ -39,7 +39,7 @@ def course(
     return history.loss, lane
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "broad llama", "broad gpt2", "broad qwen3"])
 @pytest.mark.parametrize(
     ("method", "lora", "settings"),
     [

@@ -77,7 +77,7 @@ def test_short_attention_equals_its_fp32_twin(heads: int, group: int, width: int
     n = edges[-1]
     q = torch.randn(heads, n, width, device=CUDA, dtype=torch.bfloat16).transpose(0, 1).requires_grad_()
     k, v = (torch.randn(n, heads // group, width, device=CUDA, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
-    out, _ = short_attention(q, k, v, torch.tensor(edges, dtype=torch.int32, device=CUDA), width**-0.5)
+    out, _ = short_attention(q, k, v, None, None, torch.tensor(edges, dtype=torch.int32, device=CUDA), width**-0.5)
     slopes = torch.randn_like(out)
     found = (out, *torch.autograd.grad(out, (q, k, v), slopes))
     plain = [one.detach().float().requires_grad_() for one in (q, k, v)]

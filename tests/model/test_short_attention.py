@@ -1,38 +1,67 @@
-"""The kernel for short documents against its twin, in Triton's interpreter on a CPU; skipped where Triton is not installed."""
+"""The Triton kernels against their twins, in Triton's interpreter on a CPU; skipped where Triton is not installed."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tests import tiny
+from tsugiki.config import LoraConfig
+from tsugiki.model import attention
+from tsugiki.model.fused import fused
+from tsugiki.model.gated import gated
+from tsugiki.model.lora import attach
+from tsugiki.model.rotary import KINDS, Unturned, rotation_left
 from tsugiki.model.short_attention import LONGEST, serves
 
 CODE = """
 import torch
 from tsugiki.model.attention import by_document
-from tsugiki.model.short_attention import short_attention
+from tsugiki.model.rotary import Unturned, turned
+from tsugiki.model.short_attention import joined_attention, short_attention
 torch.manual_seed(0)
-for heads, group, width, edges in ((4, 1, 32, [0, 5, 5, 70, 198, 200]), (4, 2, 64, [0, 64, 65, 193, 193]), (2, 2, 128, [0, 1, 40])):
+for heads, group, width, edges, turning in (
+    (4, 1, 32, [0, 5, 5, 70, 198, 200], True), (4, 2, 64, [0, 64, 65, 193, 193], False), (2, 2, 128, [0, 1, 40], True), (4, 2, 64, [0, 100, 130], True)
+):
     n, dtype = edges[-1], torch.float16
     q = torch.randn(heads, n, width, dtype=dtype).transpose(0, 1).requires_grad_()  # strides as the models give them
     k, v = (torch.randn(n, heads // group, width, dtype=dtype).requires_grad_() for _ in range(2))
-    out, _ = short_attention(q, k, v, torch.tensor(edges, dtype=torch.int32), width**-0.5)
+    half = torch.rand(n, width // 2) * 6
+    cos, sin = (torch.cat([one, one], dim=-1) for one in (half.cos(), half.sin())) if turning else (None, None)
+    out, _ = short_attention(q, k, v, cos, sin, torch.tensor(edges, dtype=torch.int32), width**-0.5)
     slopes = torch.randn_like(out)
     found = (out, *torch.autograd.grad(out, (q, k, v), slopes))
     plain = [one.detach().float().requires_grad_() for one in (q, k, v)]
-    expected = by_document(*plain, edges, width**-0.5)
+    states = plain[:2]
+    if turning:
+        states = [turned(Unturned(one.transpose(0, 1)[None], cos[None], sin[None]))[0].transpose(0, 1) for one in states]
+    expected = by_document(*states, plain[2], edges, width**-0.5)
     expected = (expected, *torch.autograd.grad(expected, plain, slopes.float()))
     for one, other in zip(found, expected, strict=True):
         assert ((one.float() - other).norm() / other.norm()).item() < 1e-3
+    side_by_side = torch.cat([one.detach().flatten(1) for one in (q, k, v)], dim=1).requires_grad_()
+    same, _ = joined_attention(side_by_side, heads, width, cos, sin, torch.tensor(edges, dtype=torch.int32), width**-0.5)
+    assert torch.equal(same, out)
+    assert torch.equal(torch.autograd.grad(same, side_by_side, slopes)[0], torch.cat([one.flatten(1) for one in found[1:]], dim=1))
+from tsugiki.model import gated, gated_kernels
+for width in (48, 1500):
+    product, slopes = torch.randn(3, 2 * width, dtype=torch.float16), torch.randn(3, width, dtype=torch.float16)
+    out, dproduct = torch.empty_like(slopes), torch.empty_like(product)
+    gated_kernels.forward[gated._grid(out)](product, out, width, BLOCK=gated.BLOCK)
+    gated_kernels.backward[gated._grid(out)](slopes, product, dproduct, width, BLOCK=gated.BLOCK)
+    for one, other in ((out, gated.gated(product)), (dproduct, gated.gated_backward(slopes, product))):
+        assert ((one - other).norm() / other.norm()).item() < 1e-3
 """
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: it comes with PyTorch's CUDA builds")
-def test_the_kernel_equals_its_twin() -> None:
+def test_the_kernels_equal_their_twins() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], env={"TRITON_INTERPRET": "1", "PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -43,3 +72,65 @@ def test_what_the_kernel_takes() -> None:
     assert not serves(q, LONGEST + 1)
     assert not serves(q.float(), 10)
     assert not serves(torch.zeros(3, 2, 80, dtype=torch.bfloat16), 10)
+
+
+def test_the_gated_operator_is_what_the_layers_wrote() -> None:
+    product = torch.randn(5, 24, dtype=torch.double, requires_grad=True)
+    gate, up = product.chunk(2, dim=-1)
+    expected = torch.nn.functional.silu(gate) * up
+    slopes = torch.randn_like(expected)
+    assert torch.allclose(gated(product), expected)
+    [found] = torch.autograd.grad(gated(product), product, slopes)
+    assert torch.allclose(found, torch.autograd.grad(expected, product, slopes)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["broad llama", "broad gpt2", "broad qwen3", "qwen2"])
+def test_a_product_is_handed_on_where_the_attention_reads_it_untouched(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the attention gets in parts is what it gets as a whole; norms in between (Qwen3) forbid it."""
+    seen = []
+
+    def watching(module: Any, query: Any, key: Any, value: Any, mask: Any, **others: Any) -> Any:
+        product = attention.product_behind(module, turned=not isinstance(query, Unturned))
+        assert attention.product_behind(module, turned=not isinstance(query, Unturned)) is None, "once after each product"
+        if product is not None:
+            parts = [one.states if isinstance(one, Unturned) else one for one in (query, key, value)]
+            assert torch.equal(product, torch.cat([one.transpose(1, 2).flatten(2) for one in parts], dim=-1))
+        seen.append(product is not None)
+        return attention.packed_attention(module, query, key, value, mask, **others)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, attention.PACKED, watching)
+    model = tiny.MODELS[kind]()
+    attach(model, LoraConfig(targets="q+v", rank=2), seed=0)
+    packed = {"position_ids": torch.tensor([[0, 1, 2, 0, 1]]), "cu_seq": torch.tensor([0, 3, 5]), "longest": 3, "use_cache": False}
+    for left in (True, False):
+        with attention.attending(model, attention.PACKED), rotation_left(model), rotation_left(model, left), fused(model):
+            model.base_model(inputs_embeds=torch.randn(1, 5, model.config.hidden_size), **packed)
+            with torch.no_grad():
+                model.base_model(inputs_embeds=torch.randn(1, 5, model.config.hidden_size), **packed)
+    handed = {"broad llama": [True, False], "broad gpt2": [True, True], "broad qwen3": [False, False], "qwen2": [True, False]}[kind]
+    assert seen == [handed[0]] * 2 + [False] * 2 + [handed[1]] * 2 + [False] * 2
+
+
+@pytest.mark.parametrize("kind", ["broad llama", "broad qwen3", "gpt2", "gemma"])
+def test_rotation_that_was_left_gives_the_same_states(kind: str) -> None:
+    model = tiny.MODELS[kind]()
+    packed = {"position_ids": torch.tensor([[0, 1, 2, 0, 1]]), "cu_seq": torch.tensor([0, 3, 5]), "longest": 3, "use_cache": False}
+    states = torch.randn(1, 5, model.config.hidden_size)
+    code = sys.modules[type(model).__module__]
+    written = getattr(code, "apply_rotary_pos_emb", None)
+    with attention.attending(model, attention.PACKED), torch.no_grad():
+        expected = model.base_model(inputs_embeds=states, **packed).last_hidden_state
+        with rotation_left(model):
+            found = model.base_model(inputs_embeds=states, **packed).last_hidden_state
+            assert (getattr(code, "apply_rotary_pos_emb", None) is written) == (model.config.model_type not in KINDS)
+            with rotation_left(model, left=False):
+                assert getattr(code, "apply_rotary_pos_emb", None) is written
+    assert getattr(code, "apply_rotary_pos_emb", None) is written
+    assert torch.equal(found, expected)
+
+
+def test_nothing_but_the_packed_attention_reads_what_was_left() -> None:
+    """A layer that touched it in between would fail, not compute something else."""
+    model = tiny.llama()
+    with rotation_left(model), pytest.raises((AttributeError, TypeError)):
+        model(input_ids=torch.tensor([[5, 6, 7]]))

@@ -28,6 +28,7 @@ from tsugiki.model.attention import PACKED, attending
 from tsugiki.model.capture import why_not_captured
 from tsugiki.model.fused import can_fuse, fused
 from tsugiki.model.loading import Numerics, no_dropout
+from tsugiki.model.rotary import rotation_left
 from tsugiki.score.decode import generate_all
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.captured import PackedForward, open_step, recomputed_layers
@@ -43,6 +44,7 @@ def train_packed(model: torch.nn.Module, lane: Lane, recomputed: bool = False) -
     packable, losses = PackableRows.of(rows()), []
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
+        rewired.enter_context(rotation_left(model))
         shadow = rewired.enter_context(fused(model)) if lane.grafted is not None and can_fuse(model) else None
         if recomputed:
             rewired.enter_context(recomputed_layers(model))

@@ -23,7 +23,9 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from tsugiki.errors import ModelError
-from tsugiki.model.short_attention import serves, short_attention
+from tsugiki.model.fused import product_behind
+from tsugiki.model.rotary import Unturned, turned
+from tsugiki.model.short_attention import joined_attention, serves, short_attention
 
 PACKED, STORED = "tsugiki_packed", "tsugiki_stored"
 _NEUTRAL = {"softcap": None, "s_aux": None, "head_mask": None}
@@ -67,8 +69,8 @@ class KeyValueStore:
 
 def packed_attention(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
+    query: torch.Tensor | Unturned,
+    key: torch.Tensor | Unturned,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
@@ -83,7 +85,7 @@ def packed_attention(
     """Each document attends causally to itself. Faces transformers' attention interface.
 
     Args:
-        query: [1, h, n, d]; key, value: [1, h_kv, n, d]
+        query: [1, h, n, d]; key, value: [1, h_kv, n, d]; query and key with angles where turning them was left to us
         cu_seq: int32 [documents + 1], ascending from 0 to n; equal neighbours are empty documents
         longest: no document is longer
         sliding_window: a token sees so many, itself included (None: all before it)
@@ -95,13 +97,24 @@ def packed_attention(
         ModelError: the model asks for what is not implemented here (capped scores, attention sinks, dropout).
     """
     _refuse_others(module, attention_mask, dropout, others)
-    q, k, v = (one[0].transpose(0, 1).to(value.dtype) for one in (query, key, value))  # rotary angles in fp32 may have widened q and k
+    whole = sliding_window is None or sliding_window >= longest
+    short = value.is_cuda and whole and serves(value, longest)
+    cos = sin = None
+    product = product_behind(module, turned=not isinstance(query, Unturned))
+    if short and store is None and isinstance(query, Unturned) and isinstance(key, Unturned):
+        cos, sin, query, key = query.cos.squeeze(0), query.sin.squeeze(0), query.states, key.states
+    else:
+        query, key = turned(query), turned(key)
+    if short and store is None and product is not None:
+        _, heads, _, width = query.shape
+        return joined_attention(product.view(-1, product.shape[-1]), heads, width, cos, sin, cu_seq, scaling or width**-0.5)[0][None], None
+    # Angles in fp32 may have widened q and k. No `[0]`: its backward pass would clear and copy.
+    q, k, v = (one.squeeze(0).transpose(0, 1).to(value.dtype) for one in (query, key, value))
     if store is not None:
         store.put_prompts(module.layer_idx, k, v)  # type: ignore[arg-type]
+    if short:
+        return short_attention(q, k, v, cos, sin, cu_seq, scaling or q.shape[-1] ** -0.5)[0][None], None
     if v.is_cuda:
-        whole = sliding_window is None or sliding_window >= longest
-        if whole and serves(q, longest):
-            return short_attention(q, k, v, cu_seq, scaling or q.shape[-1] ** -0.5)[0][None], None
         left = -1 if whole or sliding_window is None else sliding_window - 1
         out = varlen_attn(q, k, v, cu_seq, cu_seq, longest, longest, scale=scaling, window_size=(left, 0), **_GQA)
         assert isinstance(out, torch.Tensor)

@@ -15,11 +15,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
-from tsugiki.model.layouts import groups_of, replace_module, weight_of
+from tsugiki.model.gated import gated
+from tsugiki.model.layouts import groups_of, layout_of, replace_module, weight_of
 from tsugiki.model.lora import AdapterBank, LoraLinear, lora_layers
 from tsugiki.model.lora_ops import adapted_linear
+
+# Model types whose attention gets queries, keys and values as the product gave them, and whether it turns them by rotary embedding.
+HANDED_ON = {"llama": True, "mistral": True, "mixtral": True, "qwen2": True, "gemma": True, "gpt2": False}
+GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")  # compute down(silu(gate(x)) * up(x))
 
 
 @dataclass
@@ -40,12 +46,18 @@ class Shadow:
 
 
 class FusedLinears(nn.Module):
-    """Frozen linear layers over one input, called one after another, computed at the first call."""
+    """Frozen linear layers over one input, called one after another, computed at the first call.
+
+    In training the one of queries, keys and values hands its product on as a whole, too, for `product_behind`: what is
+    computed from the parts alone has its gradients put together again, a pass over memory.
+    """
 
     kept: Any
+    product: Any
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, splits: list[int]):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, splits: list[int], hands_on: bool = False):
         super().__init__()
+        self.hands_on, self.product = hands_on, None
         self.weight, self.bias, self.splits = weight, bias, splits
         self.a: Any = None
         self.b: Any = None
@@ -59,13 +71,17 @@ class FusedLinears(nn.Module):
     def forward(self, z: torch.Tensor, index: int) -> torch.Tensor:
         """[..., d_in] → [..., splits[index]]; the calls come in order, with the same input."""
         if index == 0:
-            self.kept = self._product(z).split(self.splits, dim=-1)
+            product = self.joined(z)
+            self.kept = product.split(self.splits, dim=-1)
+            if self.hands_on and torch.is_grad_enabled():
+                self.product = product
         out: torch.Tensor = self.kept[index]
         if index == len(self.splits) - 1:
             self.kept = None
         return out
 
-    def _product(self, z: torch.Tensor) -> torch.Tensor:
+    def joined(self, z: torch.Tensor) -> torch.Tensor:
+        """[..., d_in] → [..., d_out], the outputs of all layers side by side."""
         z = z.to(self.weight.dtype)
         if self.a is None:
             return torch.nn.functional.linear(z, self.weight, self.bias)
@@ -96,6 +112,35 @@ class FusedPart(nn.Module):
         return out
 
 
+class FusedMLP(nn.Module):
+    """Stands where down(silu(gate(x)) * up(x)) stood: one operator between the product of gate and up and the one of down."""
+
+    def __init__(self, mlp: Any):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        product = self.gate_proj.whole.joined(x)
+        out: torch.Tensor = self.down_proj(gated(product.view(-1, product.shape[-1])).view(*product.shape[:-1], -1))
+        return out
+
+
+def product_behind(module: nn.Module, turned: bool) -> torch.Tensor | None:
+    """[..., (h + 2 h_kv) d], queries, keys and values side by side as an attention module is about to read them: once after each
+    product, and only where `turned` says truly whether rotary embedding has been applied to what it reads."""
+    for name in ("q_proj", "c_attn"):
+        part = getattr(module, name, None)
+        if isinstance(part, FusedPart):
+            product, part.whole.product = part.whole.product, None
+            rotary = HANDED_ON.get(_model_type(module))
+            return product if rotary is not None and not (rotary and turned) else None
+    return None
+
+
+def _model_type(module: Any) -> str:
+    return str(module.config.model_type)
+
+
 def can_fuse(model: nn.Module) -> bool:
     """Whether there are adapters, none drops out its input (each would drop another part: no product to share), and each
     adds to one range of outputs (GPT-NeoX interleaves q, k and v by head)."""
@@ -117,17 +162,22 @@ def fused(model: nn.Module) -> Iterator[Shadow]:
             modules = [model.get_submodule(path) for path in paths]
             if len(modules) == 1 and not isinstance(modules[0], LoraLinear):
                 continue
-            whole = _join(modules, shadow)
+            hands_on = _model_type(model) in HANDED_ON and paths[0].endswith(layout_of(model).modules["q"])
+            whole = _join(modules, shadow, hands_on)
             for index, (path, module) in enumerate(zip(paths, modules, strict=True)):
                 undo.append((path, module))
                 replace_module(model, path, FusedPart(whole, index))
+        for path, mlp in list(model.named_modules()):
+            if type(mlp).__name__ in GATED and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
+                undo.append((path, mlp))
+                replace_module(model, path, FusedMLP(mlp))
         yield shadow
     finally:
-        for path, module in undo:
+        for path, module in reversed(undo):
             replace_module(model, path, module)
 
 
-def _join(modules: list[nn.Module], shadow: Shadow) -> FusedLinears:
+def _join(modules: list[nn.Module], shadow: Shadow, hands_on: bool) -> FusedLinears:
     bases: list[Any] = [module.base if isinstance(module, LoraLinear) else module for module in modules]
     weights = [weight_of(one).t() if isinstance(one, Conv1D) else weight_of(one) for one in bases]
     splits = [len(weight) for weight in weights]
@@ -136,7 +186,7 @@ def _join(modules: list[nn.Module], shadow: Shadow) -> FusedLinears:
     bias = None
     if any(one is not None for one in biases):
         bias = torch.cat([weight.new_zeros(width) if one is None else one.detach() for one, width in zip(biases, splits, strict=True)])
-    whole = FusedLinears(weight, bias, splits)
+    whole = FusedLinears(weight, bias, splits, hands_on)
     _add_adapters(whole, modules, shadow)
     return whole
 

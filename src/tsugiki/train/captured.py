@@ -25,6 +25,7 @@ from tsugiki.model.attention import PACKED, attending
 from tsugiki.model.capture import Recorder, layer_calls, repeated_layers, takes_captured
 from tsugiki.model.fused import Shadow, can_fuse, fused
 from tsugiki.model.loading import Numerics, backbone_and_head
+from tsugiki.model.rotary import rotation_left
 from tsugiki.train.lane import DoesNotFit, Lane
 from tsugiki.train.loss import packed_losses
 from tsugiki.train.step import EagerStep, StepResult
@@ -100,9 +101,11 @@ class CapturedStep:
         cut = f", at most {self.max_tokens:,} tokens a backward pass" if self.max_tokens else ""
         return "captured" + cut + (", layers computed twice" if self.recomputed else "")
 
-    def paused(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
         """Within it the model may be used for something else: its layers run as written, not as compiled for training."""
-        return layer_calls(self.forward.model, lambda layer, compiled: None)
+        with layer_calls(self.forward.model, lambda layer, compiled: None), rotation_left(self.forward.model, left=False):
+            yield
 
     def _plan(self) -> list[list[list[list[int]]]]:
         """For each lane and step its micro-batches; lanes of one order share the list."""
@@ -269,6 +272,7 @@ def captured_step(model: Any, lanes: Sequence[Lane], rows: Sequence[Tokens], dev
     name = lanes[0].name
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
+        rewired.enter_context(rotation_left(model))
         shadow = rewired.enter_context(fused(model)) if lanes[0].grafted is not None and can_fuse(model) else None
         rewired.enter_context(_compiled_layers(model))
         while True:
