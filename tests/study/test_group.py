@@ -222,3 +222,27 @@ def test_a_study_stopped_half_way_goes_on_elsewhere_from_an_archive_of_its_recor
     for label, record in straight.records.items():
         assert resumed.records[label].main_score("validation") == record.main_score("validation")
         assert resumed.records[label].main_score("test") == record.main_score("test")
+
+
+def test_a_chosen_cell_that_scores_less_when_trained_again_is_chosen_no_more(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """On another device a run may end elsewhere; what is chosen at the end is the best by validation as it stands, and it has been tested."""
+    methods = [{"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3, 1e-4], "epochs": [1, 2]}}]
+    study = parse_study({**study_of(model_folder, task_file), "methods": methods}, "study")
+    straight = run_study(study, Store(tmp_path / "first"))
+    [best] = straight.chosen.values()
+    loser = next(
+        cell for cell in straight.cells if straight.records[cell.label].main_score("validation") != straight.records[best.label].main_score("validation")
+    )
+    expected = straight.records[loser.label].main_score("validation")
+    shutil.copytree(tmp_path / "first" / "runs", tmp_path / "second" / "runs", ignore=shutil.ignore_patterns("weights"))
+    for cell, better in ((loser, True), (best, False)):
+        run = Run(tmp_path / "second" / "runs" / straight.records[cell.label].folder.name)
+        evaluations = run.record().happened["evaluations"]
+        evaluations.pop("test", None)
+        if better:
+            evaluations["validation"]["main"]["value"] = 2.0
+        run.update(evaluations=evaluations)
+    resumed = run_study(study, Store(tmp_path / "second"))
+    assert resumed.records[loser.label].main_score("validation") == expected
+    assert list(resumed.chosen.values()) == [best]
+    assert resumed.records[best.label].main_score("test") == straight.records[best.label].main_score("test")

@@ -63,6 +63,7 @@ class FusedLinears(nn.Module):
         self.b: Any = None
         self.starts: list[int] = []
         self.widths: list[int] = []
+        self.spans: list[int] = []
         self.scale = 1.0
         self.scales: torch.Tensor | None = None
         self.bank: AdapterBank | None = None
@@ -87,7 +88,8 @@ class FusedLinears(nn.Module):
             return torch.nn.functional.linear(z, self.weight, self.bias)
         flat = z.reshape(-1, z.shape[-1])
         a, b, scales = self._adapters()
-        h, _ = adapted_linear(flat, self.weight, self.bias, a, b, self.starts, self.widths, self.scale, scales)
+        spans = self.spans if len(a) > 1 else [0, 1] * len(self.starts)
+        h, _ = adapted_linear(flat, self.weight, self.bias, a, b, self.starts, self.widths, spans, self.scale, scales)
         return h.view(*z.shape[:-1], h.shape[-1])
 
     def _adapters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -207,6 +209,9 @@ def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow)
             places += [(module, number) for number in range(len(module.places))]
             whole.starts += [start + place.start for place in module.places]
             whole.widths += [place.width for place in module.places]
+            for number in range(len(module.places)):
+                having = [lane for lane, adapters in enumerate(module.lanes) if adapters.where[number] is not None]
+                whole.spans += [min(having), max(having) + 1]
         start += width
     if not places:
         return

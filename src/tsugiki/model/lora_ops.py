@@ -97,6 +97,7 @@ def adapted_linear(
     b: torch.Tensor,
     starts: list[int],
     widths: list[int],
+    spans: list[int],
     scale: float,
     scales: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,20 +109,22 @@ def adapted_linear(
         bias: [d_out] or None, frozen
         a: [lanes, k · r, d_in], the A_i stacked
         b: [lanes, Σ widths, r], the B_i stacked
+        spans: for each adapter the first lane that has it, and the one after the last: beyond, A_i and B_i are zeros and nothing is computed
         scales: [lanes] where the lanes' scales differ; `scale` is 1 then
 
     Returns:
-        h [n, d_out], and x Aᵀ [n, k · r] (times `scales`), which the backward pass reads. All of one dtype.
+        h [n, d_out], and x Aᵀ [n, k · r] (times `scales`; undefined for lanes without any), which the backward pass reads. All of one dtype.
 
     Source: Hu et al. 2021, eq. 3, once for each range of outputs.
     """
     xa = x.new_empty(len(x), a.shape[1])
+    some = slice(min(spans), max(spans))
     with _beside(x):
-        _batched(x, a.transpose(1, 2), xa)
+        _batched(_of_lanes(x, len(a), some), a[some].transpose(1, 2), _of_lanes(xa, len(a), some))
         _times(xa, scales)
     h = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
     _join(x)
-    for out, inner, factor in _adapters(h, xa, b, starts, widths):
+    for out, inner, factor in _adapters(h, xa, b, starts, widths, spans):
         out.baddbmm_(inner, factor.transpose(1, 2), alpha=scale)
     return h, xa
 
@@ -136,25 +139,33 @@ def adapted_linear_backward(
     b: torch.Tensor,
     starts: list[int],
     widths: list[int],
+    spans: list[int],
     scale: float,
     scales: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(∂x [n, d_in], ∂a, ∂b) from ∂h [n, d_out]: dx = dh W + dxa A, dA = dxaᵀ x, dB_i = scale · dh_iᵀ xa_i."""
     if dh.stride(-1) != 1:
         dh = dh.contiguous()
-    dxa, da, db = torch.empty_like(xa), a.new_empty(a.shape), b.new_empty(b.shape)
-    pairs = list(zip(_adapters(dh, xa, b, starts, widths), _adapters(dh, dxa, db, starts, widths), strict=True))
+    lanes, some = len(a), slice(min(spans), max(spans))
+    make = torch.empty_like if spans == [0, lanes] * len(starts) else torch.zeros_like  # what no lane has stays zero
+    dxa, da, db = make(xa), make(a, memory_format=torch.contiguous_format), make(b, memory_format=torch.contiguous_format)
+    pairs = list(zip(_adapters(dh, xa, b, starts, widths, spans), _adapters(dh, dxa, db, starts, widths, spans), strict=True))
     with _beside(dh):
         for (part, inner, factor), (_, dinner, dfactor) in pairs:
             torch.baddbmm(dinner, part, factor, beta=0, alpha=scale, out=dinner)
             torch.baddbmm(dfactor, part.transpose(1, 2), inner, beta=0, alpha=scale, out=dfactor)
         _times(dxa, scales)
-        lanes = len(a)
-        torch.bmm(dxa.view(lanes, -1, dxa.shape[1]).transpose(1, 2), x.reshape(lanes, -1, x.shape[1]), out=da)
+        inputs, inners = (one.view(lanes, -1, one.shape[1])[some] for one in (x.contiguous(), dxa))
+        torch.bmm(inners.transpose(1, 2), inputs, out=da[some])
     dx = torch.mm(dh, weight)
     _join(dh)
-    _batched(dxa, a, dx, add=True)
+    _batched(_of_lanes(dxa, lanes, some), a[some], _of_lanes(dx, lanes, some), add=True)
     return dx, da, db
+
+
+def _of_lanes(x: torch.Tensor, lanes: int, some: slice) -> torch.Tensor:
+    """The tokens [m, d] of some of the lanes of x [n, d]."""
+    return x if lanes == 1 else x.reshape(lanes, -1, x.shape[1])[some].view(-1, x.shape[1])
 
 
 def _batched(x: torch.Tensor, factors: torch.Tensor, out: torch.Tensor, *, add: bool = False) -> None:
@@ -194,17 +205,18 @@ def _join(x: torch.Tensor) -> None:
 
 
 def _adapters(
-    outputs: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, starts: list[int], widths: list[int]
+    outputs: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, starts: list[int], widths: list[int], spans: list[int]
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Views (outputs [m, n, width], inner [m, n, r], B [m, width, r]): of one lane a triple of its m adapters where they are
-    alike, else one for each; of several lanes a triple for each adapter, m being the lanes."""
+    alike, else one for each; of several lanes a triple for each adapter, m being the lanes that have it."""
     lanes, rank, count = len(b), b.shape[2], len(starts)
     if lanes > 1:
         ends = list(accumulate(widths, initial=0))
         parts, inners = outputs.view(lanes, -1, outputs.shape[1]), inner.view(lanes, -1, inner.shape[1])
+        having = [slice(first, end) for first, end in zip(spans[::2], spans[1::2], strict=True)]
         return [
-            (parts[..., start : start + width], inners[..., i * rank : (i + 1) * rank], b[:, ends[i] : ends[i + 1]])
-            for i, (start, width) in enumerate(zip(starts, widths, strict=True))
+            (parts[some, :, start : start + width], inners[some, :, i * rank : (i + 1) * rank], b[some, ends[i] : ends[i + 1]])
+            for i, (some, start, width) in enumerate(zip(having, starts, widths, strict=True))
         ]
     steps = {after - before for before, after in pairwise(starts)}
     alike = count if len(steps) <= 1 and len(set(widths)) == 1 else 1
@@ -219,7 +231,7 @@ def _adapters(
 
 
 @adapted_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: Any, a: torch.Tensor, b: torch.Tensor, starts: Any, widths: Any, scale: float, scales: Any) -> Any:
+def _(x: torch.Tensor, weight: torch.Tensor, bias: Any, a: torch.Tensor, *rest: Any) -> Any:
     return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[1])
 
 
@@ -229,15 +241,15 @@ def _(dh: torch.Tensor, x: torch.Tensor, xa: torch.Tensor, weight: torch.Tensor,
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, _, a, b, ctx.starts, ctx.widths, ctx.scale, scales = inputs
+    x, weight, _, a, b, ctx.starts, ctx.widths, ctx.spans, ctx.scale, scales = inputs
     ctx.save_for_backward(x, output[1], weight, a, b, scales)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dh: torch.Tensor, _: Any) -> Any:
     x, xa, weight, a, b, scales = ctx.saved_tensors
-    dx, da, db = adapted_linear_backward(dh, x, xa, weight, a, b, ctx.starts, ctx.widths, ctx.scale, scales)
-    return dx, None, None, da, db, None, None, None, None
+    dx, da, db = adapted_linear_backward(dh, x, xa, weight, a, b, ctx.starts, ctx.widths, ctx.spans, ctx.scale, scales)
+    return dx, None, None, da, db, None, None, None, None, None
 
 
 adapted_linear.register_autograd(_backward, setup_context=_keep)

@@ -136,6 +136,7 @@ def _run_all(group: _Group, wanted: list[RunConfig], lanes: int | None) -> None:
     for first in (True, False):
         skipped = {heir for trunk in group.skipped for heirs in group.heirs.get(trunk, {}).values() for heir in heirs}  # theirs is not handed on yet
         left = [config for config in wanted if (config in trunks) == first and config not in skipped]
+        left.sort(key=lambda config: config.lora.targets if config.lora else "")  # side by side, lanes skip what none of them adapts
         most = _most_lanes(group, left, lanes) if left else 1
         while left:
             size = -(-len(left) // -(-len(left) // most))  # as many rounds as needed, evenly filled

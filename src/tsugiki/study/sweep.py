@@ -37,16 +37,31 @@ def run_study(
             for cell, record in zip(cells, records, strict=True):
                 result.records[cell.label] = known[cell.config] = record
                 _keep_best_weights(result, cell)
-    choose(result)
-    for cell in result.chosen.values():
-        if on_cell:
-            on_cell(f"chosen: {cell.label}")
-        record = score_run(_with_weights(result.records[cell.label], study, store, listener), "test", listener)
-        measure_solo(record)
-        result.records[cell.label] = read_record(record.folder)
+    _test_the_chosen(result, store, listener, on_cell)
     for cell in result.chosen.values():
         _other_seeds(result, cell, store, listener, on_cell)
     return result
+
+
+def _test_the_chosen(result: StudyResult, store: Store, listener: Listener, on_cell: Callable[[str], None] | None) -> None:
+    """Chooses by validation and scores what is chosen on test. A cell whose weights are gone is trained again, which on another
+    device may give another validation score: then there is another choice, until what is chosen has been tested."""
+    done: set[str] = set()
+    choose(result)
+    while due := [cell for cell in result.chosen.values() if cell.label not in done]:
+        for cell in due:
+            done.add(cell.label)
+            if on_cell:
+                on_cell(f"chosen: {cell.label}")
+            record = _with_weights(result.records[cell.label], result.study, store, listener)
+            if record.status == "done":
+                record = score_run(record, "test", listener)
+                measure_solo(record)
+            folder = record.folder
+            for other in result.cells:  # one run may be a cell of two methods
+                if result.records[other.label].folder == folder:
+                    result.records[other.label] = read_record(folder)
+        choose(result)
 
 
 def _missing(result: StudyResult, known: Mapping[RunConfig, RunRecord]) -> list[Cell]:
