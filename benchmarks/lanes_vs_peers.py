@@ -2,6 +2,7 @@
 
     python benchmarks/lanes_vs_peers.py --out OUT.json                  about 4 minutes on an H100
     python benchmarks/lanes_vs_peers.py --out OUT.json --lanes 24 --steps 30 --only 1b:jnli
+    python benchmarks/lanes_vs_peers.py --out OUT.json --note "what changed"    a run is added to the list of all runs in OUT.json
 
 The lanes are the paper's LoRA grid without its epochs (which are checkpoints of one run): 4 learning rates × 2 sets of
 targets × 3 ranks = 24. Models, rows and peers are those of `step_vs_peers.py`. peft is timed on both sets of targets; a grid
@@ -91,6 +92,14 @@ def summarise(kept: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def entry(kept: dict[str, Any], note: str) -> dict[str, Any]:
+    """A run as a line of the list of all runs; without the peers where they were not run."""
+    summary, mine = kept.get("summary", {}), kept["ours"]["1b_jnli_24"]
+    peers = {f"peer_ms_{name}": kept["peers"][key]["ms_late"] for name, key in (("qkvo", "1b_jnli_peft"), ("qv", "1b_jnli_peft_qv")) if key in kept["peers"]}
+    ratios = {key: summary[key] for key in ("ratio", "ratio_all_steps") if key in summary}
+    return {"version": note, "ours_ms_per_adapter_step": mine["ms_per_adapter_step"], **peers, **ratios, "products_ms": mine["products_ms"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -99,8 +108,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--peer-steps", type=int, default=100)
     parser.add_argument("--peers", nargs="*", default=["peft", "peft_qv"])
+    parser.add_argument("--note", default="", help="the version that was measured, for the list of all runs")
     args = parser.parse_args()
-    kept: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"ours": {}, "peers": {}}
+    before: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    kept: dict[str, Any] = {"ours": {}, "peers": {}, "runs": before.get("runs", [])}  # one run is one card on one host: nothing of an earlier one is mixed in
     kept["about"] = {
         "device": torch.cuda.get_device_name(), "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(),
         "torch": torch.__version__, "cuda": torch.version.cuda, "batch": BATCH, "sizes": SIZES,
@@ -123,6 +134,9 @@ def main() -> None:
             one["first_loss"] for whose in ("ours", "peers") for name, one in kept[whose].items() if name.startswith(f"{size}_{work}_") and "first_loss" in one
         ]
         assert max(losses) - min(losses) < 0.01 * min(losses), f"{size}:{work}: losses of step 1 differ ({losses}): not the same work"
+    if "ms_per_adapter_step" in kept["ours"].get("1b_jnli_24", {}):
+        kept["runs"].append(entry(kept, args.note))
+        args.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
