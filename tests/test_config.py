@@ -53,6 +53,13 @@ def test_a_study_names_the_key_of_a_nested_table() -> None:
         parse(StudySpec, study, "s.toml")
 
 
+def test_a_date_where_a_text_belongs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("version = 2023-01-01\n", encoding="utf-8")
+    given = override(read_toml(tmp_path / "run.toml"), [])
+    with pytest.raises(ConfigError, match="version: unknown key"):
+        parse(RunConfig, given, "run.toml")
+
+
 def test_overrides_reach_into_tables_and_read_toml_values() -> None:
     changed = override(ASKED, ["train.epochs=2", "train.schedule=cosine", 'task.name="x"', "lora.rank=4"])
     assert changed["train"] == {"learning_rate": 1e-3, "epochs": 2, "schedule": "cosine"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,7 +118,7 @@ def read_task(path: Path) -> TaskSpec:
 
 def override(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """Applies `a.b=value` changes; the value is read as TOML, and as a plain string when it is none."""
-    result: dict[str, Any] = json.loads(json.dumps(given))
+    result: dict[str, Any] = copy.deepcopy(dict(given))
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import peft
@@ -103,6 +104,18 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path) -> None:
     peft.get_peft_model(tiny.llama(), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match="use_dora"):
         import_adapter(tiny.llama(), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"), ({"lora_alpha": 0}, "lora_alpha = 0 must be above 0")],
+)
+def test_what_would_be_scored_wrongly_is_refused_by_name(change: dict, said: str, tmp_path: Path) -> None:
+    export_adapter(grafted("llama", "q+v"), tmp_path, "tiny")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelError, match=said):
+        import_adapter(tiny.llama(), tmp_path)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

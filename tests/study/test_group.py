@@ -130,6 +130,7 @@ def test_a_group_that_does_not_fit_is_split(model_folder: Path, task_file: Path,
     assert sizes == [6, 3, 2, 2, 2]
     assert notes == ["6 lanes do not fit; going on with 3 at a time", "3 lanes do not fit; going on with 2 at a time"]
     assert {record.status for record in records} == {"done"}
+    assert [(record.happened["lanes"], record.happened["measurement"]["lanes"]) for record in records] == [(2, 2)] * 6, "as it was, not as it was tried"
 
 
 def test_what_may_train_together(model_folder: Path, task_file: Path) -> None:
@@ -246,3 +247,6 @@ def test_a_chosen_cell_that_scores_less_when_trained_again_is_chosen_no_more(mod
     assert resumed.records[loser.label].main_score("validation") == expected
     assert list(resumed.chosen.values()) == [best]
     assert resumed.records[best.label].main_score("test") == straight.records[best.label].main_score("test")
+    happened = resumed.records[loser.label].happened
+    assert (happened["told"], happened["lanes"], happened["alone"], "shared" in happened) == (2.0, 1, True, False), "nothing of the run before stays"
+    assert [path.parent.name for path in (tmp_path / "second" / "runs").glob("*/weights")] == [resumed.records[best.label].folder.name]

@@ -9,8 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests import tiny
 from tests.study.test_study import TRAIN, asked
+from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError
+from tsugiki.model.export import merge_adapter
+from tsugiki.model.lora import attach
 from tsugiki.study.answer import answer_texts, export_merged
 from tsugiki.study.run import run_group
 from tsugiki.study.store import Store
@@ -35,6 +39,28 @@ def test_the_merged_model_answers_as_the_run(method: str, model_folder: Path, ta
     assert answer_texts(record, [PROMPT], 6)[0].strip() == tokenizer.decode(plain, skip_special_tokens=True).strip()
     with pytest.raises(ModelError, match="not an empty folder"):
         export_merged(record, tmp_path / "merged", "fp32")
+
+
+def test_a_merge_leaves_the_buffers_in_fp32(tmp_path: Path) -> None:
+    """As they are when the folder is loaded: rotary frequencies in bf16 would be another model for far positions."""
+    model = tiny.llama()
+    attach(model, LoraConfig(targets="q+v", rank=2), seed=0)
+    merge_adapter(model, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
+    assert model.model.rotary_emb.inv_freq.dtype == again.model.rotary_emb.inv_freq.dtype == torch.float32
+    ids = torch.arange(5, 105)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_a_merge_into_the_current_folder_is_refused(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [record] = run_group([asked(model_folder, task_file)], Store(tmp_path / "runs"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ModelError, match="is the current folder"):
+        export_merged(record, Path(), "fp32")
 
 
 def test_a_merge_that_changes_the_model_is_refused_and_writes_nothing(

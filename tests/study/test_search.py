@@ -81,24 +81,26 @@ def test_what_tpe_is_told_changes_what_it_asks(model_folder: Path, task_file: Pa
     method, first = study.methods[0], expand(study)[0]
 
     class Told:
-        """A record that likes high, or low, rates."""
+        """A record that likes high, or low, rates; trained again, it scored nothing."""
 
         status = "done"
 
-        def __init__(self, rate: float, sign: float):
-            self.value = sign * rate
+        def __init__(self, rate: float, sign: float, again: bool):
+            self.happened = {"told": sign * rate} if again else {}
+            self.value = 0.0 if again else sign * rate
 
         def main_score(self, part: str) -> float:
             return self.value
 
-    def later(sign: float) -> list[float]:
+    def later(sign: float, again: bool = False) -> list[float]:
         def config_of(settings: dict) -> RunConfig:
             return first.config.model_copy(update={"train": first.config.train.model_copy(update=settings)})
 
-        asked = list(settings_of(method, config_of, lambda config: Told(config.train.learning_rate, sign)))
+        asked = list(settings_of(method, config_of, lambda config: Told(config.train.learning_rate, sign, again)))
         return [one["learning_rate"] for one in asked[12:]]
 
     assert sum(later(1.0)) > 2 * sum(later(-1.0))
+    assert later(1.0, again=True) == later(1.0)
 
 
 def test_successive_halving_ends_the_lower_half_twice(model_folder: Path, task_file: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tests.train.test_lanes import KINDS, LANES, Asked, StopAt, lanes_of, together
 from tsugiki.config import LoraConfig
+from tsugiki.score.predict import generate_ids
 from tsugiki.train import captured
 from tsugiki.train.captured import captured_step
 from tsugiki.train.engine import FitResult, fit
@@ -169,3 +170,20 @@ def test_behind_the_last_attention_only_the_targets_tokens_go_on(monkeypatch: py
             model.model(input_ids=torch.tensor([[5, 6, 7]]), position_ids=torch.arange(3)[None], cu_seq=torch.tensor([0, 3]), longest=3, use_cache=False)
         assert seen[-2:] == [[1, 3, 32]] * 2
     assert all("forward" not in vars(layer) for layer in layers)
+
+
+def test_the_plain_generation_in_the_middle_of_a_recorded_run() -> None:
+    """`score.decode = "eager"` while validation is looked at: the model's own attention answers, with the same adapters."""
+    prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(6)]
+    model = tiny.llama()
+    [lane] = lanes_of(model, FUSED[:1])
+    with captured_step(model, [lane], rows(), CPU, FP32) as step:
+        step([lane])
+        with step.paused():
+            found = generate_ids(model, prompts, max_new_tokens=6, eos_id=-1, pad_id=3)
+        step([lane])
+    assert len(found) == len(prompts)
+    again = tiny.llama()
+    [other] = lanes_of(again, FUSED[:1])
+    EagerStep(again, rows(), 3, CPU, FP32)([other])
+    assert generate_ids(again, prompts, max_new_tokens=6, eos_id=-1, pad_id=3) == found

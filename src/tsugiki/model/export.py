@@ -34,6 +34,13 @@ REFUSED = {  # what would change the result and is not implemented: refused by n
     "layers_to_transform": None,
     "lora_bias": False,
     "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+    "velora_config": None,
+    "use_bdlora": None,
+    "use_qalora": False,
 }
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # ways to start an adapter that leave the base as it is (pissa, olora, loftq do not)
 
@@ -145,7 +152,8 @@ def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
         total += float(change.norm() ** 2)
         weight.data = merged.t().contiguous() if isinstance(layer.base, Conv1D) else merged
         replace_module(model, path, layer.base)
-    model.to(dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)  # not the buffers: rotary embedding's frequencies stay in fp32, as they are when the folder is loaded
     return math.sqrt(lost / total) if total else 0.0
 
 
@@ -155,6 +163,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         for key in ("r", "lora_alpha"):
             if not isinstance(given.get(key), (int, float)):
                 raise ModelError(f"{folder / 'adapter_config.json'}: {key} is missing: not a LoRA adapter")
+            if given[key] <= 0:
+                raise ModelError(f"{folder / 'adapter_config.json'}: {key} = {given[key]} must be above 0")
         return given, load_file(folder / "adapter_model.safetensors")
     except FileNotFoundError as broken:
         raise ModelError(f"{folder}: {Path(str(broken.filename or 'adapter_model.safetensors')).name} is missing: not a PEFT adapter folder") from None

@@ -24,7 +24,7 @@ from tsugiki.model.lora import AdapterBank, LoraLinear, lora_layers
 from tsugiki.model.lora_ops import adapted_linear
 
 # Model types whose attention gets queries, keys and values as the product gave them, and whether it turns them by rotary embedding.
-HANDED_ON = {"llama": True, "mistral": True, "mixtral": True, "qwen2": True, "gemma": True, "gpt2": False}
+HANDED_ON = {"llama": True, "mistral": True, "qwen2": True, "gemma": True, "gpt2": False}
 GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")  # compute down(silu(gate(x)) * up(x))
 
 
@@ -220,7 +220,7 @@ def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow)
     if len(set(scales)) == 1:
         whole.scale = scales[0]
     else:
-        whole.scales = whole.bank.scales.to(shadow.values.dtype)
+        whole.scales = whole.bank.scales  # in fp32: 10/24 is not 10/24 in bf16
     offsets = [module.offsets[number] for module, number in places]
     whole.a = _leaf(shadow, offsets[0][0], rank * len(places), places[0][0].d_in)
     whole.b = _leaf(shadow, offsets[0][1], sum(whole.widths), rank)

@@ -45,7 +45,7 @@ def grouped_update(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scales: to
     """
     parts = x.reshape(len(a), -1, x.shape[-1])
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    inner = torch.bmm(parts.to(dtype), a.to(dtype).transpose(1, 2)) * scales.to(dtype)[:, None, None]
+    inner = torch.bmm(parts.to(dtype), a.to(dtype).transpose(1, 2)).mul_(scales[:, None, None])
     return torch.bmm(inner, b.to(dtype).transpose(1, 2)).view(*x.shape[:-1], -1)
 
 

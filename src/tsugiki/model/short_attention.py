@@ -95,6 +95,7 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, cu_seq: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v = (_dense(one) for one in (q, k, v))
+    assert len(q) * q.stride(0) < 2**31, "the kernels count in 32 bits"
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     sums = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     grid = (len(cu_seq) - 1, q.shape[1])

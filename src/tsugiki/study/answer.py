@@ -78,7 +78,10 @@ def export_merged(record: RunRecord, folder: Path, stored: Stored, *, rows: int 
     Raises:
         ModelError: the folder holds something already, or the gate is not passed: nothing is written then.
     """
+    folder = folder.resolve()
     refuse_filled(folder)
+    if folder == Path.cwd():
+        raise ModelError(f"{folder}: is the current folder. Name a new one")
     base, config = load_trained(record), record.config
     task = load_task(config.task)
     sample = tokens_of(base, task, config, "validation")[:rows]

@@ -216,7 +216,6 @@ def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -
         run.begin(config, group.what)
         total = size + (lane.num_trainable if config.lora else 0)
         run.update(status="running", study=group.study, trainable=lane.num_trainable, total=total, steps=lane.steps, max_length=longest_of(base, config))
-        _note_company(group, run, len(lanes))
         lane.visits = frozenset([*watch_steps(lane.steps, config.score.during), *rungs(group, lane.steps), *group.heirs.get(config, {})])
         kept = latest_checkpoint(run.checkpoints)
         if kept is not None and step_of(kept) < lane.steps:
@@ -226,6 +225,7 @@ def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -
         listener.note(f"{lanes[0].name}: nothing is pruned here: {why}")
     with _open(group, lanes, runs) as step:
         for run in runs:
+            _note_company(group, run, len(lanes))
             if "step" not in run.record().happened:
                 run.update(step=step.kind)
         visit = partial(_visit, group, step, dict(zip(lanes, zip(configs, runs, strict=True), strict=True)))

@@ -99,5 +99,6 @@ def _tell(study: Any, trial: Any, record: RunRecord | None) -> bool:
     if record is None or record.status not in ("done", "failed", "pruned"):
         return False
     score = record.main_score("validation") if record.status == "done" else record.happened.get("pruned", {}).get("value")
+    score = record.happened.get("told", score)  # what was told before the cell was trained again: the later rounds follow from it
     study.tell(trial, score or 0.0)
     return True

@@ -88,9 +88,11 @@ class Run:
             return True
 
     def begin(self, config: RunConfig, with_what: Mapping[str, Any]) -> None:
-        """Writes what is asked and with what, unless it stands there from an earlier try."""
-        if self.status == "new":
+        """Writes what is asked and with what, unless it stands there from an earlier try that got anywhere."""
+        new = self.status == "new"
+        if new or "steps" not in self.record().happened:
             self.write("with_what.json", dict(with_what))
+        if new:
             self.write("asked.json", config.model_dump(mode="json", exclude_none=True))
 
     @property
@@ -120,6 +122,9 @@ class Run:
     def start_over(self) -> None:
         """Forgets what happened; what was asked stays."""
         self.write("happened.json", {"status": "running"})
+        for pattern in ("history.json", "during.json", "answers-*.jsonl", "ways-*.json"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
 
     def update(self, **changes: Any) -> None:
         """Changes `happened.json`."""

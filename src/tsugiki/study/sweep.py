@@ -62,6 +62,8 @@ def _test_the_chosen(result: StudyResult, store: Store, listener: Listener, on_c
                 if result.records[other.label].folder == folder:
                     result.records[other.label] = read_record(folder)
         choose(result)
+    for cell in result.chosen.values():
+        _keep_best_weights(result, cell)
 
 
 def _missing(result: StudyResult, known: Mapping[RunConfig, RunRecord]) -> list[Cell]:
@@ -114,10 +116,13 @@ def _other_seeds(result: StudyResult, cell: Cell, store: Store, listener: Listen
 
 
 def _with_weights(record: RunRecord, study: StudySpec, store: Store, listener: Listener) -> RunRecord:
-    """The record of a chosen cell; trained again when its weights were dropped (it had lost in an earlier, wider grid)."""
+    """The record of a chosen cell; trained again when its weights are gone (it had lost in an earlier, wider grid, or they stayed on
+    another machine). A search that learns goes on from the score that it was told."""
     if record.evaluation("test") is not None or record.config.adapter is not None or latest_checkpoint(record.folder / "weights") is not None:
         return record
-    Run(record.folder).update(status="running", evaluations={})
+    run, told = Run(record.folder), record.happened.get("told", record.main_score("validation"))
+    run.start_over()
+    run.update(told=told)
     return run_group([record.config], store, listener, study=study.name)[0]
 
 

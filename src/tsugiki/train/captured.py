@@ -75,6 +75,7 @@ class CapturedStep:
     """Steps of one or more lanes on CUDA. Make it with `captured_step`; it records everything before the first step."""
 
     recomputed = False
+    attention = "sdpa"  # the model's own, before it was rewired
 
     def __init__(self, forward: PackedForward, rows: PackableRows, max_tokens: int | None):
         self.forward, self.lanes, self.rows, self.max_tokens = forward, forward.lanes, rows, max_tokens
@@ -106,7 +107,8 @@ class CapturedStep:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Within it the model may be used for something else: its layers run as written, not as compiled for training."""
-        with layer_calls(self.forward.model, lambda layer, compiled: None), rotation_left(self.forward.model, left=False):
+        model = self.forward.model
+        with attending(model, self.attention), layer_calls(model, lambda layer, compiled: None), rotation_left(model, left=False):
             yield
 
     def _plan(self) -> list[list[list[list[int]]]]:
@@ -231,9 +233,7 @@ class CapturedStep:
             if id(lane) in going:
                 lane.count()
                 tokens = int(self.rows.lengths[numbers[place]].sum())
-                results.append(
-                    StepResult(loss=losses[place], norm=norms[place], num_rows=len(numbers[place]), num_tokens=tokens, num_target_tokens=num_targets[place])
-                )
+                results.append(StepResult(loss=losses[place], norm=norms[place], num_tokens=tokens))
         self.coming = [lane.step for lane in self.lanes]
         return results
 
@@ -271,7 +271,7 @@ def captured_step(model: Any, lanes: Sequence[Lane], rows: Sequence[Tokens], dev
     longest = int(packable.lengths.max())
     budget: int | None = None
     recomputed = False
-    name = lanes[0].name
+    name, attention = lanes[0].name, model.config._attn_implementation
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
         rewired.enter_context(rotation_left(model))
@@ -296,7 +296,7 @@ def captured_step(model: Any, lanes: Sequence[Lane], rows: Sequence[Tokens], dev
                 raise RunError(f"{name}: a row of {longest} tokens does not fit into {device}'s memory. Lower train.max_length, or take a smaller model")
             rewired.enter_context(recomputed_layers(model, besides=last))
             recomputed, budget = True, None
-        step.recomputed = recomputed
+        step.recomputed, step.attention = recomputed, attention
         try:
             yield step
         finally:
@@ -305,7 +305,9 @@ def captured_step(model: Any, lanes: Sequence[Lane], rows: Sequence[Tokens], dev
 
 def _smaller(budget: int | None, lane: Lane, rows: PackableRows) -> int:
     if budget is None:
-        budget = max(int(rows.lengths[lane.order.rows_of(step)].sum()) for step in range(min(lane.steps, lane.order.steps_per_epoch)))
+        steps = range(min(lane.steps, lane.order.steps_per_epoch))
+        parts = (split_rows(lane.order.rows_of(step), rows.lengths, max_rows=lane.config.micro_batch, max_tokens=None) for step in steps)
+        budget = max(int(rows.lengths[part].sum()) for one in parts for part in one)
     return budget // 2
 
 

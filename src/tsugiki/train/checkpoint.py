@@ -57,7 +57,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    return max(folder.glob("step-*"), default=None)
+    return next(reversed(checkpoints(folder)), None)
 
 
 def step_of(path: Path) -> int:
@@ -76,7 +76,7 @@ def read_state(path: Path) -> dict[str, Any]:
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, state) of a checkpoint. Raises `RunError` naming the damaged file."""
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = read_state(path)
         content = (path / "lane.safetensors").read_bytes()
         if hashlib.sha256(content).hexdigest() != state["sha256"]:
             raise RunError(f"{path / 'lane.safetensors'}: damaged or cut short (checksum differs). Delete {path} to train from the start")

@@ -26,9 +26,7 @@ class StepResult:
 
     loss: torch.Tensor
     norm: torch.Tensor
-    num_rows: int
     num_tokens: int
-    num_target_tokens: int
 
 
 class EagerStep:
@@ -62,9 +60,7 @@ class EagerStep:
             StepResult(
                 loss=losses[place],
                 norm=lane.update(),
-                num_rows=len(numbers[place]),
                 num_tokens=sum(len(self.rows[number]) for number in numbers[place]),
-                num_target_tokens=num_targets[place],
             )
             for place, lane in enumerate(lanes)
         ]
