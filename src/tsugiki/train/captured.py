@@ -24,7 +24,6 @@ from tsugiki.errors import RunError
 from tsugiki.model.attention import PACKED, attending
 from tsugiki.model.capture import Recorder, layer_calls, repeated_layers, takes_captured
 from tsugiki.model.fused import Shadow, can_fuse, fused
-from tsugiki.model.last_layer import LastLayer, last_layer_cut
 from tsugiki.model.loading import Numerics, backbone_and_head
 from tsugiki.model.rotary import rotation_left
 from tsugiki.train.lane import DoesNotFit, Lane
@@ -34,15 +33,14 @@ from tsugiki.train.step import EagerStep, StepResult
 HOST_BUFFERS = 8
 SHAPES, SHAPES_OF_LANES = 8, 20  # recorded at most: filled-up tokens cost every lane, a recording costs a group once
 NOTHING: list[int] = []
-CUT_FROM = 2048  # tokens of a step: below, the last layer's few kernels cost more uncompiled than its products for all tokens
 MOST_VARIANTS = 64  # of a layer compiled in one process: methods, targets, ranks
 
 
 class PackedForward:
     """Forward and backward of one packed micro-batch of all lanes; adds to their gradients. Runs on any device, recorded or not."""
 
-    def __init__(self, model: Any, lanes: Sequence[Lane], numerics: Numerics, device: torch.device, shadow: Shadow | None, last: LastLayer | None = None):
-        self.model, self.last = model, last
+    def __init__(self, model: Any, lanes: Sequence[Lane], numerics: Numerics, device: torch.device, shadow: Shadow | None):
+        self.model = model
         self.backbone, self.head = backbone_and_head(model)
         self.embed: nn.Module = model.get_input_embeddings()
         self.lanes, self.numerics, self.device, self.shadow = lanes, numerics, device, shadow
@@ -60,7 +58,7 @@ class PackedForward:
             for clock, step in zip(bank.clocks, batch.step.unbind(), strict=True):
                 clock.step = step
         with self.numerics.autocast(self.device):
-            losses = packed_losses(self.backbone, self.embed, self.head, batch, self.last) / batch.num_targets
+            losses = packed_losses(self.backbone, self.embed, self.head, batch) / batch.num_targets
             loss = losses.sum()
         if self.shadow is None or bank is None:
             loss.backward()
@@ -276,11 +274,10 @@ def captured_step(model: Any, lanes: Sequence[Lane], rows: Sequence[Tokens], dev
         rewired.enter_context(attending(model, PACKED))
         rewired.enter_context(rotation_left(model))
         shadow = rewired.enter_context(fused(model)) if lanes[0].grafted is not None and can_fuse(model) else None
-        last = rewired.enter_context(last_layer_cut(model)) if _worth_cutting(lanes, packable) else None
-        rewired.enter_context(_compiled_layers(model, besides=last))
+        rewired.enter_context(_compiled_layers(model))
         while True:
             try:
-                step = CapturedStep(PackedForward(model, lanes, numerics, device, shadow, last), packable, budget)
+                step = CapturedStep(PackedForward(model, lanes, numerics, device, shadow), packable, budget)
                 break
             except torch.OutOfMemoryError:
                 if len(lanes) > 1:
@@ -294,7 +291,7 @@ def captured_step(model: Any, lanes: Sequence[Lane], rows: Sequence[Tokens], dev
                 continue
             if recomputed:
                 raise RunError(f"{name}: a row of {longest} tokens does not fit into {device}'s memory. Lower train.max_length, or take a smaller model")
-            rewired.enter_context(recomputed_layers(model, besides=last))
+            rewired.enter_context(recomputed_layers(model))
             recomputed, budget = True, None
         step.recomputed, step.attention = recomputed, attention
         try:
@@ -311,17 +308,10 @@ def _smaller(budget: int | None, lane: Lane, rows: PackableRows) -> int:
     return budget // 2
 
 
-def _worth_cutting(lanes: Sequence[Lane], rows: PackableRows) -> bool:
-    """Whether the last layer should leave tokens out: there are many, and no mask of dropout is drawn for all of them."""
-    dropped = any(lane.grafted is not None and lane.grafted.config.dropout for lane in lanes)
-    mean = sum(lane.config.micro_batch or lane.config.batch for lane in lanes) * float(rows.lengths.mean())
-    return not dropped and mean >= CUT_FROM
-
-
 @contextmanager
-def _compiled_layers(model: Any, besides: LastLayer | None) -> Iterator[None]:
+def _compiled_layers(model: Any) -> Iterator[None]:
     """Compiles one layer, for any number of tokens; its copies share the code, and so do later runs of the process that adapt alike."""
-    layers = [layer for layer in repeated_layers(model) if besides is None or layer is not besides.layer]
+    layers = repeated_layers(model)
     limits = torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS, accumulated_recompile_limit=16 * MOST_VARIANTS, fail_on_recompile_limit_hit=True)
     # Sizes that happen to be equal (tokens and heads, say) must not be taken for one size: other rows would compile anew.
     sizes = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
@@ -337,12 +327,10 @@ def _compiled_layers(model: Any, besides: LastLayer | None) -> Iterator[None]:
             layer._compiled_call_impl = None  # type: ignore[assignment]
 
 
-def recomputed_layers(model: Any, besides: LastLayer | None = None) -> AbstractContextManager[None]:
-    """Within it a layer keeps its input alone and runs again in the backward pass; not the last one, which comes first there anyway."""
+def recomputed_layers(model: Any) -> AbstractContextManager[None]:
+    """Within it a layer keeps its input alone and runs again in the backward pass."""
 
     def twice(layer: nn.Module, compiled: Any) -> Any:
-        if besides is not None and layer is besides.layer:
-            return None
         # No random numbers are drawn in a layer (dropout counts), and asking for their state would wait for the device.
         return partial(checkpoint, compiled or layer._call_impl, use_reentrant=False, preserve_rng_state=False)
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from tsugiki.data.batch import IGNORED, Batch
 from tsugiki.data.packing import PackedBatch
-from tsugiki.model.last_layer import LastLayer
 
 
 def summed_losses(backbone: Callable[..., Any], head: nn.Module, batch: Batch, rows: Sequence[int]) -> torch.Tensor:
@@ -35,24 +34,18 @@ def summed_losses(backbone: Callable[..., Any], head: nn.Module, batch: Batch, r
     return torch.stack([part.sum() for part in losses.split(counts)])
 
 
-def packed_losses(backbone: Callable[..., Any], embed: nn.Module, head: nn.Module, batch: PackedBatch, last: LastLayer | None = None) -> torch.Tensor:
+def packed_losses(backbone: Callable[..., Any], embed: nn.Module, head: nn.Module, batch: PackedBatch) -> torch.Tensor:
     """The same sums for packed rows; no size depends on the data, so that it can be recorded.
 
     Args:
         backbone: inputs_embeds [1, n, d], position_ids [1, n], cu_seq, longest → last hidden states [1, n, d]
         embed: ids [1, n] → [1, n, d]. Called here, because transformers looks for padding in ids, which waits for the device
         head: [m, d] → logits [m, v]
-        last: leaves the tokens out that no target is predicted from
     """
     embedded = embed(batch.input_ids[None])
     if not embedded.requires_grad:
         embedded.requires_grad_()  # a frozen base: the lowest layer then runs the same compiled code as all others
-    inputs = {
-        "inputs_embeds": embedded,
-        "position_ids": batch.positions[None],
-        "cu_seq": batch.cu_seq.to(torch.int32),
-        "longest": batch.shape.longest,
-    }
-    states = last.last_states(backbone, batch.sources, **inputs) if last else backbone(**inputs).last_hidden_state[0].index_select(0, batch.sources)
-    losses = F.cross_entropy(head(states).float(), batch.targets, reduction="none", ignore_index=IGNORED)
+    out = backbone(inputs_embeds=embedded, position_ids=batch.positions[None], cu_seq=batch.cu_seq.to(torch.int32), longest=batch.shape.longest)
+    logits = head(out.last_hidden_state[0].index_select(0, batch.sources))
+    losses = F.cross_entropy(logits.float(), batch.targets, reduction="none", ignore_index=IGNORED)
     return losses.view(batch.shape.lanes, -1).sum(1)
