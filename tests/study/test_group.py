@@ -21,9 +21,11 @@ from tsugiki.config import RunConfig
 from tsugiki.study import run as run_module
 from tsugiki.study.cells import parse_study
 from tsugiki.study.inputs import Listener
+from tsugiki.study.report import write_report
 from tsugiki.study.run import group_key, run_group
 from tsugiki.study.store import Run, RunRecord, Store
 from tsugiki.study.sweep import run_study
+from tsugiki.study.tables import gather
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 from tsugiki.train.lane import DoesNotFit, Lane
 
@@ -250,3 +252,7 @@ def test_a_chosen_cell_that_scores_less_when_trained_again_is_chosen_no_more(mod
     happened = resumed.records[loser.label].happened
     assert (happened["told"], happened["lanes"], happened["alone"], "shared" in happened) == (2.0, 1, True, False), "nothing of the run before stays"
     assert [path.parent.name for path in (tmp_path / "second" / "runs").glob("*/weights")] == [resumed.records[best.label].folder.name]
+    page, _ = write_report(gather(resumed), tmp_path / "second")
+    assert f"Test was also read by other cells (it chose nothing): {loser.label}." in page.read_text(encoding="utf-8")
+    page, _ = write_report(gather(straight), tmp_path / "first")
+    assert "also read by other cells" not in page.read_text(encoding="utf-8")

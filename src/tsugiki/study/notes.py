@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tsugiki.data.tasks import Task, shared_rows
@@ -123,7 +124,25 @@ def _choice_note(result: StudyResult, language: Language) -> str:
         "設定は検証データの評価値で選び、テストは選ばれた設定で一度だけ評価しました。",
         "Each cell was chosen by its validation score; the test set was read once, by the chosen cell.",
     )
-    return f"{rule} {chosen}."
+    return f"{rule} {chosen}.{_also_tested(result, language)}"
+
+
+def _also_tested(result: StudyResult, language: Language) -> str:
+    """Names the cells that read test though they are not chosen now: chosen in a smaller grid, say, or before they were trained again."""
+    chosen = {cell.label for cell in result.chosen.values()}
+    folders = {record.folder for label, record in result.records.items() if label in chosen}
+    others: dict[Path, str] = {}
+    for label, record in result.records.items():
+        if record.evaluation("test") is not None and record.folder not in folders:
+            others.setdefault(record.folder, label)
+    if not others:
+        return ""
+    said = pick(
+        language,
+        " 次の設定もテストで評価されています（選択には使っていません）: {cells}。",
+        " Test was also read by other cells (it chose nothing): {cells}.",
+    )
+    return said.format(cells="; ".join(others.values()))
 
 
 def score_text(evaluation: Mapping[str, Any]) -> str:
