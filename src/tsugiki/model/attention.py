@@ -99,13 +99,15 @@ def packed_attention(
     _refuse_others(module, attention_mask, dropout, others)
     whole = sliding_window is None or sliding_window >= longest
     short = value.is_cuda and whole and serves(value, longest)
-    cos = sin = None
     product = product_behind(module, turned=not isinstance(query, Unturned))
-    if short and store is None and isinstance(query, Unturned) and isinstance(key, Unturned):
+    if store is not None or not short:  # only the kernel turns what it reads, and what is stored has been turned
+        query, key, product = turned(query), turned(key), None
+    cos = sin = None
+    if isinstance(query, Unturned):
+        assert isinstance(key, Unturned), "queries and keys are left together"
         cos, sin, query, key = query.cos.squeeze(0), query.sin.squeeze(0), query.states, key.states
-    else:
-        query, key = turned(query), turned(key)
-    if short and store is None and product is not None:
+    assert not isinstance(key, Unturned), "queries and keys are left together"
+    if product is not None:
         _, heads, _, width = query.shape
         return joined_attention(product.view(-1, product.shape[-1]), heads, width, cos, sin, cu_seq, scaling or width**-0.5)[0][None], None
     # Angles in fp32 may have widened q and k. No `[0]`: its backward pass would clear and copy.

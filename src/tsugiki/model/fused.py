@@ -55,9 +55,10 @@ class FusedLinears(nn.Module):
     kept: Any
     product: Any
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, splits: list[int], hands_on: bool = False):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, splits: list[int], rotary: bool | None):
+        """`rotary`: whether the attention that the whole product is handed on to turns it; None where it is not handed on."""
         super().__init__()
-        self.hands_on, self.product = hands_on, None
+        self.rotary, self.product = rotary, None
         self.weight, self.bias, self.splits = weight, bias, splits
         self.a: Any = None
         self.b: Any = None
@@ -74,7 +75,7 @@ class FusedLinears(nn.Module):
         if index == 0:
             product = self.joined(z)
             self.kept = product.split(self.splits, dim=-1)
-            if self.hands_on and torch.is_grad_enabled():
+            if self.rotary is not None and torch.is_grad_enabled():
                 self.product = product
         out: torch.Tensor = self.kept[index]
         if index == len(self.splits) - 1:
@@ -119,10 +120,10 @@ class FusedMLP(nn.Module):
 
     def __init__(self, mlp: Any):
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.whole, self.down_proj = mlp.gate_proj.whole, mlp.down_proj
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        product = self.gate_proj.whole.joined(x)
+        product = self.whole.joined(x)
         out: torch.Tensor = self.down_proj(gated(product.view(-1, product.shape[-1])).view(*product.shape[:-1], -1))
         return out
 
@@ -134,13 +135,8 @@ def product_behind(module: nn.Module, turned: bool) -> torch.Tensor | None:
         part = getattr(module, name, None)
         if isinstance(part, FusedPart):
             product, part.whole.product = part.whole.product, None
-            rotary = HANDED_ON.get(_model_type(module))
-            return product if rotary is not None and not (rotary and turned) else None
+            return None if part.whole.rotary and turned else product
     return None
-
-
-def _model_type(module: Any) -> str:
-    return str(module.config.model_type)
 
 
 def can_fuse(model: nn.Module) -> bool:
@@ -153,7 +149,7 @@ def can_fuse(model: nn.Module) -> bool:
 
 
 @contextmanager
-def fused(model: nn.Module) -> Iterator[Shadow]:
+def fused(model: Any) -> Iterator[Shadow]:
     """Rewires the adapted model; yields the shadow of its adapters. With several lanes every one must have the same number of tokens."""
     first = lora_layers(model)[0][1]
     flat = first.bank.flat
@@ -164,8 +160,8 @@ def fused(model: nn.Module) -> Iterator[Shadow]:
             modules = [model.get_submodule(path) for path in paths]
             if len(modules) == 1 and not isinstance(modules[0], LoraLinear):
                 continue
-            hands_on = _model_type(model) in HANDED_ON and paths[0].endswith(layout_of(model).modules["q"])
-            whole = _join(modules, shadow, hands_on)
+            read_by_attention = paths[0].endswith(layout_of(model).modules["q"])
+            whole = _join(modules, shadow, HANDED_ON.get(model.config.model_type) if read_by_attention else None)
             for index, (path, module) in enumerate(zip(paths, modules, strict=True)):
                 undo.append((path, module))
                 replace_module(model, path, FusedPart(whole, index))
@@ -179,7 +175,7 @@ def fused(model: nn.Module) -> Iterator[Shadow]:
             replace_module(model, path, module)
 
 
-def _join(modules: list[nn.Module], shadow: Shadow, hands_on: bool) -> FusedLinears:
+def _join(modules: list[nn.Module], shadow: Shadow, rotary: bool | None) -> FusedLinears:
     bases: list[Any] = [module.base if isinstance(module, LoraLinear) else module for module in modules]
     weights = [weight_of(one).t() if isinstance(one, Conv1D) else weight_of(one) for one in bases]
     splits = [len(weight) for weight in weights]
@@ -188,7 +184,7 @@ def _join(modules: list[nn.Module], shadow: Shadow, hands_on: bool) -> FusedLine
     bias = None
     if any(one is not None for one in biases):
         bias = torch.cat([weight.new_zeros(width) if one is None else one.detach() for one, width in zip(biases, splits, strict=True)])
-    whole = FusedLinears(weight, bias, splits, hands_on)
+    whole = FusedLinears(weight, bias, splits, rotary)
     _add_adapters(whole, modules, shadow)
     return whole
 

@@ -16,6 +16,7 @@ import torch
 
 # Model types whose layers turn whole heads by halves, and hand the result to the attention at once.
 KINDS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma")
+_AS_WRITTEN: dict[str, Any] = {}  # their functions, by the name of the model's code
 
 
 class Unturned(NamedTuple):
@@ -56,6 +57,3 @@ def rotation_left(model: Any, left: bool = True) -> Iterator[None]:
         yield
     finally:
         code.apply_rotary_pos_emb = before
-
-
-_AS_WRITTEN: dict[str, Any] = {}

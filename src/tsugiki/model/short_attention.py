@@ -67,7 +67,7 @@ def short_attention_backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(∂q, ∂k, ∂v), shaped as q, k, v."""
-    dq, dk, dv = (torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in (q, k, v))
+    dq, dk, dv = (_like(one) for one in (q, k, v))
     _attend_backward(dout, q, k, v, cos, sin, out, sums, cu_seq, scale, dq, dk, dv)
     return dq, dk, dv
 
@@ -86,7 +86,7 @@ def joined_attention_backward(
     scale: float,
 ) -> torch.Tensor:
     """∂qkv."""
-    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    dqkv = _like(qkv)
     _attend_backward(dout, *_parts(qkv, heads, width), cos, sin, out, sums, cu_seq, scale, *_parts(dqkv, heads, width))
     return dqkv
 
@@ -96,7 +96,7 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v = (_dense(one) for one in (q, k, v))
     assert len(q) * q.stride(0) < 2**31, "the kernels count in 32 bits"
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out = _like(q)
     sums = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     grid = (len(cu_seq) - 1, q.shape[1])
     _kernels()[0][grid](
@@ -144,6 +144,11 @@ def _warps(grid: tuple[int, int]) -> int:
     return 4 if grid[0] * grid[1] > 512 else 8
 
 
+def _like(x: torch.Tensor) -> torch.Tensor:
+    """Of x's shape, dense whatever x's strides are."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
 def _dense(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
@@ -159,7 +164,7 @@ def _angles(q: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None)
 
 @short_attention.register_fake
 def _(q: torch.Tensor, *rest: Any) -> Any:
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    return _like(q), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
 
 
 @joined_attention.register_fake
@@ -170,12 +175,12 @@ def _(qkv: torch.Tensor, heads: int, width: int, *rest: Any) -> Any:
 
 @short_attention_backward.register_fake
 def _(dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> Any:
-    return tuple(torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in (q, k, v))
+    return tuple(_like(one) for one in (q, k, v))
 
 
 @joined_attention_backward.register_fake
 def _(dout: torch.Tensor, qkv: torch.Tensor, *rest: Any) -> Any:
-    return torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    return _like(qkv)
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
