@@ -188,6 +188,6 @@ def make(part: str, count: int, seed: int, taken: set[tuple[str, ...]]) -> list[
             continue
         taken |= pairs
         group += 1
-        rows += [{"id": f"{part}-{len(rows) + place}", "group": str(group), **row} for place, row in enumerate(made)]
+        rows += [{"id": f"{part}-{len(rows) + place}", "group": f"{part}-{group}", **row} for place, row in enumerate(made)]
     draw.shuffle(rows)
     return rows

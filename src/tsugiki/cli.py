@@ -345,7 +345,7 @@ def export(
 
 @app.command(epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check my_study.toml")
 def check(
-    file: Annotated[Path, typer.Argument(help="A task, run or study file, or a built-in task.")], changes: Changes = None, as_json: AsJson = False
+    file: Annotated[Path, typer.Argument(help="A task, run or study file, or the name of a built-in task or study.")], changes: Changes = None, as_json: AsJson = False
 ) -> None:
     """Check a file and everything it names, without training: keys, data, splits, labels, every prompt."""
     from tsugiki.study.inspect import check_file, next_command

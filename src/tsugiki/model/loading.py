@@ -112,8 +112,15 @@ def why_fp32(precision: Precision, numerics: Numerics, device: torch.device) -> 
 
 
 def _has_bf16(device: torch.device) -> bool:
+    """Whether `auto` computes in bf16 there. `TSUGIKI_CPU_BF16` (1 or 0) decides for a CPU: the same code runs on any, slower without
+    such instructions, so that one machine can repeat what another computed in."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    wanted = os.environ.get("TSUGIKI_CPU_BF16", "")
+    if wanted not in ("", "0", "1"):
+        raise RunError(f"TSUGIKI_CPU_BF16={wanted}: must be 1 (bf16), 0 (fp32), or not set (what this CPU is fast at)")
+    if wanted:
+        return wanted == "1"
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 

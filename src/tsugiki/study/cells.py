@@ -67,9 +67,13 @@ def task_label(task: TaskChoice) -> str:
     return f"{Path(task.name).stem} ({task.split})" if task.split else Path(task.name).stem
 
 
+def builtin_studies() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+
+
 def find_study(name: str) -> dict[str, Any]:
     """The content of a built-in study or of a file."""
-    known = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+    known = builtin_studies()
     if name in known:
         return read_toml(known[name])
     if Path(name).suffix != ".toml":

@@ -16,7 +16,7 @@ from tsugiki.model.layouts import find_places
 from tsugiki.model.loading import load_tokenizer, num_parameters, resolve, weight_files
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.score.metrics import check_ready
-from tsugiki.study.cells import expand, parse_study
+from tsugiki.study.cells import builtin_studies, expand, parse_study
 from tsugiki.study.imported import adapter_checksum
 from tsugiki.study.notes import leak_notes
 from tsugiki.toml import beside, is_task_file, override, parse, read_toml
@@ -62,9 +62,17 @@ def show_tokens(tokenizer: Any, row: Tokens) -> Iterator[str]:
     yield "  loss   " + " ".join(trained)
 
 
+def _named(path: Path) -> Path:
+    """The file itself, or that of the built-in task or study of this name."""
+    known = {**builtin_studies(), **builtin_tasks()}
+    if str(path) not in known and not path.exists() and path.suffix != ".toml":
+        raise ConfigError(f"{path}: no such file, and no built-in task or study.{did_you_mean(str(path), known)}")
+    return known.get(str(path), path)
+
+
 def check_file(path: Path, changes: Sequence[str] = ()) -> Iterator[str]:
     """Checks a task, run or study file and all it names; yields what was found in order. Raises the first error."""
-    path = builtin_tasks().get(str(path), path)
+    path = _named(path)
     given = beside(override(read_toml(path), changes), path.parent)
     if is_task_file(given):
         task = _check_task(TaskChoice(name=str(path)))
@@ -135,7 +143,7 @@ def _lines_of(tasks: Iterable[Task], most: int = 1000) -> list[str]:
 
 def next_command(path: Path) -> str:
     """What one does with a file that was found right."""
-    given = read_toml(builtin_tasks().get(str(path), path))
+    given = read_toml(_named(path))
     if is_task_file(given):
         return "name it under [[tasks]] in a study file (docs/tutorial.md), then: tsugiki study STUDY.toml"
     return f"tsugiki study {path}" if "methods" in given else f"tsugiki run {path}"
