@@ -208,7 +208,7 @@ def generate(size: str, layout: str, work: str, whose: str) -> dict[str, Any]:
         for _ in range(3):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            answers = generate_all(model, [row.prompt_ids for row in rows], max_new_tokens=longest, batch=256, eos_id=None, numerics=numerics)
+            answers = generate_all(model, [row.prompt_ids for row in rows], max_new_tokens=longest, batch=256, stops=(), numerics=numerics)
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
     return {

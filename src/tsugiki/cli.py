@@ -345,15 +345,18 @@ def export(
 
 @app.command(epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check my_study.toml")
 def check(
-    file: Annotated[Path, typer.Argument(help="A task, run or study file, or the name of a built-in task or study.")], changes: Changes = None, as_json: AsJson = False
+    file: Annotated[Path, typer.Argument(help="A task, run or study file, or the name of a built-in task or study.")],
+    changes: Changes = None,
+    load: Annotated[bool, typer.Option("--load", help="Load the models too, and look at them with a few tokens: all that a run refuses is refused.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Check a file and everything it names, without training: keys, data, splits, labels, every prompt."""
+    """Check a file and everything it names, without training: keys, data, splits, labels, every prompt, the models' tensors by name."""
     from tsugiki.study.inspect import check_file, next_command
 
     if as_json:
-        print_json({"file": str(file), "lines": list(check_file(file, changes or []))})
+        print_json({"file": str(file), "lines": list(check_file(file, changes or [], load=load))})
         return
-    for line in check_file(file, changes or []):
+    for line in check_file(file, changes or [], load=load):
         print(line)
     print(f"Next: {next_command(file)}")
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import string
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import regex
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tsugiki.errors import did_you_mean
@@ -20,8 +22,22 @@ Method = Literal["lora", "full"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 StepKind = Literal["auto", "captured", "eager"]
 Precision = Literal["auto", "fp32", "bf16"]
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+LongRows = Literal["refuse", "leave_out"]
+
+
+def _a_number(given: Any) -> Any:
+    """TOML's true is no number, though Python counts it as 1."""
+    if isinstance(given, bool):
+        raise ValueError(f"must be a number, got {str(given).lower()}")
+    return given
+
+
+IsNumber = BeforeValidator(_a_number)
+Positive = Annotated[int, IsNumber, Field(gt=0, le=10**9)]
+Count = Annotated[int, IsNumber, Field(ge=0, le=10**9)]
+Seed = Annotated[int, IsNumber, Field(ge=0, lt=2**32)]
+Share = Annotated[float, IsNumber, Field(ge=0, le=1)]
+Above0 = Annotated[float, IsNumber, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
 class Record(BaseModel):
@@ -122,14 +138,18 @@ class TaskSpec(Record):
             raise ValueError("messages: needs kind = generation: answers are free text")
         if (self.kind == "classification") != bool(self.labels):
             raise ValueError("labels: needed by kind = classification, and by no other")
-        if len(set(self.labels.values())) < len(self.labels):
-            raise ValueError("labels: two labels share one word, so answers could not be told apart")
+        if len({unicodedata.normalize("NFKC", word).strip() for word in self.labels.values()}) < len(self.labels):
+            raise ValueError("labels: two labels share one word (after NFKC and without spaces around), so answers could not be told apart")
+        if not all(word.strip() for word in self.labels.values()):
+            raise ValueError("labels: a label's word is empty")
         if (self.kind == "choice") != bool(self.choices):
             raise ValueError("choices: needed by kind = choice, and by no other")
         if (self.kind == "generation") != (self.metric == "rouge"):
             raise ValueError("metric: rouge for kind = generation, accuracy or exact_match for the others")
         if self.cut and self.cut not in self.fields:
             raise ValueError(f"cut: {self.cut!r} is not one of fields")
+        for name, template in self.formats.items():
+            _check_format(name, template, self.fields)
         if self.default_format not in self.formats:
             raise ValueError(f"default_format: no such format.{did_you_mean(self.default_format, self.formats)}")
         if self.default_split not in self.splits:
@@ -142,11 +162,27 @@ class TaskSpec(Record):
         return self
 
 
+def _check_format(name: str, template: str, fields: tuple[str, ...]) -> None:
+    """A format is text with the task's fields in curly brackets, and nothing of what else Python's formats can do."""
+    where = f"formats.{name}: “{template[:60]}”"
+    try:
+        parts = [(field, spec, conversion) for _, field, spec, conversion in string.Formatter().parse(template) if field is not None]
+    except ValueError as broken:
+        raise ValueError(f"{where}: {broken}. Write {{{{ and }}}} for curly brackets that are meant as text") from None
+    if not parts:
+        raise ValueError(f"{where} holds none of the fields ({', '.join(fields)}): every prompt would be the same")
+    for field, spec, conversion in parts:
+        if field not in fields:
+            raise ValueError(f'{where}: no field "{field}".{did_you_mean(field, fields)}')
+        if spec or conversion:
+            raise ValueError(f"{where}: only the field's name may stand between the brackets, as in {{{field}}}")
+
+
 def _check_pattern(pattern: str) -> None:
     try:
-        groups = re.compile(pattern).groups
-    except re.error as broken:
-        raise ValueError(f"group_pattern: {pattern!r} is no regular expression ({broken})") from None
+        groups = regex.compile(pattern).groups
+    except (regex.error, RecursionError, OverflowError) as broken:
+        raise ValueError(f"group_pattern: {pattern[:60]!r} is no regular expression ({broken})") from None
     if groups < 1:
         raise ValueError(f"group_pattern: {pattern!r} needs one group in round brackets: what it matches names the group")
 
@@ -164,8 +200,8 @@ class TaskChoice(Record):
     split: str | None = Field(None, description="named split (default: the task file's)")
     format: str | None = Field(None, description="prompt format (default: the task file's)")
     data_dir: str | None = Field(None, description="folder with local copies of the data files")
-    train_rows: Positive | None = Field(None, description="use only the first N training rows of a seeded order")
-    eval_rows: Positive | None = Field(None, description="use only the first N rows of validation and of test")
+    train_rows: Positive | None = Field(None, description="use only so many training rows, drawn by a fixed seed")
+    eval_rows: Positive | None = Field(None, description="use only so many rows of validation and of test, drawn by a fixed seed")
 
 
 class ModelChoice(Record):
@@ -185,8 +221,8 @@ class LoraConfig(Record):
 
     targets: str = Field("all-linear", description="q+v, q+k+v+o, all-linear, or words joined by +")
     rank: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="default: rank, so that the scale is 1")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    alpha: Above0 | None = Field(None, description="default: rank, so that the scale is 1")
+    dropout: Annotated[float, IsNumber, Field(ge=0, lt=1)] = 0.0
 
     @property
     def scale(self) -> float:
@@ -196,19 +232,20 @@ class LoraConfig(Record):
 class TrainConfig(Record):
     """The optimiser and its course. LoRA and FT read the same fields."""
 
-    learning_rate: Annotated[float, Field(gt=0)]
-    epochs: Annotated[float, Field(gt=0)] = 3
+    learning_rate: Above0
+    epochs: Annotated[float, IsNumber, Field(gt=0, le=10_000)] = 3
     batch: Positive = Field(8, description="rows an optimiser step")
     micro_batch: Positive | None = Field(None, description="rows a backward pass (default: batch)")
     schedule: Schedule = "constant"
     warmup: Share = 0.0
     decay: Share | None = Field(None, description="share of all steps that wsd spends on its decay (default 0.1)")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm")
+    weight_decay: Annotated[float, IsNumber, Field(ge=0, le=1e6)] = 0.0
+    clip: Above0 = Field(1.0, description="gradient norm")
     max_length: Positive = Field(2048, description="prompt + answer, in tokens")
+    long_rows: LongRows = Field("refuse", description="training rows that do not fit and may not be cut: refuse the run, or leave them out (counted)")
     precision: Precision = "auto"
     step: StepKind = Field("auto", description="captured: packed rows, CUDA graphs; eager: the plain reference; auto: captured on CUDA in bf16")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -239,8 +276,8 @@ class ScoreConfig(Record):
     batch: Positive | None = Field(None, description="rows at a time (default: 64; 256 where decoding is captured)")
     decode: StepKind = Field("auto", description="captured: packed prompts, recorded steps; eager: the plain reference; auto: captured on CUDA in bf16")
     max_new_tokens: Positive | None = Field(None, description="default: the task file's")
-    during: Annotated[int, Field(ge=0)] = Field(0, description="times a sample of validation is scored during training, evenly (0: never)")
-    during_rows: Positive = Field(100, description="rows of that sample, the first of validation")
+    during: Count = Field(0, description="times a sample of validation is scored during training, evenly (0: never)")
+    during_rows: Positive = Field(100, description="rows of that sample of validation, drawn by a fixed seed")
 
 
 class RunConfig(Record):
@@ -293,8 +330,8 @@ class RunConfig(Record):
 class Range(Record):
     """Any value between two; whole numbers when both are."""
 
-    low: float | int
-    high: float | int
+    low: Annotated[float | int, IsNumber, Field(allow_inf_nan=False)]
+    high: Annotated[float | int, IsNumber, Field(allow_inf_nan=False)]
     log: bool = Field(False, description="spread evenly over orders of magnitude")
 
     @model_validator(mode="after")
@@ -310,7 +347,7 @@ class SearchSpec(Record):
     kind: Literal["grid", "random", "tpe"] = "grid"
     trials: Positive | None = Field(None, description="cells to try (random, tpe; default 24)")
     rounds: Positive | None = Field(None, description="tpe: rounds that the trials are spread over (default 3)")
-    seed: Annotated[int, Field(ge=0)] | None = Field(None, description="of the sample (random, tpe; default 0)")
+    seed: Seed | None = Field(None, description="of the sample (random, tpe; default 0)")
     prune: bool = Field(False, description="successive halving: at 1/4 and 1/2 of the steps the lower half of the cells that train together ends")
 
     @model_validator(mode="after")
@@ -359,8 +396,8 @@ class StudySpec(Record):
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
     train: dict[str, Any] = Field({}, description="settings shared by every cell")
     score: ScoreConfig = ScoreConfig()
-    margin: Annotated[float, Field(gt=0, lt=100)] = Field(2.0, description="points of 100 within which two methods count as equal: fix it before you run")
+    margin: Annotated[float, IsNumber, Field(gt=0, lt=100)] = Field(2.0, description="points of 100 within which two methods count as equal: fix it before you run")
     lanes: Positive | None = Field(None, description="adapters trained in one pass over their base (default: as many as a CUDA device holds; 1 on a CPU)")
-    seeds: Positive = Field(1, description="seeds that the chosen cells are trained with; the grid is searched with the first")
-    answers_shown: Annotated[int, Field(ge=0)] = Field(3, description="test examples shown with every method's answer; 0 where the texts may not be passed on")
+    seeds: Annotated[int, IsNumber, Field(gt=0, le=1000)] = Field(1, description="seeds that the chosen cells are trained with; the grid is searched with the first")
+    answers_shown: Count = Field(3, description="test examples shown with every method's answer; 0 where the texts may not be passed on")
     reference_rows: bool = Field(False, description="quote the paper's own figures under the table")

@@ -18,6 +18,7 @@ T = TypeVar("T", bound=BaseModel)
 
 def parse(schema: type[T], given: Mapping[str, Any], where: str, error: type[TsugikiError] = ConfigError) -> T:
     """Validates `given`; every mistake stands in one message, with the place and what is known there."""
+    _refuse_broken_text(given, where, error)
     try:
         return schema.model_validate(given)
     except ValidationError as broken:
@@ -26,6 +27,19 @@ def parse(schema: type[T], given: Mapping[str, Any], where: str, error: type[Tsu
         lines = [_say(schema, one) for one in inner]
         head = f"{where}: {len(lines)} mistakes. " if len(lines) > 1 else f"{where}: "
         raise error(head + " | ".join(lines)) from None
+
+
+def _refuse_broken_text(given: Any, where: str, error: type[TsugikiError]) -> None:
+    """Raises for a text that no file system and no tokenizer takes: a NUL, or bytes that were no UTF-8."""
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            _refuse_broken_text(key, where, error)
+            _refuse_broken_text(value, where, error)
+    elif isinstance(given, (list, tuple)):
+        for value in given:
+            _refuse_broken_text(value, where, error)
+    elif isinstance(given, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in given):
+        raise error(f"{where}: {given!r} holds a NUL, or bytes that are not UTF-8")
 
 
 def _say(schema: type[BaseModel], one: Mapping[str, Any]) -> str:
@@ -39,8 +53,16 @@ def _say(schema: type[BaseModel], one: Mapping[str, Any]) -> str:
         message = "must be a table with keys of its own, like name = …"
     elif one["type"] == "tuple_type":
         message = "must be a list in square brackets"
-    given = "" if one["type"] == "value_error" else f", got {one['input']!r}"
+    given = "" if one["type"] == "value_error" else f", got {_short(one['input'])}"
     return f"{place}: {message}{given}" if place else f"{message}{given}"
+
+
+def _short(value: Any) -> str:
+    try:
+        said = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a value of the type {type(value).__name__}"
+    return said if len(said) <= 80 else said[:77] + "…"
 
 
 def _keys_at(schema: type[BaseModel], path: Sequence[Any]) -> list[str]:
@@ -68,7 +90,9 @@ def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, 
         raise error(f"{path}: cannot be read: {broken.strerror}") from None
     except UnicodeDecodeError:
         raise error(f"{path}: must be UTF-8 (it looks like CP932 or another encoding). Save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as broken:
+    except RecursionError:
+        raise error(f"{path}: nested too deeply") from None
+    except ValueError as broken:  # TOMLDecodeError, or a number of thousands of digits
         raise error(f"{path}: not valid TOML: {broken}. Look for full-width or curly signs, a missing quote or bracket there") from None
     if not content:
         raise error(f"{path}: empty")
@@ -76,7 +100,7 @@ def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, 
 
 
 def is_task_file(given: Mapping[str, Any]) -> bool:
-    return "kind" in given and "fields" in given
+    return "kind" in given and ("fields" in given or "messages" in given)
 
 
 def refuse_task_file(given: Mapping[str, Any], where: str) -> None:
@@ -125,9 +149,11 @@ def override(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]
             raise ConfigError(f"--set {change}: must read key=value, like train.learning_rate=2e-4")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         *parents, last = name.strip().split(".")
+        if not all([*parents, last]):
+            raise ConfigError(f"--set {change}: must read key=value, like train.learning_rate=2e-4")
         here = result
         for parent in parents:
             here = here.setdefault(parent, {})

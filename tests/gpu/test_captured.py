@@ -106,8 +106,8 @@ def test_captured_answers_equal_the_plain_ones(kind: str) -> None:
     model = tiny.MODELS[kind](seed=5).to(CUDA, torch.bfloat16)
     prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)]
     with numerics.autocast(CUDA):
-        plain = generate_ids(model, prompts, max_new_tokens=8, eos_id=-1, pad_id=3)
-    captured = generate_all(model, prompts, max_new_tokens=8, batch=16, eos_id=None, numerics=numerics)
-    again = generate_all(model, prompts, max_new_tokens=8, batch=16, eos_id=None, numerics=numerics)
+        plain = generate_ids(model, prompts, max_new_tokens=8, stops=(), pad_id=3)
+    captured = generate_all(model, prompts, max_new_tokens=8, batch=16, stops=(), numerics=numerics)
+    again = generate_all(model, prompts, max_new_tokens=8, batch=16, stops=(), numerics=numerics)
     assert captured == again
     assert sum(one == other for one, other in zip(plain, captured, strict=True)) >= 34

@@ -54,8 +54,8 @@ def test_a_run_resumed_on_cuda_goes_on_to_the_same_losses(method: str, tmp_path:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_greedy_answers_equal_the_cpus(kind: str) -> None:
     prompts = [[5, 6, 7], [9, 10, 11, 12, 13, 14], [20]]
-    reference = generate_ids(tiny.MODELS[kind](seed=3), prompts, max_new_tokens=10, eos_id=2, pad_id=3)
-    assert generate_ids(tiny.MODELS[kind](seed=3).to(CUDA), prompts, max_new_tokens=10, eos_id=2, pad_id=3) == reference
+    reference = generate_ids(tiny.MODELS[kind](seed=3), prompts, max_new_tokens=10, stops=(2,), pad_id=3)
+    assert generate_ids(tiny.MODELS[kind](seed=3).to(CUDA), prompts, max_new_tokens=10, stops=(2,), pad_id=3) == reference
 
 
 def test_memory_and_times_are_measured() -> None:

@@ -93,11 +93,11 @@ def test_captured_answers_of_all_lanes_equal_the_plain_ones(kind: str) -> None:
     with open_step(model, lanes, rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
         fit(opened, lanes, CUDA, folders=[None] * len(lanes))
     prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)]
-    together = generate_lanes(model, prompts, lanes=4, max_new_tokens=8, batch=16, eos_id=None, numerics=numerics)
-    assert together == generate_lanes(model, prompts, lanes=4, max_new_tokens=8, batch=16, eos_id=None, numerics=numerics)
+    together = generate_lanes(model, prompts, lanes=4, max_new_tokens=8, batch=16, stops=(), numerics=numerics)
+    assert together == generate_lanes(model, prompts, lanes=4, max_new_tokens=8, batch=16, stops=(), numerics=numerics)
     assert len({str(answers) for answers in together}) > 1
     bank = lanes[0].grafted.bank
     for number, answers in enumerate(together):
         with numerics.autocast(CUDA), bank.only(number):
-            plain = generate_ids(model, prompts, max_new_tokens=8, eos_id=-1, pad_id=3)
+            plain = generate_ids(model, prompts, max_new_tokens=8, stops=(), pad_id=3)
         assert sum(one == other for one, other in zip(plain, answers, strict=True)) >= 32

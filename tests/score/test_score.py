@@ -15,7 +15,8 @@ from tsugiki.errors import RunError
 from tsugiki.model.loading import Numerics
 from tsugiki.score.decode import generate_all
 from tsugiki.score.failures import classify, repeats
-from tsugiki.score.japanese import clean_for_rouge, normalise, segment
+from tsugiki.data.text import normalise
+from tsugiki.score.japanese import clean_for_rouge, segment
 from tsugiki.score.metrics import chance_baseline, interval, lead_baseline, majority_baseline, paired_difference, rouge, score, signature
 from tsugiki.score.predict import generate_ids, predict
 
@@ -106,16 +107,16 @@ def test_baselines() -> None:
 def test_greedy_answers_equal_hf_generate_and_do_not_depend_on_the_batch(kind: str) -> None:
     model = tiny.MODELS[kind](seed=3)
     prompts = [[5, 6, 7], [9, 10, 11, 12, 13, 14], [20], [9, 9, 9, 9]]
-    together = generate_ids(model, prompts, max_new_tokens=10, eos_id=2, pad_id=3)
+    together = generate_ids(model, prompts, max_new_tokens=10, stops=(2,), pad_id=3)
     for prompt, answer in zip(prompts, together, strict=True):
-        alone = generate_ids(model, [prompt], max_new_tokens=10, eos_id=2, pad_id=3)[0]
+        alone = generate_ids(model, [prompt], max_new_tokens=10, stops=(2,), pad_id=3)[0]
         theirs = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=2, pad_token_id=3)[0][len(prompt) :].tolist()
         assert answer == alone == theirs
 
 
 def test_rows_that_end_are_retired_and_order_is_kept() -> None:
     model = tiny.llama(seed=1)
-    free = generate_ids(model, [[5, 6], [7, 8, 9]], max_new_tokens=6, eos_id=-1, pad_id=3)
+    free = generate_ids(model, [[5, 6], [7, 8, 9]], max_new_tokens=6, stops=(), pad_id=3)
     eos = free[0][1]
     stopped = generate_ids(model, [[5, 6], [7, 8, 9]], max_new_tokens=6, eos_id=eos, pad_id=3)
     assert stopped[0] == free[0][: free[0].index(eos) + 1]
@@ -139,13 +140,13 @@ def test_packed_answers_equal_the_reference(kind: str, batch: int) -> None:
     """Prompts read packed and a fixed store give the same tokens, with rows that end early and groups that shrink."""
     model = tiny.MODELS[kind](seed=5)
     prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)]
-    free = generate_ids(model, prompts, max_new_tokens=8, eos_id=-1, pad_id=3)
+    free = generate_ids(model, prompts, max_new_tokens=8, stops=(), pad_id=3)
     written = [token for answer in free for token in answer]
     eos = max(set(written), key=written.count)  # the commonest token: many rows end, at different steps
     reference = generate_ids(model, prompts, max_new_tokens=8, eos_id=eos, pad_id=3)
     assert len({len(answer) for answer in reference}) > 2
     assert generate_all(model, prompts, max_new_tokens=8, batch=batch, eos_id=eos, numerics=FP32) == reference
-    assert generate_all(model, prompts, max_new_tokens=8, batch=batch, eos_id=None, numerics=FP32) == free
+    assert generate_all(model, prompts, max_new_tokens=8, batch=batch, stops=(), numerics=FP32) == free
     assert model.config._attn_implementation == "sdpa"
 
 

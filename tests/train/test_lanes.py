@@ -262,7 +262,7 @@ def test_all_lanes_answer_in_one_batch_as_each_alone(kind: str, rewired: bool, e
     alone = []
     for number in range(4):
         with bank.only(number):
-            alone.append(generate_ids(model, prompts, max_new_tokens=6, eos_id=-1 if eos is None else eos, pad_id=3))
+            alone.append(generate_ids(model, prompts, max_new_tokens=6, stops=() if eos is None else (eos,), pad_id=3))
     if eos is None:
         assert len({str(one) for one in alone}) > 1, "the lanes answer differently"
     with ExitStack() as stack:

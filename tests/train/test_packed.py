@@ -170,8 +170,8 @@ def test_a_sliding_window_is_kept() -> None:
     assert train_packed(wide, lane) != pytest.approx(losses[0], rel=1e-5), "the window matters here"
     prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(12)]
     model = mistral()
-    plain = generate_ids(model, prompts, max_new_tokens=6, eos_id=-1, pad_id=3)
-    assert generate_all(model, prompts, max_new_tokens=6, batch=8, eos_id=None, numerics=FP32) == plain
+    plain = generate_ids(model, prompts, max_new_tokens=6, stops=(), pad_id=3)
+    assert generate_all(model, prompts, max_new_tokens=6, batch=8, stops=(), numerics=FP32) == plain
 
 
 def test_what_packed_attention_does_not_do_is_refused() -> None:
@@ -213,6 +213,6 @@ def test_answers_in_the_middle_of_training_are_those_of_the_plain_model(kind: st
     lane = lane_of(model, config(epochs=2), "lora", 10)
     train_packed(model, lane)
     prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(12)]
-    plain = generate_ids(model, prompts, max_new_tokens=6, eos_id=-1, pad_id=3)
+    plain = generate_ids(model, prompts, max_new_tokens=6, stops=(), pad_id=3)
     with attending(model, PACKED), fused(model):
-        assert generate_all(model, prompts, max_new_tokens=6, batch=8, eos_id=None, numerics=FP32) == plain
+        assert generate_all(model, prompts, max_new_tokens=6, batch=8, stops=(), numerics=FP32) == plain

@@ -156,10 +156,10 @@ def test_the_plain_generation_in_the_middle_of_a_recorded_run() -> None:
     with captured_step(model, [lane], rows(), CPU, FP32) as step:
         step([lane])
         with step.paused():
-            found = generate_ids(model, prompts, max_new_tokens=6, eos_id=-1, pad_id=3)
+            found = generate_ids(model, prompts, max_new_tokens=6, stops=(), pad_id=3)
         step([lane])
     assert len(found) == len(prompts)
     again = tiny.llama()
     [other] = lanes_of(again, FUSED[:1])
     EagerStep(again, rows(), 3, CPU, FP32)([other])
-    assert generate_ids(again, prompts, max_new_tokens=6, eos_id=-1, pad_id=3) == found
+    assert generate_ids(again, prompts, max_new_tokens=6, stops=(), pad_id=3) == found

@@ -6,6 +6,7 @@ held to the one recorded at its first download. With the file in the cache no ne
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import http.client
@@ -150,51 +151,85 @@ def _fetch_hub(spec: FileSpec) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a JSON Lines, CSV or Parquet file; the format follows from the file's ending."""
+    """(row number from 1, row) of a JSON (one object a line, or one array), CSV or Parquet file; the format follows from the file's ending."""
     ending = path.suffix.lower()
     if ending == ".parquet":
         yield from _read_parquet(path)
     elif ending == ".csv":
         yield from _read_csv(path)
     elif ending in (".jsonl", ".json"):
-        yield from _read_json_lines(path)
+        yield from _read_json(path)
     else:
-        raise DataError(f'{path}: unknown ending "{ending}". Known: .jsonl, .csv, .parquet')
+        raise DataError(f'{path}: unknown ending "{ending}". Known: .jsonl, .json, .csv, .parquet')
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
+def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One object a line, or one array of objects: which of them is seen by the first sign."""
     with path.open("rb") as file:
+        first = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        file.seek(0)
+        if first == b"[":
+            rows = _parsed(file.read(), str(path), codec="utf-8-sig")
+            if not isinstance(rows, list):
+                raise DataError(f"{path}: must be one JSON array of objects, or one object a line")
+            for number, row in enumerate(rows, 1):
+                yield number, _object(row, f"{path} row {number}")
+            return
+        number = 0
         for line in file:
-            if not line.strip():
-                continue
-            number += 1
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, UnicodeDecodeError) as broken:
-                raise DataError(f"{path} row {number}: not a JSON object in UTF-8: {broken}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path} row {number}: must be a JSON object, is {type(row).__name__}")
-            yield number, row
+            if line.strip():
+                number += 1
+                where = f"{path} row {number}"
+                yield number, _object(_parsed(line, where, codec="utf-8-sig" if number == 1 else "utf-8"), where)
+
+
+def _parsed(content: bytes, where: str, codec: str) -> Any:
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(found)
+        if len(made) < len(found):
+            names = [name for name, _ in found]
+            raise DataError(f'{where}: the key "{next(name for name in names if names.count(name) > 1)}" stands there twice')
+        return made
+
+    try:
+        return json.loads(content.decode(codec), object_pairs_hook=pairs)
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply to be a row of text") from None
+    except (ValueError, UnicodeDecodeError) as broken:
+        raise DataError(f"{where}: not a JSON object in UTF-8: {broken}. Known: one object a line, or one array of objects") from None
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be a JSON object, is {type(row).__name__}")
+    return row
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # of the whole process; Python's own limit is 131,072 characters, which articles exceed
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            if reader.fieldnames and len(reader.fieldnames) == 1 and "\t" in reader.fieldnames[0]:
+            names = list(reader.fieldnames or [])
+            if len(names) == 1 and "\t" in names[0]:
                 raise DataError(f"{path}: its columns are separated by tabs; save it with commas")
+            _refuse_equal_columns(path, names)
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
                     found = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
-                    wanted = len(reader.fieldnames or [])
                     head = f"{path} row {number} (line {reader.line_num})"
-                    raise DataError(f"{head}: {wanted} columns expected, as in the header, {found} found. A text with commas needs double quotes")
+                    raise DataError(f"{head}: {len(names)} columns expected, as in the header, {found} found. A text with commas needs double quotes")
                 yield number, dict(row)
     except UnicodeDecodeError:
         raise DataError(f"{path}: must be UTF-8. In Excel choose “CSV UTF-8” when saving") from None
     except csv.Error as broken:
         raise DataError(f"{path}: not valid CSV: {broken}") from None
+
+
+def _refuse_equal_columns(path: Path, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f'{path}: two columns are called "{twice[0]}". Rename one: only the last would be read')
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -204,9 +239,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"') from None
     number = 0
     try:
-        for batch in parquet.ParquetFile(path).iter_batches():
+        file = parquet.ParquetFile(path)
+        _refuse_equal_columns(path, list(file.schema_arrow.names))
+        for batch in file.iter_batches():
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (ArrowException, OSError) as broken:
-        raise DataError(f"{path}: damaged or cut short, or no Parquet file: {str(broken).splitlines()[0]}") from None
+    except (ArrowException, OSError, ValueError, OverflowError) as broken:
+        raise DataError(f"{path}: damaged or cut short, or no Parquet file: {(str(broken).splitlines() or [type(broken).__name__])[0]}") from None

@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from tsugiki.config import FileSpec, PartSpec, TaskChoice, TaskSpec
 from tsugiki.data.sources import at_hand, git_blob_id, locate, read_rows
+from tsugiki.data.text import as_text, normalise
 from tsugiki.errors import DataError, did_you_mean
 from tsugiki.toml import read_task
 
@@ -26,6 +28,8 @@ PRESETS = Path(__file__).parent.parent / "presets" / "tasks"
 CHAT = "chat"  # the format of every task that says its text through the model's chat template
 ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation", "test")
+DRAWN_WITH = 20230313  # the seed of every sample of rows: train_rows, eval_rows, what is watched
+PATTERN_S = 1.0  # a pattern that takes longer for one row runs away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +134,20 @@ def load_task(choice: TaskChoice) -> Task:
         rows = _half(rows, part, whole_groups=spec.messages is not None)
         limit = choice.train_rows if part_name == "train" else choice.eval_rows
         if limit and limit < len(rows):
-            rows = random.Random(20230313).sample(rows, limit) if part_name == "train" else rows[:limit]
+            rows = drawn(rows, limit)  # never the first ones: files are often sorted
         if not rows:
             paths = ", ".join(str(files[name].path or files[name].url or files[name].hub_file) for name in part.files)
             raise DataError(f'task "{spec.name}" split "{split}": {part_name} is empty; no row in {paths}')
+        if part_name != "train":
+            _refuse_equal_candidates(spec, part_name, rows)
         examples[part_name] = rows
         origins[part_name] = {name: load(name)[1] for name in part.files}
     return Task(spec=spec, version=version, split=split, format=format_name, examples=examples, files=origins)
+
+
+def drawn(rows: Sequence[Any], limit: int) -> list[Any]:
+    """`limit` of the rows, by a fixed seed."""
+    return random.Random(DRAWN_WITH).sample(rows, limit)
 
 
 def _file(files: Mapping[str, FileSpec], name: str, task: str) -> FileSpec:
@@ -159,13 +170,16 @@ def _load_file(spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | No
 
 
 def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Mapping[str, Any]], Example]:
-    pattern = re.compile(spec.group_pattern)
+    pattern = regex.compile(spec.group_pattern)
 
     def build(where: str, number: str, row: Mapping[str, Any]) -> Example:
-        def take(name: str) -> str:
+        def take(name: str, *, label: bool = False) -> str:
             if name not in row or row[name] is None:
                 raise DataError(f'{where}: field "{name}" is missing.{did_you_mean(name, row)}')
-            return str(row[name])
+            try:
+                return as_text(row[name], label=label)
+            except ValueError as said:
+                raise DataError(f'{where}: field "{name}" {said}') from None
 
         fields = {name: take(name) for name in spec.fields}
         if not any(value.strip() for value in fields.values()):
@@ -173,7 +187,7 @@ def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Map
         if spec.cut and spec.cut_chars:
             fields[spec.cut] = fields[spec.cut][: spec.cut_chars]
         candidates: tuple[str, ...] = ()
-        target = take(spec.target)
+        target = take(spec.target, label=spec.kind == "classification")
         if spec.kind == "classification":
             candidates = tuple(spec.labels.values())
             if target not in spec.labels:
@@ -186,11 +200,38 @@ def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Map
         if not target.strip():
             raise DataError(f'{where}: the answer (field "{spec.target}") is empty')
         group = take(group_field) if group_field else number
-        match = pattern.match(group) if group_field else None
+        match = _matched(pattern, group, where) if group_field else None
         name = take(spec.id) if spec.id else number
         return Example(id=name, fields=fields, target=target, candidates=candidates, group=match.group(1) if match else group)
 
     return build
+
+
+def _matched(pattern: Any, text: str, where: str) -> Any:
+    try:
+        return pattern.match(text, timeout=PATTERN_S)
+    except TimeoutError:
+        raise DataError(f"{where}: group_pattern “{pattern.pattern}” ran for more than {PATTERN_S:g} s on “{text[:40]}”. Write one without nested repeats") from None
+
+
+def equal_candidates(example: Example) -> tuple[str, str] | None:
+    """Two unlike candidates of a row that are one after NFKC and strip, the right one first if it is among them; None where there are none."""
+    known: dict[str, str] = {}
+    for one in sorted(example.candidates, key=lambda candidate: candidate != example.target):
+        if (first := known.setdefault(normalise(one), one)) != one:
+            return first, one
+    return None
+
+
+def _refuse_equal_candidates(spec: TaskSpec, part: str, rows: Sequence[Example]) -> None:
+    """Raises `DataError` where a wrong answer would count as the right one. (In training it does no harm: `study/preflight` counts it.)"""
+    for row in rows if spec.kind == "choice" else ():
+        found = equal_candidates(row)
+        if found is not None and found[0] == row.target:
+            raise DataError(
+                f'task "{spec.name}" {part} row {row.id}: the candidates “{found[0]}” and “{found[1]}” are the same after normalisation (NFKC, spaces), '
+                "so the wrong one would count as right. Change one of them"
+            )
 
 
 def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpec) -> list[Example]:
@@ -200,11 +241,16 @@ def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpe
     if isinstance(given, str):
         try:
             given = json.loads(given)
-        except ValueError:
+        except (ValueError, RecursionError):
             given = None
     if not isinstance(given, list) or not all(isinstance(one, Mapping) and isinstance(one.get("content"), str) for one in given):
         raise DataError(f'{where}: field "{spec.messages}" must be a list of {{role, content}}.{did_you_mean(spec.messages, row)}')
     turns = [(str(one.get("role")), str(one["content"])) for one in given]
+    for place, (_, content) in enumerate(turns, 1):
+        try:
+            as_text(content)
+        except ValueError as said:
+            raise DataError(f"{where}: turn {place} {said}") from None
     for role, _ in turns:
         if role not in ROLES:
             raise DataError(f'{where}: role "{role}" is none of {", ".join(ROLES)}.{did_you_mean(role, ROLES)}')
@@ -223,7 +269,7 @@ def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpe
 
 def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:
     """The right candidate, given as an index from 0 or as its text."""
-    by_index = candidates[int(target)] if target.isdigit() and int(target) < len(candidates) else None
+    by_index = candidates[int(target)] if target.isdecimal() and len(target) < 5 and int(target) < len(candidates) else None
     if target in candidates:
         if by_index is not None and by_index != target:
             raise DataError(

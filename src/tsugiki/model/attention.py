@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -199,6 +199,16 @@ def attending(model: Any, implementation: str) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+def packed_states(model: Any, computing: AbstractContextManager[Any], ids: torch.Tensor, positions: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [n, d] of packed rows: ids, positions [n]; `edges` [documents + 1] as `cu_seq`."""
+    longest = int((edges[1:] - edges[:-1]).max())
+    with attending(model, PACKED), computing:
+        embedded = model.get_input_embeddings()(ids[None])
+        out = model.base_model(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, cu_seq=edges, longest=longest)
+    states: torch.Tensor = out.last_hidden_state[0]
+    return states
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +17,9 @@ from torch import nn
 
 from tsugiki.config import StepKind
 from tsugiki.errors import RunError
+from tsugiki.model.attention import packed_states
 from tsugiki.model.loading import Numerics
+from tsugiki.model.look import rows_stay_apart
 
 
 def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> str | None:
@@ -26,6 +34,29 @@ def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> st
         return f"{type(model).__name__} caps its attention scores"
     if _rope_kinds(model.config) & {"dynamic", "longrope"}:
         return f"the rotary angles of {type(model).__name__} depend on the longest row, which the host would have to ask the device for"
+    if (missing := missing_tools()) is not None:
+        return f"its kernels are compiled when they are first used, and {missing}"
+    if not rows_stay_apart(model, partial(packed_states, model, numerics.autocast(device))):
+        return f"the layers of {type(model).__name__} carry something from one packed row into the next"
+    return None
+
+
+def why_plain(model: Any, device: torch.device, numerics: Numerics, kind: StepKind) -> str | None:
+    """What to tell the user of a card that could record, when `auto` takes the plain step for this model; None where there is nothing to say."""
+    if kind != "auto" or device.type != "cuda" or numerics.compute != "bf16":
+        return None
+    missing = why_not_captured(model, device, numerics)
+    return f"this run takes the plain step, which is right and slower: {missing}" if missing else None
+
+
+def missing_tools() -> str | None:
+    """What Triton would not find when it compiles a kernel, or None."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang", "cl")):
+        return "no C compiler is there (gcc or clang)"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "Python's headers are not there (python3-dev)"
     return None
 
 

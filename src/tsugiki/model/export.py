@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,11 +20,17 @@ from transformers.pytorch_utils import Conv1D
 
 from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.layouts import WHOLE, Place, by_module, find_places, layout_of, out_features, replace_module, weight_of
+from tsugiki.model.layouts import WHOLE, Place, by_module, every_place, layout_of, out_features, replace_module, weight_of
 from tsugiki.model.lora import Grafted, attach, lora_layers
 
 PREFIX = "base_model.model."
 KEPT = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
+# Settings of peft that say where an adapter comes from, how it was started or trained, or which modules it is on: the tensors tell that.
+READ_OR_HARMLESS = frozenset({
+    *KEPT, "r", "lora_alpha", "rank_pattern", "alpha_pattern", "init_lora_weights", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_pattern", "auto_mapping", "peft_version", "loftq_config",
+    "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+})  # fmt: skip
 REFUSED = {  # what would change the result and is not implemented: refused by name
     "use_dora": False,
     "use_rslora": False,
@@ -98,7 +104,7 @@ def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> dict[str
         "alpha_pattern": {path: alpha * rank / config.rank for path, rank in odd.items()},
         "lora_dropout": config.dropout,
         "target_modules": targets,
-        "fan_in_fan_out": layout.name == "GPT-2",  # its Conv1D keeps weights as [in, out]
+        "fan_in_fan_out": any(isinstance(grafted.model.get_submodule(path).base, Conv1D) for path in ranks),  # it keeps weights as [in, out]
         "inference_mode": True,
         "init_lora_weights": True,
     }
@@ -110,12 +116,7 @@ def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:
     Raises:
         ModelError: the folder is incomplete or damaged, or asks for something that is not implemented (named).
     """
-    given, tensors = _read(folder)
-    for key, harmless in REFUSED.items():
-        if given.get(key, harmless) not in (harmless, [], {}):
-            raise ModelError(f"{folder}: {key} = {given[key]!r} is not implemented; only plain LoRA adapters can be read")
-    if given.get("init_lora_weights", True) not in STARTS:
-        raise ModelError(f"{folder}: init_lora_weights = {given['init_lora_weights']!r} changes the base's own weights, which is not implemented")
+    given, tensors = read_adapter(folder)
     words, rank = _words_and_rank(model, tensors, given, folder)
     alpha = _scale(tensors, given, folder) * rank
     grafted = attach(model, LoraConfig(targets="+".join(words), rank=rank, alpha=alpha, dropout=0.0), seed=0)
@@ -157,19 +158,54 @@ def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
     return math.sqrt(lost / total) if total else 0.0
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Settings and tensors of a PEFT adapter folder.
+
+    Raises:
+        ModelError: a file is missing or damaged, a number is not finite, or a setting asks for something that is not implemented (named).
+    """
     try:
         given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        for key in ("r", "lora_alpha"):
-            if not isinstance(given.get(key), (int, float)):
-                raise ModelError(f"{folder / 'adapter_config.json'}: {key} is missing: not a LoRA adapter")
-            if given[key] <= 0:
-                raise ModelError(f"{folder / 'adapter_config.json'}: {key} = {given[key]} must be above 0")
-        return given, load_file(folder / "adapter_model.safetensors")
+        tensors = load_file(folder / "adapter_model.safetensors")
     except FileNotFoundError as broken:
         raise ModelError(f"{folder}: {Path(str(broken.filename or 'adapter_model.safetensors')).name} is missing: not a PEFT adapter folder") from None
-    except (ValueError, SafetensorError) as broken:
-        raise ModelError(f"{folder}: damaged or cut short: {broken}") from None
+    except (ValueError, OSError, RecursionError, SafetensorError) as broken:
+        raise ModelError(f"{folder}: damaged or cut short: {(str(broken).splitlines() or [type(broken).__name__])[0]}") from None
+    if not isinstance(given, dict):
+        raise ModelError(f"{folder / 'adapter_config.json'}: must be a JSON object, is {type(given).__name__}")
+    _check_adapter_settings(given, folder)
+    for name, tensor in tensors.items():
+        if ".default." in name:
+            raise ModelError(f'{folder}: its tensors are named as inside peft (“{name}”). Save it with save_pretrained, or take ".default" out of the names')
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise ModelError(f"{folder}: {name} holds values that are not finite numbers: training diverged, or the file is damaged")
+    return given, tensors
+
+
+def _check_adapter_settings(given: dict[str, Any], folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    for key, wanted in KEPT.items():
+        if given.get(key) not in (wanted, *((None,) if key != "peft_type" else ())):
+            raise ModelError(f"{path}: {key} = {given.get(key)!r} is not implemented; only plain LoRA adapters of causal language models can be read")
+    for key, harmless in REFUSED.items():
+        if given.get(key, harmless) not in (harmless, [], {}, None):
+            raise ModelError(f"{folder}: {key} = {given[key]!r} is not implemented; only plain LoRA adapters can be read")
+    if given.get("init_lora_weights", True) not in STARTS:
+        raise ModelError(f"{folder}: init_lora_weights = {given['init_lora_weights']!r} changes the base's own weights, which is not implemented")
+    for key in set(given) - READ_OR_HARMLESS - set(REFUSED):
+        if given[key] not in (None, False, [], {}, ""):
+            raise ModelError(f"{path}: {key} = {given[key]!r} is not known here, and may change what the adapter does. Remove it if it does not")
+    numbers = {key: given.get(key) for key in ("r", "lora_alpha")}
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = given.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise ModelError(f"{path}: {key} must be an object of names and numbers")
+        numbers |= {f"{key}.{name}": value for name, value in patterns.items()}
+    for key, value in numbers.items():
+        if value is None:
+            raise ModelError(f"{path}: {key} is missing: not a LoRA adapter")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise ModelError(f"{path}: {key} = {value} must be a number above 0")
 
 
 def _take(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], folder: Path, given: dict[str, Any]) -> torch.Tensor:
@@ -184,17 +220,29 @@ def _take(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], f
 
 
 def _scale(tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path) -> float:
-    """α / r as peft computes it for each module, `alpha_pattern` included; raises `ModelError` when modules differ."""
-    patterns = given.get("alpha_pattern") or {}
+    """α / r as peft computes it for each module, patterns included; raises `ModelError` when modules differ, or r is not the tensors'."""
     scales = set()
     for name, tensor in tensors.items():
         if name.endswith(".lora_A.weight"):
             path = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-            alpha = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path)), given["lora_alpha"])
+            alpha, rank = (_by_pattern(given.get(f"{key}_pattern") or {}, path, given[plain]) for key, plain in (("alpha", "lora_alpha"), ("rank", "r")))
+            if tensor.ndim != 2 or tensor.shape[0] != rank:
+                raise ModelError(f"{folder}: {name} has the shape {list(tensor.shape)}, but adapter_config.json says rank {rank:g}: peft would scale it otherwise")
             scales.add(alpha / tensor.shape[0])
     if len(scales) != 1:
         raise ModelError(f"{folder}: modules of different scales (α / r: {', '.join(f'{one:g}' for one in sorted(scales))}) are not implemented")
     return float(scales.pop())
+
+
+def _by_pattern(patterns: dict[str, float], path: str, default: float) -> float:
+    """The value of the first pattern that a module's path ends with, as peft looks it up."""
+    for pattern, value in patterns.items():
+        try:
+            if regex.match(rf"(.*\.)?({pattern})$", path, timeout=1.0):
+                return value
+        except (regex.error, TimeoutError):
+            raise ModelError(f"adapter_config.json: the pattern “{pattern}” is no regular expression, or runs away") from None
+    return default
 
 
 def _stacked_ranges(places: Sequence[Place], a: torch.Tensor, b: torch.Tensor, rank: int) -> list[str]:
@@ -213,7 +261,7 @@ def _words_and_rank(model: torch.nn.Module, tensors: dict[str, torch.Tensor], gi
     """Which words the adapter covers, and the rank of each: of a fused weight the ranges that `export_adapter` stacked, or the whole as `qkv`."""
     found: list[str] = []
     ranks: set[int] = set()
-    for path, places in by_module(find_places(model, "all-linear")).items():
+    for path, places in by_module([place for place in every_place(model) if place.word != WHOLE]).items():
         a = tensors.get(f"{PREFIX}{path}.lora_A.weight")
         if a is None:
             continue

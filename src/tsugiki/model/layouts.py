@@ -108,7 +108,7 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """The layout whose modules are all there; raises `ModelError` naming the linear layers that are."""
+    """The layout whose modules the first layer has; raises `ModelError` naming the linear layers that are there."""
     for layout in LAYOUTS:
         if all(_submodule(model, f"{layout.layers}.0.{path}") is not None for path in layout.modules.values()):
             return layout
@@ -117,6 +117,21 @@ def layout_of(model: nn.Module) -> Layout:
         f"{type(model).__name__}: of none of the layouts that LoRA knows (Llama, GPT-2, GPT-NeoX). Its linear layers: {', '.join(there)}. "
         'Full fine-tuning (method = "full") does not need to know the layout'
     )
+
+
+def missing_words(model: nn.Module, layout: Layout) -> dict[str, str]:
+    """Words of the layout that cannot be had in every layer, and why: no such linear layer, or a fused weight of unequal parts."""
+    missing: dict[str, str] = {}
+    for index in range(num_layers(model, layout)):
+        for word, inner in layout.modules.items():
+            path = f"{layout.layers}.{index}.{inner}"
+            module = _submodule(model, path)
+            module = getattr(module, "base", module)  # adapters may be on it
+            if not isinstance(module, (nn.Linear, Conv1D)):
+                missing.setdefault(word, f"layer {index} has no linear layer {inner}")
+            elif word in layout.fused and out_features(module) != len(layout.fused) * in_features(module):
+                missing.setdefault(word, f"{path} has {out_features(module):,} outputs, not {len(layout.fused)} equal parts of {in_features(module):,}")
+    return missing
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
@@ -158,13 +173,21 @@ def num_layers(model: nn.Module, layout: Layout) -> int:
 def find_places(model: nn.Module, targets: str) -> list[Place]:
     """Every linear map that `targets` names, layer by layer. Raises `ModelError` for an unknown word or layout."""
     layout = layout_of(model)
-    return _places(model, layout, words_of(targets, layout))
+    words = words_of(targets, layout)
+    missing = missing_words(model, layout)
+    wanted = [word for word in (layout.fused if WHOLE in words else words) if word in missing]
+    if wanted:
+        left = "+".join(word for word in layout.modules if word not in missing) or "none"
+        raise ModelError(f'lora.targets "{targets}": {type(model).__name__}: {missing[wanted[0]]}. Targets that every layer has: {left}')
+    return _places(model, layout, words)
 
 
 def every_place(model: nn.Module) -> list[Place]:
     """Every linear map that could be named, layer by layer; a fused weight in its parts and as a whole."""
     layout = layout_of(model)
-    return _places(model, layout, [*layout.modules, *([WHOLE] if layout.fused else [])])
+    missing = missing_words(model, layout)
+    words = [word for word in (*layout.modules, *([WHOLE] if layout.fused else [])) if word not in missing]
+    return _places(model, layout, words if not set(layout.fused) & set(missing) else [word for word in words if word != WHOLE])
 
 
 def _places(model: nn.Module, layout: Layout, words: Sequence[str]) -> list[Place]:
@@ -181,12 +204,13 @@ def _places(model: nn.Module, layout: Layout, words: Sequence[str]) -> list[Plac
 def groups_of(model: nn.Module) -> list[list[str]]:
     """Paths of all linear layers, layer by layer; those that read the same input stand in one group, in calling order."""
     layout = layout_of(model)
+    missing = missing_words(model, layout)
     groups: list[list[str]] = []
     for index in range(num_layers(model, layout)):
         done: set[str] = set()
-        for word in layout.modules:
+        for word in (one for one in layout.modules if one not in missing):
             words = next((group for group in layout.together if word in group), (word,))
-            paths = list(dict.fromkeys(f"{layout.layers}.{index}.{layout.modules[one]}" for one in words))
+            paths = list(dict.fromkeys(f"{layout.layers}.{index}.{layout.modules[one]}" for one in words if one not in missing))
             if paths[0] not in done:
                 groups.append(paths)
             done.update(paths)

@@ -6,13 +6,11 @@ bf16 with fp32 adapters, full fine-tuning on fp32 master weights.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,10 @@ from torch import nn
 
 from tsugiki.config import Method, ModelChoice, Precision
 from tsugiki.errors import ModelError, RunError
+from tsugiki.model.folder import check_settings, checksum_of, first_line, resolve, settings_checksum, stop_ids_of, weight_files
+from tsugiki.model.look import look_at
 
-BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"
-WANTED_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "*.model",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-]
+OLD_BUFFERS = ("masked_bias", "rotary_emb.inv_freq")  # constants that older versions of transformers wrote beside the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +67,42 @@ class Base:
         return self.source.numerics
 
     @property
+    def stops(self) -> tuple[int, ...]:
+        """The ids that the model's own settings end an answer at."""
+        return stop_ids_of(self.source.folder)
+
+    @property
+    def vocab_rows(self) -> int:
+        """Ids that the model has a row for: 0 to one less."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
     def max_positions(self) -> int:
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+        return max_positions_of(self.model.config)
+
+
+def max_positions_of(config: Any) -> int:
+    """Tokens that a model has positions for; 2^31 where it names no limit."""
+    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "max_seq_len", 0) or 2**31)
 
 
 def pick_device() -> torch.device:
-    """`TSUGIKI_DEVICE` if given, else CUDA if there, else the CPU."""
+    """`TSUGIKI_DEVICE` if given, else CUDA if there, else the CPU. A card that is named becomes the current one: events, pinned
+    copies and kernels go to the current card, not to the one a tensor lies on."""
     wanted = os.environ.get("TSUGIKI_DEVICE")
     if wanted and wanted.startswith("cuda") and not torch.cuda.is_available():
         raise RunError(f"TSUGIKI_DEVICE={wanted}: no CUDA device is visible here")
     try:
-        return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise RunError(f"TSUGIKI_DEVICE={wanted}: no such device. Use cpu, cuda or cuda:1") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise RunError(f"TSUGIKI_DEVICE={wanted}: no such device. Use cpu, cuda or cuda:1")
+    if device.type == "cuda" and device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise RunError(f"TSUGIKI_DEVICE={wanted}: {torch.cuda.device_count()} CUDA devices are visible here, counted from 0")
+        torch.cuda.set_device(device)
+    return device
 
 
 def pick_numerics(method: Method, precision: Precision, device: torch.device) -> Numerics:
@@ -124,135 +136,100 @@ def _has_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def resolve(choice: ModelChoice) -> Path:
-    """The local folder of a model: the built-in one, a folder, or a snapshot of a Hub repository (downloaded if needed)."""
-    if choice.path == "builtin":
-        return BUILTIN
-    folder = Path(choice.path)
-    if folder.exists():
-        if not (folder / "config.json").exists():
-            raise ModelError(f"model {folder}: no config.json there: not a model folder in the Hugging Face format")
-        return folder
-    if choice.path.startswith((".", "/", "~")) or choice.path.count("/") != 1:
-        raise ModelError(f'model "{choice.path}": no such folder, and not a Hub id (owner/name). The model inside the package is called "builtin"')
-    return _snapshot(choice)
-
-
-def _snapshot(choice: ModelChoice) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(choice.path, revision=choice.revision, allow_patterns=WANTED_FILES))
-    except GatedRepoError:
-        where = "Accept its terms on its page on the Hub, make a token at https://huggingface.co/settings/tokens (read access is enough)"
-        raise ModelError(f"model {choice.path}: gated. {where}, and set HF_TOKEN") from None
-    except RepositoryNotFoundError:
-        token = "HF_TOKEN is set, but does not reach it" if os.environ.get("HF_TOKEN") else "if it is private, set HF_TOKEN"
-        raise ModelError(f"model {choice.path}: no such repository on the Hub ({token}){_by_way_of()}") from None
-    except LocalEntryNotFoundError:
-        offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") else "the Hub cannot be reached"
-        raise ModelError(f"model {choice.path}: not in the cache, and {offline}{_by_way_of()}. Run once with a network, or give a folder") from None
-    except (HfHubHTTPError, OSError) as broken:
-        raise ModelError(f"model {choice.path}: the Hub answered: {str(broken).splitlines()[0]}{_by_way_of()}") from None
-
-
-def _by_way_of() -> str:
-    """Which of the user's settings a request to the Hub goes by: what to look at when it fails."""
-    names = [name for name in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)]
-    return f" (by way of {', '.join(f'{name}={os.environ[name]}' for name in names)})" if names else ""
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, all of them readable. Raises `ModelError` naming the broken one."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else (p.name for p in folder.glob("*.safetensors"))
-        names = sorted(set(listed))
-    except (ValueError, KeyError) as broken:
-        raise ModelError(f"model {index}: damaged or cut short ({broken!r}). Download again") from None
-    if not names:
-        others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "none"
-        raise ModelError(f"model {folder}: no safetensors (other weights: {others}). tsugiki reads nothing else; convert with transformers: save_pretrained")
-    for name in names:
-        if not (folder / name).exists():
-            raise ModelError(f"model {folder}: {name} is missing, though the index names it. Download again")
-        try:
-            with safe_open(folder / name, "pt"):
-                continue
-        except SafetensorError as broken:
-            raise ModelError(f"model {folder / name}: damaged or cut short ({broken}). Download again") from None
-    return [folder / name for name in names]
-
-
-def checksum_of(files: list[Path]) -> str:
-    """sha256 over the weight files, in the order of their names; computed once for unchanged files in a process."""
-    return _checksum(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-
-
-@cache
-def _checksum(files: tuple[tuple[str, int, int], ...]) -> str:
-    total = hashlib.sha256()
-    for name, _, _ in files:
-        with open(name, "rb") as file:
-            while chunk := file.read(1 << 22):
-                total.update(chunk)
-    return total.hexdigest()
-
-
 def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder. Raises `ModelError` in one line, whatever transformers raises."""
     from transformers import AutoTokenizer
 
+    check_settings(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("一", add_special_tokens=False)
     except Exception as broken:  # transformers raises many kinds for a bad folder
         hint = ' A spiece.model needs: pip install "tsugiki[sentencepiece]".' if list(folder.glob("*.model")) else ""
-        raise ModelError(f"model {folder}: its tokenizer cannot be loaded: {str(broken).splitlines()[0]}.{hint}") from broken
+        raise ModelError(f"model {folder}: its tokenizer cannot be loaded: {first_line(broken)}.{hint}") from broken
+    return tokenizer
 
 
 def find_base(choice: ModelChoice, method: Method, precision: Precision, device: torch.device | None = None) -> BaseSource:
     """Finds (and downloads) a model without loading it. Raises `ModelError` for one that is absent or damaged."""
     device = device or pick_device()
     folder = resolve(choice)
-    settings = sorted(path for pattern in ("config.json", "tokenizer*", "*.model", "vocab*", "merges.txt") for path in folder.glob(pattern))
+    config = check_settings(folder)
     return BaseSource(
         folder=folder,
-        checksum=checksum_of(weight_files(folder)),
-        settings_checksum=checksum_of(settings),
+        checksum=checksum_of(weight_files(folder, config)),
+        settings_checksum=settings_checksum(folder),
         device=device,
         numerics=pick_numerics(method, precision, device),
     )
 
 
 def load_base(source: BaseSource) -> Base:
-    """Loads model and tokenizer, ready to train: dropout of the base off, weights in their storage dtype.
+    """Loads model and tokenizer, ready to train: dropout of the base off, weights in their storage dtype, looked at (`model/look`).
 
     Raises:
-        ModelError: it is not a causal language model, or its tokenizer cannot be read.
+        ModelError: it is not the causal language model that its folder says it is, or its tokenizer cannot be read.
     """
-    from transformers import AutoModelForCausalLM
+    tokenizer = load_tokenizer(source.folder)
+    model = read_model(source.folder, torch.bfloat16 if source.numerics.base == "bf16" else torch.float32).to(source.device)
+    look_at(model, tokenizer, str(source.folder))
+    return Base(model=model, tokenizer=tokenizer, source=source)
+
+
+def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) -> Any:
+    """The model of a folder, every tensor of it from its files; with `only_names` the weights are not read: a model on the meta device.
+
+    Raises:
+        ModelError: a tensor is missing, left over, or of another size (named; tied ones excepted); or whatever transformers raised, in one line.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    weight_files(folder, check_settings(folder))
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if only_names:
+        options["device_map"] = "meta"
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            attention = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        except Exception as broken:  # libraries raise what they like: a quantised base without its library, sizes that do not divide
+            said = f"no model of this kind ({broken})" if isinstance(broken, KeyError) else first_line(broken)
+            raise ModelError(f"model {folder}: cannot be loaded as a causal language model: {said}") from broken
+    _refuse_other_tensors(folder, found)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"model {folder}: has an encoder and a decoder; only causal language models can be tuned")
+    no_dropout(model)
+    model.config.use_cache = False
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it transformers neither draws bars nor prints reports: what matters of them becomes an error of ours."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    dtype = torch.bfloat16 if source.numerics.base == "bf16" else torch.float32
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
-    except (OSError, ValueError, KeyError, RuntimeError) as broken:
-        raise ModelError(f"model {source.folder}: cannot be loaded as a causal language model: {str(broken).splitlines()[0]}") from broken
-    no_dropout(model)
-    _refuse_scaled_logits(model.config)
-    model.config.use_cache = False
-    return Base(model=model.to(source.device), tokenizer=load_tokenizer(source.folder), source=source)
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
-def _refuse_scaled_logits(config: Any) -> None:
-    """The loss reads the output layer itself; what a model does to its logits afterwards would be missed in training."""
-    for name, neutral in (("final_logit_softcapping", None), ("logits_scaling", 1.0), ("logit_scale", 1.0)):
-        value = getattr(config, name, neutral)
-        if value not in (neutral, None):
-            raise ModelError(f"{type(config).__name__}: {name} = {value} is not implemented: training and generation would use different logits")
+def _refuse_other_tensors(folder: Path, found: Mapping[str, Any]) -> None:
+    """Raises `ModelError` where the weights are not those of the model that `config.json` describes."""
+    mismatched = {name: f"{name} is {list(there)}, must be {list(wanted)}" for name, there, wanted in found["mismatched_keys"]}
+    missing = {name: name for name in found["missing_keys"]}
+    extra = {name: name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)}
+    wrong = [(mismatched, "of another size than config.json says"), (missing, "missing"), (extra, "with no place in the model")]
+    said = [f"{len(names)} tensors are {what} ({', '.join(names[one] for one in sorted(names)[:3])}{' …' if len(names) > 3 else ''})" for names, what in wrong if names]
+    if said or found.get("error_msgs"):
+        raise ModelError(f"model {folder}: its weights are not those of its config.json: {'; '.join(said) or first_line(ValueError(found['error_msgs']))}")
 
 
 def no_dropout(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from tsugiki.config import LoraConfig
+from tsugiki.errors import ModelError
 from tsugiki.model.layouts import Place, by_module, every_place, find_places, groups_of, in_features, out_features, replace_module, weight_of
 from tsugiki.model.lora_ops import dropout_mask, grouped_update, low_rank_update
 
@@ -219,9 +220,19 @@ def attach(model: nn.Module, config: LoraConfig, seed: int) -> Grafted:
     return attach_lanes(model, [(config, seed)])[0]
 
 
+def adapted_places(model: nn.Module, config: LoraConfig) -> list[Place]:
+    """Where these adapters go. Raises `ModelError` for an unknown target, and for a rank that a matrix does not have."""
+    places = find_places(model, config.targets)
+    for place in places:
+        most = min(in_features(model.get_submodule(place.path)), place.width)
+        if config.rank > most:
+            raise ModelError(f"lora.rank = {config.rank}: {place.path} ({place.word}) has rank {most} at most, so a larger one only costs. Lower it")
+    return places
+
+
 def attach_lanes(model: nn.Module, asked: Sequence[tuple[LoraConfig, int]]) -> list[Grafted]:
     """`attach` for several (configuration, seed) at once; the lanes may differ in all they ask for."""
-    adapted = [{(place.path, place.word) for place in find_places(model, config.targets)} for config, _ in asked]
+    adapted = [{(place.path, place.word) for place in adapted_places(model, config)} for config, _ in asked]
     union = [place for place in every_place(model) if any((place.path, place.word) in words for words in adapted)]
     groups = groups_of(model)
     for parameter in model.parameters():

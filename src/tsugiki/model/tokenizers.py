@@ -49,6 +49,35 @@ def conversion_differences(folder: Path, tokenizer: Any, lines: Sequence[str]) -
     return [one for one in found if one[1] != one[2]]
 
 
+def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None:
+    """Raises `ModelError` when transformers' tokenizer gives other ids than the folder's own tokenizer.json, and says what would not.
+
+    A class named in tokenizer_config.json may rebuild the tokenizer its own way; the model was trained on the ids of the file.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        plain = Tokenizer.from_file(str(path))
+    except Exception as broken:  # the library raises its own kind
+        raise ModelError(f"model {path}: damaged or cut short ({str(broken).splitlines()[0]}). Download again") from None
+    wanted = [plain.encode(line, add_special_tokens=False).ids for line in lines]
+    differing = [number for number, line in enumerate(lines) if list(tokenizer(line, add_special_tokens=False)["input_ids"]) != wanted[number]]
+    if not differing:
+        return
+    again = PreTrainedTokenizerFast(tokenizer_file=str(path))
+    left = sum(list(again(line, add_special_tokens=False)["input_ids"]) != ids for line, ids in zip(lines, wanted, strict=True))
+    remedy = f'With tokenizer_class = "PreTrainedTokenizerFast" in tokenizer_config.json {left} of {len(lines)} differ'
+    line, ours = lines[differing[0]], tokenizer(lines[differing[0]], add_special_tokens=False)["input_ids"]
+    raise ModelError(
+        f"model {folder}: its tokenizer ({type(tokenizer).__name__}) gives other ids than its tokenizer.json on {len(differing)} of {len(lines)} texts, "
+        f"like “{_short(line)}”: {list(ours)[:8]} against {wanted[differing[0]][:8]}. The model was trained on the latter. {remedy}"
+    )
+
+
 def tokenizer_notes(folder: Path, tokenizer: Any, lines: Sequence[str]) -> Iterator[str]:
     """What a user should know of a tokenizer before training, with examples; nothing where nothing is lost.
 

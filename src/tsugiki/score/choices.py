@@ -30,14 +30,14 @@ def choose_all(
     model: Any, tokenizer: Any, rows: Sequence[Tokens], numerics: Numerics, on_progress: Callable[[int, int], None] | None = None
 ) -> dict[Way, list[str]]:
     """The candidate that each way picks for every row; rows must have candidates."""
-    ids = [[target_ids_of(tokenizer, candidate) for candidate in row.example.candidates] for row in rows]
+    ids = [[target_ids_of(tokenizer, candidate, row.ending) for candidate in row.example.candidates] for row in rows]
     flat = [(row.prompt_ids, one) for row, some in zip(rows, ids, strict=True) for one in some]
     read = iter(log_probs(model, flat, pad_id_of(tokenizer), numerics, on_progress))
     chosen: dict[Way, list[str]] = {way: [] for way in WAYS}
     for row, some in zip(rows, ids, strict=True):
         found = [next(read) for _ in some]
         names = row.example.candidates
-        sums = [sum(one[:-1]) for one in found]
+        sums = [sum(one[: -len(row.ending.ids)]) for one in found]
         chosen["sum"].append(names[_best(sums)])
         chosen["per_char"].append(names[_best([value / max(1, len(name)) for value, name in zip(sums, names, strict=True)])])
         chosen["constrained"].append(names[spell(some, found)])

@@ -8,7 +8,7 @@ The same answers as `generate_ids`, its reference, up to the noise of the produc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -120,15 +120,15 @@ def generate_all(
     *,
     max_new_tokens: int,
     batch: int,
-    eos_id: int | None,
+    stops: Collection[int],
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of any number of prompts, in their order; an answer that ended closes with `eos_id`.
+    """Greedy continuations of any number of prompts, in their order; an answer that ended closes with one of `stops`.
 
     Groups hold prompts of like length, at most `batch` and as many as a quarter of the free memory holds keys for.
     """
-    [answers] = generate_lanes(model, prompts, lanes=1, max_new_tokens=max_new_tokens, batch=batch, eos_id=eos_id, numerics=numerics, on_progress=on_progress)
+    [answers] = generate_lanes(model, prompts, lanes=1, max_new_tokens=max_new_tokens, batch=batch, stops=stops, numerics=numerics, on_progress=on_progress)
     return answers
 
 
@@ -140,7 +140,7 @@ def generate_lanes(
     lanes: int,
     max_new_tokens: int,
     batch: int,
-    eos_id: int | None,
+    stops: Collection[int],
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[list[int]]]:
@@ -155,19 +155,19 @@ def generate_lanes(
         if writer is None or (writer.room, writer.store.longest) != (room, longest):
             writer = None  # its store is freed before the next is made
             writer = _Writer(model, numerics, lanes, room, longest)
-        for lane, found in zip(answers, _answer_group(writer, [prompts[index] for index in here], max_new_tokens, eos_id), strict=True):
+        for lane, found in zip(answers, _answer_group(writer, [prompts[index] for index in here], max_new_tokens, stops), strict=True):
             lane.update(zip(here, found, strict=True))
         if on_progress:
             on_progress(len(answers[0]), len(order))
     return [[lane[index] for index in range(len(prompts))] for lane in answers]
 
 
-def _answer_group(writer: _Writer, prompts: list[Sequence[int]], max_new_tokens: int, eos_id: int | None) -> list[list[list[int]]]:
+def _answer_group(writer: _Writer, prompts: list[Sequence[int]], max_new_tokens: int, stops: Collection[int]) -> list[list[list[int]]]:
     size = _group_size(len(prompts), writer.room)
     answers = [[[token] for token in lane] for lane in writer.read(prompts, size)]
     alive = [[*range(len(prompts))] for _ in answers]  # which answer each row of a lane belongs to
     for _ in range(max_new_tokens - 1):
-        going = [[place for place, index in enumerate(rows) if answer[index][-1] != eos_id] for answer, rows in zip(answers, alive, strict=True)]
+        going = [[place for place, index in enumerate(rows) if answer[index][-1] not in stops] for answer, rows in zip(answers, alive, strict=True)]
         if not any(going):
             break
         smaller = _group_size(max(map(len, going)), writer.room)
@@ -178,7 +178,7 @@ def _answer_group(writer: _Writer, prompts: list[Sequence[int]], max_new_tokens:
             size = smaller
         for answer, rows, tokens in zip(answers, alive, writer.write(size), strict=True):
             for index, token in zip(rows, tokens, strict=False):
-                if answer[index][-1] != eos_id:
+                if answer[index][-1] not in stops:
                     answer[index].append(token)
     return answers
 

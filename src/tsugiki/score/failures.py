@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from tsugiki.score.japanese import normalise
+from tsugiki.data.text import normalise
 
 FailureClass = Literal["right", "right_after_normalisation", "another_candidate", "contains_candidate", "outside", "empty", "repetition", "no_eos", "truncated"]
 CLASSES: tuple[FailureClass, ...] = get_args(FailureClass)

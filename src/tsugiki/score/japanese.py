@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 
 from tsugiki.errors import ConfigError
-
-
-def normalise(text: str) -> str:
-    """NFKC, then white space off both ends: the rule under which an answer matches."""
-    return unicodedata.normalize("NFKC", text).strip()
 
 
 def _need(package: str) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tsugiki.score.japanese import normalise, versions
+from tsugiki.data.text import normalise
+from tsugiki.score.japanese import versions
 from tsugiki.score.rules import ROUGE_TYPES, SUMMARY_RULES
 
 RESAMPLES = 2000

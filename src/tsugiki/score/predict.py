@@ -6,8 +6,7 @@ p p p p p p | a a a e
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from tsugiki.data.batch import longest_first
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
 from tsugiki.model.capture import takes_captured
 from tsugiki.model.loading import Numerics
+from tsugiki.model.look import cache_argument, look_of
 from tsugiki.model.lora import bank_of
 from tsugiki.score.decode import generate_lanes, rows_at_once
 from tsugiki.score.failures import FailureClass, classify
@@ -41,8 +41,13 @@ class Prediction:
 
 
 @torch.inference_mode()
-def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
-    """Greedy continuations of one batch, without the end mark's successors; an answer that ended closes with `eos_id`."""
+def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stops: Collection[int], pad_id: int) -> list[list[int]]:
+    """Greedy continuations of one batch, without what follows an end; an answer that ended closes with one of `stops`.
+
+    Over a cache, padded on the left; a model that a cache or padding changes (`look_of`) is asked for each token anew, without either.
+    """
+    if not look_of(model).cached:
+        return _generate_plainly(model, prompts, max_new_tokens, stops)
     device = next(model.parameters()).device
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), pad_id, dtype=torch.long)
@@ -53,7 +58,7 @@ def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens
     ids, mask = ids.to(device), mask.to(device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    kept = {_cache_argument(model): cache, "use_cache": True, "logits_to_keep": 1}
+    kept = {cache_argument(model): cache, "use_cache": True, "logits_to_keep": 1}
     answers: list[list[int]] = [[] for _ in prompts]
     alive = torch.arange(len(prompts))
     for _ in range(max_new_tokens):
@@ -62,7 +67,7 @@ def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens
         host = chosen.tolist()
         for row, token in zip(alive.tolist(), host, strict=True):
             answers[row].append(token)
-        going = torch.tensor([place for place, token in enumerate(host) if token != eos_id], dtype=torch.long)
+        going = torch.tensor([place for place, token in enumerate(host) if token not in stops], dtype=torch.long)
         if not len(going):
             break
         if len(going) < len(host):
@@ -76,9 +81,21 @@ def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens
     return answers
 
 
-def _cache_argument(model: Any) -> str:
-    """transformers renamed `past_key_values` to `cache` in 5.2x; both are in use under our lowest and newest version."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+def _generate_plainly(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int]) -> list[list[int]]:
+    """One full pass a token over rows of equal length: right for any causal model, and slow."""
+    device = next(model.parameters()).device
+    answers: list[list[int]] = [[] for _ in prompts]
+    for _ in range(max_new_tokens):
+        by_length: dict[int, list[int]] = {}
+        for row, answer in enumerate(answers):
+            if not answer or answer[-1] not in stops:
+                by_length.setdefault(len(prompts[row]) + len(answer), []).append(row)
+        for rows in by_length.values():
+            ids = torch.tensor([[*prompts[row], *answers[row]] for row in rows], device=device)
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, -1]
+            for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
+                answers[row].append(token)
+    return answers
 
 
 def predict(model: Any, tokenizer: Any, rows: Sequence[Tokens], *, max_new_tokens: int, config: ScoreConfig, numerics: Numerics) -> list[Prediction]:
@@ -105,13 +122,13 @@ def predict_lanes(
         RunError: `score.decode = "captured"` was asked for and does not exist here.
     """
     prompts = [row.prompt_ids for row in rows]
-    eos_id = tokenizer.eos_token_id
+    stops = rows[0].ending.stops if rows else frozenset()
     bank = bank_of(model)
     lanes = 1 if bank is None else len(bank.shares)
     if takes_captured(config.decode, "score.decode", model, next(model.parameters()).device, numerics):
         batch = config.batch or CAPTURED_BATCH
         answers = generate_lanes(
-            model, prompts, lanes=lanes, max_new_tokens=max_new_tokens, batch=batch, eos_id=eos_id, numerics=numerics, on_progress=on_progress
+            model, prompts, lanes=lanes, max_new_tokens=max_new_tokens, batch=batch, stops=stops, numerics=numerics, on_progress=on_progress
         )
     else:
         pad_id, batch = pad_id_of(tokenizer), config.batch or PLAIN_BATCH
@@ -119,7 +136,7 @@ def predict_lanes(
         for lane in range(lanes):
             with nullcontext() if bank is None else bank.only(lane):
                 answers.append(
-                    _generate_in_batches(model, prompts, max_new_tokens, batch, eos_id=eos_id, pad_id=pad_id, numerics=numerics, on_progress=on_progress)
+                    _generate_in_batches(model, prompts, max_new_tokens, batch, stops=stops, pad_id=pad_id, numerics=numerics, on_progress=on_progress)
                 )
     return [[_prediction(tokenizer, row, ids) for row, ids in zip(rows, lane, strict=True)] for lane in answers]
 
@@ -130,7 +147,7 @@ def _generate_in_batches(
     max_new_tokens: int,
     batch: int,
     *,
-    eos_id: int,
+    stops: Collection[int],
     pad_id: int,
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None,
@@ -140,7 +157,7 @@ def _generate_in_batches(
     answers: dict[int, list[int]] = {}
     for here in longest_first([len(prompt) for prompt in prompts], partial(rows_at_once, batch)):
         with numerics.autocast(device):
-            generated = generate_ids(model, [prompts[i] for i in here], max_new_tokens=max_new_tokens, eos_id=eos_id, pad_id=pad_id)
+            generated = generate_ids(model, [prompts[i] for i in here], max_new_tokens=max_new_tokens, stops=stops, pad_id=pad_id)
         answers.update(zip(here, generated, strict=True))
         if on_progress:
             on_progress(len(answers), len(prompts))
@@ -148,7 +165,7 @@ def _generate_in_batches(
 
 
 def _prediction(tokenizer: Any, row: Tokens, ids: list[int]) -> Prediction:
-    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    ended = bool(ids) and ids[-1] in row.ending.stops
     text = answer_text(tokenizer, row.prompt_ids, ids[:-1] if ended else ids)
     example = row.example
     failure = classify(text, example.target, example.candidates, ended=ended, was_cut=row.was_cut)

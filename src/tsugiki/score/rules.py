@@ -17,7 +17,8 @@ from importlib.metadata import version
 from typing import Any
 
 from tsugiki.errors import ConfigError, did_you_mean
-from tsugiki.score.japanese import clean_for_rouge, normalise, segment, segment_ipadic
+from tsugiki.data.text import normalise
+from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 Values = dict[str, float]

@@ -12,8 +12,8 @@ from typing import Literal, get_args
 
 import torch
 
-from tsugiki.data.prompts import answer_text, pad_id_of, prompt_ids_of
-from tsugiki.data.tasks import load_task
+from tsugiki.data.prompts import answer_text, ending_of, pad_id_of, prompt_ids_of
+from tsugiki.data.tasks import CHAT, load_task
 from tsugiki.errors import ModelError
 from tsugiki.model.export import export_adapter, merge_adapter, refuse_filled
 from tsugiki.model.lora import grafted_of
@@ -37,14 +37,13 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
             raise ModelError(
                 f"prompt “{prompt[:30]}”: has {len(one)} tokens; from 1 to {base.max_positions - max_new_tokens} fit beside {max_new_tokens} new ones"
             )
-    eos = tokenizer.eos_token_id
-    pad = pad_id_of(tokenizer)
+    pad, stops = pad_id_of(tokenizer), ending_of(tokenizer, chat=record.config.task.format == CHAT, stops=base.stops).stops
     batch = record.config.score.batch or PLAIN_BATCH
     answers: list[list[int]] = []
     with base.numerics.autocast(base.device):
         for start in range(0, len(ids), batch):
-            answers += generate_ids(base.model, ids[start : start + batch], max_new_tokens=max_new_tokens, eos_id=eos, pad_id=pad)
-    return [answer_text(tokenizer, prompt, [i for i in answer if i != eos]) for prompt, answer in zip(ids, answers, strict=True)]
+            answers += generate_ids(base.model, ids[start : start + batch], max_new_tokens=max_new_tokens, stops=stops, pad_id=pad)
+    return [answer_text(tokenizer, prompt, answer[:-1] if answer[-1:] and answer[-1] in stops else answer) for prompt, answer in zip(ids, answers, strict=True)]
 
 
 def export_run(record: RunRecord, folder: Path) -> None:

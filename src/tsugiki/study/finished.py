@@ -14,7 +14,8 @@ from tsugiki.data.tasks import load_task, refuse_leak
 from tsugiki.errors import RunError
 from tsugiki.model.export import import_adapter
 from tsugiki.model.loading import Base, find_base, load_base
-from tsugiki.study.inputs import Listener, tokens_of, with_data
+from tsugiki.study.inputs import SEMANTICS, Listener, tokens_of, with_data
+from tsugiki.study.preflight import look_at_rows
 from tsugiki.study.run import make_lanes, score_part
 from tsugiki.study.store import Run, RunRecord, read_record
 from tsugiki.train.captured import open_step
@@ -37,13 +38,21 @@ def score_run(record: RunRecord, part: str, listener: Listener = Listener()) -> 
         return record
     if record.status != "done":
         raise RunError(f"{record.folder}: {_why_not_done(record)}")
+    if record.semantics != SEMANTICS:
+        raise RunError(
+            f"{record.folder}: was trained by an earlier version of tsugiki, where answers ended and rows were drawn by other rules (semantics "
+            f"{record.semantics}, now {SEMANTICS}). What it scored is kept; to score more, give its run or study command again"
+        )
     task = load_task(record.config.task)
     if part != "train":
         refuse_leak(task, record.happened["trained_on"], part)
     if with_data(task) != {key: record.with_what[key] for key in ("task_sha256", "data")}:
         raise RunError(f"{record.folder}: the task file or its data changed since this run was trained. Run it again to score it")
     base = load_trained(record)
-    score_part(base, task, record.config, part, tokens_of(base, task, record.config, part), Run(record.folder), listener)
+    rows = tokens_of(base, task, record.config, part)
+    for note in look_at_rows(base.source.folder, base.tokenizer, task, {part: rows}, record.config, vocab_rows=base.vocab_rows):
+        listener.note(note)
+    score_part(base, task, record.config, part, rows, Run(record.folder), listener)
     return read_record(record.folder)
 
 
@@ -66,7 +75,8 @@ def load_trained(record: RunRecord) -> Base:
     config = record.config
     source = find_base(config.model, config.method, config.train.precision)
     kept = (record.with_what["model_sha256"], record.with_what["settings_sha256"])
-    if kept != (source.checksum, source.settings_checksum):
+    settings = source.settings_checksum if record.semantics == SEMANTICS else kept[1]  # was taken over other files then
+    if kept != (source.checksum, settings):
         was, now = kept[0][:12], source.checksum[:12]
         raise RunError(f"{record.folder}: was trained over weights of sha256 {was}; {source.folder} has changed since (now {now}), or its tokenizer has")
     base = load_base(source)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tsugiki.config import RunConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.export import import_adapter
+from tsugiki.model.export import import_adapter, read_adapter
 from tsugiki.model.loading import Base, num_parameters
 from tsugiki.study.store import Run
 from tsugiki.train.meter import Measurement, device_name
@@ -32,11 +33,24 @@ def adapter_checksum(config: RunConfig) -> dict[str, str]:
     return {"adapter_sha256": total.hexdigest()}
 
 
-def attach_imported(base: Base, config: RunConfig, run: Run, study: str | None) -> None:
-    """Puts the adapter on the base, keeps a copy in the run folder, and records what it is."""
+def other_base(config: RunConfig) -> str | None:
+    """What to tell of an adapter that names another base than the one it is put on; None where there is nothing to say."""
+    assert config.adapter is not None, "only for runs that name an adapter"
+    named = read_adapter(Path(config.adapter))[0].get("base_model_name_or_path")
+    here = {Path(config.model.path).name, config.model.label}
+    if not named or Path(str(named)).name in here:
+        return None
+    return f"{config.adapter}: says that it was made for {named}, and is put on {config.model.path}: of another base its score says nothing"
+
+
+def attach_imported(base: Base, config: RunConfig, run: Run, study: str | None, *, begin: Callable[[], None], note: Callable[[str], None]) -> None:
+    """Puts the adapter on the base, keeps a copy in the run folder, and records what it is. `begin` is called when the adapter is known to fit."""
     assert config.adapter is not None, "only for runs that name an adapter"
     size = num_parameters(base.model)
     grafted = import_adapter(base.model, Path(config.adapter))
+    if (said := other_base(config)) is not None:
+        note(said)
+    begin()
     _keep_copy(Path(config.adapter), run.folder / "adapter")
     trainable = sum(parameter.numel() for parameter in grafted.parameters.values())
     lora = grafted.config

@@ -12,11 +12,17 @@ import torch
 
 import tsugiki
 from tsugiki.config import RunConfig
-from tsugiki.data.prompts import Tokens, check_tokenizer, tokenize
-from tsugiki.data.tasks import SPLITS, Task, task_digest
+from tsugiki.data.prompts import TEMPLATE_DATE, Tokens
+from tsugiki.data.tasks import CHAT, SPLITS, Task, task_digest
 from tsugiki.model.loading import Base, BaseSource
+from tsugiki.study.preflight import rows_of
 from tsugiki.train.engine import Progress
 from tsugiki.train.meter import device_name
+
+
+# What the same words in a configuration mean. Raised whenever ids, ends, drawn rows or scores of the same inputs change: a run of an
+# earlier meaning is shown, and never taken as finished. 2 (2026-11): ends and control tokens, rows drawn by a seed, files that name a run.
+SEMANTICS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,7 @@ class Listener:
 def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
     """Everything a result depends on besides the configuration."""
     return {
+        "semantics": SEMANTICS,
         "model_sha256": source.checksum,
         "settings_sha256": source.settings_checksum,
         **with_data(task),
@@ -49,6 +56,7 @@ def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "rows": {part: len(task.examples[part]) for part in SPLITS},
         "task": {"name": task.name, "version": task.version, "split": task.split, "format": task.format},
+        **({"template_date": TEMPLATE_DATE.date().isoformat()} if task.format == CHAT else {}),
         "versions": {
             "python": platform.python_version(),
             "tsugiki": tsugiki.__version__,
@@ -62,10 +70,10 @@ def with_data(task: Task) -> dict[str, Any]:
     return {"task_sha256": task_digest(task), "data": {part: dict(task.files[part]) for part in SPLITS}}
 
 
-def tokens_of(base: Base, task: Task, config: RunConfig, part: str) -> list[Tokens]:
-    vocab_size = base.model.get_input_embeddings().weight.shape[0]
-    check_tokenizer(base.tokenizer, vocab_size)
-    return tokenize(base.tokenizer, task, task.examples[part], longest_of(base, config), config.score.max_new_tokens)
+def tokens_of(base: Base, task: Task, config: RunConfig, part: str, left_out: list[str] | None = None) -> list[Tokens]:
+    """The rows of one part as ids: see `preflight.rows_of`."""
+    longest = longest_of(base, config)
+    return rows_of(base.tokenizer, task, config, part, longest=longest, vocab_rows=base.vocab_rows, stops=base.stops, left_out=left_out)
 
 
 def longest_of(base: Base, config: RunConfig) -> int:

@@ -12,13 +12,18 @@ from tsugiki.config import ModelChoice, RunConfig, TaskChoice
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
 from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task, refuse_leak
 from tsugiki.errors import ConfigError, did_you_mean
-from tsugiki.model.layouts import find_places
-from tsugiki.model.loading import load_tokenizer, num_parameters, resolve, weight_files
+from tsugiki.model.capture import why_plain
+from tsugiki.model.export import import_adapter
+from tsugiki.model.folder import resolve, stop_ids_of
+from tsugiki.model.loading import find_base, load_base, load_tokenizer, max_positions_of, num_parameters, read_model
+from tsugiki.model.look import look_of
+from tsugiki.model.lora import adapted_places, detach
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.cells import builtin_studies, expand, parse_study
-from tsugiki.study.imported import adapter_checksum
+from tsugiki.study.imported import adapter_checksum, other_base
 from tsugiki.study.notes import leak_notes
+from tsugiki.study.preflight import look_at_rows, rows_of
 from tsugiki.toml import beside, is_task_file, override, parse, read_toml
 
 
@@ -33,9 +38,10 @@ def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -
         for example in examples:
             yield f"{example.id}: {render(task.template, example)}→ {example.target}"
         return
-    tokenizer = load_tokenizer(resolve(ModelChoice(path=model)))
+    folder = resolve(ModelChoice(path=model))
+    tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer)
-    for row in tokenize(tokenizer, task, examples, 2048):
+    for row in tokenize(tokenizer, task, examples, 2048, stops=stop_ids_of(folder)):
         yield from show_tokens(tokenizer, row)
 
 
@@ -70,8 +76,11 @@ def _named(path: Path) -> Path:
     return known.get(str(path), path)
 
 
-def check_file(path: Path, changes: Sequence[str] = ()) -> Iterator[str]:
-    """Checks a task, run or study file and all it names; yields what was found in order. Raises the first error."""
+def check_file(path: Path, changes: Sequence[str] = (), *, load: bool = False) -> Iterator[str]:
+    """Checks a task, run or study file and all it names; yields what was found in order. Raises the first error.
+
+    Without weights all is looked at that does not need them; with `load` the models are loaded too, and all is refused that a run refuses.
+    """
     path = _named(path)
     given = beside(override(read_toml(path), changes), path.parent)
     if is_task_file(given):
@@ -91,8 +100,8 @@ def check_file(path: Path, changes: Sequence[str] = ()) -> Iterator[str]:
         yield describe(task)
         yield from overlaps(task)
     for choice in {config.model: None for config in configs}:
-        yield from _check_model(choice, [config for config in configs if config.model == choice], tasks)
-    yield "ok"
+        yield from _check_model(choice, [config for config in configs if config.model == choice], tasks, load)
+    yield "ok" if load else "ok (as far as can be seen without loading the weights; --load does that too)"
 
 
 def _check_task(choice: TaskChoice) -> Task:
@@ -108,28 +117,53 @@ def _check_task(choice: TaskChoice) -> Task:
     return task
 
 
-def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mapping[TaskChoice, Task]) -> Iterator[str]:
-    """Tokenizer, weight files, LoRA targets and the length of every row, without loading the weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mapping[TaskChoice, Task], load: bool) -> Iterator[str]:
+    """Tokenizer, names and sizes of all tensors, LoRA targets, adapters and every row as ids; with `load` the weights themselves."""
     folder = resolve(choice)
-    weight_files(folder)
     tokenizer = load_tokenizer(folder)
-    settings = AutoConfig.from_pretrained(folder)
-    check_tokenizer(tokenizer, settings.vocab_size)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings)
+    model = read_model(folder, torch.float32, only_names=True)
+    vocab_rows = int(model.get_input_embeddings().weight.shape[0])
+    for config in {c.adapter: c for c in configs if c.adapter is not None}.values():
+        adapter_checksum(config)
+        if (said := other_base(config)) is not None:
+            yield f"  note: {said}"
+        import_adapter(model, Path(str(config.adapter)))
+        detach(model)
+    for lora in {config.lora for config in configs if config.lora}:
+        adapted_places(model, lora)
+    seen: dict[tuple[Any, ...], None] = {}
     for config in configs:
-        if config.adapter is not None:
-            adapter_checksum(config)
-    for targets in {config.lora.targets for config in configs if config.lora}:
-        find_places(model, targets)
-    positions = getattr(settings, "max_position_embeddings", None) or 2**31
-    for task, longest, new in {(c.task, min(c.train.max_length, positions), c.score.max_new_tokens) for c in configs}:
-        for part in SPLITS:
-            tokenize(tokenizer, tasks[task], tasks[task].examples[part], longest, new)
-    yield f"model {choice.label}: {len(tokenizer):,} pieces, end mark {tokenizer.eos_token}, {num_parameters(model) / 1e6:,.1f} M parameters"
+        longest = min(config.train.max_length, max_positions_of(model.config))
+        key = (config.task, longest, config.score.max_new_tokens, config.train.long_rows)
+        if key not in seen:
+            seen[key] = None
+            for note in _check_rows(folder, tokenizer, tasks[config.task], config, longest, vocab_rows):
+                yield f"  note: {tasks[config.task].name}, {note}"
+    yield f"model {choice.label}: {len(tokenizer):,} pieces, {_ends_of(folder, tokenizer)}, {num_parameters(model) / 1e6:,.1f} M parameters"
     yield from tokenizer_notes(folder, tokenizer, _lines_of(tasks.values()))
+    if load:
+        for method, precision in {(config.method, config.train.precision): None for config in configs}:
+            source = find_base(choice, method, precision)
+            base = load_base(source)
+            yield f"model {choice.label} for {method}: loaded, its weights in {source.numerics.base}, products in {source.numerics.compute}, {source.device}"
+            if not look_of(base.model).cached:
+                yield "  note: answers are written without a cache, one full pass a token: this model's cache or padding changes them"
+            if (said := why_plain(base.model, base.device, base.numerics, "auto")) is not None:
+                yield f"  note: {said}"
+
+
+def _ends_of(folder: Path, tokenizer: Any) -> str:
+    ids = sorted({tokenizer.eos_token_id, *stop_ids_of(folder)})
+    return f"answers end at {' '.join(str(piece) for piece in tokenizer.convert_ids_to_tokens(ids))}"
+
+
+def _check_rows(folder: Path, tokenizer: Any, task: Task, config: RunConfig, longest: int, vocab_rows: int) -> list[str]:
+    left_out: list[str] = []
+    rows = {
+        part: rows_of(tokenizer, task, config, part, longest=longest, vocab_rows=vocab_rows, stops=stop_ids_of(folder), left_out=left_out) for part in SPLITS
+    }
+    notes = look_at_rows(folder, tokenizer, task, rows, config, vocab_rows=vocab_rows)
+    return [*notes, f"train: {len(left_out)} rows do not fit into {longest} tokens and are left out"] if left_out else notes
 
 
 def _lines_of(tasks: Iterable[Task], most: int = 1000) -> list[str]:

@@ -25,14 +25,16 @@ import torch
 from tsugiki.config import RunConfig
 from tsugiki.data.batch import num_steps
 from tsugiki.data.prompts import Tokens, pad_id_of
-from tsugiki.data.tasks import Task, load_task, refuse_leak
+from tsugiki.data.tasks import Task, drawn, load_task, refuse_leak
 from tsugiki.errors import RunError
+from tsugiki.model.capture import why_plain
 from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_parameters, why_fp32
 from tsugiki.model.lora import attach_lanes, detach
 from tsugiki.score.evaluate import Evaluation, evaluate_lanes
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.imported import adapter_checksum, attach_imported
 from tsugiki.study.inputs import Listener, longest_of, tokens_of, with_what
+from tsugiki.study.preflight import look_at_rows
 from tsugiki.study.store import Run, RunBusy, RunRecord, Store
 from tsugiki.train.captured import open_step
 from tsugiki.train.checkpoint import latest_checkpoint, read_state, save_checkpoint, step_of
@@ -53,6 +55,8 @@ class _Group:
     base: Base
     rows: list[Tokens]
     validation: list[Tokens]
+    watched: list[Tokens]  # of validation, those that are answered during training
+    noted: Mapping[str, Any]  # what the look before the first step found: for the record
     what: Mapping[str, Any]
     store: Store
     listener: Listener
@@ -108,14 +112,29 @@ def run_group(
     wanted = [config for config, run in runs.items() if run.status in UNFINISHED]
     if wanted:
         check_ready(task.spec.metric)
-        if (said := why_fp32(first.train.precision, source.numerics, source.device)) is not None:
-            listener.note(said)
-        base = load_base(source)
-        rows, validation = (tokens_of(base, task, first, part) for part in ("train", "validation"))
-        shared: dict[str, Any] = {"task": task, "source": source, "base": base, "rows": rows, "validation": validation, "what": what}
+        shared = {**_prepare(task, source, first, listener), "what": what}
         group = _Group(**shared, store=store, listener=listener, alone=alone, study=study, skip_busy=skip_busy, prune=prune)
         _run_all(group, wanted, lanes)
     return [runs[config].record() for config in configs if not (skip_busy and runs[config].status == "new")]
+
+
+def _prepare(task: Task, source: BaseSource, first: RunConfig, listener: Listener) -> dict[str, Any]:
+    """Loads model and tokenizer, makes ids of the rows, and says what a look at them found; what must not be trained on is refused here."""
+    if (said := why_fp32(first.train.precision, source.numerics, source.device)) is not None:
+        listener.note(said)
+    base = load_base(source)
+    left_out: list[str] = []
+    rows, validation = (tokens_of(base, task, first, part, left_out) for part in ("train", "validation"))
+    notes = look_at_rows(source.folder, base.tokenizer, task, {"train": rows, "validation": validation}, first, vocab_rows=base.vocab_rows)
+    if left_out:
+        notes.append(f"train: {len(left_out)} rows do not fit into {longest_of(base, first)} tokens and are left out (first: row {left_out[0]})")
+    notes += [said for said in (why_plain(base.model, base.device, base.numerics, first.train.step),) if said is not None]
+    for note in notes:
+        listener.note(note)
+    ends = base.tokenizer.convert_ids_to_tokens(sorted(rows[0].ending.stops))
+    noted = {"notes": notes, "left_out": len(left_out), "ends": ends}
+    few = min(first.score.during_rows, len(validation))
+    return {"task": task, "source": source, "base": base, "rows": rows, "validation": validation, "watched": drawn(validation, few), "noted": noted}
 
 
 def group_key(config: RunConfig) -> RunConfig:
@@ -126,7 +145,7 @@ def group_key(config: RunConfig) -> RunConfig:
         return config
     if config.method == "full":
         return config.model_copy(update={"train": config.train.model_copy(update=free)})
-    kept = {name: getattr(config.train, name) for name in ("max_length", "precision", "step")}
+    kept = {name: getattr(config.train, name) for name in ("max_length", "long_rows", "precision", "step")}
     return config.model_copy(update={"lora": None, "train": type(config.train)(learning_rate=1.0, **free, **kept)})
 
 
@@ -201,9 +220,8 @@ def _run_together(group: _Group, configs: list[RunConfig]) -> None:
 
 
 def _score_imported(group: _Group, config: RunConfig, run: Run) -> None:
-    run.begin(config, group.what)
-    attach_imported(group.base, config, run, group.study)
-    run.update(max_length=longest_of(group.base, config))
+    attach_imported(group.base, config, run, group.study, begin=lambda: run.begin(config, group.what), note=group.listener.note)
+    run.update(max_length=longest_of(group.base, config), **group.noted)
     score_part(group.base, group.task, config, "validation", group.validation, run, group.listener)
     run.update(status="done")
 
@@ -215,7 +233,7 @@ def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -
     for lane, config, run in zip(lanes, configs, runs, strict=True):
         run.begin(config, group.what)
         total = size + (lane.num_trainable if config.lora else 0)
-        run.update(status="running", study=group.study, trainable=lane.num_trainable, total=total, steps=lane.steps, max_length=longest_of(base, config))
+        run.update(status="running", study=group.study, trainable=lane.num_trainable, total=total, steps=lane.steps, max_length=longest_of(base, config), **group.noted)
         lane.visits = frozenset([*watch_steps(lane.steps, config.score.during), *rungs(group, lane.steps), *group.heirs.get(config, {})])
         kept = latest_checkpoint(run.checkpoints)
         if kept is not None and step_of(kept) < lane.steps:
@@ -292,7 +310,7 @@ def _visit(group: _Group, step: Any, known: Mapping[Lane, tuple[RunConfig, Run]]
         return
     score = known[watched[0].lane][0].score
     with step.paused():
-        evaluations = evaluate_lanes(group.base, group.task.spec, "validation", group.validation[: score.during_rows], score)
+        evaluations = evaluate_lanes(group.base, group.task.spec, "validation", group.watched, score)
     found = dict(zip(known, evaluations, strict=True))
     for visit in watched:  # adds one line to `during.json`: score and failure classes after so many steps
         run, step_now = known[visit.lane][1], visit.lane.step

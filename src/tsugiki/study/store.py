@@ -22,7 +22,7 @@ from tsugiki.errors import RunError
 from tsugiki.toml import parse
 
 # What names a run besides its configuration.
-NAMING = ("model_sha256", "settings_sha256", "task_sha256", "data", "numerics", "device_type", "adapter_sha256")
+NAMING = ("semantics", "model_sha256", "settings_sha256", "task_sha256", "data", "numerics", "device_type", "adapter_sha256")
 
 
 class RunBusy(RunError):
@@ -41,6 +41,11 @@ class RunRecord:
     @property
     def status(self) -> str:
         return str(self.happened.get("status", "running"))
+
+    @property
+    def semantics(self) -> int:
+        """By which rules it was made: see `inputs.SEMANTICS`."""
+        return int(self.with_what.get("semantics", 1))
 
     def evaluation(self, part: str) -> Mapping[str, Any] | None:
         return self.happened.get("evaluations", {}).get(part)
