@@ -56,7 +56,11 @@ def test_a_module_keeps_the_house_rules(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert (node.end_lineno or 0) - node.lineno + 1 <= 60, f"{node.name} does not fit a screen"
-    for forbidden in ("trust_remote_code", "pickle", "weights_only=False", "shell=True"):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("from_pretrained", "from_config"):
+            given = [one.value for one in node.keywords if one.arg == "trust_remote_code"]
+            assert all(isinstance(value, ast.Constant) and value.value is False for value in given), f"line {node.lineno}: code of others"
+            assert given, f"line {node.lineno}: transformers asks whether to run code of others, unless trust_remote_code=False"
+    for forbidden in ("pickle", "weights_only=False", "shell=True"):
         assert forbidden not in text
 
 

@@ -65,7 +65,7 @@ def test_the_built_in_model_loads_and_writes_with_the_network_blocked(tmp_path: 
         "def refuse(*a, **k): raise OSError('network is blocked')\n"
         "socket.socket.connect = refuse; socket.create_connection = refuse; socket.getaddrinfo = refuse\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "from tsugiki.model.loading import BUILTIN\n"
+        "from tsugiki.model.folder import BUILTIN\n"
         "tokenizer = AutoTokenizer.from_pretrained(BUILTIN); model = AutoModelForCausalLM.from_pretrained(BUILTIN)\n"
         "ids = tokenizer('今日は', return_tensors='pt').input_ids\n"
         "print(tokenizer.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0]))\n"

@@ -26,8 +26,7 @@ LongRows = Literal["refuse", "leave_out"]
 
 
 def _a_number(given: Any) -> Any:
-    """TOML's true is no number, though Python counts it as 1."""
-    if isinstance(given, bool):
+    if isinstance(given, bool):  # which Python counts as 1
         raise ValueError(f"must be a number, got {str(given).lower()}")
     return given
 
@@ -37,7 +36,7 @@ Positive = Annotated[int, IsNumber, Field(gt=0, le=10**9)]
 Count = Annotated[int, IsNumber, Field(ge=0, le=10**9)]
 Seed = Annotated[int, IsNumber, Field(ge=0, lt=2**32)]
 Share = Annotated[float, IsNumber, Field(ge=0, le=1)]
-Above0 = Annotated[float, IsNumber, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Above0 = Annotated[float, IsNumber, Field(gt=0, le=1e20, allow_inf_nan=False)]
 
 
 class Record(BaseModel):
@@ -111,9 +110,7 @@ class TaskSpec(Record):
     cut: str | None = None
     cut_chars: Positive | None = None
     max_new_tokens: Positive
-    messages: str | None = Field(
-        None, description="column of conversations [{role, content}, …]: every assistant turn is an answer, what stands before it the prompt"
-    )
+    messages: str | None = Field(None, description="column of conversations [{role, content}, …]: every assistant turn is an answer")
     formats: dict[str, str]
     default_format: str = "paper"
     files: dict[str, FileSpec] = {}
@@ -140,7 +137,7 @@ class TaskSpec(Record):
             raise ValueError("labels: needed by kind = classification, and by no other")
         if len({unicodedata.normalize("NFKC", word).strip() for word in self.labels.values()}) < len(self.labels):
             raise ValueError("labels: two labels share one word (after NFKC and without spaces around), so answers could not be told apart")
-        if not all(word.strip() for word in self.labels.values()):
+        if not all(map(str.strip, self.labels.values())):
             raise ValueError("labels: a label's word is empty")
         if (self.kind == "choice") != bool(self.choices):
             raise ValueError("choices: needed by kind = choice, and by no other")
@@ -396,8 +393,8 @@ class StudySpec(Record):
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
     train: dict[str, Any] = Field({}, description="settings shared by every cell")
     score: ScoreConfig = ScoreConfig()
-    margin: Annotated[float, IsNumber, Field(gt=0, lt=100)] = Field(2.0, description="points of 100 within which two methods count as equal: fix it before you run")
+    margin: Annotated[float, IsNumber, Field(gt=0, lt=100)] = Field(2.0, description="points of 100 within which methods count as equal: fix it before")
     lanes: Positive | None = Field(None, description="adapters trained in one pass over their base (default: as many as a CUDA device holds; 1 on a CPU)")
-    seeds: Annotated[int, IsNumber, Field(gt=0, le=1000)] = Field(1, description="seeds that the chosen cells are trained with; the grid is searched with the first")
+    seeds: Annotated[int, IsNumber, Field(gt=0, le=1000)] = Field(1, description="seeds of the chosen cells; the grid is searched with the first")
     answers_shown: Count = Field(3, description="test examples shown with every method's answer; 0 where the texts may not be passed on")
     reference_rows: bool = Field(False, description="quote the paper's own figures under the table")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests import tiny
 from tsugiki.config import TaskChoice
 from tsugiki.data.batch import IGNORED, Order, collate
-from tsugiki.data.prompts import Tokens, answer_text, check_tokenizer, prompt_ids_of, render, target_ids_of, tokenize_one
+from tsugiki.data.prompts import Tokens, answer_text, check_ids, check_tokenizer, prompt_ids_of, render, target_ids_of, tokenize_one
 from tsugiki.data.tasks import Example, Task, load_task
 from tsugiki.errors import DataError, ModelError
 
@@ -84,8 +84,13 @@ def test_a_tokenizer_without_an_end_mark_is_refused() -> None:
     bare.eos_token = None
     with pytest.raises(ModelError, match="no end mark"):
         check_tokenizer(bare)
-    with pytest.raises(ModelError, match="do not belong together"):
-        check_tokenizer(WITH_SEP, vocab_size=10)
+
+
+def test_an_id_that_the_model_has_no_row_for_is_refused_where_it_occurs() -> None:
+    row = Tokens(example=Example(id="r7", fields={}, target="x"), prompt_ids=(5, 9), target_ids=(6, 2))
+    check_ids(WITH_SEP, [row], 10)
+    with pytest.raises(ModelError, match=r"row r7 holds .* \(id 9\), but the model has 9 rows: they do not belong together"):
+        check_ids(WITH_SEP, [row], 9)
 
 
 @given(rows=st.integers(1, 40), batch=st.integers(1, 9), seed=st.integers(0, 5))

@@ -104,18 +104,6 @@ def test_a_mask_drops_the_right_share_and_keeps_the_mean() -> None:
     assert by_feature.std().item() < 0.02
 
 
-def test_a_model_that_scales_its_logits_afterwards_is_refused() -> None:
-    """The loss reads the output layer itself: Gemma 2's soft cap or Granite's scaling would be missed in training."""
-    from tsugiki.model.loading import _refuse_scaled_logits
-
-    _refuse_scaled_logits(tiny.llama().config)
-    for name, value in (("final_logit_softcapping", 30.0), ("logits_scaling", 8.0), ("logit_scale", 0.0625)):
-        config = tiny.llama().config
-        setattr(config, name, value)
-        with pytest.raises(ModelError, match=f"{name} = {value} is not implemented"):
-            _refuse_scaled_logits(config)
-
-
 def test_an_unknown_device_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from tsugiki.errors import RunError
     from tsugiki.model.loading import pick_device

@@ -108,7 +108,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"), ({"lora_alpha": 0}, "lora_alpha = 0 must be above 0")],
+    [({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"), ({"lora_alpha": 0}, "lora_alpha = 0 must be above 0, and a number")],
 )
 def test_what_would_be_scored_wrongly_is_refused_by_name(change: dict, said: str, tmp_path: Path) -> None:
     export_adapter(grafted("llama", "q+v"), tmp_path, "tiny")

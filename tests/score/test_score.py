@@ -11,11 +11,11 @@ from tests import tiny
 from tsugiki.config import ScoreConfig
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Example
+from tsugiki.data.text import normalise
 from tsugiki.errors import RunError
 from tsugiki.model.loading import Numerics
 from tsugiki.score.decode import generate_all
 from tsugiki.score.failures import classify, repeats
-from tsugiki.data.text import normalise
 from tsugiki.score.japanese import clean_for_rouge, segment
 from tsugiki.score.metrics import chance_baseline, interval, lead_baseline, majority_baseline, paired_difference, rouge, score, signature
 from tsugiki.score.predict import generate_ids, predict
@@ -118,7 +118,7 @@ def test_rows_that_end_are_retired_and_order_is_kept() -> None:
     model = tiny.llama(seed=1)
     free = generate_ids(model, [[5, 6], [7, 8, 9]], max_new_tokens=6, stops=(), pad_id=3)
     eos = free[0][1]
-    stopped = generate_ids(model, [[5, 6], [7, 8, 9]], max_new_tokens=6, eos_id=eos, pad_id=3)
+    stopped = generate_ids(model, [[5, 6], [7, 8, 9]], max_new_tokens=6, stops=(eos,), pad_id=3)
     assert stopped[0] == free[0][: free[0].index(eos) + 1]
     assert stopped[1] == (free[1][: free[1].index(eos) + 1] if eos in free[1] else free[1])
 
@@ -143,9 +143,9 @@ def test_packed_answers_equal_the_reference(kind: str, batch: int) -> None:
     free = generate_ids(model, prompts, max_new_tokens=8, stops=(), pad_id=3)
     written = [token for answer in free for token in answer]
     eos = max(set(written), key=written.count)  # the commonest token: many rows end, at different steps
-    reference = generate_ids(model, prompts, max_new_tokens=8, eos_id=eos, pad_id=3)
+    reference = generate_ids(model, prompts, max_new_tokens=8, stops=(eos,), pad_id=3)
     assert len({len(answer) for answer in reference}) > 2
-    assert generate_all(model, prompts, max_new_tokens=8, batch=batch, eos_id=eos, numerics=FP32) == reference
+    assert generate_all(model, prompts, max_new_tokens=8, batch=batch, stops=(eos,), numerics=FP32) == reference
     assert generate_all(model, prompts, max_new_tokens=8, batch=batch, stops=(), numerics=FP32) == free
     assert model.config._attn_implementation == "sdpa"
 

@@ -42,7 +42,7 @@ def adapter_of(kind: str, folder: Path) -> Path:
 
 
 def imported(model: Path, task: Path, adapter: Path) -> RunConfig:
-    return asked(model, task, lora=None, train=None, adapter=str(adapter))
+    return asked(model, task, lora=None, train={"precision": "fp32"}, adapter=str(adapter))
 
 
 @pytest.mark.parametrize("kind", list(MADE))

@@ -104,7 +104,7 @@ def test_scoring_on_training_data_is_refused(model_folder: Path, task_file: Path
 
 
 def test_a_diverged_run_is_recorded_as_failed_with_its_reason(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    config = asked(model_folder, task_file, method="full", lora=None, train={**TRAIN, "learning_rate": 1e18})
+    config = asked(model_folder, task_file, method="full", lora=None, train={**TRAIN, "learning_rate": 1e6})
     record = run_group([config], Store(tmp_path))[0]
     assert record.status == "failed"
     assert "diverged" in record.happened["reason"]
@@ -166,7 +166,7 @@ STUDY = {
     "train": {"epochs": 2, "precision": "fp32"},
     "methods": [
         {"name": "LoRA", "kind": "lora", "grid": {"learning_rate": [1e-3, 1e-2], "targets": ["q+v"], "rank": [2]}},
-        {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3, 1e18], "batch": [16]}},
+        {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3, 1e6], "batch": [16]}},
     ],
     "reference_rows": True,
 }

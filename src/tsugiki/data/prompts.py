@@ -25,10 +25,10 @@ Tokenizer = Any  # transformers.PreTrainedTokenizerBase; not imported here, it c
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """Where an answer ends: `ids` close it in training, and any of `stops` ends it in every decoder."""
+    """Where an answer ends: `ids` close it in training, and any of `stops` ends it in every decoder. By default nothing does."""
 
-    ids: tuple[int, ...]
-    stops: frozenset[int]
+    ids: tuple[int, ...] = ()
+    stops: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Tokens:
     example: Example
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
-    ending: Ending
+    ending: Ending = Ending()
     was_cut: bool = False
 
     def __len__(self) -> int:
@@ -103,7 +103,9 @@ def _opening_of(tokenizer: Tokenizer) -> list[int]:
         plain, whole = (list(tokenizer("犬", add_special_tokens=added)["input_ids"]) for added in (False, True))
         starts = [place for place in range(len(whole) - len(plain) + 1) if whole[place : place + len(plain)] == plain]
         if not starts:
-            raise ModelError(f"tokenizer {tokenizer.name_or_path}: adds more to a text than marks around it ({plain} becomes {whole}), which is not implemented")
+            raise ModelError(
+                f"tokenizer {tokenizer.name_or_path}: adds more to a text than marks around it ({plain} becomes {whole}), which is not implemented"
+            )
         kept = tokenizer._tsugiki_opening = whole[: starts[0]]
     return list(kept)
 
@@ -142,12 +144,13 @@ def _stopped_clock() -> Iterator[None]:
     no other clock to a template, nor takes one.)"""
     from transformers.utils import chat_template_utils
 
-    before = chat_template_utils.datetime
-    chat_template_utils.datetime = _StoppedClock
+    code: Any = chat_template_utils
+    before = code.datetime
+    code.datetime = _StoppedClock
     try:
         yield
     finally:
-        chat_template_utils.datetime = before
+        code.datetime = before
 
 
 def ending_of(tokenizer: Tokenizer, *, chat: bool, stops: Collection[int] = ()) -> Ending:
@@ -179,7 +182,9 @@ def _prompt_ids(tokenizer: Tokenizer, task: Task, example: Example) -> list[int]
     return chat_ids_of(tokenizer, example, text) if task.format == CHAT else prompt_ids_of(tokenizer, text)
 
 
-def target_ids_of(tokenizer: Tokenizer, target: str, ending: Ending) -> list[int]:
+def target_ids_of(tokenizer: Tokenizer, target: str, ending: Ending | None = None) -> list[int]:
+    """The answer and its end; by default the tokenizer's end mark."""
+    ending = ending or ending_of(tokenizer, chat=False)
     return [*tokenizer(target, add_special_tokens=False)["input_ids"], *ending.ids]
 
 

@@ -211,7 +211,9 @@ def _matched(pattern: Any, text: str, where: str) -> Any:
     try:
         return pattern.match(text, timeout=PATTERN_S)
     except TimeoutError:
-        raise DataError(f"{where}: group_pattern “{pattern.pattern}” ran for more than {PATTERN_S:g} s on “{text[:40]}”. Write one without nested repeats") from None
+        raise DataError(
+            f"{where}: group_pattern “{pattern.pattern}” ran for more than {PATTERN_S:g} s on “{text[:40]}”. Write one without nested repeats"
+        ) from None
 
 
 def equal_candidates(example: Example) -> tuple[str, str] | None:

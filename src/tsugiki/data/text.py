@@ -12,7 +12,6 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-
 _BROKEN = re.compile("[\ud800-\udfff\0]")
 
 

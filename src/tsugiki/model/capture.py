@@ -36,7 +36,7 @@ def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> st
         return f"the rotary angles of {type(model).__name__} depend on the longest row, which the host would have to ask the device for"
     if (missing := missing_tools()) is not None:
         return f"its kernels are compiled when they are first used, and {missing}"
-    if not rows_stay_apart(model, partial(packed_states, model, numerics.autocast(device))):
+    if not rows_stay_apart(model, partial(packed_states, model, numerics.autocast(next(model.parameters()).device))):
         return f"the layers of {type(model).__name__} carry something from one packed row into the next"
     return None
 

@@ -205,7 +205,7 @@ def _check_adapter_settings(given: dict[str, Any], folder: Path) -> None:
         if value is None:
             raise ModelError(f"{path}: {key} is missing: not a LoRA adapter")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise ModelError(f"{path}: {key} = {value} must be a number above 0")
+            raise ModelError(f"{path}: {key} = {value} must be above 0, and a number")
 
 
 def _take(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], folder: Path, given: dict[str, Any]) -> torch.Tensor:
@@ -227,7 +227,9 @@ def _scale(tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path
             path = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
             alpha, rank = (_by_pattern(given.get(f"{key}_pattern") or {}, path, given[plain]) for key, plain in (("alpha", "lora_alpha"), ("rank", "r")))
             if tensor.ndim != 2 or tensor.shape[0] != rank:
-                raise ModelError(f"{folder}: {name} has the shape {list(tensor.shape)}, but adapter_config.json says rank {rank:g}: peft would scale it otherwise")
+                raise ModelError(
+                    f"{folder}: {name} has the shape {list(tensor.shape)}, but adapter_config.json says rank {rank:g}: peft would scale it otherwise"
+                )
             scales.add(alpha / tensor.shape[0])
     if len(scales) != 1:
         raise ModelError(f"{folder}: modules of different scales (α / r: {', '.join(f'{one:g}' for one in sorted(scales))}) are not implemented")

@@ -185,20 +185,26 @@ def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) ->
     from transformers import AutoConfig, AutoModelForCausalLM
 
     weight_files(folder, check_settings(folder))
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if only_names:
-        options["device_map"] = "meta"
+    options: dict[str, Any] = {"device_map": "meta"} if only_names else {}
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             kind = AutoModelForCausalLM._model_mapping[type(config)]
             attention = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
-            model, found = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                trust_remote_code=False,
+                dtype=dtype,
+                use_safetensors=True,
+                attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
             )
         except Exception as broken:  # libraries raise what they like: a quantised base without its library, sizes that do not divide
             said = f"no model of this kind ({broken})" if isinstance(broken, KeyError) else first_line(broken)
             raise ModelError(f"model {folder}: cannot be loaded as a causal language model: {said}") from broken
+    model, found = loaded
     _refuse_other_tensors(folder, found)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(f"model {folder}: has an encoder and a decoder; only causal language models can be tuned")
@@ -227,7 +233,11 @@ def _refuse_other_tensors(folder: Path, found: Mapping[str, Any]) -> None:
     missing = {name: name for name in found["missing_keys"]}
     extra = {name: name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)}
     wrong = [(mismatched, "of another size than config.json says"), (missing, "missing"), (extra, "with no place in the model")]
-    said = [f"{len(names)} tensors are {what} ({', '.join(names[one] for one in sorted(names)[:3])}{' …' if len(names) > 3 else ''})" for names, what in wrong if names]
+    said = [
+        f"{len(names)} tensors are {what} ({', '.join(names[one] for one in sorted(names)[:3])}{' …' if len(names) > 3 else ''})"
+        for names, what in wrong
+        if names
+    ]
     if said or found.get("error_msgs"):
         raise ModelError(f"model {folder}: its weights are not those of its config.json: {'; '.join(said) or first_line(ValueError(found['error_msgs']))}")
 

@@ -13,6 +13,7 @@ both have a plain path, which is slower.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +128,7 @@ def _tolerance(model_or_states: torch.Tensor) -> float:
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """‖one - other‖ / ‖other‖ in fp32; infinite where either is not finite."""
     found = float((one.float() - other.float()).norm() / other.float().norm().clamp(min=1e-20))
-    return found if found == found else float("inf")
+    return found if math.isfinite(found) else math.inf
 
 
 def looks_ahead(backbone: Callable[..., torch.Tensor], ids: torch.Tensor) -> None:

@@ -64,6 +64,8 @@ def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None
         plain = Tokenizer.from_file(str(path))
     except Exception as broken:  # the library raises its own kind
         raise ModelError(f"model {path}: damaged or cut short ({str(broken).splitlines()[0]}). Download again") from None
+    added = set(tokenizer.get_added_vocab()) - set(plain.get_vocab())  # pieces that the settings add are the user's own
+    lines = [line for line in lines if not any(piece in line for piece in added)]
     wanted = [plain.encode(line, add_special_tokens=False).ids for line in lines]
     differing = [number for number, line in enumerate(lines) if list(tokenizer(line, add_special_tokens=False)["input_ids"]) != wanted[number]]
     if not differing:
@@ -94,15 +96,19 @@ def tokenizer_notes(folder: Path, tokenizer: Any, lines: Sequence[str]) -> Itera
             yield f"tokenizer: {len(changed)} of {len(some)} {what} come back normalised (NFKC, spaces), like “{_short(text)}” → “{_short(back)}”"
     if sentencepiece_model(folder) is not None:
         everything = [*dict.fromkeys(lines), *PROBES]
-        differing = conversion_differences(folder, tokenizer, everything)
-        if differing:
-            text, ours, theirs = differing[0]
-            yield (
-                f"tokenizer: transformers' conversion differs from sentencepiece on {len(differing)} of {len(everything)} lines, like “{_short(text)}”: "
-                f"{ours[:8]} against {theirs[:8]}. It was probably trained on the latter: look for another tokenizer class or its makers' tokenizer.json"
-            )
-        else:
-            yield f"tokenizer: transformers' conversion equals sentencepiece on {len(everything)} lines"
+        yield conversion_note(folder, tokenizer, everything) or f"tokenizer: transformers' conversion equals sentencepiece on {len(everything)} lines"
+
+
+def conversion_note(folder: Path, tokenizer: Any, lines: Sequence[str]) -> str | None:
+    """Where transformers' conversion of a SentencePiece model gives other ids than the model itself; None where it gives the same, or there is none."""
+    differing = conversion_differences(folder, tokenizer, lines)
+    if not differing:
+        return None
+    text, ours, theirs = differing[0]
+    return (
+        f"tokenizer: transformers' conversion differs from sentencepiece on {len(differing)} of {len(lines)} lines, like “{_short(text)}”: "
+        f"{ours[:8]} against {theirs[:8]}. It was probably trained on the latter: look for another tokenizer class or its makers' tokenizer.json"
+    )
 
 
 def _folded(text: str) -> str:

@@ -37,7 +37,7 @@ def choose_all(
     for row, some in zip(rows, ids, strict=True):
         found = [next(read) for _ in some]
         names = row.example.candidates
-        sums = [sum(one[: -len(row.ending.ids)]) for one in found]
+        sums = [sum(one[: len(one) - len(row.ending.ids)]) for one in found]
         chosen["sum"].append(names[_best(sums)])
         chosen["per_char"].append(names[_best([value / max(1, len(name)) for value, name in zip(sums, names, strict=True)])])
         chosen["constrained"].append(names[spell(some, found)])

@@ -16,8 +16,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.data.text import normalise
+from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")

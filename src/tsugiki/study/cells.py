@@ -63,8 +63,9 @@ class StudyResult:
 
 
 def task_label(task: TaskChoice) -> str:
-    """Task name, with the split when one is named: two splits of one task are two rows."""
-    return f"{Path(task.name).stem} ({task.split})" if task.split else Path(task.name).stem
+    """Task name, with the split and the format that are named: two splits or formats of one task are two rows."""
+    named = [one for one in (task.split, task.format) if one]
+    return f"{Path(task.name).stem} ({', '.join(named)})" if named else Path(task.name).stem
 
 
 def builtin_studies() -> dict[str, Path]:
@@ -105,7 +106,10 @@ def expand(study: StudySpec, lookup: Lookup = nothing_known) -> list[Cell]:
     labels = [cell.label for cell in cells]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f'study "{study.name}": two cells are called “{label}”. Give models or methods different names')
+            raise ConfigError(
+                f'study "{study.name}": two cells are called “{label}”. Give models or methods different names; a task may stand there twice in '
+                "two splits or formats, and each version of its data needs a study of its own"
+            )
     return cells
 
 

@@ -19,7 +19,6 @@ from tsugiki.study.preflight import rows_of
 from tsugiki.train.engine import Progress
 from tsugiki.train.meter import device_name
 
-
 # What the same words in a configuration mean. Raised whenever ids, ends, drawn rows or scores of the same inputs change: a run of an
 # earlier meaning is shown, and never taken as finished. 2 (2026-11): ends and control tokens, rows drawn by a seed, files that name a run.
 SEMANTICS = 2

@@ -13,8 +13,8 @@ from tsugiki.config import RunConfig
 from tsugiki.data.prompts import Tokens, answer_text, check_ids, check_tokenizer, tokenize
 from tsugiki.data.tasks import Task, equal_candidates
 from tsugiki.data.text import normalise
-from tsugiki.errors import DataError
-from tsugiki.model.tokenizers import refuse_other_ids
+from tsugiki.errors import DataError, ModelError
+from tsugiki.model.tokenizers import conversion_note, refuse_other_ids, sentencepiece_model
 
 LINES = 50  # of the task's own texts whose ids are compared
 
@@ -44,8 +44,9 @@ def look_at_rows(folder: Path, tokenizer: Any, task: Task, rows: Mapping[str, Se
     """
     some = [row for part in rows.values() for row in part[:LINES]]
     texts = [text for row in some for text in (*row.example.fields.values(), row.example.target)]
-    refuse_other_ids(folder, tokenizer, list(dict.fromkeys(texts))[:LINES])
-    notes = []
+    texts = list(dict.fromkeys(texts))[:LINES]
+    refuse_other_ids(folder, tokenizer, texts)
+    notes = _conversion(folder, tokenizer, texts)
     if len(tokenizer) > vocab_rows:
         notes.append(f"tokenizer: {len(tokenizer):,} pieces, the model has rows for {vocab_rows:,}; none of the rest occurs in these rows")
     for part, some_rows in rows.items():
@@ -56,6 +57,17 @@ def look_at_rows(folder: Path, tokenizer: Any, task: Task, rows: Mapping[str, Se
         notes += _control_tokens(tokenizer, part, some_rows)
         notes += _equal_candidates(part, some_rows)
     return [*notes, *_missing_labels(task, rows)]
+
+
+def _conversion(folder: Path, tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """A tokenizer converted from a SentencePiece model is compared with that, where nobody shipped its own conversion."""
+    if sentencepiece_model(folder) is None or (folder / "tokenizer.json").exists():
+        return []
+    try:
+        said = conversion_note(folder, tokenizer, texts)
+    except ModelError as cannot:
+        return [f"tokenizer: {cannot}"]
+    return [said] if said else []
 
 
 def refuse_lost_answers(tokenizer: Any, task: Task, rows: Sequence[Tokens]) -> None:
@@ -85,7 +97,7 @@ def _free_answers(tokenizer: Any, task: Task, part: str, rows: Sequence[Tokens],
     most = config.score.max_new_tokens or task.spec.max_new_tokens
     unknown, first_unknown, longest, cut = 0, "", 0, 0
     for row in rows:
-        ids = row.target_ids[: -len(row.ending.ids)]
+        ids = row.target_ids[: len(row.target_ids) - len(row.ending.ids)]
         _refuse_marks(tokenizer, ids, row.ending.stops, f'task "{task.name}" {part} row {row.example.id}: the answer', unknown=False)
         if tokenizer.unk_token_id in ids:
             unknown, first_unknown = unknown + 1, first_unknown or row.example.id

@@ -233,7 +233,9 @@ def _train_and_score(group: _Group, configs: list[RunConfig], runs: list[Run]) -
     for lane, config, run in zip(lanes, configs, runs, strict=True):
         run.begin(config, group.what)
         total = size + (lane.num_trainable if config.lora else 0)
-        run.update(status="running", study=group.study, trainable=lane.num_trainable, total=total, steps=lane.steps, max_length=longest_of(base, config), **group.noted)
+        run.update(
+            status="running", study=group.study, trainable=lane.num_trainable, total=total, steps=lane.steps, max_length=longest_of(base, config), **group.noted
+        )
         lane.visits = frozenset([*watch_steps(lane.steps, config.score.during), *rungs(group, lane.steps), *group.heirs.get(config, {})])
         kept = latest_checkpoint(run.checkpoints)
         if kept is not None and step_of(kept) < lane.steps:
