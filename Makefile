@@ -14,17 +14,21 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: $(VENV)/.installed
 	$(BIN)/tsugiki demo
 
+# In two workers of one thread each. fp32 unless TSUGIKI_CPU_BF16 says otherwise; what depends on it is repeated in bf16.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
+	TSUGIKI_CPU_BF16=1 $(PYTEST) -m "precision and not slow and not gpu"
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check-pages: $(VENV)/.installed-test
 	$(BIN)/python tests/pages/check_pages.py

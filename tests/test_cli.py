@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.precision
+
 COMMANDS = ["demo", "study", "run", "score", "ls", "show", "compare", "generate", "report", "export", "tasks", "check"]
 
 

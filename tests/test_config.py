@@ -107,3 +107,29 @@ def test_a_card_without_bf16_computes_in_fp32_and_says_so(monkeypatch: pytest.Mo
     assert "Tesla T4 has no fast bf16 products: this run computes in fp32" in (why_fp32("auto", numerics, cuda) or "")
     assert why_fp32("fp32", numerics, cuda) is None
     assert why_fp32("auto", numerics, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": True}, "train.learning_rate: must be a number, got true"),
+        ({"epochs": True}, "train.epochs: must be a number, got true"),
+        ({"learning_rate": float("inf")}, "train.learning_rate: "),
+        ({"learning_rate": float("nan")}, "train.learning_rate: "),
+        ({"learning_rate": 1e24}, "train.learning_rate: must be less than or equal to"),
+        ({"epochs": 1e24}, "train.epochs: must be less than or equal to 10000"),
+        ({"batch": 10**24}, "train.batch: must be less than or equal to"),
+        ({"seed": 2**32}, "train.seed: must be less than"),
+        ({"long_rows": "drop"}, "train.long_rows: must be 'refuse' or 'leave_out'"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(change: dict, message: str) -> None:
+    given = {"model": {"path": "builtin"}, "task": {"name": "jnli"}, "train": {"learning_rate": 1e-3, **change}}
+    with pytest.raises(ConfigError, match=message):
+        parse(RunConfig, given, "run.toml")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
+def test_texts_that_no_file_system_takes_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="holds a NUL, or bytes that are not UTF-8"):
+        parse(RunConfig, {"model": {"path": name}, "task": {"name": "jnli"}, "train": {"learning_rate": 1e-3}}, "run.toml")

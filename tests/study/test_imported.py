@@ -19,6 +19,7 @@ from tsugiki.errors import ConfigError, ModelError
 from tsugiki.study.answer import export_run
 from tsugiki.study.cells import parse_study
 from tsugiki.study.finished import score_run
+from tsugiki.study.inputs import Listener
 from tsugiki.study.report import write_report
 from tsugiki.study.run import run_group
 from tsugiki.study.store import Store
@@ -119,3 +120,58 @@ def test_the_command(model_folder: Path, task_file: Path, tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "use_dora = True is not implemented" in done.stderr
+
+
+def adapter_with(folder: Path, to: Path, settings: dict | None = None, change: object = None) -> Path:
+    """A copy of an adapter with other settings (None takes a key away) or tensors."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    to.mkdir()
+    given = {**json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")), **(settings or {})}
+    (to / "adapter_config.json").write_text(json.dumps(given), encoding="utf-8")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(change(tensors) if change else tensors, to / "adapter_model.safetensors")  # type: ignore[operator]
+    return to
+
+
+def not_finite(tensors: dict) -> dict:
+    name = min(tensors)
+    tensors[name][0, 0] = float("inf")
+    return tensors
+
+
+def inside_peft(tensors: dict) -> dict:
+    return {name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "message"),
+    [
+        ({}, not_finite, "holds values that are not finite numbers"),
+        ({}, inside_peft, r'its tensors are named as inside peft .* take ".default" out of the names'),
+        ({"lora_alpha": float("inf")}, None, "lora_alpha = inf must be above 0, and a number"),
+        ({"lora_alpha": True}, None, "lora_alpha = True must be above 0, and a number"),
+        ({"r": 4}, None, r"has the shape \[3, 48\], but adapter_config.json says rank 4: peft would scale it otherwise"),
+        ({"peft_type": "IA3"}, None, "peft_type = 'IA3' is not implemented"),
+        ({"task_type": "SEQ_CLS"}, None, "task_type = 'SEQ_CLS' is not implemented"),
+        ({"bias": "all"}, None, "bias = 'all' is not implemented"),
+        ({"use_something_new": True}, None, "use_something_new = True is not known here"),
+        ({"rank_pattern": {"((a|aa)+)+$(": 3}}, None, "is no regular expression"),
+    ],
+)
+def test_adapters_that_are_not_what_they_seem_are_refused_before_a_run_exists(
+    settings: dict, tensors: object, message: str, model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    made = adapter_with(adapter_of("llama", tmp_path / "adapter"), tmp_path / "changed", settings, tensors)
+    with pytest.raises(ModelError, match=message):
+        run_group([imported(model_folder, task_file, made)], Store(tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_adapter_made_for_another_base_is_told(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    made = adapter_with(adapter_of("llama", tmp_path / "adapter"), tmp_path / "changed", {"base_model_name_or_path": "someone/another-7b"})
+    notes: list[str] = []
+    run_group([imported(model_folder, task_file, made)], Store(tmp_path), Listener(on_note=notes.append))
+    assert any("says that it was made for someone/another-7b" in note for note in notes)

@@ -19,6 +19,8 @@ from tsugiki.study.answer import answer_texts, export_merged
 from tsugiki.study.run import run_group
 from tsugiki.study.store import Store
 
+pytestmark = pytest.mark.precision
+
 PROMPT = "文1: 犬が公園を走っています。[SEP]文2: 動物が外にいます。[SEP]"
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "merged.json"}
 

@@ -18,6 +18,8 @@ from tsugiki.study.run import run_group
 from tsugiki.study.store import Store, read_record
 from tsugiki.study.ways import three_ways
 
+pytestmark = pytest.mark.precision
+
 
 def versioned(folder: Path) -> Path:
     """The tiny task with two versions of its test labels: the first row is relabelled in version 1."""

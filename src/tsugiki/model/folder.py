@@ -154,7 +154,8 @@ def weight_files(folder: Path, config: dict[str, Any] | None = None) -> list[Pat
         names = _names_of_index(folder)
     else:
         others = ", ".join(sorted(path.name for pattern in ("*.bin", "*.safetensors", "*.gguf") for path in folder.glob(pattern))) or "none"
-        raise ModelError(f"model {folder}: no safetensors weights called {SINGLE} (others: {others}). tsugiki reads nothing else; convert with transformers: save_pretrained")
+        said = f"no safetensors weights called {SINGLE} (others: {others})"
+        raise ModelError(f"model {folder}: {said}. tsugiki reads nothing else; convert with transformers: save_pretrained")
     for name in names:
         _check_weights(folder, name)
     return [folder / name for name in names]

@@ -54,8 +54,8 @@ def look_at(model: Any, tokenizer: Any, name: str) -> Look:
     try:
         ids = probe_ids(model, tokenizer)
         backbone, head = split(model)
-        loss_is_of_the_model(model, backbone, head, ids)
         looks_ahead(backbone, ids)
+        loss_is_of_the_model(model, backbone, head, ids)
         padding_counts(backbone, ids)
         seen = Look(cached=cache_agrees(model, ids))
     except ModelError as said:
@@ -99,8 +99,7 @@ def loss_is_of_the_model(model: Any, backbone: Callable[..., torch.Tensor], head
     """
     hidden = backbone(ids)
     plain = head(hidden).float()
-    if not bool(plain.isfinite().all()):
-        raise ModelError("its logits are not finite numbers: weights are damaged, or it computes in too small a type")
+    _refuse_not_finite(plain)
     factor = LOUD / float(plain.abs().max().clamp(min=1e-20))
     loud = head.register_forward_hook(lambda module, given, out: out.float() * factor)
     try:
@@ -116,13 +115,18 @@ def loss_is_of_the_model(model: Any, backbone: Callable[..., torch.Tensor], head
         )
 
 
+def _refuse_not_finite(states: torch.Tensor) -> None:
+    if not bool(states.isfinite().all()):
+        raise ModelError("its logits are not finite numbers: weights are damaged, or it computes in too small a type")
+
+
 def plain_fp32(model: Any) -> bool:
     return next(model.parameters()).dtype == torch.float32
 
 
-def _tolerance(model_or_states: torch.Tensor) -> float:
+def _tolerance(states: torch.Tensor) -> float:
     """Of relative norms between one computation and the same in another shape."""
-    return 1e-3 if model_or_states.dtype == torch.float32 else 0.1
+    return 1e-3 if states.dtype == torch.float32 else 0.1
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -136,6 +140,7 @@ def looks_ahead(backbone: Callable[..., torch.Tensor], ids: torch.Tensor) -> Non
     other = ids.clone()
     other[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
     before, after = backbone(ids)[:, :-1], backbone(other)[:, :-1]
+    _refuse_not_finite(before)
     if _distance(after, before) > _tolerance(before):
         raise ModelError("later tokens change what stands before them: it is not a causal language model (an encoder, perhaps)")
 
