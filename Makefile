@@ -2,13 +2,14 @@
 #   make demo       the demo: LoRA against full fine-tuning on the built-in model, in under five minutes
 #   make test       the tests            make test-slow   the long ones too
 #   make check      format, lint, types, layers, tests    make bench   what there is to measure
+#   make campaign   inputs of every kind at every entrance (docs/reliability.md)
 #   make check-pages  the example reports in Chromium: accessibility, overflow (needs Chromium and npm)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow check check-pages bench clean
+.PHONY: demo test test-slow check check-pages campaign bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -32,6 +33,9 @@ check: $(VENV)/.installed-test
 
 check-pages: $(VENV)/.installed-test
 	$(BIN)/python tests/pages/check_pages.py
+
+campaign: $(VENV)/.installed-test
+	$(BIN)/python -m tests.campaign.doors --seed 0 --page docs/reliability.md
 
 bench:
 	@echo "Each benchmark is a script with its own words on what it needs:"

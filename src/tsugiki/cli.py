@@ -46,6 +46,11 @@ def main() -> None:
         _fail(error, 130 if type(error).__name__ == "Interrupted" else 2)
     except TsugikiError as error:
         _fail(error, 2)
+    except OSError as broken:
+        if broken.filename is None or broken.strerror is None:
+            raise
+        name = str(broken.filename)
+        _fail(TsugikiError(f"{name if len(name) < 200 else name[:200] + '…'}: {broken.strerror}"), 2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

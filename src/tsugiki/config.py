@@ -22,7 +22,6 @@ Method = Literal["lora", "full"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 StepKind = Literal["auto", "captured", "eager"]
 Precision = Literal["auto", "fp32", "bf16"]
-LongRows = Literal["refuse", "leave_out"]
 
 
 def _a_number(given: Any) -> Any:
@@ -36,6 +35,7 @@ Positive = Annotated[int, IsNumber, Field(gt=0, le=10**9)]
 Count = Annotated[int, IsNumber, Field(ge=0, le=10**9)]
 Seed = Annotated[int, IsNumber, Field(ge=0, lt=2**32)]
 Share = Annotated[float, IsNumber, Field(ge=0, le=1)]
+Word = Annotated[str, Field(min_length=1)]
 Above0 = Annotated[float, IsNumber, Field(gt=0, le=1e20, allow_inf_nan=False)]
 
 
@@ -104,10 +104,10 @@ class TaskSpec(Record):
     fields: tuple[str, ...]
     labels: dict[str, str] = {}
     choices: tuple[str, ...] = ()
-    id: str | None = None
-    group: str | None = None
+    id: Word | None = None
+    group: Word | None = None
     group_pattern: str = "^(.*)$"
-    cut: str | None = None
+    cut: Word | None = None
     cut_chars: Positive | None = None
     max_new_tokens: Positive
     messages: str | None = Field(None, description="column of conversations [{role, content}, …]: every assistant turn is an answer")
@@ -239,7 +239,9 @@ class TrainConfig(Record):
     weight_decay: Annotated[float, IsNumber, Field(ge=0, le=1e6)] = 0.0
     clip: Above0 = Field(1.0, description="gradient norm")
     max_length: Positive = Field(2048, description="prompt + answer, in tokens")
-    long_rows: LongRows = Field("refuse", description="training rows that do not fit and may not be cut: refuse the run, or leave them out (counted)")
+    long_rows: Literal["refuse", "leave_out"] = Field(
+        "refuse", description="training rows that do not fit and may not be cut: refuse the run, or leave them out (counted)"
+    )
     precision: Precision = "auto"
     step: StepKind = Field("auto", description="captured: packed rows, CUDA graphs; eager: the plain reference; auto: captured on CUDA in bf16")
     seed: Seed = 0

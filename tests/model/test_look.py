@@ -94,10 +94,21 @@ def test_what_is_taken_has_the_loss_and_the_answers_of_transformers(kind: str, t
 
 
 @pytest.mark.parametrize("kind", list(REFUSED))
-def test_what_would_train_another_model_is_refused(kind: str, tmp_path: Path) -> None:
+def test_what_would_train_another_model_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, message = REFUSED[kind]
+    folder = saved(config, tmp_path)
     with pytest.raises(ModelError, match=message):
-        loaded(saved(config, tmp_path))
+        loaded(folder)
+    monkeypatch.setenv("TSUGIKI_CPU_BF16", "1")
+    with pytest.raises(ModelError, match=f"{message}|changes its logits"):  # of two faults the nearer one
+        load_base(find_base(ModelChoice(path=str(folder)), "lora", "bf16"))
+
+
+@pytest.mark.parametrize("kind", list(TAKEN))
+def test_what_is_taken_is_taken_in_16_bits_too(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TSUGIKI_CPU_BF16", "1")
+    base = load_base(find_base(ModelChoice(path=str(saved(TAKEN[kind], tmp_path))), "lora", "bf16"))
+    assert look_of(base.model).cached == (kind != "mamba")
 
 
 def test_a_cap_is_seen_however_small_the_logits_are(tmp_path: Path) -> None:

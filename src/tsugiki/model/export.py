@@ -177,7 +177,9 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     for name, tensor in tensors.items():
         if ".default." in name:
             raise ModelError(f'{folder}: its tensors are named as inside peft (“{name}”). Save it with save_pretrained, or take ".default" out of the names')
-        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point():
+            raise ModelError(f"{folder}: {name} is of the type {str(tensor.dtype).removeprefix('torch.')}: no weights of an adapter")
+        if not bool(tensor.isfinite().all()):
             raise ModelError(f"{folder}: {name} holds values that are not finite numbers: training diverged, or the file is damaged")
     return given, tensors
 

@@ -172,7 +172,7 @@ def load_base(source: BaseSource) -> Base:
     """
     tokenizer = load_tokenizer(source.folder)
     model = read_model(source.folder, torch.bfloat16 if source.numerics.base == "bf16" else torch.float32).to(source.device)
-    look_at(model, tokenizer, str(source.folder))
+    look_at(model, tokenizer, str(source.folder), source.numerics.autocast(source.device) if source.numerics.base == "bf16" else nullcontext())
     return Base(model=model, tokenizer=tokenizer, source=source)
 
 

@@ -96,6 +96,7 @@ def expand(study: StudySpec, lookup: Lookup = nothing_known) -> list[Cell]:
     """
     names = {Path(task.name).stem for task in study.tasks}
     cells = []
+    _check_shared(study)
     for method in study.methods:
         for unknown in set(method.tasks or ()) - names:
             raise ConfigError(f'study "{study.name}" method "{method.name}": tasks names "{unknown}".{did_you_mean(unknown, names)}')
@@ -111,6 +112,19 @@ def expand(study: StudySpec, lookup: Lookup = nothing_known) -> list[Cell]:
                 "two splits or formats, and each version of its data needs a study of its own"
             )
     return cells
+
+
+def _check_shared(study: StudySpec) -> None:
+    """Raises `ConfigError` for a shared setting that is wrong, also where every grid has values of its own; and for two methods of one name."""
+    where = f'study "{study.name}"'
+    for name, value in study.train.items():
+        if name not in ("decay", "micro_batch"):  # which depend on others
+            parse(TrainConfig, {"learning_rate": 1e-3, name: value}, f"{where}: [train]")
+    for place, method in enumerate(study.methods):
+        for other in study.methods[:place]:
+            together = method.tasks is None or other.tasks is None or set(method.tasks) & set(other.tasks)
+            if method.name == other.name and together and (method.kind != other.kind or set(method.grid) != set(other.grid)):
+                raise ConfigError(f'{where}: two methods are called "{method.name}", of another kind or with other settings. Give them different names')
 
 
 def _check_grid(study: StudySpec, method: MethodSpec) -> None:

@@ -1,0 +1,1 @@
+"""Seeded campaigns: make campaign."""
