@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
-from tsugiki.errors import ConfigError, TsugikiError
+from tsugiki.errors import ConfigError, RunError, TsugikiError
 from tsugiki.printing import print_comparison, print_json, print_record, print_report, print_rules, print_scores, print_ways
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ DEFAULT_OUT = Path("tsugiki-runs")
 
 def main() -> None:
     """Entry point: the user's errors become one line and exit code 2, Ctrl-C exit code 130."""
-    from tsugiki.errors import RunError
-
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")  # a Japanese Windows would pipe in CP932, which lacks some of our signs
@@ -47,10 +45,9 @@ def main() -> None:
     except TsugikiError as error:
         _fail(error, 2)
     except OSError as broken:
-        if broken.filename is None or broken.strerror is None:
+        if broken.filename is None:
             raise
-        name = str(broken.filename)
-        _fail(TsugikiError(f"{name if len(name) < 200 else name[:200] + '…'}: {broken.strerror}"), 2)
+        _fail(TsugikiError(f"{str(broken.filename)[:200]}: {broken.strerror}"), 2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

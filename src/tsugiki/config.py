@@ -22,6 +22,7 @@ Method = Literal["lora", "full"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 StepKind = Literal["auto", "captured", "eager"]
 Precision = Literal["auto", "fp32", "bf16"]
+LongRows = Literal["refuse", "leave_out"]
 
 
 def _a_number(given: Any) -> Any:
@@ -35,7 +36,7 @@ Positive = Annotated[int, IsNumber, Field(gt=0, le=10**9)]
 Count = Annotated[int, IsNumber, Field(ge=0, le=10**9)]
 Seed = Annotated[int, IsNumber, Field(ge=0, lt=2**32)]
 Share = Annotated[float, IsNumber, Field(ge=0, le=1)]
-Word = Annotated[str, Field(min_length=1)]
+Word = Annotated[str, Field(pattern=r"\S")]
 Above0 = Annotated[float, IsNumber, Field(gt=0, le=1e20, allow_inf_nan=False)]
 
 
@@ -102,7 +103,7 @@ class TaskSpec(Record):
     metric: Literal["accuracy", "exact_match", "rouge"]
     target: str
     fields: tuple[str, ...]
-    labels: dict[str, str] = {}
+    labels: dict[str, Word] = {}
     choices: tuple[str, ...] = ()
     id: Word | None = None
     group: Word | None = None
@@ -137,8 +138,6 @@ class TaskSpec(Record):
             raise ValueError("labels: needed by kind = classification, and by no other")
         if len({unicodedata.normalize("NFKC", word).strip() for word in self.labels.values()}) < len(self.labels):
             raise ValueError("labels: two labels share one word (after NFKC and without spaces around), so answers could not be told apart")
-        if not all(map(str.strip, self.labels.values())):
-            raise ValueError("labels: a label's word is empty")
         if (self.kind == "choice") != bool(self.choices):
             raise ValueError("choices: needed by kind = choice, and by no other")
         if (self.kind == "generation") != (self.metric == "rouge"):
@@ -239,9 +238,7 @@ class TrainConfig(Record):
     weight_decay: Annotated[float, IsNumber, Field(ge=0, le=1e6)] = 0.0
     clip: Above0 = Field(1.0, description="gradient norm")
     max_length: Positive = Field(2048, description="prompt + answer, in tokens")
-    long_rows: Literal["refuse", "leave_out"] = Field(
-        "refuse", description="training rows that do not fit and may not be cut: refuse the run, or leave them out (counted)"
-    )
+    long_rows: LongRows = Field("refuse", description="training rows that do not fit and may not be cut (left out: counted)")
     precision: Precision = "auto"
     step: StepKind = Field("auto", description="captured: packed rows, CUDA graphs; eager: the plain reference; auto: captured on CUDA in bf16")
     seed: Seed = 0

@@ -136,7 +136,7 @@ def spec_of(task_file: Path, **changes: object) -> TaskSpec:
     ("changes", "message"),
     [
         ({"labels": {"e": "IV", "n": "Ⅳ", "c": "x"}}, "two labels share one word"),
-        ({"labels": {"e": " ", "n": "y", "c": "x"}}, "a label's word is empty"),
+        ({"labels": {"e": " ", "n": "y", "c": "x"}}, r"labels.e: String should match pattern"),
         ({"formats": {"paper": ""}}, r"formats.paper: “” holds none of the fields"),
         ({"formats": {"paper": "文[SEP]"}}, "holds none of the fields"),
         ({"formats": {"paper": "{a.__class__}"}}, 'no field "a.__class__"'),
