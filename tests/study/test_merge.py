@@ -83,3 +83,46 @@ def test_a_merge_that_changes_the_model_is_refused_and_writes_nothing(
     with pytest.raises(ModelError, match=r"merged into bf16 weights it is another model: .* of 9 answers changed.*Nothing was written"):
         export_merged(record, tmp_path / "merged", "bf16")
     assert not [path for path in tmp_path.iterdir() if "merged" in path.name]
+
+
+def test_only_the_weights_of_a_merged_model_are_new(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """What transformers 5 writes anew, 4.57 reads with another rope: the base's own files go along, to the byte."""
+    import shutil
+    import stat
+
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    config = (folder / "config.json").read_text(encoding="utf-8").replace("{", '{\n  "rope_theta": 10000.0,', 1)
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    (folder / "LICENSE").write_text("CC0", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    [record] = run_group([asked(folder, task_file)], Store(tmp_path))
+    export_merged(record, tmp_path / "merged", "bf16", tolerance=100, answers=100)
+    for name in ("LICENSE", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (folder / name).read_bytes(), name
+    written = (tmp_path / "merged" / "config.json").read_text(encoding="utf-8")
+    assert written == config.replace('"dtype": "float32"', '"dtype": "bfloat16"') != config
+    assert stat.S_IMODE((tmp_path / "merged" / "model.safetensors").stat().st_mode) & 0o044
+    assert next(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").parameters()).dtype == torch.bfloat16
+
+
+def test_an_exported_adapter_names_its_base_so_that_peft_finds_it_from_anywhere(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tsugiki.study.answer import export_run
+
+    monkeypatch.chdir(model_folder.parent)
+    [record] = run_group([asked(Path(model_folder.name), task_file)], Store(tmp_path))
+    export_run(record, tmp_path / "adapter")
+    given = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert given["base_model_name_or_path"] == str(model_folder.resolve())
+
+
+def test_a_merge_into_fp32_is_judged_in_fp32(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 products the merged sum is rounded where the adapter's was not: another question than whether the merge is right."""
+    monkeypatch.setenv("TSUGIKI_CPU_BF16", "1")
+    [record] = run_group([asked(model_folder, task_file, train={**TRAIN, "precision": "auto", "epochs": 10})], Store(tmp_path))
+    assert record.with_what["numerics"]["base"] == "bf16"
+    seen = export_merged(record, tmp_path / "merged", "fp32")
+    assert seen.changed == 0
+    assert seen.before == seen.after
+    assert seen.lost < 1e-6

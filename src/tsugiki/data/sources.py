@@ -50,7 +50,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # a temporary file is its owner's alone; a report is meant to be read
+        os.chmod(name, 0o666 & ~umask())  # a temporary file is its owner's alone; a report is meant to be read
         os.replace(name, path)
     except OSError as broken:
         if name is not None:
@@ -58,7 +58,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise DataError(f"{path}: cannot be written: {broken.strerror}. Free some space or choose another folder") from None
 
 
-def _umask() -> int:
+def umask() -> int:
     """The process's file mode mask; it can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)

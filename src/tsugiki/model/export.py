@@ -51,7 +51,7 @@ REFUSED = {  # what would change the result and is not implemented: refused by n
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # ways to start an adapter that leave the base as it is (pissa, olora, loftq do not)
 
 
-def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
+def export_adapter(grafted: Grafted, folder: Path, base_name: str, revision: str | None = None) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
@@ -71,7 +71,8 @@ def export_adapter(grafted: Grafted, folder: Path, base_name: str) -> None:
         ranks[path] = a.shape[0]
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(_config(grafted, ranks, base_name), indent=2, ensure_ascii=False), encoding="utf-8")
+    given = {**_config(grafted, ranks, base_name), "revision": revision}
+    (folder / "adapter_config.json").write_text(json.dumps(given, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def refuse_filled(folder: Path) -> None:
@@ -131,6 +132,14 @@ def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:
     if tensors:
         raise ModelError(f"{folder}: {len(tensors)} tensors have no place in this model, the first is {min(tensors)}")
     return grafted
+
+
+def store_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Casts the weights that adapters lie on, and all others of the base, to `dtype`; the adapters stay as they are."""
+    adapters = {id(parameter) for _, layer in lora_layers(model) for parameter in (*layer.lora_a, *layer.lora_b)}
+    for parameter in model.parameters():
+        if id(parameter) not in adapters:
+            parameter.data = parameter.data.to(dtype)
 
 
 @torch.no_grad()
