@@ -297,7 +297,7 @@ class RunConfig(Record):
             if isinstance(train, Mapping):
                 for name, value in train.items():
                     known = TrainConfig.model_fields.get(name)
-                    if known is not None and name not in ("learning_rate", "max_length", "precision") and value != known.default:
+                    if known is not None and name not in ("learning_rate", "max_length", "long_rows", "precision") and value != known.default:
                         raise ValueError(f"train.{name}: an adapter that was trained elsewhere does not read it; remove it")
                 return {**given, "train": {"learning_rate": 1.0, **train}}  # nothing is trained: no rate is read
             return given

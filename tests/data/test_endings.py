@@ -73,3 +73,12 @@ def test_a_row_ends_with_its_ending() -> None:
     ending = ending_of(tiny.tokenizer(), chat=False)
     row = Tokens(example=EXAMPLE, prompt_ids=(5,), target_ids=tuple(target_ids_of(tiny.tokenizer(), "はい")), ending=ending)
     assert row.target_ids[-1:] == ending.ids
+
+
+def test_a_control_token_without_a_role_closes_a_turn_too() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = TEMPLATE.replace("CLOSING", "'<|im_end|>'")
+    ending = ending_of(tokenizer, chat=True)
+    assert ending.ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    assert ending.stops == {2, *ending.ids}

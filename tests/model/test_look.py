@@ -20,7 +20,7 @@ from tsugiki.data.tasks import Example
 from tsugiki.errors import ModelError
 from tsugiki.model.attention import packed_states
 from tsugiki.model.layouts import find_places
-from tsugiki.model.loading import Base, backbone_and_head, find_base, load_base
+from tsugiki.model.loading import Base, Numerics, backbone_and_head, find_base, load_base
 from tsugiki.model.look import look_of, rows_stay_apart
 from tsugiki.model.lora import attach
 from tsugiki.score.predict import generate_ids
@@ -173,3 +173,13 @@ def test_the_fast_step_asks_for_what_compiles_its_kernels(monkeypatch: pytest.Mo
     assert capture.missing_tools() == "no C compiler is there (gcc or clang)"
     monkeypatch.setattr(capture, "find_spec", lambda name: None)
     assert capture.missing_tools() == "Triton is not installed"
+
+
+def test_whether_rows_stay_apart_is_asked_of_the_base_however_many_lanes_are_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tsugiki.model import capture
+    from tsugiki.model.lora import attach_lanes
+
+    monkeypatch.setattr(capture, "missing_tools", lambda: None)
+    model = tiny.llama()
+    attach_lanes(model, [(LoraConfig(targets="q+v", rank=2), seed) for seed in range(3)])
+    assert capture.why_not_captured(model, torch.device("cuda"), Numerics(compute="bf16", base="bf16", trained="fp32")) is None

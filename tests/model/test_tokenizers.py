@@ -75,3 +75,31 @@ def test_a_damaged_sentencepiece_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"tokenizer.model: damaged or no SentencePiece model"):
         conversion_differences(tmp_path, tiny.tokenizer(), ["犬"])
+
+
+def test_unknown_characters_that_become_the_end_mark_are_refused(tmp_path: Path) -> None:
+    """transformers' T5 class has its unknown piece at id 2, where this model has its end."""
+    from tsugiki.model.tokenizers import OtherIds, refuse_other_unknown
+
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "text.txt").write_text("\n".join(sentence for sentence in tiny.SENTENCES for _ in range(40)), encoding="utf-8")
+    spm.SentencePieceTrainer.train(
+        input=str(path / "text.txt"),
+        model_prefix=str(path / "spiece"),
+        vocab_size=150,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=3,
+    )
+    settings = {"tokenizer_class": "T5Tokenizer", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "extra_ids": 0}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.eos_token_id not in tokenizer("\ue000", add_special_tokens=False)["input_ids"]:
+        refuse_other_unknown(path, tokenizer)
+        pytest.skip("this version of transformers keeps the unknown piece")
+    with pytest.raises(OtherIds, match="characters that its tokenizer does not know become its end mark"):
+        refuse_other_unknown(path, tokenizer)

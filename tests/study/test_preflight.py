@@ -232,3 +232,43 @@ def test_a_tokenizer_that_cannot_be_read_is_one_line(model_folder: Path, tmp_pat
         load_tokenizer(folder)
     assert "\n" not in str(caught.value)
     assert ModelChoice(path=str(folder)).label == "model"
+
+
+def test_candidates_that_the_tokenizer_loses_are_counted(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """In a pinned file of 45,000 candidates a rare character in one of them must not refuse the task."""
+    from tokenizers import normalizers
+
+    from tests.data.test_text import choices
+
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("③", "")
+    tokenizer.save_pretrained(folder)
+    task = choices(task_file.parent, lambda part: [{"a": f"問{part}{n}", "c0": "①", "c1": "②", "c2": "③", "label": n} for n in (0, 1, 2)])
+    task.write_text(task.read_text(encoding="utf-8").replace("max_new_tokens = 6", "max_new_tokens = 12"), encoding="utf-8")
+    _, notes = run_of(asked(folder, task), tmp_path)
+    assert "validation: the tokenizer loses 1 candidates, like “③” → “”; in 1 of 3 rows that is the right answer, which can never be given" in notes
+
+
+def test_unknown_characters_of_free_answers_are_counted_where_padding_is_the_unknown_token(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = "<unk>"
+    tokenizer.save_pretrained(folder)
+    _, notes = run_of(asked(folder, free(task_file, ["犬", "<unk>"])), tmp_path)
+    assert "train: 1 of 2 answers hold characters that the tokenizer does not know, so they cannot be given (first: row train:2)" in notes
+
+
+def test_an_end_that_is_an_ordinary_piece_is_told(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 508]}', encoding="utf-8")
+    _, notes = run_of(asked(folder, task_file), tmp_path)
+    assert any(note.startswith("answers also end at 508 (“no piece”)") for note in notes)
+
+
+def test_truncation_and_padding_kept_in_a_tokenizer_file_change_nothing(tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=64)
+    tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    refuse_other_ids(tmp_path, tiny.tokenizer(), tiny.SENTENCES)

@@ -164,6 +164,12 @@ def ending_of(tokenizer: Tokenizer, *, chat: bool, stops: Collection[int] = ()) 
     return Ending(ids=ids, stops=ends | {ids[-1]})
 
 
+def control_ids(tokenizer: Tokenizer) -> set[int]:
+    """Ids of a tokenizer's control tokens: those with a role, and those that were added as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_ids, *(token for token, piece in added.items() if piece.special)}
+
+
 def _closing_of(tokenizer: Tokenizer, ends: Collection[int]) -> tuple[int, ...]:
     """The ids that a chat template puts after an assistant's text, up to the first end or control token; none where there is none."""
     answer = "答え"
@@ -171,7 +177,7 @@ def _closing_of(tokenizer: Tokenizer, ends: Collection[int]) -> tuple[int, ...]:
         said = _said(tokenizer, [{"role": "user", "content": "問い"}, {"role": "assistant", "content": answer}], "a turn of the assistant", opened=False)
     except ModelError:
         return ()  # a template of questions alone
-    marks = {*ends, *tokenizer.all_special_ids}
+    marks = {*ends, *control_ids(tokenizer)}
     after = list(tokenizer(said[said.rindex(answer) + len(answer) :], add_special_tokens=False)["input_ids"]) if answer in said else []
     first = next((place for place, token in enumerate(after) if token in marks), None)
     return () if first is None else tuple(after[: first + 1])

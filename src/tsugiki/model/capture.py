@@ -6,7 +6,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from tsugiki.errors import RunError
 from tsugiki.model.attention import packed_states
 from tsugiki.model.loading import Numerics
 from tsugiki.model.look import rows_stay_apart
+from tsugiki.model.lora import bank_of, switched_off
 
 
 def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> str | None:
@@ -36,7 +37,9 @@ def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> st
         return f"the rotary angles of {type(model).__name__} depend on the longest row, which the host would have to ask the device for"
     if (missing := missing_tools()) is not None:
         return f"its kernels are compiled when they are first used, and {missing}"
-    if not rows_stay_apart(model, partial(packed_states, model, numerics.autocast(next(model.parameters()).device))):
+    with switched_off(model) if bank_of(model) is not None else nullcontext():  # adapters split a batch by lanes, which is not the question
+        apart = rows_stay_apart(model, partial(packed_states, model, numerics.autocast(next(model.parameters()).device)))
+    if not apart:
         return f"the layers of {type(model).__name__} carry something from one packed row into the next"
     return None
 

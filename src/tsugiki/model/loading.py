@@ -171,8 +171,15 @@ def load_base(source: BaseSource) -> Base:
         ModelError: it is not the causal language model that its folder says it is, or its tokenizer cannot be read.
     """
     tokenizer = load_tokenizer(source.folder)
-    model = read_model(source.folder, torch.bfloat16 if source.numerics.base == "bf16" else torch.float32).to(source.device)
-    look_at(model, tokenizer, str(source.folder), source.numerics.autocast(source.device) if source.numerics.base == "bf16" else nullcontext())
+    model = read_model(source.folder, torch.bfloat16 if source.numerics.base == "bf16" else torch.float32)
+    try:
+        model = model.to(source.device)
+        look_at(model, tokenizer, str(source.folder), source.numerics.autocast(source.device) if source.numerics.base == "bf16" else nullcontext())
+    except torch.OutOfMemoryError:
+        needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 2**30
+        raise RunError(
+            f"model {source.folder}: its weights alone need {needed:.1f} GiB in {source.numerics.base}, which {source.device} does not have free"
+        ) from None
     return Base(model=model, tokenizer=tokenizer, source=source)
 
 

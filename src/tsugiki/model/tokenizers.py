@@ -66,6 +66,8 @@ def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None
         raise ModelError(f"model {path}: damaged or cut short ({str(broken).splitlines()[0]}). Download again") from None
     added = set(tokenizer.get_added_vocab()) - set(plain.get_vocab())  # pieces that the settings add are the user's own
     lines = [line for line in lines if not any(piece in line for piece in added)]
+    plain.no_truncation()  # which a file may hold from an earlier training, and transformers does not read
+    plain.no_padding()
     wanted = [plain.encode(line, add_special_tokens=False).ids for line in lines]
     differing = [number for number, line in enumerate(lines) if list(tokenizer(line, add_special_tokens=False)["input_ids"]) != wanted[number]]
     if not differing:
@@ -97,6 +99,24 @@ def tokenizer_notes(folder: Path, tokenizer: Any, lines: Sequence[str]) -> Itera
     if sentencepiece_model(folder) is not None:
         everything = [*dict.fromkeys(lines), *PROBES]
         yield conversion_note(folder, tokenizer, everything) or f"tokenizer: transformers' conversion equals sentencepiece on {len(everything)} lines"
+
+
+class OtherIds(ModelError):
+    """A tokenizer gives ids that the model was not trained on."""
+
+
+def refuse_other_unknown(folder: Path, tokenizer: Any) -> None:
+    """Raises `OtherIds` when an unknown character becomes something else than sentencepiece's unknown piece: an end, in transformers' T5 class,
+    where `</s>` stands at the place that it expects `<unk>` at."""
+    differing = conversion_differences(folder, tokenizer, ["\ue000\u0378"])  # no text has these: of private use, and not assigned
+    if not differing:
+        return
+    _, ours, theirs = differing[0]
+    if tokenizer.eos_token_id in ours and tokenizer.eos_token_id not in theirs:
+        raise OtherIds(
+            f"model {folder}: characters that its tokenizer does not know become its end mark ({ours} where sentencepiece has {theirs}), so texts would end in "
+            "their middle. Look for another tokenizer class, or its makers' tokenizer.json"
+        )
 
 
 def conversion_note(folder: Path, tokenizer: Any, lines: Sequence[str]) -> str | None:

@@ -143,7 +143,7 @@ def _cells_of(study: StudySpec, model: ModelChoice, task: TaskChoice, method: Me
         asked: dict[str, Any] = {"model": model, "task": task, "method": method.kind, "train": train, "score": study.score}
         if method.adapter is not None:
             asked["adapter"] = method.adapter
-            asked["train"] = {name: train[name] for name in ("max_length", "precision") if name in train}  # the rest is of the other methods
+            asked["train"] = {name: train[name] for name in ("max_length", "long_rows", "precision") if name in train}  # the rest is of the other methods
         elif method.kind == "lora":
             asked["lora"] = lora
         return parse(RunConfig, asked, f'study "{study.name}" method "{method.name}"')

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.config import RunConfig
-from tsugiki.data.prompts import Tokens, answer_text, check_ids, check_tokenizer, tokenize
+from tsugiki.data.prompts import Tokens, answer_text, check_ids, check_tokenizer, control_ids, tokenize
 from tsugiki.data.tasks import Task, equal_candidates
 from tsugiki.data.text import normalise
 from tsugiki.errors import DataError, ModelError
-from tsugiki.model.tokenizers import conversion_note, refuse_other_ids, sentencepiece_model
+from tsugiki.model.tokenizers import OtherIds, conversion_note, refuse_other_ids, refuse_other_unknown, sentencepiece_model
 
 LINES = 50  # of the task's own texts whose ids are compared
 
@@ -49,11 +49,12 @@ def look_at_rows(folder: Path, tokenizer: Any, task: Task, rows: Mapping[str, Se
     notes = _conversion(folder, tokenizer, texts)
     if len(tokenizer) > vocab_rows:
         notes.append(f"tokenizer: {len(tokenizer):,} pieces, the model has rows for {vocab_rows:,}; none of the rest occurs in these rows")
+    notes += _odd_ends(tokenizer, next(iter(rows.values())), vocab_rows)
     for part, some_rows in rows.items():
         if task.spec.kind == "generation":
             notes += _free_answers(tokenizer, task, part, some_rows, config)
         else:
-            refuse_lost_answers(tokenizer, task, some_rows)
+            notes += _closed_answers(tokenizer, task, part, some_rows)
         notes += _control_tokens(tokenizer, part, some_rows)
         notes += _equal_candidates(part, some_rows)
     return [*notes, *_missing_labels(task, rows)]
@@ -64,31 +65,49 @@ def _conversion(folder: Path, tokenizer: Any, texts: Sequence[str]) -> list[str]
     if sentencepiece_model(folder) is None or (folder / "tokenizer.json").exists():
         return []
     try:
+        refuse_other_unknown(folder, tokenizer)
         said = conversion_note(folder, tokenizer, texts)
+    except OtherIds:
+        raise
     except ModelError as cannot:
         return [f"tokenizer: {cannot}"]
     return [said] if said else []
 
 
-def refuse_lost_answers(tokenizer: Any, task: Task, rows: Sequence[Tokens]) -> None:
-    """Raises `DataError` for a candidate that does not survive encode → decode as scoring decodes, or that holds an end, padding or an
-    unknown token: it could never be given as an answer."""
-    prompt, ending = rows[0].prompt_ids, rows[0].ending
-    known = {candidate: row.example.id for row in reversed(rows) for candidate in row.example.candidates}
-    for candidate, row in known.items():
+def _closed_answers(tokenizer: Any, task: Task, part: str, rows: Sequence[Tokens]) -> Iterator[str]:
+    """Refuses a label word, or a candidate with an end in it, that could never be given; of candidates those are counted that the tokenizer
+    loses: in a large file a rare character in a wrong one makes no score untrue.
+
+    Raises:
+        DataError: it does not survive encode → decode as scoring decodes, or holds an end, padding or (a label) an unknown token.
+    """
+    prompt, ending, labels = rows[0].prompt_ids, rows[0].ending, task.spec.kind == "classification"
+    lost: dict[str, str] = {}
+    first = {candidate: row.example.id for row in reversed(rows) for candidate in row.example.candidates}
+    for candidate, place in first.items():
         ids = tokenizer(candidate, add_special_tokens=False)["input_ids"]
-        what = f'task "{task.name}" row {row}: the answer “{candidate}”'
-        _refuse_marks(tokenizer, ids, ending.stops, what, unknown=True)
+        what = f'task "{task.name}" row {place}: the answer “{candidate}”'
+        _refuse_marks(tokenizer, ids, ending.stops, what, unknown=labels)
         back = answer_text(tokenizer, prompt, ids)
-        if normalise(back) != normalise(candidate):
-            raise DataError(f"{what} comes back from the tokenizer as “{back}”, so no answer could be right. Write it with other characters")
+        if normalise(back) != normalise(candidate) or tokenizer.unk_token_id in ids:
+            if labels:
+                raise DataError(f"{what} comes back from the tokenizer as “{back}”, so no answer could be right. Write it with other characters")
+            lost[candidate] = back
+    right = [row.example.id for row in rows if row.example.target in lost]
+    if lost:
+        one, back = next(iter(lost.items()))
+        yield (
+            f"{part}: the tokenizer loses {len(lost)} candidates, like “{one}” → “{back}”; in {len(right)} of {len(rows)} rows that is the right answer, "
+            "which can never be given"
+        )
 
 
 def _refuse_marks(tokenizer: Any, ids: Sequence[int], stops: frozenset[int], what: str, *, unknown: bool) -> None:
     for token in ids:
-        is_unknown = unknown and token == tokenizer.unk_token_id
-        if token in stops or token == tokenizer.pad_token_id or is_unknown:
-            name = "its unknown token" if is_unknown else "a mark that ends an answer" if token in stops else "padding"
+        is_unknown = token == tokenizer.unk_token_id  # which some tokenizers pad with, too
+        is_padding = token == tokenizer.pad_token_id and not is_unknown
+        if token in stops or is_padding or (unknown and is_unknown):
+            name = "a mark that ends an answer" if token in stops else "padding" if is_padding else "its unknown token"
             piece = tokenizer.convert_ids_to_tokens(token)
             raise DataError(f"{what} becomes the tokenizer's “{piece}” ({name}). Write it with other characters")
 
@@ -111,8 +130,17 @@ def _free_answers(tokenizer: Any, task: Task, part: str, rows: Sequence[Tokens],
         yield f"{part}: {unknown} of {len(rows)} answers hold characters that the tokenizer does not know, so they cannot be given (first: row {first_unknown})"
 
 
+def _odd_ends(tokenizer: Any, rows: Sequence[Tokens], vocab_rows: int) -> Iterator[str]:
+    """Ends that a model's settings name and that are ordinary pieces: left over from another tokenizer, perhaps."""
+    odd = [stop for stop in sorted(rows[0].ending.stops) if stop >= vocab_rows or stop not in control_ids(tokenizer)]
+    if odd:
+        named = ", ".join(f"{stop} (“{tokenizer.convert_ids_to_tokens(stop) if stop < len(tokenizer) else 'no piece'}”)" for stop in odd)
+        yield f"answers also end at {named}: generation_config.json or config.json names it as eos_token_id, but it is no control token of the tokenizer"
+
+
 def _control_tokens(tokenizer: Any, part: str, rows: Sequence[Tokens]) -> Iterator[str]:
-    marks = sorted({piece for piece in tokenizer.all_special_tokens if piece.strip()}, key=len, reverse=True)
+    pieces = tokenizer.convert_ids_to_tokens(sorted(control_ids(tokenizer)))
+    marks = sorted({piece for piece in pieces if piece and piece.strip()}, key=len, reverse=True)
     found = [(row.example.id, mark) for row in rows for mark in marks if any(mark in text for text in row.example.fields.values())]
     if found:
         row, mark = found[0]
