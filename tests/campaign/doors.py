@@ -2,7 +2,7 @@
 
     python -m tests.campaign.doors [--seed 0] [--share 1.0] [--out campaign/doors.jsonl]
 
-Inputs are drawn from a seed and made one after another: a stopped campaign goes on where it was. Outcomes:
+Inputs are drawn from a seed and made one after another: a stopped campaign of the same code goes on where it was. Outcomes:
 
     read, refused      exit code 0; exit code 2 with one line that says what is wrong
     traceback, hang    a bug of ours; more than `HANG_S` seconds
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -609,7 +610,9 @@ def campaign(seed: int, share: float, out: Path) -> list[dict[str, Any]]:
     inputs = all_inputs()
     chosen = random.Random(seed).sample(inputs, round(len(inputs) * share))
     kept = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
-    done = {row["input"] for row in kept if row["seed"] == seed}
+    code = code_now()
+    kept = [row for row in kept if row["seed"] == seed and row["code"] == code]  # what other code did says nothing of this
+    done = {row["input"] for row in kept}
     out.parent.mkdir(parents=True, exist_ok=True)
     for number, one in enumerate(chosen):
         name = f"{one.entrance}: {one.name}"
@@ -621,6 +624,7 @@ def campaign(seed: int, share: float, out: Path) -> list[dict[str, Any]]:
             outcome, said = outcome_of(arguments, Path(folder))
         row = {
             "seed": seed,
+            "code": code,
             "input": name,
             "entrance": one.entrance,
             "wanted": one.wanted,
@@ -634,7 +638,13 @@ def campaign(seed: int, share: float, out: Path) -> list[dict[str, Any]]:
         if not right(row):
             print(f"[{number + 1}/{len(chosen)}] {name}: must be {one.wanted}, was {outcome}: {said}")
     wanted = {f"{one.entrance}: {one.name}" for one in chosen}
-    return [row for row in kept if row["seed"] == seed and row["input"] in wanted]
+    return [row for row in kept if row["input"] in wanted]
+
+
+def code_now() -> str:
+    """12 digits that name the code that is tried: a campaign goes on only where the same code began it."""
+    files = [*sorted((ROOT / "src" / "tsugiki").rglob("*.py")), Path(__file__)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def right(row: dict[str, Any]) -> bool:
@@ -665,7 +675,8 @@ def table(found: list[dict[str, Any]], seed: int) -> str:
             ended["lines"],
         ]
         lines.append("| " + " | ".join(map(str, [*cells, max(row["s"] for row in some)])) + " |")
-    return "\n".join(lines) + f"\n\nSeed {seed}, {len(found)} inputs.\n"
+    machine = f"{os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    return "\n".join(lines) + f"\n\nSeed {seed}, {len(found)} inputs; {machine}.\n"
 
 
 def main() -> None:
