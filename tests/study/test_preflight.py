@@ -272,3 +272,13 @@ def test_truncation_and_padding_kept_in_a_tokenizer_file_change_nothing(tmp_path
     tokenizer.backend_tokenizer.enable_padding(length=64)
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     refuse_other_ids(tmp_path, tiny.tokenizer(), tiny.SENTENCES)
+
+
+def test_a_model_that_writes_without_a_cache_says_so_and_is_trained_and_scored(task_file: Path, tmp_path: Path) -> None:
+    from tests.model.test_look import TAKEN, saved
+    from tsugiki.model.look import WITHOUT_CACHE
+
+    folder = saved(TAKEN["mamba"], tmp_path / "model")
+    record, notes = run_of(asked(folder, task_file, method="full", lora=None, train={**TRAIN, "max_length": 128}), tmp_path)
+    assert WITHOUT_CACHE in notes
+    assert score_run(record, "test").evaluation("test") is not None  # type: ignore[arg-type]

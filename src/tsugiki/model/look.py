@@ -33,6 +33,9 @@ _LOOKS: WeakKeyDictionary[Any, Look] = WeakKeyDictionary()
 _APART: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
+WITHOUT_CACHE = "answers are written without a cache, one full pass a token, which is right and slow: this model's cache or padding changes them"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Look:
     """What was seen. `cached` says whether decoding may use a cache and padding."""

@@ -16,7 +16,7 @@ from tsugiki.model.capture import why_plain
 from tsugiki.model.export import import_adapter
 from tsugiki.model.folder import resolve, stop_ids_of
 from tsugiki.model.loading import find_base, load_base, load_tokenizer, max_positions_of, num_parameters, read_model
-from tsugiki.model.look import look_of
+from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.lora import adapted_places, detach
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.score.metrics import check_ready
@@ -149,7 +149,7 @@ def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mappi
             base = load_base(source)
             yield f"model {choice.label} for {method}: loaded, its weights in {source.numerics.base}, products in {source.numerics.compute}, {source.device}"
             if not look_of(base.model).cached:
-                yield "  note: answers are written without a cache, one full pass a token: this model's cache or padding changes them"
+                yield f"  note: {WITHOUT_CACHE}"
             if (said := why_plain(base.model, base.device, base.numerics, "auto")) is not None:
                 yield f"  note: {said}"
 

@@ -29,6 +29,7 @@ from tsugiki.data.tasks import Task, drawn, load_task, refuse_leak
 from tsugiki.errors import RunError
 from tsugiki.model.capture import why_plain
 from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_parameters, why_fp32
+from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.lora import attach_lanes, detach
 from tsugiki.score.evaluate import Evaluation, evaluate_lanes
 from tsugiki.score.metrics import check_ready
@@ -129,6 +130,7 @@ def _prepare(task: Task, source: BaseSource, first: RunConfig, listener: Listene
     if left_out:
         notes.append(f"train: {len(left_out)} rows do not fit into {longest_of(base, first)} tokens and are left out (first: row {left_out[0]})")
     notes += [said for said in (why_plain(base.model, base.device, base.numerics, first.train.step),) if said is not None]
+    notes += [] if look_of(base.model).cached else [WITHOUT_CACHE]
     for note in notes:
         listener.note(note)
     ends = base.tokenizer.convert_ids_to_tokens(sorted(rows[0].ending.stops))
