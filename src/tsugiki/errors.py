@@ -26,6 +26,12 @@ class RunError(TsugikiError):
     """A run cannot start, go on or be read."""
 
 
+def first_line(broken: BaseException) -> str:
+    """An error of a library in one line: its kind where it says nothing."""
+    lines = [line.strip() for line in str(broken).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(broken).__name__
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """` Did you mean "jnli"? Known: …` for a misspelt name; just the known names when nothing is near."""
     names = sorted(known)

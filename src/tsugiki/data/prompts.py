@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from tsugiki.data.tasks import CHAT, Example, Task
-from tsugiki.errors import DataError, ModelError, did_you_mean
+from tsugiki.errors import DataError, ModelError, did_you_mean, first_line
 
 TEMPLATE_DATE = datetime(2024, 7, 26)  # what a chat template that asks for the date is told, always: the date that Llama 3.1's own falls back on
 
@@ -127,8 +127,7 @@ def _said(tokenizer: Tokenizer, turns: list[dict[str, str]], what: str, *, opene
         with _stopped_clock():
             said: str = tokenizer.apply_chat_template(turns, add_generation_prompt=opened, tokenize=False)
     except Exception as broken:  # templates raise what they like
-        said_by_template = (str(broken).splitlines() or [type(broken).__name__])[0]
-        raise ModelError(f"tokenizer {tokenizer.name_or_path}: its chat template refuses {what}: {said_by_template}") from broken
+        raise ModelError(f"tokenizer {tokenizer.name_or_path}: its chat template refuses {what}: {first_line(broken)}") from broken
     return said
 
 

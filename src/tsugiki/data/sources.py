@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.config import FileSpec
-from tsugiki.errors import DataError
+from tsugiki.errors import DataError, first_line
 
 TIMEOUT_S = 60.0
 
@@ -246,4 +246,4 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 number += 1
                 yield number, row
     except (ArrowException, OSError, ValueError, OverflowError) as broken:
-        raise DataError(f"{path}: damaged or cut short, or no Parquet file: {(str(broken).splitlines() or [type(broken).__name__])[0]}") from None
+        raise DataError(f"{path}: damaged or cut short, or no Parquet file: {first_line(broken)}") from None

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki.config import LoraConfig
-from tsugiki.errors import ModelError
+from tsugiki.errors import ModelError, first_line
 from tsugiki.model.layouts import WHOLE, Place, by_module, every_place, layout_of, out_features, replace_module, weight_of
 from tsugiki.model.lora import Grafted, attach, lora_layers
 
@@ -179,7 +179,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     except FileNotFoundError as broken:
         raise ModelError(f"{folder}: {Path(str(broken.filename or 'adapter_model.safetensors')).name} is missing: not a PEFT adapter folder") from None
     except (ValueError, OSError, RecursionError, SafetensorError) as broken:
-        raise ModelError(f"{folder}: damaged or cut short: {(str(broken).splitlines() or [type(broken).__name__])[0]}") from None
+        raise ModelError(f"{folder}: damaged or cut short: {first_line(broken)}") from None
     if not isinstance(given, dict):
         raise ModelError(f"{folder / 'adapter_config.json'}: must be a JSON object, is {type(given).__name__}")
     _check_adapter_settings(given, folder)

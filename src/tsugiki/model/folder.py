@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.config import ModelChoice
-from tsugiki.errors import ModelError
+from tsugiki.errors import ModelError, first_line
 
 BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -76,12 +76,6 @@ def _by_way_of() -> str:
     """Which of the user's settings a request to the Hub goes by: what to look at when it fails."""
     names = [name for name in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)]
     return f" (by way of {', '.join(f'{name}={os.environ[name]}' for name in names)})" if names else ""
-
-
-def first_line(broken: BaseException) -> str:
-    """An error of a library in one line: its kind where it says nothing."""
-    lines = [line.strip() for line in str(broken).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(broken).__name__
 
 
 def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from tsugiki.config import Method, ModelChoice, Precision
-from tsugiki.errors import ModelError, RunError
-from tsugiki.model.folder import check_settings, checksum_of, first_line, resolve, settings_checksum, stop_ids_of, weight_files
+from tsugiki.errors import ModelError, RunError, first_line
+from tsugiki.model.folder import check_settings, checksum_of, resolve, settings_checksum, stop_ids_of, weight_files
 from tsugiki.model.look import look_at
 
 OLD_BUFFERS = ("masked_bias", "rotary_emb.inv_freq")  # constants that older versions of transformers wrote beside the weights

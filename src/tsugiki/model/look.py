@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from tsugiki.errors import ModelError
+from tsugiki.errors import ModelError, first_line
 
 PROBE = "東京都の公園で、犬と猫が元気に走っています。質問に答えてください。それは何色ですか？　1. 青　2. 赤　3. 白"
 TOKENS = 24
@@ -68,8 +68,7 @@ def look_at(model: Any, tokenizer: Any, name: str, computing: AbstractContextMan
     except torch.OutOfMemoryError:
         raise
     except Exception as broken:
-        said_by_library = (str(broken).strip().splitlines() or [type(broken).__name__])[0]
-        raise ModelError(f"model {name}: cannot be run on a few tokens: {said_by_library}") from broken
+        raise ModelError(f"model {name}: cannot be run on a few tokens: {first_line(broken)}") from broken
     _LOOKS[model] = seen
     return seen
 

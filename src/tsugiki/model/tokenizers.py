@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tsugiki.errors import ModelError
+from tsugiki.errors import ModelError, first_line
 
 # What Japanese text holds and tokenizers lose: line ends, full-width letters, half-width kana, signs in circles, double spaces, rare characters.
 PROBES = ("一行目\n二行目", "ＡＢＣ１２３", "ｶﾀｶﾅ", "①②㈱", "空白  二つ", "𠮷野家の髙橋", "前提：「犬」\t仮説：『猫』")
@@ -63,7 +63,7 @@ def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None
     try:
         plain = Tokenizer.from_file(str(path))
     except Exception as broken:  # the library raises its own kind
-        raise ModelError(f"model {path}: damaged or cut short ({str(broken).splitlines()[0]}). Download again") from None
+        raise ModelError(f"model {path}: damaged or cut short ({first_line(broken)}). Download again") from None
     added = set(tokenizer.get_added_vocab()) - set(plain.get_vocab())  # pieces that the settings add are the user's own
     lines = [line for line in lines if not any(piece in line for piece in added)]
     plain.no_truncation()  # which a file may hold from an earlier training, and transformers does not read
