@@ -66,12 +66,13 @@ def test_the_tutorial_leads_from_three_rows_to_a_report(tmp_path: Path) -> None:
     said = {}
     for command in re.findall(r"^    (tsugiki [^#\n]+)", text, re.M):
         done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, (command, done.stderr)
+        runs = "--dry-run" not in command and re.match(r"tsugiki (study|report) ", command)
+        assert done.returncode == (3 if runs else 0), (command, done.stderr)  # three rows teach nothing, as the page says
         said[command.strip()] = done.stdout
     pages = sorted((tmp_path / "tsugiki-runs" / "studies").rglob("report.*.html"))
     assert {page.name for page in pages} == {"report.ja.html", "report.en.html"}
-    assert any("この件数では決まりません" in page.read_text(encoding="utf-8") for page in pages)
-    assert "2 seeds" in said["tsugiki report compare.toml"]
+    assert all("については何も言えません" in page.read_text(encoding="utf-8") for page in pages if page.name == "report.ja.html")
+    assert "over 2 seeds" in said["tsugiki report compare.toml"]
 
 
 def test_both_tutorials_have_the_same_files_and_commands() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from statistics import fmean
 
 from tsugiki.config import TaskChoice
 from tsugiki.data.tasks import Example, load_task
@@ -59,7 +60,7 @@ def inference_baselines() -> dict[str, float]:
         "both, bag of n-grams": lambda one: one.fields["premise"] + "\n" + one.fields["hypothesis"],
         "share of n-grams in common": overlap,
     }
-    result = {"majority": majority_baseline(labels, test_labels)}
+    result = {"majority": fmean(majority_baseline(labels, test_labels))}
     for name, view in views.items():
         result[name] = accuracy([view(one) for one in train], labels, [view(one) for one in test], test_labels)
     return result
@@ -69,7 +70,7 @@ def choice_baselines() -> dict[str, float]:
     """Chance; naive Bayes on question and candidate together (right against wrong); candidate alone."""
     task = load_task(TaskChoice(name="sample_choice"))
     train, test = task.examples["train"], task.examples["test"]
-    result = {"chance": chance_baseline([one.candidates for one in test])}
+    result = {"chance": fmean(chance_baseline([one.candidates for one in test]))}
     for name, joined in (("question + candidate, bag of n-grams", True), ("candidate alone", False)):
 
         def view(one: Example, candidate: str, joined: bool = joined) -> str:
@@ -85,7 +86,8 @@ def choice_baselines() -> dict[str, float]:
 def headline_baselines() -> dict[str, float]:
     task = load_task(TaskChoice(name="sample_headline"))
     test = task.examples["test"]
-    return {f"lead, {name}": value for name, value in lead_baseline([one.fields["article"] for one in test], [one.target for one in test]).items()}
+    lead = lead_baseline("rouge", [one.fields["article"] for one in test], [one.target for one in test])
+    return {f"lead, {name}": fmean(values) for name, values in lead.items()}
 
 
 def main() -> None:

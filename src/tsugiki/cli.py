@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 import typer
 
 from tsugiki.errors import ConfigError, RunError, TsugikiError
-from tsugiki.printing import print_comparison, print_json, print_record, print_report, print_rules, print_scores, print_ways
+from tsugiki.printing import print_comparison, print_damaged, print_json, print_record, print_report, print_rules, print_scores, print_ways
 
 if TYPE_CHECKING:
     from tsugiki.config import StudySpec
@@ -69,7 +69,9 @@ def _study(name: str, changes: list[str] | None) -> StudySpec:
 def demo(out: Out = DEFAULT_OUT) -> None:
     """LoRA against full fine-tuning on the built-in model and the sample tasks: under five minutes on a laptop."""
     print("These are the sample tasks and the small model that ship with tsugiki: they show how it works, not how good a model is.")
-    _run_study(_study("demo", None), ["demo"], out, jobs=1, worker=False)
+    from tsugiki.running import run_and_report
+
+    _end(run_and_report(_study("demo", None), ["demo", "--out", str(out)], out))
 
 
 @app.command(
@@ -86,8 +88,13 @@ def study(
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Run what is missing of a study, choose by validation, score on test once, print the tables."""
+    from tsugiki.running import run_and_report, work
+
     language = _language(lang)
     spec = _study(file, changes)
+    if worker:
+        work(spec, out)
+        return
     if dry_run:
         from tsugiki.study.cells import expand
 
@@ -99,23 +106,13 @@ def study(
         print(f"{len(cells)} cells. Next: tsugiki check {file}, then the same command without --dry-run")
         return
     arguments = [file, "--out", str(out), *(part for change in changes or [] for part in ("--set", change))]
-    _run_study(spec, arguments, out, jobs, worker, as_json, language)
+    _end(run_and_report(spec, arguments, out, jobs, as_json, language))
 
 
-def _run_study(spec: StudySpec, arguments: list[str], out: Path, jobs: int, worker: bool, as_json: bool = False, lang: Language = "en") -> None:
-    from tsugiki.progress import Display
-    from tsugiki.study.store import Store
-    from tsugiki.study.sweep import run_cells, run_in_parallel, run_study
-
-    store = Store(out)
-    if worker:
-        run_cells(spec, store)
-        return
-    if jobs > 1:
-        run_in_parallel(arguments, jobs)
-    with Display() as display:
-        result = run_study(spec, store, display.listener, on_cell=display.on_cell)
-    print_report(result, out, as_json, lang)
+def _end(complete: bool) -> None:
+    """Exit code 3: something is missing, or a method did not learn (the last line says what)."""
+    if not complete:
+        raise typer.Exit(3)
 
 
 def _language(lang: str) -> Language:
@@ -240,6 +237,7 @@ def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
     from tsugiki.study.tables import Table
 
     rows = [list_row(record) for record in Store(out).records()]
+    print_damaged(Store(out))
     if as_json:
         print_json(rows)
         return
@@ -310,11 +308,13 @@ def report(
     from tsugiki.study.store import Store
 
     language = _language(lang)
-    result = collect(_study(file, changes), Store(out))
-    if not result.chosen:
-        options = "".join(f" --set '{change}'" for change in changes or [])
+    store = Store(out)
+    result = collect(_study(file, changes), store)
+    options = "".join(f" --set '{change}'" for change in changes or [])
+    if not result.records and not result.missing:
         raise TsugikiError(f"{out}: no finished run of this study there. Run: tsugiki study {file} --out {out}{options}")
-    print_report(result, out, as_json, language)
+    print_damaged(store)
+    _end(print_report(result, out, f"tsugiki study {file} --out {out}{options}", as_json, language))
 
 
 @app.command(epilog="Examples: tsugiki export RUN --to my-adapter   ·   tsugiki export RUN --to my-model --merge --dtype bf16")

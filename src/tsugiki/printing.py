@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsugiki.study.cells import StudyResult
     from tsugiki.study.compare import Comparison
+    from tsugiki.study.store import Store
     from tsugiki.study.words import Language
+
+
+def print_damaged(store: Store) -> None:
+    """Runs that cannot be read, on standard error: what is printed of the others stays whole."""
+    for said in store.damaged():
+        print(f"tsugiki: {said}", file=sys.stderr)
 
 
 def print_json(content: Any) -> None:
     print(json.dumps(content, ensure_ascii=False, indent=1))
 
 
-def print_report(result: StudyResult, out: Path, as_json: bool, lang: Language = "en") -> None:
+def print_report(result: StudyResult, out: Path, again: str, as_json: bool, lang: Language = "en") -> bool:
+    """Writes and prints a study's report; `again` is the command that goes on with it. False when something is missing or did not learn."""
     from dataclasses import asdict
 
     from tsugiki.progress import show_tables
-    from tsugiki.study.finding import sentence
+    from tsugiki.study.missing import reason_of
     from tsugiki.study.report import write_report
-    from tsugiki.study.tables import gather
+    from tsugiki.study.tables import all_tables, gather
 
     material = gather(result)
-    page, tables = write_report(material, out, lang)
-    said = [sentence(one, lang) for one in material.found]
+    said, lacking = material.statements(lang), material.shortfalls(lang)
+    where: Path | None
+    try:
+        where, tables = write_report(material, out, lang)
+    except OSError as broken:
+        where, tables = None, all_tables(material, lang)
+        lacking.append(f"the report could not be written: {reason_of(broken)}")
     if as_json:
-        print_json({"report": str(page), "findings": said, "tables": [asdict(table) for table in tables]})
-        return
+        verdicts = [one.to_json() for one in material.found]
+        found = {"findings": said, "verdicts": verdicts, "missing": lacking}
+        print_json({"report": str(where) if where else None, **found, "tables": [asdict(table) for table in tables]})
+        return not lacking
     show_tables(tables)
     print("\n".join(said))
-    print(f"Report: {page.parent / 'report.ja.html'} · {page.parent / 'report.en.html'}   (Markdown, CSV and LaTeX beside them)")
-    folders = [record.folder for cell in result.chosen.values() if (record := result.record(cell)) is not None]
+    if where is not None:
+        print(f"Report: {where.parent / 'report.ja.html'} · {where.parent / 'report.en.html'}   (Markdown, CSV and LaTeX beside them)")
+    folders = [record.folder for cell in result.chosen.values() if (record := result.record(cell)) is not None and record.status == "done"]
     if folders:
         print(f"Next: tsugiki generate {folders[0]} --text 'PROMPT'   (the prompt's form stands in Table 1)")
+    for line in lacking[:-1]:
+        print(f"Not whole: {line}")
+    if lacking:
+        print(f"Not whole: {lacking[-1]}. What is missing is tried again, finished runs are kept, by: {again}")
+    return not lacking
 
 
 def print_scores(record: Any, part: str) -> None:

@@ -167,6 +167,6 @@ def test_two_methods_that_never_differ_have_an_interval_on_both_sides() -> None:
     from tsugiki.score.metrics import paired_difference
 
     same = [1.0, 0.0, 1.0, 1.0] * 25
-    mean, low, high = paired_difference([same], [same], [str(n) for n in range(100)])
-    assert mean == 0
-    assert -low == high == pytest.approx(1.96**2 / (100 + 1.96**2))
+    found = paired_difference([same], [same], [str(n) for n in range(100)])
+    assert found.mean == 0
+    assert -found.low == found.high == pytest.approx(1.96**2 / (100 + 1.96**2))

@@ -130,7 +130,7 @@ def test_a_group_that_does_not_fit_is_split(model_folder: Path, task_file: Path,
     notes: list[str] = []
     records = run_group(grid(model_folder, task_file), Store(tmp_path), Listener(on_note=notes.append), lanes=6)
     assert sizes == [6, 3, 2, 2, 2]
-    assert notes == ["6 lanes do not fit; going on with 3 at a time", "3 lanes do not fit; going on with 2 at a time"]
+    assert notes == ["6 runs do not fit together; going on with 3 at a time", "3 runs do not fit together; going on with 2 at a time"]
     assert {record.status for record in records} == {"done"}
     assert [(record.happened["lanes"], record.happened["measurement"]["lanes"]) for record in records] == [(2, 2)] * 6, "as it was, not as it was tried"
 

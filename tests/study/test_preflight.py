@@ -175,7 +175,7 @@ def test_a_run_of_an_earlier_meaning_is_shown_and_never_taken_as_finished(model_
     old = folder.with_name(folder.name[:-12] + "0" * 12)
     shutil.copytree(folder, old)
     what = json.loads((old / "with_what.json").read_text(encoding="utf-8"))
-    assert what.pop("semantics") == SEMANTICS == 2
+    assert what.pop("semantics") == SEMANTICS == 3
     (old / "with_what.json").write_text(json.dumps(what), encoding="utf-8")
     earlier = Run(old).record()
     assert earlier.semantics == 1
@@ -184,7 +184,7 @@ def test_a_run_of_an_earlier_meaning_is_shown_and_never_taken_as_finished(model_
     assert again.folder == folder  # type: ignore[attr-defined]
     assert not any("finished before" in note for note in notes)
     assert compare_runs(earlier, again, "validation").n == 9  # type: ignore[arg-type]
-    with pytest.raises(RunError, match=r"trained by an earlier version of tsugiki.*\(semantics 1, now 2\)"):
+    with pytest.raises(RunError, match=r"trained by an earlier version of tsugiki.*\(semantics 1, now 3\)"):
         score_run(earlier, "test")
 
 

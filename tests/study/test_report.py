@@ -14,14 +14,14 @@ import pytest
 from tests import tiny
 from tests.study.test_study import study_of
 from tsugiki.config import StudySpec
+from tsugiki.errors import RunError
 from tsugiki.score.metrics import paired_difference
 from tsugiki.study.cells import StudyResult, collect, parse_study
 from tsugiki.study.compare import compare_methods
-from tsugiki.study.finding import examples_needed, findings, sentence
 from tsugiki.study.plots import bars, heat_map, stacked
 from tsugiki.study.report import write_report
 from tsugiki.study.run import watch_steps
-from tsugiki.study.store import Store
+from tsugiki.study.store import Store, read_record
 from tsugiki.study.sweep import run_study
 from tsugiki.study.tables import all_tables, gather
 from tsugiki.study.words import JAPANESE
@@ -48,20 +48,8 @@ def test_the_chosen_cells_are_trained_with_every_seed_and_found_again(wide: tupl
     assert {key: len(again.seeds(cell)) for key, cell in again.chosen.items()} == dict.fromkeys(result.chosen, 3)
     table = next(one for one in all_tables(gather(again), "en") if one.name == "table2")
     assert sum("(3 seeds)" in row[2] for row in table.rows) == 2
-    (found,) = findings(again)
-    assert table.rows[0][2].startswith(f"{found.comparison.first:.3f} ["), "the table and the finding say one number"
-
-
-def test_a_finding_draws_over_seeds_and_keeps_the_margin_of_the_file(wide: tuple[StudySpec, StudyResult, Path]) -> None:
-    _, result, _ = wide
-    (found,) = findings(result)
-    assert found.margin == 0.1
-    assert found.comparison.seeds == 3
-    said = {language: sentence(found, language) for language in ("ja", "en")}
-    assert "シード 3 個" in said["ja"]
-    assert "3 seeds" in said["en"]
-    if found.verdict == "undecided":
-        assert f"{examples_needed(found.comparison, 0.1):,}" in said["ja"]
+    lora = gather(again).standings["tiny", "tiny", "LoRA"]
+    assert table.rows[0][2].startswith(f"{lora.score:.3f} ["), "the table and the finding say one number"
 
 
 def test_with_several_seeds_their_spread_widens_the_interval() -> None:
@@ -73,13 +61,13 @@ def test_with_several_seeds_their_spread_widens_the_interval() -> None:
     base = [list(examples * 0.5)] * 3
     widths = []
     for rows in (calm, rough):
-        mean, low, high = paired_difference(rows, base, groups)
-        assert low < mean < high
-        assert mean == pytest.approx(float(examples.mean() / 2), abs=1e-9)
-        widths.append(high - low)
+        found = paired_difference(rows, base, groups)
+        assert found.low < found.mean < found.high
+        assert found.mean == pytest.approx(float(examples.mean() / 2), abs=1e-9)
+        widths.append(found.high - found.low)
     assert widths[1] > 3 * widths[0]
-    one = paired_difference(calm[:1], base[:1], groups)
-    assert paired_difference(calm, base, groups) == pytest.approx(one, abs=0.01)
+    one, several = paired_difference(calm[:1], base[:1], groups), paired_difference(calm, base, groups)
+    assert (several.low, several.high) == pytest.approx((one.low, one.high), abs=0.01)
 
 
 def test_validation_is_looked_at_during_training(wide: tuple[StudySpec, StudyResult, Path]) -> None:
@@ -103,7 +91,7 @@ def test_the_japanese_page_is_japanese_and_both_hold_every_section(wide: tuple[S
             english,
             ("Memory and time", "The course of training", "What is comparable with what", "did not learn", "Equal: the whole interval lies within ±10 points"),
         ),
-        (japanese, ("メモリと時間", "学習の経過", "何と何が比較できるか", "学習できなかった設定は", "±10 ポイント", "秒/ステップ: 中央値 / 平均", "3 シード")),
+        (japanese, ("メモリと時間", "学習の経過", "何と何が比較できるか", "基準を上回らない設定は", "±10 ポイント", "秒/ステップ: 中央値 / 平均", "3 シード")),
     ):
         for word in words:
             assert word in text, word
@@ -120,7 +108,16 @@ def test_texts_that_may_not_be_passed_on_stay_out(wide: tuple[StudySpec, StudyRe
     bare = StudyResult(
         study=spec.model_copy(update={"answers_shown": 0}), cells=result.cells, records=result.records, chosen=result.chosen, repeats=result.repeats
     )
-    assert [table.name for table in all_tables(gather(bare), "en")] == ["table1", "table2", "comparison", "failures", "landscape", "settings", "table3"]
+    assert [table.name for table in all_tables(gather(bare), "en")] == [
+        "table1",
+        "table2",
+        "comparison",
+        "search",
+        "failures",
+        "landscape",
+        "settings",
+        "table3",
+    ]
 
 
 def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResult, Path]) -> None:
@@ -131,12 +128,15 @@ def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResul
     assert JAPANESE["right"] == "正解"
 
 
-def test_runs_on_other_examples_are_not_paired(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+def test_runs_on_other_examples_are_not_paired(wide: tuple[StudySpec, StudyResult, Path], tmp_path: Path) -> None:
     _, result, _ = wide
-    chosen = list(result.chosen.values())
-    pair = compare_methods(result.seeds(chosen[0]), result.seeds(chosen[1]), "test")
-    assert pair.seeds == 3
-    assert pair.low <= pair.difference <= pair.high
+    first, second = (result.seeds(cell) for cell in result.chosen.values())
+    assert compare_methods(first, second, "test").seeds == 3
+    shutil.copytree(second[0].folder, tmp_path / "other")
+    path = tmp_path / "other" / "answers-test.jsonl"
+    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
+    with pytest.raises(RunError, match="scored on different examples"):
+        compare_methods(first[:1], [read_record(tmp_path / "other")], "test")
 
 
 def test_figures_hold_what_they_are_given() -> None:
@@ -169,7 +169,8 @@ def test_the_tables_are_json_too(wide: tuple[StudySpec, StudyResult, Path], caps
     from tsugiki.printing import print_report
 
     _, result, root = wide
-    print_report(result, root, True)
+    assert not print_report(result, root, "tsugiki study again", True), "nine rows teach nothing"
     printed = json.loads(capsys.readouterr().out)
     assert {table["name"] for table in printed["tables"]} >= {"table1", "table2", "table3", "comparison", "failures"}
     assert len(printed["findings"]) == 1
+    assert printed["verdicts"][0]["verdict"] is None

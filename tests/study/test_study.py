@@ -189,7 +189,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(model_folder
         assert result.records[cell.label].main_score("validation") == best
     page, tables = write_report(gather(result), tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert [table.name for table in tables] == ["table1", "table2", "comparison", "failures", "landscape", "settings", "table3", "table4"]
+    assert [table.name for table in tables] == ["table1", "table2", "comparison", "search", "failures", "landscape", "settings", "table3", "table4"]
     assert "diverged" in text
     assert "compared cells differ in batch: LoRA 8, FT 16" in text
     assert "at most 128 tokens" in text, "the model has 128 positions"

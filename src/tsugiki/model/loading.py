@@ -263,6 +263,11 @@ def backbone_and_head(model: Any) -> tuple[Callable[..., Any], nn.Module]:
     return partial(model.base_model, use_cache=False), model.get_output_embeddings()
 
 
+def count_parameters(folder: Path) -> int:
+    """Parameters of a model that is not loaded."""
+    return num_parameters(read_model(folder, torch.float32, only_names=True))
+
+
 def num_parameters(model: nn.Module) -> int:
     """Parameters of the model, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -13,17 +14,21 @@ def _need(package: str) -> str:
     return f'ROUGE for Japanese needs {package}. Run: pip install "tsugiki[ja]"'
 
 
-def clean_for_rouge(text: str) -> str:
-    """Emoji off, neologdn normalisation, single spaces: what lm-evaluation-harness does before it segments.
+# What lm-evaluation-harness takes out besides emoji: emoticons, symbols, transport, halves of flags, and all of the dingbats (✓, ❶).
+TAKEN_OUT = re.compile("[\U0001f600-\U0001f64f\U0001f300-\U0001f5ff\U0001f680-\U0001f6ff\U0001f1e0-\U0001f1ff\u2702-\u27b0]")
 
-    Source: lm-evaluation-harness, `lm_eval/tasks/japanese_leaderboard/ja_leaderboard_xlsum.py` (read 2026-11).
+
+def clean_for_rouge(text: str) -> str:
+    """Emoji and dingbats off, neologdn normalisation, single spaces: what lm-evaluation-harness does before it segments.
+
+    Source: lm-evaluation-harness, `lm_eval/tasks/japanese_leaderboard/ja_leaderboard_xlsum.py` (commit 8afb53b).
     """
     try:
         import emoji
         import neologdn
     except ImportError as missing:
         raise ConfigError(_need(missing.name or "emoji and neologdn")) from None
-    kept = "".join(char for char in text if not emoji.is_emoji(char))
+    kept = TAKEN_OUT.sub("", "".join(char for char in text if not emoji.is_emoji(char)))
     return " ".join(neologdn.normalize(kept).split())
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from tsugiki.config import LoraConfig, MethodSpec, ModelChoice, Range, RunConfig, StudySpec, TaskChoice, TrainConfig
 from tsugiki.data.tasks import Task, load_task, task_digest
-from tsugiki.errors import ConfigError, did_you_mean
+from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
+from tsugiki.study.missing import read_missing, seed_of, test_of
 from tsugiki.study.search import Lookup, nothing_known, settings_of
 from tsugiki.study.store import RunRecord, Store
 from tsugiki.toml import beside, parse, read_toml, refuse_task_file
@@ -51,6 +52,8 @@ class StudyResult:
     records: dict[str, RunRecord] = field(default_factory=dict)
     chosen: dict[Key, Cell] = field(default_factory=dict)
     repeats: dict[Key, list[RunRecord]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """What could not be had (a cell's label, `test_of` it, `seed_of` it), and why."""
 
     def seeds(self, cell: Cell, part: str = "test") -> list[RunRecord]:
         """The cell's runs with every seed that were scored on the part, the first seed's first."""
@@ -60,6 +63,10 @@ class StudyResult:
 
     def record(self, cell: Cell) -> RunRecord | None:
         return self.records.get(cell.label)
+
+    def begun(self) -> list[tuple[Cell, RunRecord]]:
+        """Cells that were begun and not finished."""
+        return [(cell, record) for cell in self.cells if (record := self.record(cell)) is not None and record.status == "running"]
 
 
 def task_label(task: TaskChoice) -> str:
@@ -177,8 +184,9 @@ def validation_score(result: StudyResult, cell: Cell) -> float | None:
 
 
 def collect(study: StudySpec, store: Store) -> StudyResult:
-    """What is on disk of a study: each cell's newest record over today's data and one set of weights a model, and the choice among them."""
-    tasks = {choice: load_task(choice) for choice in study.tasks}
+    """What is on disk of a study: each cell's newest record over today's data and one set of weights a model, the choice among them, and
+    what was missing when it last ran. Records of a task that cannot be read today stay: nothing says that they are of other data."""
+    tasks = {choice: readable_task(choice) for choice in study.tasks}
     newest_first = sorted(store.records(), key=lambda record: -(record.folder / "asked.json").stat().st_mtime)
     found: dict[RunConfig, list[RunRecord]] = {}
     for record in newest_first:
@@ -202,9 +210,34 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
             config = with_seed(cell.config, number)
             repeated = lookup(config)
             result.repeats.setdefault(key, []).extend([repeated] if repeated else [])
+    result.missing = {label: reason for label, reason in read_missing(store.root, study).items() if not _is_there(result, label)}
     return result
 
 
-def _fits(record: RunRecord, task: Task) -> bool:
-    """Whether a record is of today's task file and data."""
-    return record.with_what.get("task_sha256") == task_digest(task) and bool(record.with_what["data"] == task.files)
+def _is_there(result: StudyResult, label: str) -> bool:
+    """Whether what was missing has been had since."""
+    for cell in result.cells:
+        record = result.record(cell)
+        if label == cell.label:
+            return record is not None and record.status in ("done", "failed", "pruned")
+        if label == test_of(cell.label):
+            return record is None or record.evaluation("test") is not None or result.chosen.get(cell.key) is not cell
+        for number in range(1, result.study.seeds):
+            if label == seed_of(cell.label, number + 1):
+                return any(run.config == with_seed(cell.config, number) and run.status == "failed" for run in result.repeats.get(cell.key, [])) or any(
+                    run.config == with_seed(cell.config, number) for run in result.seeds(cell)
+                )
+    return True  # of a cell that is no longer there
+
+
+def readable_task(choice: TaskChoice) -> Task | None:
+    """The task; None where its file or its data cannot be read."""
+    try:
+        return load_task(choice)
+    except (TsugikiError, OSError):
+        return None
+
+
+def _fits(record: RunRecord, task: Task | None) -> bool:
+    """Whether a record is of today's task file and data, as far as they can be read."""
+    return task is None or (record.with_what.get("task_sha256") == task_digest(task) and bool(record.with_what["data"] == task.files))

@@ -5,17 +5,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from tsugiki.errors import RunError
-from tsugiki.score.metrics import McNemar, interval, mcnemar, paired_difference, per_example
+from tsugiki.score.metrics import Estimate, McNemar, mcnemar, mean_over_seeds, paired_difference, per_example
 from tsugiki.study.notes import score_text
-from tsugiki.study.store import Run, RunRecord
+from tsugiki.study.store import Run, RunRecord, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two runs on the same examples: mean difference of the main score with its 95 % interval, McNemar's test, the answers that changed."""
+    """Two methods on the same examples: mean difference of the main score with its 95 % interval, McNemar's test, the answers that changed.
+
+    `rows_half`, `seeds_half`: what of the interval's half width comes of the examples, and of the seeds (0 where one seed cannot tell).
+    """
 
     score: str
     first: float
@@ -23,6 +28,8 @@ class Comparison:
     difference: float
     low: float
     high: float
+    rows_half: float
+    seeds_half: float
     n: int
     seeds: int
     mcnemar: McNemar | None
@@ -35,7 +42,7 @@ def compare_runs(first: RunRecord, second: RunRecord, part: str) -> Comparison:
 
 
 def compare_methods(firsts: Sequence[RunRecord], seconds: Sequence[RunRecord], part: str) -> Comparison:
-    """Paired bootstrap by group over the examples of one part, and over the seeds: one run a seed and method.
+    """Paired by example on one part, one run a seed and method: see `metrics.paired_difference`.
 
     Raises:
         RunError: a run was not scored on the part, or they were scored on different examples.
@@ -49,9 +56,9 @@ def compare_methods(firsts: Sequence[RunRecord], seconds: Sequence[RunRecord], p
         if [(one["id"], one["target"]) for one in answers[0]] != [(one["id"], one["target"]) for one in rows]:
             raise RunError(f"{first.folder} and {record.folder}: were scored on different examples, so their answers cannot be paired")
     name = str((first.evaluation(part) or {})["main"]["name"])
-    values = [main_values(name, rows) for rows in answers]
+    values = [values_of(record, part) for record in (*firsts, *seconds)]
     ours, theirs = values[: len(firsts)], values[len(firsts) :]
-    difference, low, high = paired_difference(ours, theirs, [one["group"] for one in answers[0]])
+    found = paired_difference(ours, theirs, [one["group"] for one in answers[0]])
     changed = tuple(
         {"id": a["id"], "target": a["target"], "first": a["answer"], "second": b["answer"]}
         for a, b in zip(answers[0], answers[len(firsts)], strict=True)
@@ -61,9 +68,11 @@ def compare_methods(firsts: Sequence[RunRecord], seconds: Sequence[RunRecord], p
         score=name,
         first=sum(map(sum, ours)) / len(ours) / len(ours[0]),
         second=sum(map(sum, theirs)) / len(theirs) / len(theirs[0]),
-        difference=difference,
-        low=low,
-        high=high,
+        difference=found.mean,
+        low=found.low,
+        high=found.high,
+        rows_half=found.rows,
+        seeds_half=found.seeds,
         n=len(values[0]),
         seeds=min(len(firsts), len(seconds)),
         mcnemar=_mcnemar(ours, theirs, [one["group"] for one in answers[0]]),
@@ -90,7 +99,7 @@ class Pooled:
 
 
 def pooled(records: Sequence[RunRecord], part: str = "test") -> Pooled:
-    """Each example's value is first averaged over the seeds; the interval is that of these averages (examples or groups resampled)."""
+    """Mean and interval over examples (or groups of them) and seeds: see `metrics.mean_over_seeds`."""
     evaluations = [record.evaluation(part) or {} for record in records]
     means = {one["name"]: statistics.fmean(e["scores"][place]["value"] for e in evaluations) for place, one in enumerate(evaluations[0]["scores"])}
     main = evaluations[0]["main"]
@@ -98,9 +107,26 @@ def pooled(records: Sequence[RunRecord], part: str = "test") -> Pooled:
     if len(records) == 1:
         return Pooled(means=means, main=main["name"], low=main["low"], high=main["high"], spread=0.0)
     answers = [record.answers(part) for record in records]
-    values = [main_values(main["name"], rows) for rows in answers]
-    low, high = interval([statistics.fmean(column) for column in zip(*values, strict=True)], [one["group"] for one in answers[0]])
-    return Pooled(means=means, main=main["name"], low=low, high=high, spread=statistics.stdev(mains))
+    found = mean_over_seeds([values_of(record, part) for record in records], [one["group"] for one in answers[0]])
+    return Pooled(means=means, main=main["name"], low=found.low, high=found.high, spread=statistics.stdev(mains))
+
+
+def against(records: Sequence[RunRecord], part: str, floor: Sequence[float]) -> Estimate:
+    """How far a method's runs (one a seed) lie above values that need no model, one for each of their answers."""
+    groups = [one["group"] for one in records[0].answers(part)]
+    return paired_difference([values_of(record, part) for record in records], [floor], groups)
+
+
+def values_of(record: RunRecord, part: str) -> list[float]:
+    """Each answer's worth by the score that chooses, in the order of the answers."""
+    stamp = (record.folder / f"answers-{part}.jsonl").stat().st_mtime_ns
+    return _values_at(record.folder, part, str((record.evaluation(part) or {})["main"]["name"]), stamp)
+
+
+@lru_cache(maxsize=512)
+def _values_at(folder: Path, part: str, name: str, stamp: int) -> list[float]:
+    """ROUGE of every answer takes a while, and a report asks for it several times."""
+    return main_values(name, read_record(folder).answers(part))
 
 
 def main_values(name: str, answers: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -10,6 +10,7 @@ from tsugiki.study.cells import Cell, Key, StudyResult, task_label
 from tsugiki.study.compare import pooled
 from tsugiki.study.finding import solo_measurement, solo_step_s
 from tsugiki.study.plots import Point, axis_over, bars, chart, heat_map, stacked
+from tsugiki.study.standing import lost_seeds
 from tsugiki.study.store import RunRecord
 from tsugiki.study.words import Language, word
 
@@ -52,6 +53,8 @@ def _quality(result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]]
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
         if record.evaluation("test") is not None:
+            if lost_seeds(result, cell):
+                continue  # no mean over the rest
             over = pooled(result.seeds(cell))
             point = Point(x=record.happened["trainable"] / 1e6, y=over.means[over.main], low=over.low, high=over.high)
             series.setdefault(_name(cell), []).append(point)
@@ -63,7 +66,7 @@ def _cost(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, st
     memory = {}
     for cell, record in pairs:
         measured = solo_measurement(record)
-        if peak := measured["peak_allocated_bytes"] or measured["peak_process_bytes"]:
+        if peak := measured["peak_allocated_bytes"]:  # of a CPU only the whole process is known, which compares nothing
             memory[_name(cell)] = peak / 2**20
     seconds = {_name(cell): value for cell, record in pairs if (value := solo_step_s(record)) is not None}
     figures = [(f"{task}: {words['memory']}", bars(memory, f"{task}: {words['memory']}"))] if memory else []

@@ -16,7 +16,8 @@ from tsugiki.model.export import import_adapter
 from tsugiki.model.loading import Base, find_base, load_base
 from tsugiki.study.inputs import SEMANTICS, Listener, tokens_of, with_data
 from tsugiki.study.preflight import look_at_rows
-from tsugiki.study.run import make_lanes, score_part
+from tsugiki.study.run import make_lanes
+from tsugiki.study.scoring import score_part
 from tsugiki.study.store import Run, RunRecord, read_record
 from tsugiki.train.captured import open_step
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, step_of

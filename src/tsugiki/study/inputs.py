@@ -21,7 +21,8 @@ from tsugiki.train.meter import device_name
 
 # What the same words in a configuration mean. Raised whenever ids, ends, drawn rows or scores of the same inputs change: a run of an
 # earlier meaning is shown, and never taken as finished. 2 (2026-11): ends and control tokens, rows drawn by a seed, files that name a run.
-SEMANTICS = 2
+# 3 (2026-11): dingbats are taken out before ROUGE, as lm-evaluation-harness does.
+SEMANTICS = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 from tsugiki.config import ModelChoice, RunConfig, TaskChoice
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
 from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task, refuse_leak
-from tsugiki.errors import ConfigError, did_you_mean
+from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 from tsugiki.model.capture import why_plain
 from tsugiki.model.export import import_adapter
 from tsugiki.model.folder import resolve, stop_ids_of
-from tsugiki.model.loading import find_base, load_base, load_tokenizer, max_positions_of, num_parameters, read_model
+from tsugiki.model.loading import find_base, load_base, load_tokenizer, max_positions_of, num_parameters, pick_device, pick_numerics, read_model
 from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.lora import adapted_places, detach
 from tsugiki.model.tokenizers import tokenizer_notes
@@ -25,6 +26,10 @@ from tsugiki.study.imported import adapter_checksum, other_base
 from tsugiki.study.notes import leak_notes
 from tsugiki.study.preflight import look_at_rows, rows_of
 from tsugiki.toml import beside, is_task_file, override, parse, read_toml
+from tsugiki.train.memory import refuse_no_room
+
+Refuse = Callable[[TsugikiError, Sequence[RunConfig]], None]
+"""What is done with an error and the configurations that it keeps from running."""
 
 
 def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -> Iterator[str]:
@@ -100,7 +105,11 @@ def check_file(path: Path, changes: Sequence[str] = (), *, load: bool = False) -
         yield describe(task)
         yield from overlaps(task)
     for choice in {config.model: None for config in configs}:
-        yield from _check_model(choice, [config for config in configs if config.model == choice], tasks, load)
+        here = [config for config in configs if config.model == choice]
+        yield from _check_model(choice, here, tasks, _raise)
+        yield from tokenizer_notes(resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values()))
+        if load:
+            yield from _load(choice, here)
     if not load:
         yield "the weights were not loaded: --load looks at what they do, too"
     yield "ok"
@@ -119,39 +128,82 @@ def _check_task(choice: TaskChoice) -> Task:
     return task
 
 
-def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mapping[TaskChoice, Task], load: bool) -> Iterator[str]:
-    """Tokenizer, names and sizes of all tensors, LoRA targets, adapters and every row as ids; with `load` the weights themselves."""
+def look_first(configs: Sequence[RunConfig]) -> dict[RunConfig, TsugikiError]:
+    """Looks at every model, tokenizer, adapter, data file and scorer of a study before anything runs; what keeps which configuration from running."""
+    refused: dict[RunConfig, TsugikiError] = {}
+
+    def refuse(error: TsugikiError, affected: Sequence[RunConfig]) -> None:
+        for config in affected:
+            refused.setdefault(config, error)
+
+    tasks: dict[TaskChoice, Task] = {}
+    for choice in {config.task: None for config in configs}:
+        with _refusing([config for config in configs if config.task == choice], refuse):
+            tasks[choice] = _check_task(choice)
+    for model in {config.model: None for config in configs}:
+        left = [config for config in configs if config.model == model and config not in refused]
+        with _refusing(left, refuse):
+            for _ in _check_model(model, left, tasks, refuse):
+                pass  # a run tells its notes itself
+    return refused
+
+
+def _raise(error: TsugikiError, affected: Sequence[RunConfig]) -> None:
+    raise error
+
+
+@contextmanager
+def _refusing(affected: Sequence[RunConfig], refuse: Refuse) -> Iterator[None]:
+    try:
+        yield
+    except TsugikiError as error:
+        refuse(error, affected)
+
+
+def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mapping[TaskChoice, Task], refuse: Refuse) -> Iterator[str]:
+    """Tokenizer, names and sizes of all tensors, LoRA targets, adapters, room for what is tuned in full, and every row as ids."""
     folder = resolve(choice)
     tokenizer = load_tokenizer(folder)
     model = read_model(folder, torch.float32, only_names=True)
-    vocab_rows = int(model.get_input_embeddings().weight.shape[0])
     for config in {c.adapter: c for c in configs if c.adapter is not None}.values():
-        adapter_checksum(config)
-        if (said := other_base(config)) is not None:
-            yield f"  note: {said}"
-        import_adapter(model, Path(str(config.adapter)))
-        detach(model)
+        with _refusing([one for one in configs if one.adapter == config.adapter], refuse):
+            adapter_checksum(config)
+            if (said := other_base(config)) is not None:
+                yield f"  note: {said}"
+            import_adapter(model, Path(str(config.adapter)))
+            detach(model)
     for lora in {config.lora for config in configs if config.lora}:
-        adapted_places(model, lora)
-    seen: dict[tuple[Any, ...], None] = {}
-    for config in configs:
-        longest = min(config.train.max_length, max_positions_of(model.config))
-        key = (config.task, longest, config.score.max_new_tokens, config.train.long_rows)
-        if key not in seen:
-            seen[key] = None
-            for note in _check_rows(folder, tokenizer, tasks[config.task], config, longest, vocab_rows):
+        with _refusing([config for config in configs if config.lora == lora], refuse):
+            adapted_places(model, lora)
+    for precision in {config.train.precision for config in configs if config.method == "full"}:
+        with _refusing([config for config in configs if config.method == "full" and config.train.precision == precision], refuse):
+            refuse_no_room(num_parameters(model), pick_numerics("full", precision, pick_device()), pick_device())
+    for config, alike in _by_rows(configs, max_positions_of(model.config)).items():
+        with _refusing(alike, refuse):
+            longest = min(config.train.max_length, max_positions_of(model.config))
+            for note in _check_rows(folder, tokenizer, tasks[config.task], config, longest, model.get_input_embeddings().weight.shape[0]):
                 yield f"  note: {tasks[config.task].name}, {note}"
     yield f"model {choice.label}: {len(tokenizer):,} pieces, {_ends_of(folder, tokenizer)}, {num_parameters(model) / 1e6:,.1f} M parameters"
-    yield from tokenizer_notes(folder, tokenizer, _lines_of(tasks.values()))
-    if load:
-        for method, precision in {(config.method, config.train.precision): None for config in configs}:
-            source = find_base(choice, method, precision)
-            base = load_base(source)
-            yield f"model {choice.label} for {method}: loaded, its weights in {source.numerics.base}, products in {source.numerics.compute}, {source.device}"
-            if not look_of(base.model).cached:
-                yield f"  note: {WITHOUT_CACHE}"
-            if (said := why_plain(base.model, base.device, base.numerics, "auto")) is not None:
-                yield f"  note: {said}"
+
+
+def _by_rows(configs: Sequence[RunConfig], positions: int) -> dict[RunConfig, list[RunConfig]]:
+    """One configuration of each kind of rows, with all that make the same ids."""
+    found: dict[tuple[Any, ...], list[RunConfig]] = {}
+    for config in configs:
+        key = (config.task, min(config.train.max_length, positions), config.score.max_new_tokens, config.train.long_rows)
+        found.setdefault(key, []).append(config)
+    return {alike[0]: alike for alike in found.values()}
+
+
+def _load(choice: ModelChoice, configs: Sequence[RunConfig]) -> Iterator[str]:
+    for method, precision in {(config.method, config.train.precision): None for config in configs}:
+        source = find_base(choice, method, precision)
+        base = load_base(source)
+        yield f"model {choice.label} for {method}: loaded, its weights in {source.numerics.base}, products in {source.numerics.compute}, {source.device}"
+        if not look_of(base.model).cached:
+            yield f"  note: {WITHOUT_CACHE}"
+        if (said := why_plain(base.model, base.device, base.numerics, "auto")) is not None:
+            yield f"  note: {said}"
 
 
 def _ends_of(folder: Path, tokenizer: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tsugiki.config import Range
 from tsugiki.data.tasks import Task, shared_rows
 from tsugiki.study.cells import Cell, StudyResult, task_label
 from tsugiki.study.store import RunRecord
@@ -50,10 +51,13 @@ def results_notes(result: StudyResult, language: Language) -> list[str]:
             pick(
                 language,
                 f"† {PAPER}「{title}」NLP2023 の表 2 から引用。モデルは別のもの、A100 での値。"
-                "メモリの欄は単位が混在しています（24 MB はアダプタのファイルの大きさ）。‡ 検証データ全体での値で、比較できません。",
-                f"† Quoted from {PAPER}「{title}」, NLP2023, Table 2: other models, A100; "
-                "its memory column mixes units (24 MB is the size of an adapter file). ‡ Scored there on the whole validation set, so not "
-                "comparable.",
+                "ROUGE の計算規則は書かれていません（規則不明）。学習対象パラメータの欄は、FT ではモデル全体、LoRA ではアダプタの数（百万）。メモリの欄は、"
+                "24 MB（1B-LoRA）と 2,635 MB（1B-FT）がパラメータ数 × 4 バイト、× 2 バイトに等しく、ファイルの大きさであってピークメモリではありません。"
+                "FT のバッチは 8 または 16（論文の表 3）。‡ 検証データ全体での値で、比較できません。",
+                f"† Quoted from {PAPER}「{title}」, NLP2023, Table 2: other models, A100. By which rule its ROUGE was scored is not said: rule unknown. Its "
+                "trainable parameters are the whole model's for FT and the adapter's for LoRA, in millions. Of its memory column 24 MB (1B-LoRA) and "
+                "2,635 MB (1B-FT) are 4 and 2 bytes a parameter: the size of a file, no peak memory. Its FT searched batches of 8 and 16 (its "
+                "Table 3). ‡ Scored there on the whole validation set, so not comparable.",
             )
         )
     left_open = pick(language, "選ばれた設定の詳細", "The chosen cells in detail")
@@ -85,9 +89,9 @@ def _score_notes(result: StudyResult, records: Sequence[RunRecord], language: La
     rule = pick(
         language,
         "評価値: 平均 [95 % ブートストラップ区間、2,000 回、互いに依存する行はグループごと。全問正解・全問不正解では Wilson の区間]。"
-        f"件数はテストの事例数、{several_ja}。",
-        "Scores: mean [95 % bootstrap interval, 2,000 resamples, whole groups where rows depend on each other; "
-        f"Wilson's where all answers are right or all wrong]; n = test examples; {several_en}.",
+        f"シードが 2 個以上なら事例とシードの両方を含む t 区間。件数はテストの事例数、{several_ja}。検証の値は探索した設定の最良なので、区間を付けません。",
+        "Scores: mean [95 % bootstrap interval, 2,000 resamples, whole groups where rows depend on each other; Wilson's where all answers are right or "
+        f"all wrong; over several seeds a t interval of examples and seeds]; n = test examples; {several_en}. Validation: the best of the cells, without one.",
     )
     return [f"{rule} {' ; '.join(signatures)}"]
 
@@ -151,10 +155,19 @@ def score_text(evaluation: Mapping[str, Any]) -> str:
     return values_text({one["name"]: one["value"] for one in evaluation["scores"]}, main["name"], main["low"], main["high"])
 
 
-def values_text(values: Mapping[str, float], main: str, low: float, high: float) -> str:
+def best_text(evaluation: Mapping[str, Any], num_cells: int, language: Language) -> str:
+    """A chosen cell's score on validation: of many cells the best, which is too high for an interval of its own."""
+    if num_cells == 1:
+        return score_text(evaluation)
+    values = {one["name"]: one["value"] for one in evaluation["scores"]}
+    return f"{values_text(values, evaluation['main']['name'])} ({pick(language, f'{num_cells} 設定の最良', f'best of {num_cells}')})"
+
+
+def values_text(values: Mapping[str, float], main: str, low: float | None = None, high: float | None = None) -> str:
     """Scores by name as `score_text` writes them."""
     shown = values if "rougeL" in values else (main,)
-    return "/".join(f"{values[name]:.3f}" for name in shown) + f" [{low:.3f}, {high:.3f}]"
+    bounds = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return "/".join(f"{values[name]:.3f}" for name in shown) + bounds
 
 
 def protocol_text(record: RunRecord, language: Language) -> str:
@@ -187,20 +200,32 @@ def chosen_text(cell: Cell) -> str:
 
 
 def differences(result: StudyResult, language: Language) -> list[str]:
-    """The fairness lock: every training setting in which compared chosen cells differ, unless both methods searched it."""
+    """The fairness lock: every training setting in which compared chosen cells differ, unless all of them tried the same values of it."""
     notes = []
     differ = pick(language, "比較した設定は {name} が異なります", "compared cells differ in {name}")
     for model in result.study.models:
         for choice in result.study.tasks:
             here = [cell for key, cell in result.chosen.items() if key[:2] == (model.label, task_label(choice))]
             cells = [cell for cell in here if cell.config.adapter is None]  # how an imported one was trained is not known
-            searched = set.intersection(*(set(cell.method.grid) for cell in cells)) if cells else set()
             for name in type(cells[0].config.train).model_fields if len(cells) > 1 else ():
                 values = {cell.method.name: getattr(cell.config.train, name) for cell in cells}
-                if name not in searched and len(set(values.values())) > 1:
-                    text = ", ".join(f"{method} {value}" for method, value in values.items())
+                tried = {cell.method.name: _tried_values(cell, name) for cell in cells}
+                if len(set(tried.values())) > 1 and len(set(values.values())) > 1:
+                    text = ", ".join(f"{method} {value}{_of(tried[method], language)}" for method, value in values.items())
                     notes.append(f"{task_label(choice)}: {differ.format(name=name)}: {text}.")
     return notes
+
+
+def _tried_values(cell: Cell, name: str) -> tuple[Any, ...]:
+    """What its method tried of a setting: the values, or the range; one where it was not searched."""
+    tried = cell.method.grid.get(name)
+    if isinstance(tried, Range):
+        return (tried.low, tried.high, tried.log)
+    return tuple(sorted(set(tried), key=str)) if tried is not None else (getattr(cell.config.train, name),)
+
+
+def _of(tried: tuple[Any, ...], language: Language) -> str:
+    return "" if len(tried) == 1 else pick(language, f"（{len(tried)} 個から）", f" (of {len(tried)})")
 
 
 def comparable_notes(result: StudyResult, language: Language) -> list[str]:

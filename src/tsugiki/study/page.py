@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.study.figures import all_figures
-from tsugiki.study.finding import sentence
 from tsugiki.study.notes import comparable_notes
 from tsugiki.study.tables import Material, Table
 from tsugiki.study.words import SECTIONS, Language, half, word
@@ -31,7 +30,8 @@ def render_page(material: Material, tables: Sequence[Table], language: Language)
         language=language,
         title=half(result.study.title or result.study.name, language),
         words=words,
-        findings=[sentence(one, language) for one in material.found],
+        findings=material.statements(language),
+        shortfalls=material.shortfalls(language),
         tables={table.name: _drawn(table, language, marked=table in answers) for table in tables},
         answers=[table.name for table in answers],
         figures=all_figures(result, words, language),

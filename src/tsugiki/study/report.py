@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import get_args
 
-from tsugiki.config import StudySpec
 from tsugiki.data.sources import write_atomically
-from tsugiki.study.finding import sentence
+from tsugiki.study.missing import study_folder
 from tsugiki.study.page import render_page
 from tsugiki.study.tables import Material, Table, all_tables
-from tsugiki.study.words import Language, half, pick
+from tsugiki.study.words import SECTIONS, Language, half, pick
 
 MARKDOWN: dict[Language, str] = {"en": "report.md", "ja": "report.ja.md"}
-
-
-def study_folder(root: Path, study: StudySpec) -> Path:
-    """`ROOT/studies/NAME-digest`: a changed study file is another folder, so no report is overwritten by another study's."""
-    digest = hashlib.sha256(study.model_dump_json().encode()).hexdigest()[:6]
-    return root / "studies" / f"{study.name}-{digest}"
 
 
 def write_report(material: Material, root: Path, language: Language = "en") -> tuple[Path, list[Table]]:
@@ -38,7 +30,9 @@ def _write_pages(material: Material, folder: Path, root: Path, language: Languag
     result = material.result
     title = half(result.study.title or result.study.name, language)
     runs = f"{len(result.records) + sum(map(len, result.repeats.values()))}"
-    said = "\n\n".join(sentence(one, language) for one in material.found)
+    said = "\n\n".join(material.statements(language))
+    if lacking := material.shortfalls(language):
+        said += f"\n\n**{SECTIONS['missing'][language]}**\n\n" + "\n".join(f"- {one}" for one in lacking)
     made = pick(language, f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。", f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.")
     text = f"# {title}\n\n{said}\n\n{made}\n\n" + "\n".join(table.to_markdown() for table in tables)
     write_atomically(folder / MARKDOWN[language], text.encode())

@@ -28,20 +28,22 @@ from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.data.tasks import Task, drawn, load_task, refuse_leak
 from tsugiki.errors import RunError
 from tsugiki.model.capture import why_plain
-from tsugiki.model.loading import Base, BaseSource, find_base, load_base, num_parameters, why_fp32
+from tsugiki.model.loading import Base, BaseSource, count_parameters, find_base, load_base, num_parameters, why_fp32
 from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.lora import attach_lanes, detach
-from tsugiki.score.evaluate import Evaluation, evaluate_lanes
+from tsugiki.score.evaluate import evaluate_lanes
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.imported import adapter_checksum, attach_imported
 from tsugiki.study.inputs import Listener, longest_of, tokens_of, with_what
+from tsugiki.study.missing import reason_of, told
 from tsugiki.study.preflight import look_at_rows
+from tsugiki.study.scoring import evaluations_of, keep_evaluation, losses_of, score_part
 from tsugiki.study.store import Run, RunBusy, RunRecord, Store
 from tsugiki.train.captured import open_step
 from tsugiki.train.checkpoint import latest_checkpoint, read_state, save_checkpoint, step_of
-from tsugiki.train.engine import FitResult, Visit, fit, is_end
+from tsugiki.train.engine import FitResult, Interrupted, Visit, fit, is_end
 from tsugiki.train.lane import DoesNotFit, Lane, shared_steps
-from tsugiki.train.memory import lanes_that_fit
+from tsugiki.train.memory import lanes_that_fit, refuse_no_room, what_helps
 from tsugiki.train.step import EagerStep
 
 UNFINISHED = ("new", "running")
@@ -65,6 +67,7 @@ class _Group:
     study: str | None
     skip_busy: bool
     prune: bool
+    faults: dict[RunConfig, str] | None
     moved: bool = False  # the base's own weights were trained: they are loaded anew for the next run
     heirs: dict[RunConfig, dict[int, list[RunConfig]]] = field(default_factory=dict)
     skipped: list[RunConfig] = field(default_factory=list)
@@ -86,6 +89,7 @@ def run_group(
     lanes: int | None = None,
     skip_busy: bool = False,
     prune: bool = False,
+    faults: dict[RunConfig, str] | None = None,
 ) -> list[RunRecord]:
     """Train and score on validation configurations that share a base model, a task and `group_key`; finished ones are only read.
 
@@ -94,7 +98,8 @@ def run_group(
     `study` names the study that asked for the runs; it may drop their weights later, never those of other runs.
     With `prune` the lower half of the runs that train together ends after a quarter, and again after half of the steps.
     With `skip_busy` runs that another process works on are left to it, else `RunBusy` is raised.
-    A run that fails (diverges, does not learn) is recorded as failed with its reason.
+    A run that fails (diverges, does not learn) is recorded as failed with its reason. What else keeps one run from its end (no room, a full
+    disk) is raised; with `faults` it is written there, and the other runs go on.
     """
     first = configs[0]
     assert len({group_key(one) for one in configs}) == 1, "a group shares its model, its task and how it trains"
@@ -114,15 +119,17 @@ def run_group(
     if wanted:
         check_ready(task.spec.metric)
         shared = {**_prepare(task, source, first, listener), "what": what}
-        group = _Group(**shared, store=store, listener=listener, alone=alone, study=study, skip_busy=skip_busy, prune=prune)
+        group = _Group(**shared, store=store, listener=listener, alone=alone, study=study, skip_busy=skip_busy, prune=prune, faults=faults)
         _run_all(group, wanted, lanes)
-    return [runs[config].record() for config in configs if not (skip_busy and runs[config].status == "new")]
+    return [runs[config].record() for config in configs if config not in (faults or {}) and not (skip_busy and runs[config].status == "new")]
 
 
 def _prepare(task: Task, source: BaseSource, first: RunConfig, listener: Listener) -> dict[str, Any]:
     """Loads model and tokenizer, makes ids of the rows, and says what a look at them found; what must not be trained on is refused here."""
     if (said := why_fp32(first.train.precision, source.numerics, source.device)) is not None:
         listener.note(said)
+    if first.method == "full":
+        refuse_no_room(count_parameters(source.folder), source.numerics, source.device)
     base = load_base(source)
     left_out: list[str] = []
     rows, validation = (tokens_of(base, task, first, part, left_out) for part in ("train", "validation"))
@@ -134,7 +141,8 @@ def _prepare(task: Task, source: BaseSource, first: RunConfig, listener: Listene
     for note in notes:
         listener.note(note)
     ends = base.tokenizer.convert_ids_to_tokens(sorted(rows[0].ending.stops))
-    noted = {"notes": notes, "left_out": len(left_out), "ends": ends}
+    targets = sum(len(row.target_ids) for row in rows) / len(rows)
+    noted = {"notes": notes, "left_out": len(left_out), "ends": ends, "target_tokens": targets}
     few = min(first.score.during_rows, len(validation))
     return {"task": task, "source": source, "base": base, "rows": rows, "validation": validation, "watched": drawn(validation, few), "noted": noted}
 
@@ -163,15 +171,33 @@ def _run_all(group: _Group, wanted: list[RunConfig], lanes: int | None) -> None:
             size = -(-len(left) // -(-len(left) // most))  # as many rounds as needed, evenly filled
             try:
                 _run_together(group, left[:size])
-            except (DoesNotFit, torch.OutOfMemoryError) as full:
-                if size == 1:
-                    raise RunError(f"{full}. Lower train.max_length or train.micro_batch, or let nothing else use the device (--jobs)") from None
+            except (Interrupted, RunBusy):
+                raise
+            except Exception as broken:
+                said = _fault(group, left[:size], broken)
                 most = -(-size // 2)
-                group.listener.note(f"{str(full).splitlines()[0]}; going on with {most} at a time")
+                left = left[size == 1 :]
+                group.listener.note(f"{said}; going on with {most} at a time" if size > 1 else said)
             else:
                 left = left[size:]
-            if group.base.device.type == "cuda":
+            if group.source.device.type == "cuda":
                 torch.cuda.empty_cache()  # outside the handler: the failed step's tensors are held by its traceback
+
+
+def _fault(group: _Group, configs: list[RunConfig], broken: Exception) -> str:
+    """Why these runs could not be trained together; of one alone it is kept as its fault. Raised where the caller keeps none, but for a
+    device too small for several, which may hold fewer."""
+    full = isinstance(broken, (DoesNotFit, torch.OutOfMemoryError))
+    if full and len(configs) > 1:
+        return f"{len(configs)} runs do not fit together"
+    if full:
+        helps = what_helps(group.base.model, configs[0], group.source.numerics, group.source.device) if "base" in vars(group) else str(broken)
+        broken = RunError(f"does not fit: {helps}")
+    if group.faults is None:
+        raise broken
+    if len(configs) == 1:
+        group.faults[configs[0]] = reason_of(broken)
+    return told(broken)
 
 
 def _most_lanes(group: _Group, configs: list[RunConfig], asked: int | None) -> int:
@@ -211,7 +237,7 @@ def _run_together(group: _Group, configs: list[RunConfig]) -> None:
         if here:
             group.listener.start([config for config, _ in here])
             if group.moved:
-                del group.base  # freed before the next is loaded
+                vars(group).pop("base", None)  # freed before the next is loaded, which may fail
                 group.base = load_base(group.source)
             group.moved = configs[0].method == "full"
             held.callback(detach, group.base.model)
@@ -283,10 +309,11 @@ def _finish(group: _Group, configs: list[RunConfig], runs: list[Run], lanes: lis
         measurement = {**result.measurement.to_json(), "lanes": run.record().happened["lanes"]}
         run.update(measurement=measurement, weights_bytes=(saved / "lane.safetensors").stat().st_size)
     if good:
-        for number, evaluation in enumerate(_evaluate(group.base, group.task, configs[0], "validation", group.validation, group.listener)):
+        losses = losses_of(group.base, group.validation)
+        for number, evaluation in enumerate(evaluations_of(group.base, group.task, configs[0], "validation", group.validation, group.listener)):
             if number in good:
                 keep_evaluation(runs[number], "validation", evaluation)
-                runs[number].update(status="done", trained_on=group.task.files["train"])
+                runs[number].update(status="done", trained_on=group.task.files["train"], validation_loss=losses[number])
     for run, result in zip(runs, results, strict=True):
         if result.failure is not None:
             run.update(status="failed", reason=result.failure)
@@ -361,23 +388,6 @@ def _lanes(base: Base, configs: Sequence[RunConfig], num_rows: int) -> Iterator[
         name = f"LoRA {grafted.config.targets} r{grafted.config.rank} {config.train.learning_rate:g}"
         watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
         yield Lane(name, grafted.parameters, config.train, num_rows, grafted=grafted, watched=watched)
-
-
-def score_part(base: Base, task: Task, config: RunConfig, part: str, rows: list[Tokens], run: Run, listener: Listener) -> None:
-    """Scores a model of one lane on a part and adds the result to its record."""
-    [evaluation] = _evaluate(base, task, config, part, rows, listener)
-    keep_evaluation(run, part, evaluation)
-
-
-def _evaluate(base: Base, task: Task, config: RunConfig, part: str, rows: list[Tokens], listener: Listener) -> list[Evaluation]:
-    heard = listener.on_score
-    return evaluate_lanes(base, task.spec, part, rows, config.score, (lambda done, total: heard(part, done, total)) if heard else None)
-
-
-def keep_evaluation(run: Run, part: str, evaluation: Evaluation) -> None:
-    """Adds scores and answers of one part to a run's record."""
-    run.write_answers(part, [asdict(one) for one in evaluation.predictions])
-    run.update(evaluations={**run.record().happened.get("evaluations", {}), part: evaluation.to_json()})
 
 
 def _parameters_only(lane: Lane) -> dict[str, torch.Tensor]:

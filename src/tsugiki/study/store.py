@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from tsugiki.config import RunConfig
 from tsugiki.data.sources import write_atomically
-from tsugiki.errors import RunError
+from tsugiki.errors import RunError, TsugikiError
 from tsugiki.toml import parse
 
 # What names a run besides its configuration.
@@ -124,12 +124,21 @@ class Run:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(self.folder / f"answers-{part}.jsonl", text.encode())
 
-    def start_over(self) -> None:
-        """Forgets what happened; what was asked stays."""
+    def start_over(self) -> dict[str, bytes]:
+        """Forgets what happened; what was asked stays. Returns what was there, for `put_back`."""
+        patterns = ("happened.json", "history.json", "during.json", "answers-*.jsonl", "ways-*.json")
+        paths = [path for pattern in patterns for path in self.folder.glob(pattern)]
+        before = {path.name: path.read_bytes() for path in paths}
         self.write("happened.json", {"status": "running"})
-        for pattern in ("history.json", "during.json", "answers-*.jsonl", "ways-*.json"):
-            for path in self.folder.glob(pattern):
+        for path in paths:
+            if path.name != "happened.json":
                 path.unlink()
+        return before
+
+    def put_back(self, before: Mapping[str, bytes]) -> None:
+        """Undoes `start_over`: how the run ended last comes last."""
+        for name in sorted(before, key=lambda name: name == "happened.json"):
+            write_atomically(self.folder / name, before[name])
 
     def update(self, **changes: Any) -> None:
         """Changes `happened.json`."""
@@ -187,7 +196,19 @@ class Store:
         return Run(self.root / "runs" / name.replace("/", "_"))
 
     def records(self) -> list[RunRecord]:
-        return [read_record(path.parent) for path in sorted((self.root / "runs").glob("*/asked.json"))]
+        """Every run that can be read; `damaged` has the others."""
+        return [one for one in self._read_all() if isinstance(one, RunRecord)]
+
+    def damaged(self) -> list[str]:
+        """Runs with a damaged file: what is to be said of each."""
+        return [one for one in self._read_all() if isinstance(one, str)]
+
+    def _read_all(self) -> Iterator[RunRecord | str]:
+        for path in sorted((self.root / "runs").glob("*/asked.json")):
+            try:
+                yield read_record(path.parent)
+            except TsugikiError as broken:
+                yield str(broken)
 
 
 def read_record(folder: Path) -> RunRecord:

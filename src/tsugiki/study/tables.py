@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from tsugiki.data.tasks import SPLITS, Task, load_task
+from tsugiki.errors import TsugikiError
 from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.study.cells import Cell, Key, StudyResult, task_label
 from tsugiki.study.compare import pooled
-from tsugiki.study.finding import Finding, findings, solo_measurement
-from tsugiki.study.landscape import landscape_table, settings_table, shared_note
-from tsugiki.study.notes import PAPER, PAPER_ROWS, chosen_text, leak_notes, results_notes, score_text, values_text
+from tsugiki.study.finding import Finding, findings, solo_measurement, statements
+from tsugiki.study.landscape import landscape_table, landscapes, settings_table, shared_note
+from tsugiki.study.missing import reason_of, test_of
+from tsugiki.study.notes import PAPER, PAPER_ROWS, best_text, chosen_text, leak_notes, results_notes, score_text, values_text
+from tsugiki.study.paired import comparison_table, search_table
+from tsugiki.study.shortfall import shortfalls
+from tsugiki.study.standing import Standing, lost_seeds, reason_text, standings, why_nothing
 from tsugiki.study.store import RunRecord
 from tsugiki.study.tabular import Table
 from tsugiki.study.words import Language, half, pick, word
@@ -23,19 +29,36 @@ ANSWERS_HEADER = ("Example", "Method", "Text")
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a report is made from, read and compared once for both languages."""
+    """What a report is made from, read and compared once for both languages. `unread`: tasks that cannot be read now, and why."""
 
     result: StudyResult
     tasks: Mapping[str, Task]
+    unread: Mapping[str, str]
+    standings: Mapping[Key, Standing]
     found: Sequence[Finding]
+
+    def statements(self, language: Language) -> list[str]:
+        """What the finding says."""
+        return statements(self.found, self.standings, language)
+
+    def shortfalls(self, language: Language) -> list[str]:
+        """What is missing, and what did not learn."""
+        return shortfalls(self.result, self.standings, self.unread, language)
 
 
 def gather(result: StudyResult) -> Material:
-    return Material(result=result, tasks={task_label(choice): load_task(choice) for choice in result.study.tasks}, found=findings(result))
+    tasks, unread = {}, {}
+    for choice in result.study.tasks:
+        try:
+            tasks[task_label(choice)] = load_task(choice)
+        except (TsugikiError, OSError) as broken:
+            unread[task_label(choice)] = reason_of(broken)
+    found = standings(result, tasks)
+    return Material(result=result, tasks=tasks, unread=unread, standings=found, found=findings(result, found))
 
 
-def data_table(tasks: Mapping[str, Task], language: Language) -> Table:
-    rows = []
+def data_table(tasks: Mapping[str, Task], unread: Mapping[str, str], language: Language) -> Table:
+    rows: list[tuple[str, ...]] = []
     notes = []
     for label, task in tasks.items():
         counts = [f"{len(task.examples[part]):,}" for part in SPLITS]
@@ -44,6 +67,7 @@ def data_table(tasks: Mapping[str, Task], language: Language) -> Table:
         note = task.spec.splits[task.split].note
         notes.append(f"{label}: {task.spec.licence}; {task.spec.citation}.{' ' + note if note else ''}")
         notes += [f"{label}: {said}" for said in leak_notes(task, language)]
+    rows += [(label, "-", "-", "-", "-", why) for label, why in unread.items()]
     return Table(
         name="table1",
         title="表 1: データセット / Table 1: data",
@@ -84,24 +108,27 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
         "Validation",
     )
     rows: list[tuple[str, ...]] = []
-    for label, task in tasks.items():
+    for choice in result.study.tasks:
+        label, task = task_label(choice), tasks.get(task_label(choice))
         for model in result.study.models:
             for name in dict.fromkeys(cell.method.name for cell in result.cells if cell.key[:2] == (model.label, label)):
                 cell = result.chosen.get((model.label, label, name))
                 record = result.record(cell) if cell else None
                 if cell is not None and record is not None:
-                    rows.append(_result_row(label, cell, record, language, _test_text(result.seeds(cell), language)))
+                    rows.append(_result_row(label, cell, record, result, language))
                 else:
-                    ran = any(result.record(one) is not None for one in result.cells if one.key == (model.label, label, name))
-                    rows.append((label, f"{model.label}-{name}", "no cell learned" if ran else "not run", *["-"] * 11))
-        rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 10) for name, value in baselines(task)]
+                    _, why = why_nothing(result, [one for one in result.cells if one.key == (model.label, label, name)])
+                    said = reason_text(why, language)
+                    rows.append((label, f"{model.label}-{name}", f"{pick(language, '結果なし', 'no result')}: {said}", *["-"] * 11))
+        if task is not None:
+            rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 10) for name, value in baselines(task)]
         if result.study.reference_rows:
-            for name, trainable, memory, seconds, value in PAPER_ROWS.get(task.name, []):
+            for name, trainable, memory, seconds, value in PAPER_ROWS.get(label.split(" (")[0], []):
                 rows.append((label, f"{name} ({PAPER}) †", value, "-", "-", trainable, memory, seconds, *["-"] * 6))
     return Table(name="table2", title="表 2: 評価結果 / Table 2: results", header=header, rows=tuple(rows), notes=tuple(results_notes(result, language)))
 
 
-def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, tested: str) -> tuple[str, ...]:
+def _result_row(label: str, cell: Cell, record: RunRecord, result: StudyResult, language: Language) -> tuple[str, ...]:
     happened, measured = record.happened, record.happened["measurement"]
     solo = happened.get("solo") or {}
     own = solo.get(str(record.config.train.batch)) or {}
@@ -110,7 +137,7 @@ def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, t
     return (
         label,
         f"{cell.model.label}-{cell.method.name}",
-        tested,
+        _test_text(result, cell, language),
         str(test["main"]["n"]) if test else "-",
         _number(test["candidate_rate"] if test else None),
         f"{happened['trainable'] / 1e6:,.2f}",
@@ -121,18 +148,28 @@ def _result_row(label: str, cell: Cell, record: RunRecord, language: Language, t
         _number(own.get("tokens_per_s"), ",.0f"),
         _number((test or validation)["answer_s"], ".4f"),
         f"{happened['weights_bytes'] / 2**20:,.1f}",
-        score_text(validation),
+        best_text(validation, sum(one.key == cell.key for one in result.cells), language),
     )
 
 
-def _test_text(records: Sequence[RunRecord], language: Language) -> str:
-    """`0.401 [0.360, 0.440]`; over several seeds their mean, with `± .012 (3 seeds)`."""
+def _test_text(result: StudyResult, cell: Cell, language: Language) -> str:
+    """`0.401 [0.360, 0.440]`; over several seeds their mean, with `± .012 (3 seeds)`; each seed's score where another failed."""
+    records, lost = result.seeds(cell), lost_seeds(result, cell)
     if not records:
-        return "not scored yet"
+        why = result.missing.get(test_of(cell.label))
+        return word("not scored yet", language) + (f": {why}" if why else "")
+    if lost:
+        scores = " · ".join(values_text(_values(record), main["name"]) for record in records for main in [(record.evaluation("test") or {})["main"]])
+        total = len(records) + len(lost)
+        return pick(language, f"{scores}（{total} シードのうち {len(lost)} 個が失敗）", f"{scores} ({len(lost)} of {total} seeds failed)")
     over = pooled(records)
     text = values_text(over.means, over.main, over.low, over.high)
     seeds = pick(language, f"{len(records)} シード", f"{len(records)} seeds")
     return text if len(records) == 1 else f"{text} ± {over.spread:.3f} ({seeds})"
+
+
+def _values(record: RunRecord) -> dict[str, float]:
+    return {one["name"]: one["value"] for one in (record.evaluation("test") or {})["scores"]}
 
 
 def _seconds(measured: Mapping[str, Any]) -> str:
@@ -147,38 +184,15 @@ def baselines(task: Task) -> list[tuple[str, str]]:
     test = task.examples["test"]
     if task.spec.kind == "generation":
         field = task.spec.cut or task.spec.fields[0]
-        lead = lead_baseline([one.fields[field] for one in test], [one.target for one in test])
-        return [("lead (first characters)", "/".join(f"{value:.3f}" for value in lead.values()))]
-    rows = [("chance", f"{chance_baseline([one.candidates for one in test]):.3f}")]
+        lead = lead_baseline(task.spec.metric, [one.fields[field] for one in test], [one.target for one in test])
+        means = {name: fmean(values) for name, values in lead.items()}
+        main = "rougeL" if "rougeL" in means else task.spec.metric
+        return [("lead (first characters)", values_text(means, main))]
+    rows = [("chance", f"{fmean(chance_baseline([one.candidates for one in test])):.3f}")]
     if task.spec.kind == "classification":
-        rows.insert(0, ("majority", f"{majority_baseline([one.target for one in task.examples['train']], [one.target for one in test]):.3f}"))
+        most = fmean(majority_baseline([one.target for one in task.examples["train"]], [one.target for one in test]))
+        rows.insert(0, ("majority", f"{most:.3f}"))
     return rows
-
-
-def comparison_table(material: Material, language: Language) -> Table:
-    """Paired difference between the first method and each other one on the same test examples."""
-    rows = []
-    for one in material.found:
-        pair = one.comparison
-        better = one.first if one.verdict == "better" else one.second
-        reading = pick(language, f"{better} が上", f"{better} better") if one.verdict in ("better", "worse") else one.verdict
-        difference = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
-        rows.append((f"{one.model} · {one.task}", f"{one.first} - {one.second}", difference, str(pair.seeds), reading))
-    margin = f"{material.result.study.margin:g}"
-    note = pick(
-        language,
-        f"同じテスト事例の対応のあるブートストラップ（グループ単位）、95 %。シードが 2 個以上ならシードも抽出、1 個ならシードによる変動は含みません。"
-        f"同等: 区間全体が、この比較の margin である ±{margin} ポイントに収まること（実行前に決めておくもの）。",
-        f"Paired bootstrap over the same test examples (by group), 95 %; over seeds too where there are several (one says nothing of their spread). "
-        f"Equal: the whole interval lies within ±{margin} points, this study's margin (to be fixed before the runs).",
-    )
-    return Table(
-        name="comparison",
-        title="対応のある差 / Paired differences on test",
-        header=("Model · task", "Difference", "Main score", "Seeds", "Reading"),
-        rows=tuple(rows),
-        notes=(note,),
-    )
 
 
 def failure_table(result: StudyResult, language: Language) -> Table:
@@ -215,9 +229,14 @@ def grid_table(result: StudyResult, language: Language) -> Table:
     for cell in result.cells:
         record = result.record(cell)
         evaluation = record.evaluation("validation") if record else None
-        status = score_text(evaluation) if evaluation else (record.happened.get("reason", record.status) if record else "not run")
+        chosen = result.chosen.get(cell.key) is cell
+        if evaluation is not None:
+            status = best_text(evaluation, sum(one.key == cell.key for one in result.cells), language) if chosen else score_text(evaluation)
+        else:
+            why = record.happened.get("reason", record.status) if record else "not run"
+            status = reason_text(result.missing.get(cell.label, why), language)
         rate = _number(evaluation["candidate_rate"]) if evaluation else "-"
-        mark = "★" if result.chosen.get(cell.key) is cell else ""
+        mark = "★" if chosen else ""
         rows.append((" · ".join(cell.key), chosen_text(cell), status, rate, mark))
     return Table(
         name="table3",
@@ -267,8 +286,11 @@ def _short(text: str, limit: int = 200) -> str:
 def all_tables(material: Material, language: Language) -> list[Table]:
     """Every table of the report in one language."""
     result, tasks = material.result, material.tasks
-    head = [data_table(tasks, language), results_table(result, tasks, language), comparison_table(material, language)]
-    head += [failure_table(result, language), landscape_table(result, tasks, language), settings_table(result, language), grid_table(result, language)]
+    searched = landscapes(result, tasks)
+    head = [data_table(tasks, material.unread, language), results_table(result, tasks, language)]
+    head[1] = replace(head[1], notes=(*head[1].notes, *material.shortfalls(language)))
+    head += [comparison_table(material.found, result, language), search_table(result, language), failure_table(result, language)]
+    head += [landscape_table(searched, result, language), settings_table(result, language), grid_table(result, language)]
     return [_localised(table, language) for table in [*head, *answers_tables(result, tasks)]]
 
 

@@ -34,8 +34,8 @@ def three_ways(record: RunRecord, part: str, listener: Listener = Listener()) ->
         low, high = interval(here, groups)
         row = {"way": way, "score": spec.metric, "value": sum(here) / len(here), "low": low, "high": high, "n": len(here)}
         if way != "free":
-            gain, gain_low, gain_high = paired_difference([here], [values["free"]], groups)
-            row |= {"gain": gain, "gain_low": gain_low, "gain_high": gain_high, "p": mcnemar(here, values["free"], groups).p}
+            gain = paired_difference([here], [values["free"]], groups)
+            row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high, "p": mcnemar(here, values["free"], groups).p}
         rows.append(row)
     return rows
 

@@ -25,8 +25,9 @@ JAPANESE = {
     "Best setting": "最良の設定",
     "Best": "最良",
     "Mean": "平均",
-    "Within its interval": "最良の区間内",
-    "Did not learn": "学習できず",
+    "Within noise of the best": "最良と区別できず",
+    "No better than the floor": "基準を上回らない",
+    "At or below it": "基準以下",
     "Median cell": "中央値の設定",
     "Best - median": "最良と中央値の差",
     "Value": "値",
@@ -62,11 +63,22 @@ JAPANESE = {
     "lead (first characters)": "冒頭文（lead）",
     "not run": "未実行",
     "not scored yet": "未評価",
-    "no cell learned": "学習できた設定なし",
+    "no result": "結果なし",
+    "default": "既定",
+    "Epochs": "エポック",
+    "better": "上",
+    "worse": "下",
+    "no verdict": "判定なし",
+    "Learning rates tried": "試した学習率",
+    "Batch": "バッチ",
+    "Longest (tokens)": "最長 (トークン)",
+    "Precision": "精度",
+    "Prompt": "プロンプト",
 }
 SECTIONS: dict[str, dict[Language, str]] = {
     "finding": {"ja": "結論", "en": "Finding"},
     "none": {"ja": "比較できる手法の組がありません。", "en": "There is no pair of methods to compare."},
+    "missing": {"ja": "足りないもの", "en": "What is missing"},
     "quality": {"ja": "評価値とコスト", "en": "Quality against cost"},
     "cost": {"ja": "メモリと時間", "en": "Memory and time"},
     "landscape": {"ja": "ハイパーパラメータによる違い", "en": "The hyper-parameter landscape"},
@@ -83,22 +95,49 @@ SECTIONS: dict[str, dict[Language, str]] = {
     "memory": {"ja": "ピークメモリ (MiB)", "en": "peak memory (MiB)"},
     "seconds": {"ja": "秒/ステップ（バッチ 8、中央値）", "en": "seconds a step (batch 8, median)"},
     "answers": {"ja": "解答の種類", "en": "kinds of answers"},
-    "bars": {"ja": "縦棒は 95 % 区間、輪で囲んだ点は選ばれた設定。", "en": "Bars: 95 % intervals; ringed: the chosen cell."},
+    "bars": {
+        "ja": "縦棒は各設定の 95 % 区間、輪で囲んだ点は選ばれた設定（最良を選んだ値なので、もう一度測ればふつう下がります）。",
+        "en": "Bars: each cell's own 95 % interval; ringed: the chosen cell (the best of them all: measured again it would mostly score less).",
+    },
+    "intervals": {"ja": "縦棒は 95 % 区間。", "en": "Bars: 95 % intervals."},
     "heat": {
-        "ja": "検証での評価値。太枠は選ばれた設定、「–」は学習できなかった設定。",
-        "en": "Scores on validation. Framed: the chosen cell; “–”: a cell that did not learn.",
+        "ja": "検証での評価値。太枠は選ばれた設定（最良を選んだ値）、「–」は評価値のない設定（発散など）。",
+        "en": "Scores on validation. Framed: the chosen cell, the best of them all; “–”: a cell without a score (diverged, say).",
     },
 }
-# How a difference of the methods {a} and {b} is read; {m} is the margin in points, {needed} the examples that would decide.
+# How a difference of the methods {a} and {b} is read from three seeds on; {m} is the margin in points. With one seed it is said of that run,
+# with two of their mean: how far runs vary is not known then.
 VERDICTS: dict[str, dict[Language, str]] = {
     "better": {"ja": "{a} が {b} を上回りました", "en": "{a} is better than {b}"},
     "worse": {"ja": "{a} は {b} を下回りました", "en": "{a} is worse than {b}"},
     "equal": {"ja": "{a} と {b} の差は ±{m:g} ポイントの範囲に収まり、同等です", "en": "{a} and {b} are equal within ±{m:g} points"},
-    "undecided": {
-        "ja": "{a} と {b} の優劣は、この件数では決まりません（±{m:g} ポイントを見分けるには約 {needed:,} 件が必要）",
-        "en": "this many examples do not decide between {a} and {b} (about {needed:,} would tell ±{m:g} points)",
-    },
+    "undecided": {"ja": "{a} と {b} の優劣は、この件数では決まりません", "en": "this many examples do not decide between {a} and {b}"},
 }
+VERDICTS_OF_ONE: dict[str, dict[Language, str]] = {
+    "better": {"ja": "この実行（シード 1 個）では {a} が {b} を上回りました", "en": "in this run (one seed) {a} did better than {b}"},
+    "worse": {"ja": "この実行（シード 1 個）では {a} は {b} を下回りました", "en": "in this run (one seed) {a} did worse than {b}"},
+    "equal": {
+        "ja": "この実行（シード 1 個）では {a} と {b} の差は ±{m:g} ポイントの範囲に収まり、同等です",
+        "en": "in this run (one seed) {a} and {b} are equal within ±{m:g} points",
+    },
+    "undecided": VERDICTS["undecided"],
+}
+VERDICTS_OF_TWO: dict[str, dict[Language, str]] = {
+    "better": {
+        "ja": "シード 2 個の平均では {a} の方が高い値でした（2 個では実行ごとのばらつきは分かりません）",
+        "en": "over two seeds {a} scored higher than {b} (two do not show how far runs vary)",
+    },
+    "worse": {
+        "ja": "シード 2 個の平均では {a} の方が低い値でした（2 個では実行ごとのばらつきは分かりません）",
+        "en": "over two seeds {a} scored lower than {b} (two do not show how far runs vary)",
+    },
+    "equal": {
+        "ja": "シード 2 個の平均では {a} と {b} の差は ±{m:g} ポイントの範囲に収まります（2 個では実行ごとのばらつきは分かりません）",
+        "en": "over two seeds {a} and {b} lie within ±{m:g} points (two do not show how far runs vary)",
+    },
+    "undecided": VERDICTS["undecided"],
+}
+BY_SEEDS = {1: VERDICTS_OF_ONE, 2: VERDICTS_OF_TWO}
 
 
 def pick(language: Language, ja: str, en: str) -> str:

@@ -2,7 +2,8 @@
 
     FOLDER/step-00000120/   lane.safetensors (parameters, moments)   state.json (counters, history, sha256 of the former)
 
-The folder is written under a hidden name and renamed; a killed process leaves the one before.
+The folder is written under a hidden name and renamed; a killed process leaves the one before. What is removed is renamed first, so that
+a kill while files go leaves no folder that looks like a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
             with (draft / name).open("r+b") as file:
                 os.fsync(file.fileno())
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         os.replace(draft, final)
     except (OSError, SafetensorError) as broken:
         shutil.rmtree(draft, ignore_errors=True)
@@ -46,14 +47,24 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
 
 
 def drop_older_checkpoints(folder: Path) -> None:
-    """Leaves the latest checkpoint alone, and no drafts of killed processes."""
-    for other in [*checkpoints(folder)[:-1], *folder.glob(".step-*")]:
-        shutil.rmtree(other)
+    """Leaves the latest checkpoint alone, and nothing of what killed processes wrote or removed."""
+    latest = latest_checkpoint(folder)
+    for other in [*(path for path in folder.glob("step-*") if path != latest), *folder.glob(".step-*")]:
+        _remove(other)
+
+
+def _remove(path: Path) -> None:
+    """Takes a checkpoint out of sight in one move, then deletes its files."""
+    hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.gone.{os.getpid()}")
+    if hidden != path:
+        os.replace(path, hidden)
+    shutil.rmtree(hidden)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, earliest first."""
-    return sorted(folder.glob("step-*"))
+    """The checkpoints in a folder, earliest first; those without a state (a kill while files were removed) only where no whole one is there."""
+    found = sorted(folder.glob("step-*"))
+    return [path for path in found if (path / "state.json").exists()] or found
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -290,11 +290,12 @@ class _Together:
 
 @contextmanager
 def _finish_step_on_interrupt() -> Iterator[list[int]]:
-    """Within it the first Ctrl-C (or SIGTERM) only fills the list; a second one is a KeyboardInterrupt at once."""
+    """Within it the first Ctrl-C (or SIGTERM) only fills the list; the same one again is a KeyboardInterrupt at once. (A worker may get
+    both for one Ctrl-C: from the terminal, and from the process that started it.)"""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if received:
+        if number in received:
             raise KeyboardInterrupt
         received.append(number)
 

@@ -1,4 +1,4 @@
-"""Foretells how many lanes a device holds: from the model's sizes, the adapters and the rows, before anything is made.
+"""Foretells what a device holds: how many lanes, and whether full fine-tuning fits at all, before anything is made.
 
 Foretold, not measured: the step that is then recorded says whether it fits, and if not, fewer lanes are taken.
 """
@@ -9,15 +9,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import torch
 
 from tsugiki.config import RunConfig
 from tsugiki.data.prompts import Tokens
+from tsugiki.errors import RunError
 from tsugiki.model.layouts import find_places, in_features
-from tsugiki.model.loading import num_parameters
+from tsugiki.model.loading import Numerics, num_parameters
 
 ADAPTER_BYTES = 4 + 4 + 8 + 2 + 2  # fp32 value, gradient, two moments; bf16 copy, its gradient
 USABLE = 0.88  # of the device's memory; the rest is for the libraries' workspaces and for fragments
+FULL_BYTES = {"fp32": 4 + 4 + 8, "bf16": 4 + 4 + 8 + 2}  # a parameter: fp32 value, gradient, two moments; where products are in bf16 its copy
 MOST_LANES = 96  # beyond, a step only gets longer: products are bound by arithmetic long before
 
 
@@ -59,3 +62,41 @@ def _upper_sum(lengths: Sequence[int], count: int) -> float:
     mean = sum(lengths) / len(lengths)
     variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
     return min(count * max(lengths), count * mean + 4 * math.sqrt(count * variance))
+
+
+def room(device: torch.device) -> tuple[int, int]:
+    """(bytes this process can have, bytes there are) on a device; of the machine's memory for a CPU."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device), total
+    memory = psutil.virtual_memory()
+    return memory.available + psutil.Process().memory_info().rss, memory.total
+
+
+def refuse_no_room(parameters: int, numerics: Numerics, device: torch.device) -> None:
+    """Raises `RunError` where full fine-tuning cannot fit, whatever the rows are: so many parameters with their gradients and moments alone."""
+    needed, (free, _) = parameters * FULL_BYTES[numerics.compute], room(device)
+    if needed > free:
+        raise RunError(
+            f"full fine-tuning needs {_gib(needed)} GiB on {device} ({parameters / 1e6:,.0f} M parameters with gradients and moments, "
+            f"{FULL_BYTES[numerics.compute]} bytes each), {_gib(free)} free. Shorter or fewer rows do not help: take LoRA, a smaller model, or more memory"
+        )
+
+
+def what_helps(model: Any, config: RunConfig, numerics: Numerics, device: torch.device) -> str:
+    """What to do when one run alone did not fit: rows can be made fewer, what the weights take cannot."""
+    size, (free, total) = num_parameters(model), room(device)
+    fixed = size * FULL_BYTES[numerics.compute] if config.method == "full" else size * next(model.parameters()).element_size()
+    taken = total - free
+    others = f"; other programs hold {_gib(taken)} GiB of it: let nothing else use the device (--jobs 1)" if taken > total / 10 else ""
+    kind = "weights, gradients and moments" if config.method == "full" else "frozen weights"
+    said = f"{kind} take {_gib(fixed)} of {_gib(total)} GiB on {device}{others}"
+    if fixed > 0.9 * free:
+        return f"{said}. Fewer rows do not help: take {'LoRA, ' if config.method == 'full' else ''}a smaller model or more memory"
+    rows = config.train.micro_batch or config.train.batch
+    smaller = f"train.micro_batch (now {rows} rows a backward pass) or " if rows > 1 else ""
+    return f"{said}; the rest was not enough for the rows. Lower {smaller}train.max_length (now {config.train.max_length:,})"
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / 2**30:.1f}" if amount < 10 * 2**30 else f"{amount / 2**30:.0f}"

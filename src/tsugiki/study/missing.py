@@ -1,0 +1,71 @@
+"""What a study could not get, and why: kept beside its report, tried again on the next call. No torch here.
+
+A run that diverged or did not learn is a result and stands in its own record. What stands here is what may go otherwise another day: no room on
+the device, a file that is not there, a model that is refused, a worker that was killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from tsugiki.config import StudySpec
+from tsugiki.data.sources import write_atomically
+from tsugiki.errors import RunError, TsugikiError, first_line
+
+FILE = "missing.json"
+
+
+def study_folder(root: Path, study: StudySpec) -> Path:
+    """`ROOT/studies/NAME-digest`: a changed study file is another folder, so no report is overwritten by another study's."""
+    digest = hashlib.sha256(study.model_dump_json().encode()).hexdigest()[:6]
+    return root / "studies" / f"{study.name}-{digest}"
+
+
+def test_of(label: str) -> str:
+    """What a cell's answers to test are called among what is missing."""
+    return f"{label} · test"
+
+
+def seed_of(label: str, number: int) -> str:
+    """What a cell's run with another seed is called (the study's first seed is 1)."""
+    return f"{label} · seed {number}"
+
+
+def reason_of(broken: BaseException) -> str:
+    """Why something could not be done, in one line."""
+    if isinstance(broken, TsugikiError):
+        return str(broken)
+    if isinstance(broken, OSError):
+        return f"{broken.filename}: {broken.strerror}" if broken.filename else str(broken.strerror or broken)
+    return f"{type(broken).__name__}: {first_line(broken)}"
+
+
+def told(broken: BaseException) -> str:
+    """The same for whoever watches: with its traceback where it is no error that we know, but perhaps a bug."""
+    known = isinstance(broken, (TsugikiError, OSError, MemoryError)) or type(broken).__name__ == "OutOfMemoryError"
+    return reason_of(broken) if known else "".join(traceback.format_exception(broken)).rstrip()
+
+
+def keep_missing(root: Path, study: StudySpec, missing: Mapping[str, str]) -> None:
+    """Writes what is missing now (label → reason); removes the list where nothing is."""
+    path = study_folder(root, study) / FILE
+    if missing:
+        write_atomically(path, json.dumps(dict(missing), indent=1, ensure_ascii=False).encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_missing(root: Path, study: StudySpec) -> dict[str, str]:
+    """What was missing when the study last ran. Raises `RunError` naming a damaged file."""
+    path = study_folder(root, study) / FILE
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(label): str(reason) for label, reason in content.items()}
+    except (OSError, ValueError, AttributeError) as broken:
+        raise RunError(f"{path}: damaged or cut short ({first_line(broken)}). Delete it: the next run of the study writes it anew") from None
