@@ -4,6 +4,9 @@
     python benchmarks/lanes_vs_peers.py --out OUT.json --lanes 24 --steps 30 --only 1b:jnli
     python benchmarks/lanes_vs_peers.py --out OUT.json --note "what changed"    a run is added to the list of all runs in OUT.json
 
+By wall clock as well (`wall`): the 24 runs of so many steps, opening, compiling and recording included, as lanes; and one after another,
+each opened anew in the same process, by our own step (three of them timed, the last two taken for all).
+
 The lanes are the paper's LoRA grid without its epochs (which are checkpoints of one run): 4 learning rates × 2 sets of
 targets × 3 ranks = 24. Models, rows and peers are those of `step_vs_peers.py`. peft is timed on both sets of targets; a grid
 costs it their mean. Every peer's loss of step 1 must equal every lane's: adapters start at zero.
@@ -77,14 +80,51 @@ def ours(size: str, work: str, steps: int, lanes: int) -> dict[str, Any]:
     }
 
 
+def wall_clock(size: str, work: str, steps: int, lanes: int) -> dict[str, Any]:
+    """Seconds that `lanes` runs of so many steps take, together and one after another."""
+    rows = make_rows(work)
+    model = build(size, "llama")
+    numerics = Numerics(compute="bf16", base="bf16", trained="fp32")
+    train = settings(steps * BATCH / len(rows), step="captured")
+
+    def course(asked: list[tuple[LoraConfig, int]]) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        made = attach_lanes(model, asked)
+        group = [Lane(f"lane {n}", one.parameters, train, len(rows), grafted=one) for n, one in enumerate(made)]
+        with open_step(model, group, rows, pad_id=0, device=DEVICE, numerics=numerics) as opened:
+            fit(opened, group, DEVICE, folders=[None] * len(group))
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        detach(model)
+        gc.collect()
+        torch.cuda.empty_cache()
+        return seconds
+
+    asked = [(LoraConfig(targets=words, rank=rank), 0) for rank, words, _ in (GRID * 9)[:lanes]]
+    together = course(asked)
+    alone = [course([one]) for one in (asked[0], asked[lanes // 2], asked[-1])]
+    one = statistics.fmean(alone[1:])
+    return {
+        "lanes": lanes, "steps": steps, "together_s": round(together, 1), "alone_s": [round(one, 1) for one in alone],
+        "one_after_another_s": round(lanes * one, 1), "ratio": round(lanes * one / together, 2),
+    }  # fmt: skip
+
+
 def summarise(kept: dict[str, Any]) -> dict[str, Any]:
     """`ratio` compares late steps (when the peer has met its padded widths), `ratio_all_steps` the means of all but the first five."""
-    peers = [one for name, one in kept["peers"].items() if "ms_late" in one and name.startswith("1b_jnli")]
+    peers = [one for name, one in kept["peers"].items() if "ms_late" in one and name in ("1b_jnli_peft", "1b_jnli_peft_qv")]
     mine = kept["ours"].get("1b_jnli_24")
     if not mine or not peers:
         return {}
     peer_ms, peer_mean = (statistics.fmean(one[key] for one in peers) for key in ("ms_late", "ms_mean"))
+    solo = kept["ours"].get("1b_jnli_1", {})
+    against_solo = {"solo_ms": solo["ms_late"], "ratio_solo": round(solo["ms_late"] / mine["ms_per_adapter_step"], 2)} if "ms_late" in solo else {}
+    strong = {name: one["ms_late"] for name, one in kept["peers"].items() if name.startswith("1b_jnli") and "ms_late" in one}
+    best = min(strong, key=lambda name: strong[name])
     return {
+        **against_solo, **kept.get("wall", {}), "strongest": best, "strongest_ms": strong[best],
+        "ratio_strongest": round(strong[best] / mine["ms_per_adapter_step"], 2),
         "lanes": mine["lanes"], "ours_ms_per_adapter_step": mine["ms_per_adapter_step"], "peer": "peft, mean of its two sets of targets",
         "peer_ms_per_step": round(peer_ms, 3), "ratio": round(peer_ms / mine["ms_per_adapter_step"], 2),
         "peer_ms_mean": round(peer_mean, 3), "ratio_all_steps": round(peer_mean * mine["lanes"] / mine["ms_mean"], 2),
@@ -107,7 +147,8 @@ def main() -> None:
     parser.add_argument("--lanes", nargs="*", type=int, default=[24, 1, 8, 48])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--peer-steps", type=int, default=100)
-    parser.add_argument("--peers", nargs="*", default=["peft", "peft_qv"])
+    parser.add_argument("--peers", nargs="*", default=["peft", "peft_qv", "peft_packed_compiled"])
+    parser.add_argument("--wall-steps", type=int, default=300, help="steps of the runs that are timed by the clock (0: none)")
     parser.add_argument("--note", default="", help="the version that was measured, for the list of all runs")
     args = parser.parse_args()
     before: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -130,6 +171,10 @@ def main() -> None:
             print(key, {k: v for k, v in kept[whose][key].items() if k != "times_ms"}, flush=True)
             kept["summary"] = summarise(kept)
             args.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if args.wall_steps:
+            kept["wall"] = {f"wall_{name}": value for name, value in wall_clock(size, work, args.wall_steps, 24).items()}
+            kept["summary"] = summarise(kept)
+            print(kept["wall"], flush=True)
         losses = [
             one["first_loss"] for whose in ("ours", "peers") for name, one in kept[whose].items() if name.startswith(f"{size}_{work}_") and "first_loss" in one
         ]

@@ -4,9 +4,12 @@
     python benchmarks/step_vs_peers.py --out OUT.json --only 1b:jnli 6.7b:jnli --layout llama --steps 40
 
 Models are of the paper's two sizes with random weights (a step's time does not depend on their values); rows have the
-lengths of row_lengths.json and random ids. Peers: peft over transformers (with autocast, fused AdamW, right-padded to the
-longest row), peft + Liger where it is installed, full fine-tuning by transformers in pure bf16. Every peer's loss of step 1
-must equal ours. A result of one call is added to OUT.json under its cases, and the summary is made anew.
+lengths of row_lengths.json and random ids. Peers: the loop people write (peft over transformers with autocast, fused AdamW,
+right-padded to the longest row), the strongest that peft and transformers can be made without new kernels (no attention mask and
+widths padded to 16; adapters in bf16 without autocast; packed rows with variable-length attention; layers compiled; all of it),
+peft + Liger where it is installed, full fine-tuning by transformers in pure bf16. Generation: HF over the adapted model as people
+write it, and over the merged one, at equal batches. Every peer's loss of step 1 must equal ours. A result of one call is added to
+OUT.json under its cases with its date and card, and the summary is made anew: compare within one call.
 
     python benchmarks/step_vs_peers.py --out OUT.json --table > OUT.md
 """
@@ -16,7 +19,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki.config import LoraConfig, TrainConfig
@@ -118,33 +121,48 @@ def ours(size: str, layout: str, work: str, steps: int, method: str = "lora", st
 
 
 def peer(size: str, layout: str, work: str, steps: int, kind: str) -> dict[str, Any]:
-    """`peft`, `peft_qv` (adapters on q and v alone), `peft_checkpointing`, `peft_liger`, `peft_liger_checkpointing` or `full`: what a
-    user of transformers writes."""
+    """What a user of transformers writes (`peft`, `full`), and what can be made of it. Words of `kind`, joined by `_`:
+
+    qv             adapters on q and v alone                  checkpointing   gradient checkpointing
+    nomask         no attention mask, widths padded to 16     liger           Liger's kernels
+    bf16           nomask, adapters in bf16, no autocast      packed          bf16, rows one after another, `varlen_attn`
+    compiled       each layer by torch.compile (with bf16; with packed where that is named too)
+    """
+    words = set(kind.split("_"))
+    strong = bool(words & {"bf16", "packed", "compiled"})
     rows = make_rows(work)
     model = build(size, layout)
-    if "liger" in kind:
+    if "liger" in words:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         _apply_liger_kernel_to_instance(model=model)
-    if "checkpointing" in kind:
+    if "checkpointing" in words:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
+    layers = model.model.layers if layout == "llama" else model.transformer.h
     if kind != "full":
-        model = with_peft(model, layout, "q+v" if "qv" in kind else "q+k+v+o")
+        model = with_peft(model, layout, "q+v" if "qv" in words else "q+k+v+o", bf16=strong)
+    if "packed" in words:
+        model.config._attn_implementation = "peer_varlen"
+    if "compiled" in words:
+        torch._dynamo.reset()
+        for layer in layers:
+            layer.compile(dynamic=True)
     model.train()
     moved = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(moved, lr=1e-4, weight_decay=0.0, fused=True)
-    cast = nullcontext() if kind == "full" else torch.autocast("cuda", torch.bfloat16)
+    cast = nullcontext() if kind == "full" or strong else torch.autocast("cuda", torch.bfloat16)
     order = Order(num_rows=len(rows), batch=BATCH, seed=0)
     losses, times, tokens = [], [], []
     start = time.perf_counter()
     first_step_s = 0.0
     for number in range(steps):
-        batch = collate([rows[n] for n in order.rows_of(number)], order.rows_of(number), 0).to(DEVICE)
+        here = [rows[n] for n in order.rows_of(number)]
+        given = inputs_of(here, rows, words, strong)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         with cast:
-            loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+            loss = model(**given).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moved, 1.0)
         optimizer.step()
@@ -152,7 +170,7 @@ def peer(size: str, layout: str, work: str, steps: int, kind: str) -> dict[str, 
         end.record()
         losses.append(loss.item())
         times.append(begin.elapsed_time(end))
-        tokens.append(batch.num_tokens)
+        tokens.append(sum(map(len, here)))
         first_step_s = first_step_s or time.perf_counter() - start
     return {
         "first_step_s": round(first_step_s, 2),
@@ -163,57 +181,95 @@ def peer(size: str, layout: str, work: str, steps: int, kind: str) -> dict[str, 
     }
 
 
-def with_peft(model: Any, layout: str, words: str = "q+k+v+o") -> Any:
+def inputs_of(here: list[Tokens], rows: list[Tokens], words: set[str], strong: bool) -> dict[str, Any]:
+    """What the model of a peer is called with, on the device before the clock starts."""
+    if "packed" in words:
+        edges = [0]
+        for row in here:
+            edges.append(edges[-1] + len(row))
+        ids = torch.tensor([[token for row in here for token in (*row.prompt_ids, *row.target_ids)]])
+        labels = torch.tensor([[token for row in here for token in (*[-100] * len(row.prompt_ids), *row.target_ids)]])
+        positions = torch.cat([torch.arange(len(row)) for row in here])[None]
+        longest = -(-max(map(len, rows)) // 16) * 16
+        given: dict[str, Any] = {"input_ids": ids, "labels": labels, "position_ids": positions, "cu_seq": torch.tensor(edges, dtype=torch.int32)}
+        return {name: value.to(DEVICE) for name, value in given.items()} | {"longest": longest, "use_cache": False}
+    batch = collate(here, list(range(len(here))), 0)
+    if not (strong or "nomask" in words):
+        batch = batch.to(DEVICE)
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+    wide = -(-batch.input_ids.shape[1] // 16) * 16 - batch.input_ids.shape[1]
+    ids, labels = torch.nn.functional.pad(batch.input_ids, (0, wide)), torch.nn.functional.pad(batch.labels, (0, wide), value=-100)
+    return {"input_ids": ids.to(DEVICE), "labels": labels.to(DEVICE)}
+
+
+def peer_varlen(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, *, cu_seq: Any, longest: int, scaling: Any = None, **_: Any
+) -> tuple[torch.Tensor, None]:
+    """Flash attention over packed rows, as transformers' own does with the package that is not installed everywhere."""
+    q, k, v = (one.squeeze(0).transpose(0, 1).to(torch.bfloat16) for one in (query, key, value))
+    out: Any = varlen_attn(q, k, v, cu_seq, cu_seq, longest, longest, scale=scaling, window_size=(-1, 0))
+    return out[None], None
+
+
+AttentionInterface.register("peer_varlen", peer_varlen)
+
+
+def with_peft(model: Any, layout: str, words: str = "q+k+v+o", *, bf16: bool = False) -> Any:
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
     targets: Any = [f"{word}_proj" for word in words.split("+")] if layout == "llama" else r".*attn\.(c_attn|c_proj)"
-    return get_peft_model(model, PeftConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, fan_in_fan_out=layout == "gpt2", task_type="CAUSAL_LM"))
+    config = PeftConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, fan_in_fan_out=layout == "gpt2", task_type="CAUSAL_LM")
+    return get_peft_model(model, config, autocast_adapter_dtype=not bf16)
 
 
-def generate(size: str, layout: str, work: str, whose: str) -> dict[str, Any]:
-    """Milliseconds an answer of a classification task: ours against HF `generate` at batch 8, both over the adapted model."""
+def generate(size: str, layout: str, work: str, whose: str, batch: int) -> dict[str, Any]:
+    """Milliseconds an answer of a classification task at a batch: ours over the adapted model; HF `generate` over the adapted model with
+    autocast (`hf`: as people write it) or over the merged one in bf16 (`merged`)."""
     from tsugiki.score.decode import generate_all
 
     rows = make_rows(work)
     model = build(size, layout)
     longest = max(len(row.target_ids) for row in rows)
-    if whose == "hf":
-        adapted = with_peft(model, layout).eval()
-        adapted.config.use_cache = True
-
-        def answer(part: list[Tokens]) -> list[list[int]]:
-            width = max(len(row.prompt_ids) for row in part)
-            ids = torch.tensor([[0] * (width - len(row.prompt_ids)) + list(row.prompt_ids) for row in part], device=DEVICE)
-            mask = torch.tensor([[0] * (width - len(row.prompt_ids)) + [1] * len(row.prompt_ids) for row in part], device=DEVICE)
-            with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-                out = adapted.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=longest, min_new_tokens=longest, do_sample=False, pad_token_id=0, eos_token_id=1
-                )
-            return out[:, width:].tolist()
-
-        answers, seconds = [], []
-        for _ in range(2):
-            answers.clear()
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for first in range(0, len(rows), 8):
-                answers += answer(rows[first : first + 8])
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-    else:
+    if whose == "ours":
         attach(model, LoraConfig(targets="q+k+v+o", rank=RANK, alpha=2 * RANK), seed=0)
         numerics = Numerics(compute="bf16", base="bf16", trained="fp32")
-        seconds = []
-        for _ in range(3):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            answers = generate_all(model, [row.prompt_ids for row in rows], max_new_tokens=longest, batch=256, stops=(), numerics=numerics)
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+
+        def answer_all() -> list[list[int]]:
+            return generate_all(model, [row.prompt_ids for row in rows], max_new_tokens=longest, batch=batch, stops=(), numerics=numerics)
+    else:
+        adapted = with_peft(model, layout, bf16=whose == "merged")
+        answering = (adapted.merge_and_unload() if whose == "merged" else adapted).eval()
+        answering.config.use_cache = True
+        cast = nullcontext() if whose == "merged" else torch.autocast("cuda", torch.bfloat16)
+        by_length = sorted(range(len(rows)), key=lambda place: len(rows[place].prompt_ids)) if whose == "merged" else list(range(len(rows)))
+
+        def answer_all() -> list[list[int]]:
+            answers: dict[int, list[int]] = {}
+            for first in range(0, len(rows), batch):
+                places = by_length[first : first + batch]
+                part = [rows[place].prompt_ids for place in places]
+                width = max(map(len, part))
+                ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in part], device=DEVICE)
+                mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in part], device=DEVICE)
+                with torch.inference_mode(), cast:
+                    out = answering.generate(
+                        input_ids=ids, attention_mask=mask, max_new_tokens=longest, min_new_tokens=longest, do_sample=False, pad_token_id=0, eos_token_id=1
+                    )
+                answers |= dict(zip(places, out[:, width:].tolist(), strict=True))
+            return [answers[place] for place in range(len(rows))]
+
+    answers, seconds = [], []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        answers = answer_all()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
     return {
         "ms": round(1000 * seconds[-1] / len(rows), 4),
         "first_pass_ms": round(1000 * seconds[0] / len(rows), 4),
+        "batch": batch,
         "n": len(rows),
         "new_tokens": longest,
         "answers": answers,
@@ -296,18 +352,30 @@ def gib(amount: int) -> float:
     return round(amount / 2**30, 2)
 
 
+STRONG = ("peft_nomask", "peft_bf16", "peft_packed", "peft_compiled", "peft_packed_compiled")
+BATCHES = (8, 64, 256)
+
+
+def peer_case(kind: str, most: int = 1000) -> Callable[[str, str, str, int], dict[str, Any]]:
+    return lambda size, layout, work, n: peer(size, layout, work, min(n, most), kind)
+
+
+def generate_case(whose: str, batch: int) -> Callable[[str, str, str, int], dict[str, Any]]:
+    return lambda size, layout, work, n: generate(size, layout, work, whose, batch)
+
+
 CASES: dict[str, Callable[[str, str, str, int], dict[str, Any]]] = {
     "ours": ours,
     "ours_ft": lambda size, layout, work, n: ours(size, layout, work, n, method="full"),
     "ours_eager": lambda size, layout, work, n: ours(size, layout, work, min(n, 30), step="eager"),
-    "peft": lambda size, layout, work, n: peer(size, layout, work, n, "peft"),
-    "peft_liger": lambda size, layout, work, n: peer(size, layout, work, min(n, 40), "peft_liger"),
-    "peft_checkpointing": lambda size, layout, work, n: peer(size, layout, work, min(n, 14), "peft_checkpointing"),
-    "peft_liger_checkpointing": lambda size, layout, work, n: peer(size, layout, work, min(n, 14), "peft_liger_checkpointing"),
-    "full": lambda size, layout, work, n: peer(size, layout, work, min(n, 25), "full"),
-    "generate_ours": lambda size, layout, work, n: generate(size, layout, work, "ours"),
-    "generate_hf": lambda size, layout, work, n: generate(size, layout, work, "hf"),
-}  # fmt: skip
+    "peft": peer_case("peft"),
+    **{kind: peer_case(kind) for kind in STRONG},
+    **{f"{kind}_checkpointing": peer_case(f"{kind}_checkpointing", 14) for kind in ("peft", "peft_liger", *STRONG)},
+    "peft_liger": peer_case("peft_liger", 40),
+    "full": peer_case("full", 25),
+    "generate_hf": generate_case("hf", 8),
+    **{f"generate_{whose}_{batch}": generate_case(whose, batch) for whose in ("ours", "merged") for batch in BATCHES},
+}
 
 
 def wanted_cases(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
@@ -325,8 +393,9 @@ def _cases(args: argparse.Namespace) -> Iterator[tuple[str, str, str, str]]:
 
 def default_cases(size: str, layout: str, work: str) -> list[str]:
     if work == "generate":
-        return ["generate_hf", "generate_ours"]
+        return ["generate_hf", *(f"generate_{whose}_{batch}" for batch in BATCHES for whose in ("merged", "ours"))]
     peers = ["peft", "full"] if (size, work) != ("6.7b", "xlsum") else ["peft", "peft_checkpointing"]
+    peers += STRONG if (size, work) != ("6.7b", "xlsum") else [*STRONG, "peft_packed_compiled_checkpointing"]
     if layout == "llama":
         peers += ["peft_liger"] if (size, work) != ("6.7b", "xlsum") else ["peft_liger_checkpointing"]
     return [*peers, "ours", *(["ours_ft", "ours_eager"] if size == "1b" else [])]
@@ -338,7 +407,7 @@ def run(case: str, layout: str, size: str, work: str, steps: int) -> dict[str, A
     torch.cuda.reset_peak_memory_stats()
     try:
         return CASES[case](size, layout, "jnli" if work == "generate" else work, steps)
-    except (torch.OutOfMemoryError, ImportError) as failure:
+    except Exception as failure:  # what one peer cannot do is a result; the others go on
         return {"failed": f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}"}
 
 
@@ -357,16 +426,17 @@ def main() -> None:
     parser.add_argument("--layout", nargs="*", default=["llama", "gpt2"])
     parser.add_argument("--cases", nargs="*", choices=list(CASES))
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--table", action="store_true", help="print --out as Markdown and measure nothing")
+    parser.add_argument("--table", action="store_true", help="make the summary of --out anew, print it as Markdown and measure nothing")
     args = parser.parse_args()
     if args.table:
-        print(table(json.loads(args.out.read_text(encoding="utf-8"))))
+        known = json.loads(args.out.read_text(encoding="utf-8"))
+        known["summary"] = summarise(known["cases"])
+        args.out.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(table(known))
         return
     kept: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"cases": {}}
-    kept["about"] = {
-        "device": torch.cuda.get_device_name(), "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(),
-        "torch": torch.__version__, "cuda": torch.version.cuda, "batch": BATCH, "rank": RANK, "row_lengths": json.loads(LENGTHS.read_text())["about"],
-    }  # fmt: skip
+    call = f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d %H:%M')}, torch {torch.__version__} (CUDA {torch.version.cuda})"
+    kept["about"] = {"batch": BATCH, "rank": RANK, "row_lengths": json.loads(LENGTHS.read_text())["about"]}
     for layout, size, work, case in wanted_cases(args):
         key = f"{size}_{work}" + ("" if layout == "llama" else "_gpt2")
         here = kept["cases"].setdefault(key, {})
@@ -374,7 +444,7 @@ def main() -> None:
         here[case] = run(case, layout, size, work, args.steps)
         if "tokens_per_step" in here[case]:
             here[case]["floor_ms"] = floor_ms(size, layout, here[case]["tokens_per_step"])
-        here[case]["seconds_in_all"] = round(time.perf_counter() - start, 1)
+        here[case] |= {"seconds_in_all": round(time.perf_counter() - start, 1), "call": call}
         print(key, case, {k: v for k, v in here[case].items() if k not in ("answers", "shapes", "times_ms", "profile")}, flush=True)
         same_first_loss(here)
         compare_answers(here)
@@ -384,9 +454,11 @@ def main() -> None:
 
 def compare_answers(results: dict[str, Any]) -> None:
     """Counts equal answers instead of keeping them. With random weights tokens are often nearly tied, so some part."""
-    mine, theirs = (results.get(f"generate_{whose}", {}) for whose in ("ours", "hf"))
-    if "answers" in mine and "answers" in theirs:
-        mine["answers_equal_to_hf"] = sum(one == other for one, other in zip(mine.pop("answers"), theirs.pop("answers"), strict=True))
+    for batch in BATCHES:
+        mine, theirs = (results.get(f"generate_{whose}_{batch}", {}) for whose in ("ours", "merged"))
+        if "answers" in mine and "answers" in theirs:
+            mine["answers_equal_to_hf"] = sum(one == other for one, other in zip(mine.pop("answers"), theirs.pop("answers"), strict=True))
+    results.get("generate_hf", {}).pop("answers", None)
 
 
 def table(kept: dict[str, Any]) -> str:
@@ -395,10 +467,10 @@ def table(kept: dict[str, Any]) -> str:
     lines = [
         "# One optimiser step against the peers",
         "",
-        f"{about['device']}, {about['date']}, torch {about['torch']} (CUDA {about['cuda']}), Python {about['python']}; batch {about['batch']}, "
-        f"rank {about['rank']} on q+k+v+o, random weights of the paper's sizes, "
+        f"Batch {about['batch']}, rank {about['rank']} on q+k+v+o, random weights of the paper's sizes, "
         f"row lengths of real data (mean tokens a row: {', '.join(f'{name} {mean}' for name, mean in about['row_lengths']['mean_tokens'].items())}). "
-        "Written by `benchmarks/step_vs_peers.py --table`; how each number is made stands in the script. One run on one card.",
+        "Written by `benchmarks/step_vs_peers.py --table`; how each number is made stands in the script. Rows of one call may be compared; card and host "
+        "of each stand under its table.",
         "",
         "ms: median of the second half of the steps (quartiles) · all: median of all but the first five · "
         "floor: products at 784 TFLOP/s or weights read twice at 3 TB/s · "
@@ -407,8 +479,11 @@ def table(kept: dict[str, Any]) -> str:
         "",
     ]
     for key, results in kept["cases"].items():
-        lines += [f"## {key}", "", "| | ms (quartiles) | all | tokens/s | peak | first | n |", "|---|---|---|---|---|---|---|"]
-        for case, one in results.items():
+        marks = {call: f" {chr(97 + number)}" for number, call in enumerate(dict.fromkeys(one["call"] for one in results.values()))}
+        marks = marks if len(marks) > 1 else dict.fromkeys(marks, "")
+        lines += [f"## {key}", "", " · ".join(f"{mark} {call}".strip() for call, mark in marks.items()) + ".", ""]
+        lines += ["| | ms (quartiles) | all | tokens/s | peak | first | n |", "|---|---|---|---|---|---|---|"]
+        for case, one in ((f"{name}{marks[found['call']]}", found) for name, found in results.items()):
             if "failed" in one:
                 lines.append(f"| {case} | out of memory | | | | | |" if "Memory" in one["failed"] else f"| {case} | {one['failed']} | | | | | |")
             elif "ms_late" in one:
@@ -437,25 +512,43 @@ def table(kept: dict[str, Any]) -> str:
 
 
 def summarise(cases: dict[str, Any]) -> dict[str, Any]:
-    """For each work: ours against peft (with checkpointing where it does not fit without).
+    """For each work: ours against the loop people write (`ratio`; with checkpointing where that does not fit without), and against the
+    fastest peer of the same call (`ratio_strongest`).
 
-    `ratio` compares late steps, when the peer has met its widths; for XLSum-like rows tokens a second, by medians.
-    `ratio_all_steps` compares the medians of all steps but the first five.
+    Late steps are compared, when the peer has met its widths; for XLSum-like rows tokens a second, by medians. Generation at equal batches.
     """
     summary = {}
     for key, results in cases.items():
-        mine = results.get("ours") or results.get("generate_ours")
-        name, other = next(((one, results[one]) for one in ("peft", "peft_checkpointing", "generate_hf") if "ms" in results.get(one, {})), (None, None))
-        if not mine or "ms" not in mine or other is None:
+        if "generate" in key:
+            summary[key] = {
+                str(batch): {"ours_ms": mine["ms"], "merged_ms": theirs["ms"], "ratio": round(theirs["ms"] / mine["ms"], 2)}
+                for batch in BATCHES
+                if "ms" in (mine := results.get(f"generate_ours_{batch}", {})) and "ms" in (theirs := results.get(f"generate_merged_{batch}", {}))
+            }
             continue
-        ours_ms, peer_ms = mine.get("ms_late", mine["ms"]), other.get("ms_late", other["ms"])
-        rate = other["ms"] / mine["ms"]
-        ratio = mine["tokens_per_s_median"] / other["tokens_per_s_median"] if "xlsum" in key else peer_ms / ours_ms
+        mine = results.get("ours", {})
+        rivals = {name: one for name, one in results.items() if name.startswith("peft") and "ms_late" in one and one.get("call") == mine.get("call")}
+        written = next((name for name in ("peft", "peft_checkpointing") if name in rivals), None)
+        if "ms_late" not in mine or written is None:
+            continue
+
+        def faster(one: dict[str, Any], mine: dict[str, Any] = mine, key: str = key) -> float:
+            late = one["ms_late"] / mine["ms_late"]
+            return round(mine["tokens_per_s_median"] / one["tokens_per_s_median"] if "xlsum" in key else late, 2)
+
+        strongest = min(rivals, key=lambda name: faster(rivals[name]))
+        tried = any(name.removesuffix("_checkpointing") in STRONG for name in rivals)
         summary[key] = {
-            "ours_ms": ours_ms, "peer": name, "peer_ms": peer_ms, "ratio": round(ratio, 2), "ratio_all_steps": round(rate, 2),
+            "ours_ms": mine["ms_late"], "peer": written, "peer_ms": rivals[written]["ms_late"], "ratio": faster(rivals[written]),
+            "ours_tokens_per_s": mine["tokens_per_s_median"], "peer_tokens_per_s": rivals[written]["tokens_per_s_median"],
             "floor_ms": mine.get("floor_ms"), "products_ms": mine.get("products_ms"), "peak_gib": mine["peak_gib"],
-            "peer_peak_gib": other["peak_gib"], "first_step_s": mine.get("first_step_s"),
+            "peer_peak_gib": rivals[written]["peak_gib"], "first_step_s": mine.get("first_step_s"),
         }  # fmt: skip
+        if tried:
+            summary[key] |= {
+                "strongest": strongest, "strongest_ms": rivals[strongest]["ms_late"], "ratio_strongest": faster(rivals[strongest]),
+                "strongest_tokens_per_s": rivals[strongest]["tokens_per_s_median"], "strongest_peak_gib": rivals[strongest]["peak_gib"],
+            }  # fmt: skip
     return summary
 
 

@@ -180,6 +180,9 @@ def _no_better(one: Standing, language: Language) -> str:
             f"{one.method} did not learn {runs} ({one.score:.3f}; {floor}; {rates})",
         ) + _alarmed(one, language)
     difference = f"{one.above.mean:+.3f} [{one.above.low:+.3f}, {one.above.high:+.3f}]"
+    if len(one.runs) > 1:
+        scores = ", ".join(f"{(run.evaluation('test') or {})['main']['value']:.3f}" for run in one.runs)
+        rates += pick(language, f"、シードごとの値 {scores}", f"; by seed {scores}")
     return pick(
         language,
         f"{one.method} は{runs}{_floor_name(one, language)}と区別できません（{one.score:.3f}、{floor}、差 {difference}、{rates}）",

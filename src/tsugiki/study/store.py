@@ -223,6 +223,9 @@ def read_record(folder: Path) -> RunRecord:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"holds no object but {type(content).__name__}")
+        return content
     except (OSError, ValueError) as broken:
         raise RunError(f"{path}: damaged or cut short ({broken}). Restore it, or delete the folder {path.parent} to run again") from None

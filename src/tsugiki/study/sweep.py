@@ -323,7 +323,7 @@ def stop_with_parent() -> None:
     """In a worker: when the process that started it ends, however it ends, the worker stops as on Ctrl-C: a finished step, a checkpoint."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(4096):
+        while os.read(0, 4096):  # not through sys.stdin, whose lock a thread that waits would hold when the interpreter ends
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 
