@@ -2,7 +2,7 @@
 #   make demo       the demo: LoRA against full fine-tuning on the built-in model, in under five minutes
 #   make test       the tests            make test-slow   the long ones too
 #   make check      format, lint, types, layers, tests    make bench   what there is to measure
-#   make campaign   inputs of every kind at every entrance (docs/reliability.md)
+#   make campaign   inputs of every kind at every entrance, studies with a fault in each (docs/reliability.md)
 #   make check-pages  the example reports in Chromium: accessibility, overflow (needs Chromium and npm)
 PYTHON ?= python3
 VENV ?= .venv
@@ -36,6 +36,7 @@ check-pages: $(VENV)/.installed-test
 
 campaign: $(VENV)/.installed-test
 	$(BIN)/python -m tests.campaign.doors --seed 0 --page docs/reliability.md
+	$(BIN)/python -m tests.campaign.faults --seed 0 --page docs/reliability.md
 
 bench:
 	@echo "Each benchmark is a script with its own words on what it needs:"

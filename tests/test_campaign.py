@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -30,3 +32,12 @@ def test_a_campaign_says_when_an_input_did_not_end_as_it_said(tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "must be read, was refused" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_tenth_of_the_studies_with_faults_end_in_reports(tmp_path: Path) -> None:
+    """Other faults come first than in the whole: the numbers of a campaign name its faults in turn."""
+    command = [sys.executable, "-m", "tests.campaign.faults", "--seed", "11", "--studies", "6", "--out", str(tmp_path / "faults.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    assert len((tmp_path / "faults.jsonl").read_text(encoding="utf-8").splitlines()) == 6

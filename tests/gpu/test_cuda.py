@@ -84,3 +84,21 @@ def test_short_attention_equals_its_fp32_twin(heads: int, group: int, width: int
     expected = by_document(*plain, edges, width**-0.5)
     for one, other in zip(found, (expected, *torch.autograd.grad(expected, plain, slopes.float())), strict=True):
         assert ((one.float() - other).norm() / other.norm()).item() < 1e-2
+
+
+def test_the_memory_of_a_probe_does_not_hold_what_earlier_ones_left(tmp_path: Path) -> None:
+    """Rank 16 had less than rank 8, which was probed after it: each left a workspace on a stream of its own."""
+    from tsugiki.study.cells import parse_study
+    from tsugiki.study.finding import solo_measurement
+    from tsugiki.study.store import Store
+    from tsugiki.study.sweep import run_study
+
+    grid = {"targets": ["q+k+v+o"], "learning_rate": [1e-3]}
+    methods = [{"name": f"r{rank}", "kind": "lora", "grid": {**grid, "rank": [rank]}} for rank in (64, 16, 4)]
+    tasks = [{"name": name, "train_rows": 400, "eval_rows": 40} for name in ("sample_nli", "sample_choice")]
+    given = {"name": "m", "models": [{"path": "builtin", "name": "m"}], "tasks": tasks, "methods": methods, "train": {"epochs": 1}}
+    result = run_study(parse_study(given, "study"), Store(tmp_path))
+    peaks = {key[1:]: solo_measurement(result.records[cell.label])["peak_allocated_bytes"] for key, cell in result.chosen.items()}
+    for task in ("sample_nli", "sample_choice"):
+        assert peaks[task, "r64"] > peaks[task, "r16"] > peaks[task, "r4"]
+        assert peaks[task, "r64"] < 1.5 * peaks[task, "r4"]

@@ -7,7 +7,7 @@ import shutil
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,12 @@ def layer_calls(model: Any, changed: Callable[[nn.Module, Any], Any]) -> Iterato
             layer._compiled_call_impl = compiled
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all that is recorded: PyTorch keeps a workspace of products for every stream that ever ran one, for good."""
+    return torch.cuda.Stream(device)
+
+
 class Recorder:
     """Records work on one stream into graphs of one pool. Record the largest first: later ones then reuse its memory.
 
@@ -111,7 +117,7 @@ class Recorder:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Scoring rules by name, each to the letter of the tool it is named after, and its signature. No model and no torch here.
+"""Scoring rules by name, each after the tool it is named for, and its signature. No model and no torch here.
 
 summaries     lm-eval    neologdn, emoji off, MeCab unidic-lite, google rouge-score
               xlsum      lower case, punctuation off, MeCab unidic-lite, google rouge-score

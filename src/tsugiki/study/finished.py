@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from tsugiki.study.store import Run, RunRecord, read_record
 from tsugiki.train.captured import open_step
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, step_of
 from tsugiki.train.engine import fit
-from tsugiki.train.meter import Measurement
+from tsugiki.train.meter import Measurement, free_memory
 
 PAPER_BATCH = 8
 PROBE_STEPS = 40
@@ -117,8 +118,9 @@ def _probe(config: RunConfig, batch: int) -> Measurement | None:
 
 
 def _timed_steps(config: RunConfig, batch: int) -> Measurement:
-    task = load_task(config.task)
-    base = load_base(find_base(config.model, config.method, config.train.precision))
+    task, source = load_task(config.task), find_base(config.model, config.method, config.train.precision)
+    held = free_memory(source.device)  # a study's earlier models would count as this run's memory
+    base = load_base(source)
     rows = tokens_of(base, task, config, "train")[: PROBE_STEPS * batch]
     train = config.train.model_copy(
         update={"batch": batch, "micro_batch": math.gcd(batch, config.train.micro_batch or batch), "epochs": 1.0, "learning_rate": 1e-6}
@@ -128,7 +130,8 @@ def _timed_steps(config: RunConfig, batch: int) -> Measurement:
         for _ in range(2):
             lane.step = 0
             measurement = fit(step, [lane], base.device, folders=[None])[0].measurement
-    return measurement
+    peaks = {name: value - held for name in ("peak_allocated_bytes", "peak_reserved_bytes") if (value := getattr(measurement, name)) is not None}
+    return replace(measurement, **peaks)
 
 
 def drop_weights(folder: Path) -> None:

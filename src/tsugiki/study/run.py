@@ -44,6 +44,7 @@ from tsugiki.train.checkpoint import latest_checkpoint, read_state, save_checkpo
 from tsugiki.train.engine import FitResult, Interrupted, Visit, fit, is_end
 from tsugiki.train.lane import DoesNotFit, Lane, shared_steps
 from tsugiki.train.memory import lanes_that_fit, refuse_no_room, what_helps
+from tsugiki.train.meter import free_memory
 from tsugiki.train.step import EagerStep
 
 UNFINISHED = ("new", "running")
@@ -130,6 +131,7 @@ def _prepare(task: Task, source: BaseSource, first: RunConfig, listener: Listene
         listener.note(said)
     if first.method == "full":
         refuse_no_room(count_parameters(source.folder), source.numerics, source.device)
+    free_memory(source.device)
     base = load_base(source)
     left_out: list[str] = []
     rows, validation = (tokens_of(base, task, first, part, left_out) for part in ("train", "validation"))

@@ -101,11 +101,11 @@ def _look_first(way: _Way, before: StudyResult, lost: Mapping[RunConfig, str]) -
             result.missing[cell.label] = lost[cell.config]
         elif cell.config in refused:
             result.missing[cell.label] = reason_of(refused[cell.config])
+    if len(result.missing) == len(result.cells) and refused:
+        raise next(iter(refused.values()))
     for reason in dict.fromkeys(result.missing.values()):
         labels = [label for label, said in result.missing.items() if said == reason]
         way.listener.note(f"left out: {labels[0]}{f' and {len(labels) - 1} more' if len(labels) > 1 else ''}: {reason}")
-    if len(result.missing) == len(result.cells) and refused:
-        raise next(iter(refused.values()))
 
 
 def _train(way: _Way, cells: Sequence[Cell]) -> bool:

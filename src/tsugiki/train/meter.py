@@ -6,6 +6,7 @@ resident size of the whole process (Python and libraries included), step times f
 
 from __future__ import annotations
 
+import gc
 import platform
 import statistics
 import sys
@@ -47,6 +48,17 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     model = torch.cpu.get_capabilities().get("cpu_name") if hasattr(torch.cpu, "get_capabilities") else None
     return f"CPU ({model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def free_memory(device: torch.device) -> int:
+    """Frees what nobody refers to any more on a device (models go in cycles), and the workspaces of products, so that every run pays for its
+    own; returns the bytes that are still held: no part of what a run that begins now costs. No recorded step may be open."""
+    gc.collect()
+    if device.type != "cuda":
+        return 0
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device)
 
 
 def peak_process_bytes() -> int:
