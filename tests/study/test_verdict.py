@@ -126,6 +126,7 @@ def test_few_seeds_speak_of_themselves(seeds: int, english: str, japanese: str, 
     assert japanese in here.statements("ja")[0]
     assert here.shortfalls("en") == []
     assert here.found[0].verdict == "better"
+    assert "learning rates tried: 1 / 1" in here.statements("en")[0]
 
 
 def test_lora_against_ft_comes_first_and_every_pair_is_in_the_table(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ Verdict = Literal["better", "worse", "equal", "undecided"]
 # How much more than the examples that shrink the interval's half width to the margin: (z₀.₉₇₅ + z₀.₈₀)² / z₀.₉₇₅² finds a difference of one
 # margin in 80 % of studies; (z₀.₉₇₅ + z₀.₉₀)² / z₀.₉₇₅² calls equal methods equal in 80 % (two one-sided tests of 2.5 %, as the verdict makes).
 DETECT, EQUAL = 2.043, 2.735
+FEW_RATES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ def sentence(finding: Finding, language: Language) -> str:
     if finding.verdict == "undecided":
         said += _would_tell(pair, finding.margin, language)
     numbers = f"{pair.first:.3f} / {pair.second:.3f}, {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}], n = {pair.n}"
-    seeds = pick(language, f"、シード {pair.seeds} 個", f", {pair.seeds} seed{'s' if pair.seeds > 1 else ''}")
+    seeds = pick(language, f"、シード {pair.seeds} 個", f", {pair.seeds} seed{'s' if pair.seeds > 1 else ''}") + _rates_tried(finding, language)
     costs = [(finding.parameter_share, "学習対象パラメータ", "the trained parameters"), (finding.memory_share, "ピークメモリ", "the peak memory")]
     costs.append((finding.step_share, "1 ステップの時間", "the time a step"))
     if language == "ja":
@@ -143,6 +144,14 @@ def sentence(finding: Finding, language: Language) -> str:
         return f"{place}: {said}（{numbers}{seeds}）。{second} に対する {first} のコスト: {cost}。"
     cost = ", ".join(f"{share:.3g} × {name}" for share, _, name in costs if share)
     return f"{place}: {said} ({numbers}{seeds}). {first} takes, against {second}: {cost}."
+
+
+def _rates_tried(finding: Finding, language: Language) -> str:
+    """How many learning rates stand behind each score, where they are few: another rate might say otherwise."""
+    tried = [one.rates for one in (finding.first, finding.second)]
+    if min(tried) >= FEW_RATES:
+        return ""
+    return pick(language, f"、試した学習率 {tried[0]} / {tried[1]} 個", f", learning rates tried: {tried[0]} / {tried[1]}")
 
 
 def _no_verdict(finding: Finding, language: Language) -> str:

@@ -144,22 +144,25 @@ def landscape_notes(found: Sequence[Landscape], language: Language) -> list[str]
     for one in found:
         for other in found:
             if one.key[:2] == other.key[:2] and one.best.method.kind == "lora" and other.best.method.kind == "full":
-                notes += [_more_sensitive(one, other, language), *_ratio(one, other, language)]
+                notes += [*_more_sensitive(one, other, language), *_ratio(one, other, language)]
             larger = one.record.happened["total"] > other.record.happened["total"]
             if one.key[1:] == other.key[1:] and larger and one.record.with_what["model_sha256"] != other.record.with_what["model_sha256"]:
-                notes.append(_more_sensitive(one, other, language))
+                notes += _more_sensitive(one, other, language)
     return notes
 
 
-def _more_sensitive(one: Landscape, other: Landscape, language: Language) -> str:
+def _more_sensitive(one: Landscape, other: Landscape, language: Language) -> list[str]:
+    if min(one.num, other.num) == 1:
+        return []  # nothing was searched
     first, second = " ".join(one.key), " ".join(other.key)
-    return pick(
+    said = pick(
         language,
         f"{first} と {second}: 基準を上回らない設定は {one.dead / one.num:.0%} と {other.dead / other.num:.0%}、最良と中央値の差は {one.fall:.3f} と "
         f"{other.fall:.3f}（探索した設定は {one.num} 個と {other.num} 個で、同じ範囲とは限りません）。",
         f"{first} against {second}: {one.dead / one.num:.0%} and {other.dead / other.num:.0%} of the cells are no better than the floor; the median cell "
         f"lies {one.fall:.3f} and {other.fall:.3f} below the best ({one.num} and {other.num} cells, not always over the same ranges).",
     )
+    return [said]
 
 
 def _ratio(one: Landscape, other: Landscape, language: Language) -> list[str]:

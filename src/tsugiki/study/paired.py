@@ -26,13 +26,13 @@ def comparison_table(found: Sequence[Finding], result: StudyResult, language: La
     rule = pick(
         language,
         "同じテスト事例での対応のある差、95 % 区間。シードが 1 個なら事例（グループ単位）のブートストラップで、シードによる変動を含みません。"
-        "2 個以上なら事例とシードの両方を含む t 区間。"
+        "2 個なら事例とシードのブートストラップ、3 個以上なら両方を含む t 区間。"
         f"「同等」は区間全体がこの比較の margin ±{margin} ポイントに収まること（実行前に決めておくもの）。組が複数あっても区間は補正していません。"
         "モデルなしの基準を上回らない手法、結果やシードの欠けた手法は比べません。",
         "Paired differences on the same test examples, 95 % intervals. One seed: bootstrap of the examples (by group), the spread between seeds not "
-        f"in it. Several: a t interval over examples and seeds. Equal: the whole interval lies within ±{margin} points, this study's margin (to be "
-        "fixed before the runs). Not corrected for the number of pairs. Methods no better than what needs no model, without a result, or with "
-        "failed seeds are not compared.",
+        "in it. Two: bootstrap of examples and seeds; three or more: a t interval of both. "
+        f"Equal: the whole interval lies within ±{margin} points, this study's margin (to be fixed before the runs). Not corrected for the number of "
+        "pairs. Methods no better than what needs no model, without a result, or with failed seeds are not compared.",
     )
     return Table(
         name="comparison",
@@ -71,7 +71,7 @@ def search_table(result: StudyResult, language: Language) -> Table:
                 _tried(cells, "epochs"),
                 _tried(cells, "batch"),
                 _tried(cells, "max_length"),
-                _tried(cells, "precision"),
+                _computed(result, cells),
                 cells[0].config.task.format or word("default", language),
             )
         )
@@ -81,6 +81,12 @@ def search_table(result: StudyResult, language: Language) -> Table:
         header=("Model · task · method", "Cells", "Learning rates tried", "Epochs", "Batch", "Longest (tokens)", "Precision", "Prompt"),
         rows=tuple(rows),
     )
+
+
+def _computed(result: StudyResult, cells: Sequence[Cell]) -> str:
+    """What the products were computed in; what was asked for where nothing ran."""
+    found = {str(record.with_what["numerics"]["compute"]) for cell in cells if (record := result.record(cell)) is not None}
+    return ", ".join(sorted(found)) or _tried(cells, "precision")
 
 
 def rates_text(cell: Cell) -> str:
