@@ -89,9 +89,11 @@ def _score_notes(result: StudyResult, records: Sequence[RunRecord], language: La
     rule = pick(
         language,
         "評価値: 平均 [95 % ブートストラップ区間、2,000 回、互いに依存する行はグループごと。全問正解・全問不正解では Wilson の区間]。"
-        f"シードが 2 個なら事例とシードのブートストラップ、3 個以上なら t 区間。件数はテストの事例数、{several_ja}。検証の値は探索した設定の最良なので、区間を付けません。",
+        f"シードが 2 個なら事例とシードのブートストラップ、3 個以上なら t 区間。件数はテストの事例数、{several_ja}。"
+        "検証の値は探索した設定の最良なので、区間を付けません。",
         "Scores: mean [95 % bootstrap interval, 2,000 resamples, whole groups where rows depend on each other; Wilson's where all answers are right or "
-        f"all wrong; with two seeds they are drawn too, from three on a t interval]; n = test examples; {several_en}. Validation: best of the cells, none.",
+        f"all wrong; with two seeds they are drawn too, from three on a t interval]; n = test examples; {several_en}. "
+        "Validation is the best of the cells, so it has no interval.",
     )
     return [f"{rule} {' ; '.join(signatures)}"]
 
