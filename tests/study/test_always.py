@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,9 @@ def test_a_run_goes_on_over_a_folder_without_a_state(model_folder: Path, task_fi
 def test_the_end_of_a_study_ends_its_workers_and_the_same_command_goes_on(how: signal.Signals, model_folder: Path, task_file: Path, tmp_path: Path) -> None:
     path = study_file(tmp_path, model_folder, task_file, epochs=400)
     arguments = [sys.executable, "-m", "tsugiki", "study", str(path), "--out", str(tmp_path / "out"), "--jobs", "2"]
-    started = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A shell starts its background jobs deaf to Ctrl-C, and children inherit that: the study under test must hear it.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    started = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heard)
     until = time.monotonic() + 60
     while time.monotonic() < until and not list((tmp_path / "out" / "runs").glob("*/happened.json")):
         time.sleep(0.1)

@@ -419,7 +419,7 @@ def test_cells_side_by_side_give_the_same_choice(model_folder: Path, task_file: 
     for jobs in ("1", "2"):
         command = [sys.executable, "-m", "tsugiki", "study", str(tmp_path / "study.toml"), "--out", str(tmp_path / jobs), "--jobs", jobs]
         done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 3, done.stderr  # nine rows teach nothing
         records = Store(tmp_path / jobs).records()
         outputs[jobs] = {str(record.config): record.main_score("validation") for record in records}
         tested = [record for record in records if record.evaluation("test")]
