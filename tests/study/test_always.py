@@ -240,7 +240,7 @@ def test_the_end_of_a_study_ends_its_workers_and_the_same_command_goes_on(how: s
     arguments = [sys.executable, "-m", "tsugiki", "study", str(path), "--out", str(tmp_path / "out"), "--jobs", "2"]
     # A shell starts its background jobs deaf to Ctrl-C, and children inherit that: the study under test must hear it.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    started = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heard)
+    started = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heard)  # noqa: PLW1509
     until = time.monotonic() + 60
     while time.monotonic() < until and not list((tmp_path / "out" / "runs").glob("*/happened.json")):
         time.sleep(0.1)
