@@ -31,7 +31,7 @@ def render_page(material: Material, tables: Sequence[Table], language: Language)
         title=half(result.study.title or result.study.name, language),
         words=words,
         findings=material.statements(language),
-        shortfalls=material.shortfalls(language),
+        shortfalls=material.not_had(language),
         tables={table.name: _drawn(table, language, marked=table in answers) for table in tables},
         answers=[table.name for table in answers],
         figures=all_figures(result, words, language),

@@ -31,7 +31,7 @@ def _write_pages(material: Material, folder: Path, root: Path, language: Languag
     title = half(result.study.title or result.study.name, language)
     runs = f"{len(result.records) + sum(map(len, result.repeats.values()))}"
     said = "\n\n".join(material.statements(language))
-    if lacking := material.shortfalls(language):
+    if lacking := material.not_had(language):
         said += f"\n\n**{SECTIONS['missing'][language]}**\n\n" + "\n".join(f"- {one}" for one in lacking)
     made = pick(language, f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。", f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.")
     text = f"# {title}\n\n{said}\n\n{made}\n\n" + "\n".join(table.to_markdown() for table in tables)

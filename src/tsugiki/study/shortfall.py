@@ -11,6 +11,13 @@ from tsugiki.study.words import Language, pick
 
 def shortfalls(result: StudyResult, standings: Mapping[Key, Standing], unread: Mapping[str, str], language: Language) -> list[str]:
     """One line for each; empty where the study is whole and every method learned."""
+    poor = [one for one in standings.values() if one.kind in ("no better", "failed", "seeds failed")]
+    told = [f"{one.key[0]} · {one.key[1]}: {standing_text(one, language)}" for one in poor]
+    return [*not_had(result, unread, language), *told]
+
+
+def not_had(result: StudyResult, unread: Mapping[str, str], language: Language) -> list[str]:
+    """Of these what could not be had, or not yet: the finding itself says which methods did not learn."""
     lines = [
         pick(language, f"タスク {label} を読めません: {why}", f"Task {label} cannot be read: {why}")
         for label, why in unread.items()
@@ -32,7 +39,4 @@ def shortfalls(result: StudyResult, standings: Mapping[Key, Standing], unread: M
                 f"Of {total} configurations {not_run} were not run and {begun} are not finished",
             )
         )
-    for one in standings.values():
-        if one.kind in ("no better", "failed", "seeds failed"):
-            lines.append(f"{one.key[0]} · {one.key[1]}: {standing_text(one, language)}")
     return lines

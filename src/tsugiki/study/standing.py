@@ -170,7 +170,7 @@ def _no_better(one: Standing, language: Language) -> str:
     rates = pick(language, f"試した学習率 {one.rates} 個", "one learning rate tried" if one.rates == 1 else f"{one.rates} learning rates tried")
     runs = pick(
         language,
-        "この実行では" if len(one.runs) == 1 else f"{len(one.runs)} 個のシードで",
+        "この実行では" if len(one.runs) == 1 else f" {len(one.runs)} 個のシードで",
         "in this run" if len(one.runs) == 1 else f"over {len(one.runs)} seeds",
     )
     if one.above.mean <= 0:

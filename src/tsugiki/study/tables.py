@@ -18,7 +18,7 @@ from tsugiki.study.landscape import landscape_table, landscapes, settings_table,
 from tsugiki.study.missing import reason_of, test_of
 from tsugiki.study.notes import PAPER, PAPER_ROWS, best_text, chosen_text, leak_notes, results_notes, score_text, values_text
 from tsugiki.study.paired import comparison_table, search_table
-from tsugiki.study.shortfall import shortfalls
+from tsugiki.study.shortfall import not_had, shortfalls
 from tsugiki.study.standing import Standing, lost_seeds, reason_text, standings, why_nothing
 from tsugiki.study.store import RunRecord
 from tsugiki.study.tabular import Table
@@ -44,6 +44,10 @@ class Material:
     def shortfalls(self, language: Language) -> list[str]:
         """What is missing, and what did not learn."""
         return shortfalls(self.result, self.standings, self.unread, language)
+
+    def not_had(self, language: Language) -> list[str]:
+        """What is missing, without what the finding says of methods."""
+        return not_had(self.result, self.unread, language)
 
 
 def gather(result: StudyResult) -> Material:
