@@ -56,7 +56,10 @@ def print_report(result: StudyResult, out: Path, again: str, as_json: bool, lang
     for line in lacking[:-1]:
         print(f"Not whole: {line}")
     if lacking:
-        print(f"Not whole: {lacking[-1]}. What is missing is tried again, finished runs are kept, by: {again}")
+        if len(lacking) > len([one for one in material.standings.values() if one.kind in ("no better", "failed")]):
+            print(f"Not whole: {lacking[-1]}. What is missing is tried again, finished runs are kept, by: {again}")
+        else:  # they would end the same way again
+            print(f"Not whole: {lacking[-1]}. Other settings may help (learning rates, epochs, rows); finished runs are kept by: {again}")
     return not lacking
 
 

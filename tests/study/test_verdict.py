@@ -99,7 +99,9 @@ def test_a_diverged_method_is_a_result_in_every_medium_and_the_exit_code(tmp_pat
         assert "FT has no result: its only configuration failed (FT: the loss is nan at step 3: training diverged" in said, medium
     assert "| made | m-FT | no result: FT: the loss is nan" in text["report.md"]
     assert text["terminal"].splitlines()[-1].startswith("Not whole: m · made: FT has no result")
-    assert text["terminal"].splitlines()[-1].endswith("by: tsugiki study made.toml")
+    assert (
+        text["terminal"].splitlines()[-1].endswith("Other settings may help (learning rates, epochs, rows); finished runs are kept by: tsugiki study made.toml")
+    )
 
 
 def test_a_seed_that_failed_is_said_and_no_mean_is_given_without_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,6 +267,20 @@ def test_rank_correlation() -> None:
     assert rank_correlation([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1.0)
     assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
     assert rank_correlation([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_what_was_not_run_yet_is_not_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, store = made(tmp_path, {"LoRA": [0.75], "FT": [0.7]})
+    text, whole = media(spec.model_copy(update={"seeds": 3}), store, capsys)
+    assert not whole
+    assert "4 seeds of chosen configurations were not run yet" in text["report.md"]
+    for record in store.records():
+        (record.folder / "happened.json").write_text(
+            json.dumps({**record.happened, "evaluations": {"validation": record.evaluation("validation")}}), encoding="utf-8"
+        )
+    text, whole = media(spec, store, capsys)
+    assert not whole
+    assert "2 chosen configurations were not scored on test yet" in text["report.en.html"]
 
 
 # ---- what is missing -------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tsugiki.study.cells import Key, StudyResult
-from tsugiki.study.standing import Standing, reason_text, standing_text
+from tsugiki.study.missing import test_of
+from tsugiki.study.standing import Standing, lost_seeds, reason_text, standing_text
 from tsugiki.study.words import Language, pick
 
 
@@ -39,4 +40,19 @@ def not_had(result: StudyResult, unread: Mapping[str, str], language: Language) 
                 f"Of {total} configurations {not_run} were not run and {begun} are not finished",
             )
         )
+    return lines + _unfinished(result, language)
+
+
+def _unfinished(result: StudyResult, language: Language) -> list[str]:
+    """Chosen cells that were not tested yet, and seeds that were not tried yet."""
+    tests = [cell for cell in result.chosen.values() if not result.seeds(cell) and test_of(cell.label) not in result.missing]
+    seeds = 0
+    for cell in result.chosen.values():
+        if cell not in tests:
+            seeds += max(0, result.study.seeds - len(result.seeds(cell)) - len(lost_seeds(result, cell)))
+    lines = []
+    if tests:
+        lines.append(pick(language, f"選ばれた設定のうち {len(tests)} 個はテストが未評価", f"{len(tests)} chosen configurations were not scored on test yet"))
+    if seeds:
+        lines.append(pick(language, f"選ばれた設定のシード {seeds} 個が未実行", f"{seeds} seeds of chosen configurations were not run yet"))
     return lines
