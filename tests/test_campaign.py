@@ -36,7 +36,7 @@ def test_a_campaign_says_when_an_input_did_not_end_as_it_said(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_tenth_of_the_studies_with_faults_end_in_reports(tmp_path: Path) -> None:
-    """Other faults come first than in the whole: the numbers of a campaign name its faults in turn."""
+    """The seed says with which fault a campaign begins: these are the last ones, killed workers among them."""
     command = [sys.executable, "-m", "tests.campaign.faults", "--seed", "11", "--studies", "6", "--out", str(tmp_path / "faults.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout

@@ -386,7 +386,7 @@ def campaign(seed: int, studies: int, out: Path) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         master = tiny.save(Path(folder) / "model")
         for number in range(len(kept), studies):
-            fault, start = FAULTS[number % len(FAULTS)], time.monotonic()
+            fault, start = FAULTS[(number + seed) % len(FAULTS)], time.monotonic()
             row = {"seed": seed, "code": code, "number": number, "fault": fault.name, **trial_of(fault, f"{seed}:{number}", master)}
             row["s"] = round(time.monotonic() - start, 1)
             kept.append(row)
