@@ -37,6 +37,10 @@ class Cell:
     def key(self) -> Key:
         return (self.model.label, task_label(self.task), self.method.name)
 
+    def seeds(self, asked: int) -> int:
+        """How many seeds of it there are when a study asks for so many: an adapter that was trained elsewhere has one."""
+        return 1 if self.config.adapter is not None else asked
+
     @property
     def label(self) -> str:
         settings = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in self.settings.items())
@@ -206,7 +210,7 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
     result.records = {cell.label: one for cell in result.cells if (one := lookup(cell.config)) is not None}
     choose(result)
     for key, cell in result.chosen.items():
-        for number in range(1, study.seeds):
+        for number in range(1, cell.seeds(study.seeds)):
             config = with_seed(cell.config, number)
             repeated = lookup(config)
             result.repeats.setdefault(key, []).extend([repeated] if repeated else [])
@@ -222,7 +226,7 @@ def _is_there(result: StudyResult, label: str) -> bool:
             return record is not None and record.status in ("done", "failed", "pruned")
         if label == test_of(cell.label):
             return record is None or record.evaluation("test") is not None or result.chosen.get(cell.key) is not cell
-        for number in range(1, result.study.seeds):
+        for number in range(1, cell.seeds(result.study.seeds)):
             if label == seed_of(cell.label, number + 1):
                 return any(run.config == with_seed(cell.config, number) and run.status == "failed" for run in result.repeats.get(cell.key, [])) or any(
                     run.config == with_seed(cell.config, number) for run in result.seeds(cell)

@@ -49,7 +49,7 @@ def _unfinished(result: StudyResult, language: Language) -> list[str]:
     seeds = 0
     for cell in result.chosen.values():
         if cell not in tests:
-            seeds += max(0, result.study.seeds - len(result.seeds(cell)) - len(lost_seeds(result, cell)))
+            seeds += max(0, cell.seeds(result.study.seeds) - len(result.seeds(cell)) - len(lost_seeds(result, cell)))
     lines = []
     if tests:
         lines.append(pick(language, f"選ばれた設定のうち {len(tests)} 個はテストが未評価", f"{len(tests)} chosen configurations were not scored on test yet"))

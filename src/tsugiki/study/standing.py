@@ -126,7 +126,7 @@ def why_nothing(result: StudyResult, cells: Sequence[Cell]) -> tuple[Kind, str]:
 def lost_seeds(result: StudyResult, cell: Cell) -> list[str]:
     """What became of the seeds of a chosen cell that were tried and have no test score: `seed 2: the loss is nan …`."""
     lost = []
-    for number in range(1, result.study.seeds):
+    for number in range(1, cell.seeds(result.study.seeds)):
         failed = [run for run in result.repeats.get(cell.key, []) if run.config.train.seed == cell.config.train.seed + number and run.status == "failed"]
         reason = failed[0].happened["reason"] if failed else result.missing.get(seed_of(cell.label, number + 1))
         if reason is not None:

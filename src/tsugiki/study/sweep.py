@@ -223,7 +223,7 @@ def _announce(result: StudyResult, on_cell: Callable[[str], None], configs: list
 def _other_seeds(way: _Way, cell: Cell) -> None:
     """Trains the chosen cell with the study's other seeds and scores each on test; a full model's weights are dropped then."""
     result = way.result
-    for number in range(1, result.study.seeds):
+    for number in range(1, cell.seeds(result.study.seeds)):
         way.say(f"seed {number + 1} of {result.study.seeds}: {cell.label}")
         try:
             record = run_group([with_seed(cell.config, number)], way.store, way.listener, study=result.study.name)[0]
