@@ -1,9 +1,10 @@
-"""Fifty losses on real rows: the captured step, the plain step and peft from the same adapter; and the answers of both decoders.
+"""Fifty losses on real rows: the captured step, the plain step and peft from the same adapter; and
+the answers of both decoders.
 
     python benchmarks/losses_vs_peft.py --model FOLDER --data DIR --out OUT.json
 
-JCommonsenseQA, batch 8, LoRA on q+k+v+o of rank 16. The plain step runs twice: on the GPU in bf16, and on the CPU in fp32 over
-the same bf16-stored base, which tells how large bf16's noise is.
+JCommonsenseQA, batch 8, LoRA on q+k+v+o of rank 16. The plain step runs twice: on the GPU in bf16,
+and on the CPU in fp32 over the same bf16-stored base, which tells how large bf16's noise is.
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ def settings(step: str) -> TrainConfig:
     return TrainConfig(learning_rate=5e-4, epochs=1, batch=BATCH, step=step, seed=0)
 
 
-def ours(base: Base, rows: list[Tokens], step: str, device: torch.device, numerics: Numerics) -> list[float]:
+def ours(
+    base: Base, rows: list[Tokens], step: str, device: torch.device, numerics: Numerics
+) -> list[float]:
     grafted = attach(base.model.to(device), LORA, seed=0)
     lane = Lane("LoRA", grafted.parameters, settings(step), len(rows), grafted=grafted)
-    with open_step(base.model, [lane], rows, pad_id=pad_id_of(base.tokenizer), device=device, numerics=numerics) as opened:
+    with open_step(
+        base.model, [lane], rows, pad_id=pad_id_of(base.tokenizer), device=device, numerics=numerics
+    ) as opened:
         return fit(opened, [lane], device, folders=[None])[0].history.loss
 
 
@@ -56,9 +61,15 @@ def theirs(base: Base, rows: list[Tokens], folder: str) -> list[float]:
     losses = []
     for number in range(STEPS):
         numbers = order.rows_of(number)
-        batch = collate([rows[n] for n in numbers], numbers, pad_id_of(base.tokenizer)).to(base.device)
-        with torch.autocast("cuda", torch.bfloat16) if base.device.type == "cuda" else nullcontext():
-            loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+        batch = collate([rows[n] for n in numbers], numbers, pad_id_of(base.tokenizer)).to(
+            base.device
+        )
+        with (
+            torch.autocast("cuda", torch.bfloat16) if base.device.type == "cuda" else nullcontext()
+        ):
+            loss = model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+            ).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moved, 1.0)
         optimizer.step()
@@ -68,7 +79,9 @@ def theirs(base: Base, rows: list[Tokens], folder: str) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with jcommonsenseqa/")
     parser.add_argument("--out", type=Path, required=True)
@@ -89,13 +102,29 @@ def main() -> None:
             validation = tokenize(base.tokenizer, task, task.examples["validation"], 512)
             for kind in ("eager", "captured"):
                 start = time.perf_counter()
-                made = predict(base.model, base.tokenizer, validation, max_new_tokens=32, config=ScoreConfig(decode=kind), numerics=base.numerics)
-                answers[kind] = {"seconds": round(time.perf_counter() - start, 2), "answers": [one.answer for one in made]}
+                made = predict(
+                    base.model,
+                    base.tokenizer,
+                    validation,
+                    max_new_tokens=32,
+                    config=ScoreConfig(decode=kind),
+                    numerics=base.numerics,
+                )
+                answers[kind] = {
+                    "seconds": round(time.perf_counter() - start, 2),
+                    "answers": [one.answer for one in made],
+                }
             detach(base.model)
         runs["peft"] = theirs(base, rows, folder)
     fp32 = load_base(base.source)
     fp32.model.float()
-    runs["plain, CPU in fp32"] = ours(fp32, rows, "eager", torch.device("cpu"), Numerics(compute="fp32", base="fp32", trained="fp32"))
+    runs["plain, CPU in fp32"] = ours(
+        fp32,
+        rows,
+        "eager",
+        torch.device("cpu"),
+        Numerics(compute="fp32", base="fp32", trained="fp32"),
+    )
     reference = runs["plain"]
     result = {
         "about": {
@@ -106,13 +135,25 @@ def main() -> None:
         "model_sha256": base.source.checksum,
         "n": STEPS,
         "largest_relative_difference_from_plain": {
-            name: max(abs(one - other) / other for one, other in zip(losses, reference, strict=True)) for name, losses in runs.items()
+            name: max(
+                abs(one - other) / other for one, other in zip(losses, reference, strict=True)
+            )
+            for name, losses in runs.items()
         },
         "losses": runs,
     }
     if answers:
-        flips = sum(one != other for one, other in zip(answers["eager"]["answers"], answers["captured"]["answers"], strict=True))
-        result["decoding"] = {"n": len(answers["eager"]["answers"]), "answers_that_differ": flips, "seconds": {k: v["seconds"] for k, v in answers.items()}}
+        flips = sum(
+            one != other
+            for one, other in zip(
+                answers["eager"]["answers"], answers["captured"]["answers"], strict=True
+            )
+        )
+        result["decoding"] = {
+            "n": len(answers["eager"]["answers"]),
+            "answers_that_differ": flips,
+            "seconds": {k: v["seconds"] for k, v in answers.items()},
+        }
     args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps({key: value for key, value in result.items() if key != "losses"}, indent=1))
 

@@ -1,10 +1,12 @@
-"""Writes row_lengths.json: (prompt, answer) lengths in tokens of 512 rows a task, so that the benchmark needs no data.
+"""Writes row_lengths.json: (prompt, answer) lengths in tokens of 512 rows a task, so that the
+benchmark needs no data.
 
     python benchmarks/step/row_lengths.py --data DIR --model FOLDER
 
-JNLI: the validation file's pairs. JCommonsenseQA: the training file. XLSum-like: whole Wikinews articles and their
-headlines, stretched so that the articles' mean is 1,100 tokens and cut at 2,048, as XL-Sum's Japanese part is longer
-(the paper cuts there as well); headlines are stretched by three, to the length of a summary.
+JNLI: the validation file's pairs. JCommonsenseQA: the training file. XLSum-like: whole Wikinews
+articles and their headlines, stretched so that the articles' mean is 1,100 tokens and cut at
+2,048, as XL-Sum's Japanese part is longer (the paper cuts there as well); headlines are stretched
+by three, to the length of a summary.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ MEAN_ARTICLE, LONGEST = 1100, 2048
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with jnli/, jcommonsenseqa/, wikinews_ja/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with jnli/, jcommonsenseqa/, wikinews_ja/"
+    )
     parser.add_argument("--model", type=Path, required=True, help="folder of the tokenizer")
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.model)
@@ -32,7 +38,9 @@ def main() -> None:
         return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def rows(name: str) -> list[dict]:
-        found = [json.loads(line) for line in (args.data / name).read_text(encoding="utf-8").splitlines()]
+        found = [
+            json.loads(line) for line in (args.data / name).read_text(encoding="utf-8").splitlines()
+        ]
         return random.Random(0).sample(found, ROWS)
 
     jnli = rows("jnli/validation.jsonl")
@@ -44,21 +52,38 @@ def main() -> None:
     answers = [3 * one + 1 for one in lengths([row["title"] for row in news])]
     result = {
         "jnli": pairs(
-            lengths([f"文1: {r['sentence1']}[SEP]文2: {r['sentence2']}[SEP]" for r in jnli]), [n + 1 for n in lengths([words[r["label"]] for r in jnli])]
+            lengths([f"文1: {r['sentence1']}[SEP]文2: {r['sentence2']}[SEP]" for r in jnli]),
+            [n + 1 for n in lengths([words[r["label"]] for r in jnli])],
         ),
         "jcommonsenseqa": pairs(
-            lengths([f"質問: {r['question']}" + "".join(f"{i + 1}. {r[f'choice{i}']}" for i in range(5)) + "[SEP]" for r in jcqa]),
+            lengths(
+                [
+                    f"質問: {r['question']}"
+                    + "".join(f"{i + 1}. {r[f'choice{i}']}" for i in range(5))
+                    + "[SEP]"
+                    for r in jcqa
+                ]
+            ),
             [n + 1 for n in lengths([r[f"choice{r['label']}"] for r in jcqa])],
         ),
-        "xlsum": [[min(round(n * stretch), LONGEST - m), m] for n, m in zip(articles, answers, strict=True)],
+        "xlsum": [
+            [min(round(n * stretch), LONGEST - m), m]
+            for n, m in zip(articles, answers, strict=True)
+        ],
     }
     about = {
-        "tokenizer_sha256": hashlib.sha256((args.model / "tokenizer.json").read_bytes()).hexdigest(),
+        "tokenizer_sha256": hashlib.sha256(
+            (args.model / "tokenizer.json").read_bytes()
+        ).hexdigest(),
         "rows": ROWS,
         "xlsum_stretch": round(stretch, 3),
-        "mean_tokens": {name: round(sum(map(sum, made)) / ROWS, 1) for name, made in result.items()},
+        "mean_tokens": {
+            name: round(sum(map(sum, made)) / ROWS, 1) for name, made in result.items()
+        },
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps({"about": about, **result}) + "\n", encoding="utf-8")
+    Path(__file__).with_suffix(".json").write_text(
+        json.dumps({"about": about, **result}) + "\n", encoding="utf-8"
+    )
     print(json.dumps(about, indent=1))
 
 

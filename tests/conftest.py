@@ -1,4 +1,5 @@
-"""Shared fixtures: tiny model folders and task files, one thread where bits are compared, the shared data if it is there."""
+"""Shared fixtures: tiny model folders and task files, one thread where bits are compared, the
+shared data if it is there."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TSUGIKI_DEVICE", "cpu")
-os.environ.setdefault("TSUGIKI_CPU_BF16", "0")  # fp32 whatever the CPU is fast at; `make test` repeats the marked part in bf16
+os.environ.setdefault(
+    "TSUGIKI_CPU_BF16", "0"
+)  # fp32 whatever the CPU is fast at; `make test` repeats the marked part in bf16
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers on two cores, and the processes that tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

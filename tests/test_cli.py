@@ -12,11 +12,26 @@ import pytest
 
 pytestmark = pytest.mark.precision
 
-COMMANDS = ["demo", "study", "run", "score", "ls", "show", "compare", "generate", "report", "export", "tasks", "check"]
+COMMANDS = [
+    "demo",
+    "study",
+    "run",
+    "score",
+    "ls",
+    "show",
+    "compare",
+    "generate",
+    "report",
+    "export",
+    "tasks",
+    "check",
+]
 
 
 def tsugiki(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tsugiki", *arguments], capture_output=True, text=True, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "tsugiki", *arguments], capture_output=True, text=True, cwd=cwd
+    )
 
 
 def test_help_names_every_command_and_loads_no_torch() -> None:
@@ -24,8 +39,16 @@ def test_help_names_every_command_and_loads_no_torch() -> None:
     assert done.returncode == 0
     for command in COMMANDS:
         assert command in done.stdout
-    code = "import sys, tsugiki.cli; print([name for name in ('torch', 'transformers', 'pydantic') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, tsugiki.cli; print([name for name in ('torch', 'transformers', 'pydantic') "
+        "if name in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,10 +70,15 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
         (["check", "nowhere.toml"], "nowhere.toml: no such file"),
         (["ls", "--out", "nowhere"], "nowhere: no runs there"),
         (["compare", "nowhere", "nowhere"], "no such folder"),
-        (["run", "src/tsugiki/presets/tasks/sample_nli.toml"], "this is a task file. Check it with"),
+        (
+            ["run", "src/tsugiki/presets/tasks/sample_nli.toml"],
+            "this is a task file. Check it with",
+        ),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
     done = tsugiki(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
@@ -63,7 +91,9 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0
     lora = [line for line in done.stdout.splitlines() if "LoRA" in line]
     full = [line for line in done.stdout.splitlines() if "· FT ·" in line]
-    assert (len(lora) / 2 / 3, len(full) / 2 / 3) == (72, 40), "the paper's Table 3, for two models and three tasks"
+    assert (len(lora) / 2 / 3, len(full) / 2 / 3) == (72, 40), (
+        "the paper's Table 3, for two models and three tasks"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -71,18 +101,33 @@ def test_a_study_finds_the_task_beside_it_from_any_folder(tmp_path: Path) -> Non
     from tests import tiny
 
     task = tiny.save_task(tmp_path / "mine")
-    study = 'name = "s"\n[train]\nlearning_rate = 1e-3\n[[models]]\npath = "builtin"\n[[tasks]]\nname = "tiny.toml"\n[[methods]]\nname = "FT"\nkind = "ft"\n'
+    study = (
+        'name = "s"\n[train]\nlearning_rate = 1e-3\n[[models]]\npath = '
+        '"builtin"\n[[tasks]]\nname = "tiny.toml"\n[[methods]]\nname = "FT"\nkind = "ft"\n'
+    )
     (task.parent / "study.toml").write_text(study, encoding="utf-8")
-    done = subprocess.run([sys.executable, "-m", "tsugiki", "check", str(task.parent / "study.toml")], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "tsugiki", "check", str(task.parent / "study.toml")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "\nok\nNext: tsugiki study " in done.stdout
 
 
-def test_sigterm_keeps_a_checkpoint_and_the_same_command_says_that_it_goes_on(tmp_path: Path) -> None:
+def test_sigterm_keeps_a_checkpoint_and_the_same_command_says_that_it_goes_on(
+    tmp_path: Path,
+) -> None:
     import signal
 
-    task = '[model]\npath = "builtin"\n[task]\nname = "sample_nli"\ntrain_rows = 64\neval_rows = 6\n'
-    text = task + '[lora]\ntargets = "v"\nrank = 2\n[train]\nlearning_rate = 1e-3\nepochs = 6\nbatch = 4\n'
+    task = (
+        '[model]\npath = "builtin"\n[task]\nname = "sample_nli"\ntrain_rows = 64\neval_rows = 6\n'
+    )
+    text = (
+        task
+        + '[lora]\ntargets = "v"\nrank = 2\n[train]\nlearning_rate = 1e-3\nepochs = 6\nbatch = 4\n'
+    )
     (tmp_path / "run.toml").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "tsugiki", "run", "run.toml", "--out", "runs"]
     first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -122,9 +167,18 @@ def test_help_answers_within_half_a_second() -> None:
 def test_a_stopped_run_is_listed_as_stopped_and_found_by_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "tsugiki-runs" / "runs" / "t-m-lora-0"
     folder.mkdir(parents=True)
-    asked = {"model": {"path": "builtin"}, "task": {"name": "sample_nli"}, "lora": {"targets": "q+v"}, "train": {"learning_rate": 1e-3}}
+    asked = {
+        "model": {"path": "builtin"},
+        "task": {"name": "sample_nli"},
+        "lora": {"targets": "q+v"},
+        "train": {"learning_rate": 1e-3},
+    }
     what = {"device": "CPU", "rows": {"train": 1}, "model_sha256": "0" * 64}
-    for name, content in (("asked.json", asked), ("with_what.json", what), ("happened.json", {"status": "running"})):
+    for name, content in (
+        ("asked.json", asked),
+        ("with_what.json", what),
+        ("happened.json", {"status": "running"}),
+    ):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     listed = tsugiki("ls", "--json", cwd=tmp_path)
     assert json.loads(listed.stdout)[0]["status"] == "stopped"

@@ -39,23 +39,39 @@ def test_both_readmes_quote_the_benchmark() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.strip().startswith("tsugiki ")]
+    "line",
+    [
+        line.strip()
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.strip().startswith("tsugiki ")
+    ],
 )
 def test_commands_of_the_readme(line: str, tmp_path: Path) -> None:
     command = line.split("#", maxsplit=1)[0].strip()
     if command in ("tsugiki demo", "tsugiki check my_task.toml"):
         pytest.skip("the demo has its own test; the file is the reader's")
-    done = subprocess.run(["bash", "-c", command.replace("tsugiki ", f"{sys.executable} -m tsugiki ", 1)], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        ["bash", "-c", command.replace("tsugiki ", f"{sys.executable} -m tsugiki ", 1)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_task_file_of_the_docs_works(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "add-a-task.md").read_text(encoding="utf-8")
-    (tmp_path / "reviews.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.S).group(1), encoding="utf-8")
+    (tmp_path / "reviews.toml").write_text(
+        re.search(r"```toml\n(.*?)```", text, re.S).group(1), encoding="utf-8"
+    )
     for part in ("train", "validation", "test"):
-        (tmp_path / f"{part}.csv").write_text(f"text,stars\n{part} とても良い。,good\nすぐ壊れた。,bad\n", encoding="utf-8")
+        (tmp_path / f"{part}.csv").write_text(
+            f"text,stars\n{part} とても良い。,good\nすぐ壊れた。,bad\n", encoding="utf-8"
+        )
     for command in re.findall(r"^    (tsugiki [^#\n]+)", text, re.M):
-        done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -65,13 +81,22 @@ def test_the_tutorial_leads_from_three_rows_to_a_report(tmp_path: Path) -> None:
         (tmp_path / file).write_text(content, encoding="utf-8")
     said = {}
     for command in re.findall(r"^    (tsugiki [^#\n]+)", text, re.M):
-        done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path
+        )
         runs = "--dry-run" not in command and re.match(r"tsugiki (study|report) ", command)
-        assert done.returncode == (3 if runs else 0), (command, done.stderr)  # three rows teach nothing, as the page says
+        assert done.returncode == (3 if runs else 0), (
+            command,
+            done.stderr,
+        )  # three rows teach nothing, as the page says
         said[command.strip()] = done.stdout
     pages = sorted((tmp_path / "tsugiki-runs" / "studies").rglob("report.*.html"))
     assert {page.name for page in pages} == {"report.ja.html", "report.en.html"}
-    assert all("については何も言えません" in page.read_text(encoding="utf-8") for page in pages if page.name == "report.ja.html")
+    assert all(
+        "については何も言えません" in page.read_text(encoding="utf-8")
+        for page in pages
+        if page.name == "report.ja.html"
+    )
     assert "over 2 seeds" in said["tsugiki report compare.toml"]
 
 
@@ -86,23 +111,39 @@ def test_both_tutorials_have_the_same_files_and_commands() -> None:
 
 @pytest.mark.slow
 def test_the_python_of_the_readme(tmp_path: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    code = re.search(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S
+    ).group(1)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert 0 <= float(done.stdout.split()[0]) <= 1
 
 
 @pytest.mark.slow
 def test_the_demo_learns_and_shows_it(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "tsugiki", "demo", "--out", str(tmp_path / "runs")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tsugiki", "demo", "--out", str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     page = next((tmp_path / "runs" / "studies").rglob("report.md")).read_text(encoding="utf-8")
     assert "サンプル" in page or "sample" in page
-    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| sample_") and "mame-" in line]
+    rows = [
+        line.split(" | ")
+        for line in page.splitlines()
+        if line.startswith("| sample_") and "mame-" in line
+    ]
     scores = {(row[0].strip("| "), row[1]): row[2] for row in rows if len(row) > 11}
     for method in ("mame-LoRA", "mame-FT"):
-        assert float(scores["sample_choice", method].split()[1].strip("[,")) > 0.22, "the interval lies above chance"
-        assert float(scores["sample_headline", method].split("/")[2].split()[0]) > 0.5, "the lead has 0.33"
+        assert float(scores["sample_choice", method].split()[1].strip("[,")) > 0.22, (
+            "the interval lies above chance"
+        )
+        assert float(scores["sample_headline", method].split("/")[2].split()[0]) > 0.5, (
+            "the lead has 0.33"
+        )
 
 
 def test_the_run_and_study_files_of_the_docs_are_valid(tmp_path: Path) -> None:
@@ -111,7 +152,12 @@ def test_the_run_and_study_files_of_the_docs_are_valid(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(run_file, encoding="utf-8")
     (tmp_path / "study.toml").write_text(study_file, encoding="utf-8")
     for command in ("check run.toml", "check study.toml", "study study.toml --dry-run"):
-        done = subprocess.run([sys.executable, "-m", "tsugiki", *command.split()], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-m", "tsugiki", *command.split()],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
     assert "3 cells" in done.stdout
 
@@ -119,7 +165,14 @@ def test_the_run_and_study_files_of_the_docs_are_valid(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_study_file_of_the_docs_runs(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "study-files.md").read_text(encoding="utf-8")
-    (tmp_path / "study.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.S)[1], encoding="utf-8")
-    done = subprocess.run([sys.executable, "-m", "tsugiki", "study", "study.toml"], capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / "study.toml").write_text(
+        re.findall(r"```toml\n(.*?)```", text, re.S)[1], encoding="utf-8"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tsugiki", "study", "study.toml"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 3, done.stderr  # one epoch teaches nothing, as the last line says
     assert "Table 2: results" in done.stdout

@@ -1,4 +1,5 @@
-"""Tiny models and a Japanese tokenizer, built in memory: nothing is downloaded, nothing is mocked."""
+"""Tiny models and a Japanese tokenizer, built in memory: nothing is downloaded, nothing is
+mocked."""
 
 from __future__ import annotations
 
@@ -38,12 +39,24 @@ def tokenizer(sep: bool = True) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     inner.normalizer = normalizers.NFKC()
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")])
+    inner.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")]
+    )
     bytes_of = [f"<0x{value:02X}>" for value in range(256)]
-    inner.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=400, special_tokens=[*specials, *bytes_of], show_progress=False))
+    inner.train_from_iterator(
+        SENTENCES,
+        trainers.BpeTrainer(
+            vocab_size=400, special_tokens=[*specials, *bytes_of], show_progress=False
+        ),
+    )
     extra = {"sep_token": "[SEP]"} if sep else {}
     return PreTrainedTokenizerFast(
-        tokenizer_object=_plain_bytes(inner, specials), bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **extra
+        tokenizer_object=_plain_bytes(inner, specials),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        **extra,
     )
 
 
@@ -73,7 +86,16 @@ def llama(vocab_size: int = 512, seed: int = 0) -> LlamaForCausalLM:
 
 def gpt2(vocab_size: int = 512, seed: int = 0) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -105,7 +127,9 @@ def qwen2(vocab_size: int = 512, seed: int = 0) -> Qwen2ForCausalLM:
 
 def gemma(vocab_size: int = 512, seed: int = 0) -> Gemma3ForCausalLM:
     torch.manual_seed(seed)
-    return Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=vocab_size, head_dim=8, sliding_window=4, **_SMALL)).eval()
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(vocab_size=vocab_size, head_dim=8, sliding_window=4, **_SMALL)
+    ).eval()
 
 
 _SMALL = {
@@ -130,7 +154,11 @@ def broad_llama(vocab_size: int = 512, seed: int = 0) -> LlamaForCausalLM:
 
 def broad_gpt2(vocab_size: int = 512, seed: int = 0) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=128, n_layer=2, n_head=4, n_positions=128, eos_token_id=2)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab_size, n_embd=128, n_layer=2, n_head=4, n_positions=128, eos_token_id=2
+        )
+    ).eval()
 
 
 def broad_qwen3(vocab_size: int = 512, seed: int = 0) -> Qwen3ForCausalLM:
@@ -138,7 +166,14 @@ def broad_qwen3(vocab_size: int = 512, seed: int = 0) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocab_size, head_dim=32, **_BROAD)).eval()
 
 
-MODELS = {"llama": llama, "gpt2": gpt2, "neox": neox, "qwen2": qwen2, "qwen3": qwen3, "gemma": gemma}
+MODELS = {
+    "llama": llama,
+    "gpt2": gpt2,
+    "neox": neox,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "gemma": gemma,
+}
 MODELS |= {"broad llama": broad_llama, "broad gpt2": broad_gpt2, "broad qwen3": broad_qwen3}
 
 
@@ -185,7 +220,8 @@ test = { files = "test" }
 
 
 def save_task(folder: Path, num_rows: int = 24) -> Path:
-    """A task file with its data: the label follows from whether the animal is the same and the place agrees."""
+    """A task file with its data: the label follows from whether the animal is the same and the
+    place agrees."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.toml").write_text(TASK, encoding="utf-8")
     animals, places = ["犬", "猫", "子ども"], ["公園", "庭", "台所"]
@@ -194,8 +230,19 @@ def save_task(folder: Path, num_rows: int = 24) -> Path:
         for number in range(num_rows if part == "train" else 9):
             animal, place = animals[(number + shift) % 3], places[(number // 3) % 3]
             label = "enc"[number % 3]
-            other = {"e": "動物が外にいます。", "n": f"{animal}は魚を食べた。", "c": f"{animal}は{place}にいない。"}[label]
-            rows.append({"a": f"{animal}が{place}を走っています。", "b": other, "label": label, "image": str(number // 2)})
+            other = {
+                "e": "動物が外にいます。",
+                "n": f"{animal}は魚を食べた。",
+                "c": f"{animal}は{place}にいない。",
+            }[label]
+            rows.append(
+                {
+                    "a": f"{animal}が{place}を走っています。",
+                    "b": other,
+                    "label": label,
+                    "image": str(number // 2),
+                }
+            )
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
     return folder / "tiny.toml"

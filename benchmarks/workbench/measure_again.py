@@ -15,7 +15,9 @@ from tsugiki.toml import override
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study")
     parser.add_argument("root", type=Path)
     parser.add_argument("--set", action="append", default=[])
@@ -29,7 +31,8 @@ def main() -> None:
         measure_solo(read_record(record.folder))
         for batch, measured in read_record(record.folder).happened["solo"].items():
             print(
-                f"{cell.label} batch {batch}: {measured['step_s_median']:.4f} s median, {measured['step_s_mean']:.4f} s mean, {measured['num_steps']} steps",
+                f"{cell.label} batch {batch}: {measured['step_s_median']:.4f} s median, "
+                f"{measured['step_s_mean']:.4f} s mean, {measured['num_steps']} steps",
                 flush=True,
             )
 

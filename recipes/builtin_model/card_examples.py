@@ -1,4 +1,5 @@
-"""Prints the model card's table of unseen prompts, answered by the demo's chosen runs at fixed places of the test files.
+"""Prints the model card's table of unseen prompts, answered by the demo's chosen runs at fixed
+places of the test files.
 
 tsugiki demo --out RUNS && python recipes/builtin_model/card_examples.py RUNS
 """
@@ -29,7 +30,10 @@ def main() -> None:
         for place in PLACES:
             example = task.examples["test"][place]
             prompt = task.template.format_map(dict(example.fields))
-            print(f"| {prompt} | {example.target} | {answers['LoRA'][place]['answer']} | {answers['FT'][place]['answer']} |")
+            print(
+                f"| {prompt} | {example.target} | {answers['LoRA'][place]['answer']} | "
+                f"{answers['FT'][place]['answer']} |"
+            )
 
 
 if __name__ == "__main__":

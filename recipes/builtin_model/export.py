@@ -1,4 +1,5 @@
-"""Writes the HF folder that ships in the package: config, bf16 safetensors in one file, tokenizer, measurements."""
+"""Writes the HF folder that ships in the package: config, bf16 safetensors in one file, tokenizer,
+measurements."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ CONFIG = {
 
 
 def export(work: Path, out: Path, vocab: int) -> None:
-    """Copies the trained weights and writes the tokenizer beside them; `pretraining.json` keeps the numbers of the card."""
+    """Copies the trained weights and writes the tokenizer beside them; `pretraining.json` keeps
+    the numbers of the card."""
     out.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         shutil.copy(work / "train" / "hf" / name, out / name)

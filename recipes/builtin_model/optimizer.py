@@ -1,7 +1,8 @@
 """Muon for the matrices of the layers, AdamW for the rest.
 
-Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". Matrices of one shape are
-stacked and orthogonalised together: a small model's step would otherwise be a thousand tiny products.
+Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". Matrices of
+one shape are stacked and orthogonalised together: a small model's step would otherwise be a
+thousand tiny products.
 """
 
 from __future__ import annotations
@@ -27,13 +28,22 @@ def orthogonalise(stacked: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon:
     """Momentum, orthogonalised; the step of a matrix is scaled by sqrt(max(1, rows / columns))."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+    def __init__(
+        self,
+        parameters: list[torch.nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+    ):
         self.base_lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         groups: dict[torch.Size, list[torch.nn.Parameter]] = {}
         for parameter in parameters:
             groups.setdefault(parameter.shape, []).append(parameter)
         self.groups = list(groups.values())
-        self.buffers = [torch.zeros(len(group), *group[0].shape, device=group[0].device) for group in self.groups]
+        self.buffers = [
+            torch.zeros(len(group), *group[0].shape, device=group[0].device)
+            for group in self.groups
+        ]
 
     @torch.no_grad()
     def step(self, share: float) -> None:
@@ -61,7 +71,13 @@ class Adam:
 
     def __init__(self, parameters: list[torch.nn.Parameter], lr: float, weight_decay: float = 0.0):
         self.base_lr = lr
-        self.inner = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=torch.cuda.is_available())
+        self.inner = torch.optim.AdamW(
+            parameters,
+            lr=lr,
+            betas=(0.9, 0.95),
+            weight_decay=weight_decay,
+            fused=torch.cuda.is_available(),
+        )
 
     def step(self, share: float) -> None:
         for group in self.inner.param_groups:

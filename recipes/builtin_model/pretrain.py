@@ -1,4 +1,5 @@
-"""Pre-trains one shape on packed tokens: resumable, warm-up-stable-decay, bits per character on held-out documents.
+"""Pre-trains one shape on packed tokens: resumable, warm-up-stable-decay, bits per character on
+held-out documents.
 
 python pretrain.py --packed DIR --out DIR --shape d320x6 --seconds 330
 """
@@ -69,7 +70,9 @@ class Windows:
         done, place = divmod(index, self.per_pass)
         draw = np.random.default_rng(done)
         offset = int(draw.integers(CONTEXT))
-        order = draw.permutation(self.per_pass * self.rows)[place * self.rows : (place + 1) * self.rows]
+        order = draw.permutation(self.per_pass * self.rows)[
+            place * self.rows : (place + 1) * self.rows
+        ]
         starts = torch.from_numpy(order * CONTEXT + offset).to(self.device, non_blocking=True)
         rows = self.tokens[starts[:, None] + torch.arange(CONTEXT + 1, device=self.device)].long()
         return rows[:, :-1], rows[:, 1:]
@@ -83,8 +86,11 @@ def loss_of(model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tensor
 
 
 @torch.no_grad()
-def bits_per_character(model: LlamaForCausalLM, held_out: dict[str, np.ndarray], table: dict, device: torch.device) -> dict:
-    """Bits a character (of the text before NFKC) by source; windows of CONTEXT, the first token unscored."""
+def bits_per_character(
+    model: LlamaForCausalLM, held_out: dict[str, np.ndarray], table: dict, device: torch.device
+) -> dict:
+    """Bits a character (of the text before NFKC) by source; windows of CONTEXT, the first token
+    unscored."""
     result = {}
     for name, tokens in held_out.items():
         array = torch.from_numpy(tokens[: 300 * CONTEXT].astype(np.int64)).to(device)
@@ -118,7 +124,14 @@ def pretrain(args: argparse.Namespace) -> None:
     step_loss = torch.compile(loss_of) if device.type == "cuda" and not args.eager else loss_of
 
     def save() -> None:
-        torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "state": state}, out / "state.tmp")
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "state": state,
+            },
+            out / "state.tmp",
+        )
         os.replace(out / "state.tmp", out / "state.pt")
 
     clock = saved = time.monotonic()
@@ -144,12 +157,25 @@ def pretrain(args: argparse.Namespace) -> None:
         if state["step"] % 50 == 0:
             value = loss.item()
             state["seconds"], clock = state["seconds"] + time.monotonic() - clock, time.monotonic()
-            entry = {"step": state["step"], "tokens": state["step"] * args.rows * CONTEXT, "loss": round(value, 4)}
-            state["log"].append({**entry, "share": round(share, 4), "seconds": round(state["seconds"], 1)})
-            if args.steps is None and share == 1.0 and (steps is None or step < (1 - DECAY) * steps):
-                # On the plateau the schedule does not depend on the total: fit it to the time that is left.
+            entry = {
+                "step": state["step"],
+                "tokens": state["step"] * args.rows * CONTEXT,
+                "loss": round(value, 4),
+            }
+            state["log"].append(
+                {**entry, "share": round(share, 4), "seconds": round(state["seconds"], 1)}
+            )
+            if (
+                args.steps is None
+                and share == 1.0
+                and (steps is None or step < (1 - DECAY) * steps)
+            ):
+                # On the plateau the schedule does not depend on the total: fit it to the time that
+                # is left.
                 rate = (state["step"] - first - 5) / (state["seconds"] - begun)
-                state["steps"] = state["step"] + max(50, int(rate * (args.seconds - state["seconds"])))
+                state["steps"] = state["step"] + max(
+                    50, int(rate * (args.seconds - state["seconds"]))
+                )
             if state["step"] % 500 == 0:
                 print(args.shape, args.optimizer, entry, "of", state["steps"], flush=True)
         if time.monotonic() - saved > args.save_every:
@@ -185,17 +211,26 @@ def finish(args, model, held_out, table, state, pass_tokens, device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--packed", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="d320x6")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--vocab", type=int, default=8000)
-    parser.add_argument("--seconds", type=float, default=330.0, help="wall time to fill; the number of steps follows")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=330.0,
+        help="wall time to fill; the number of steps follows",
+    )
     parser.add_argument("--steps", type=int, help="a fixed number of steps instead of --seconds")
     parser.add_argument("--rows", type=int, default=128, help="windows of 1,024 tokens a step")
     parser.add_argument("--micro", type=int, default=64, help="windows a backward pass")
-    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints")
+    parser.add_argument(
+        "--save-every", type=float, default=60.0, help="seconds between checkpoints"
+    )
     parser.add_argument("--eager", action="store_true", help="do not compile")
     pretrain(parser.parse_args())
 

@@ -33,15 +33,24 @@ class NaiveBayes:
         """Log-probability of the label and of the n-grams that are there."""
         size = self.sizes[label]
         total = math.log(size)
-        return total + sum(math.log((self.counts[label][gram] + 1) / (size + 2)) for gram in grams(text))
+        return total + sum(
+            math.log((self.counts[label][gram] + 1) / (size + 2)) for gram in grams(text)
+        )
 
     def predict(self, text: str) -> str:
         return max(self.sizes, key=lambda label: self.score(text, label))
 
 
-def accuracy(texts: Sequence[str], labels: Sequence[str], test_texts: Sequence[str], test_labels: Sequence[str]) -> float:
+def accuracy(
+    texts: Sequence[str],
+    labels: Sequence[str],
+    test_texts: Sequence[str],
+    test_labels: Sequence[str],
+) -> float:
     model = NaiveBayes(texts, labels)
-    return sum(model.predict(text) == label for text, label in zip(test_texts, test_labels, strict=True)) / len(test_texts)
+    return sum(
+        model.predict(text) == label for text, label in zip(test_texts, test_labels, strict=True)
+    ) / len(test_texts)
 
 
 def inference_baselines() -> dict[str, float]:
@@ -62,7 +71,9 @@ def inference_baselines() -> dict[str, float]:
     }
     result = {"majority": fmean(majority_baseline(labels, test_labels))}
     for name, view in views.items():
-        result[name] = accuracy([view(one) for one in train], labels, [view(one) for one in test], test_labels)
+        result[name] = accuracy(
+            [view(one) for one in train], labels, [view(one) for one in test], test_labels
+        )
     return result
 
 
@@ -71,27 +82,50 @@ def choice_baselines() -> dict[str, float]:
     task = load_task(TaskChoice(name="sample_choice"))
     train, test = task.examples["train"], task.examples["test"]
     result = {"chance": fmean(chance_baseline([one.candidates for one in test]))}
-    for name, joined in (("question + candidate, bag of n-grams", True), ("candidate alone", False)):
+    for name, joined in (
+        ("question + candidate, bag of n-grams", True),
+        ("candidate alone", False),
+    ):
 
         def view(one: Example, candidate: str, joined: bool = joined) -> str:
             return (one.fields["question"] if joined else "") + "\n" + candidate
 
-        pairs = [(view(one, c), "right" if c == one.target else "wrong") for one in train for c in one.candidates]
+        pairs = [
+            (view(one, c), "right" if c == one.target else "wrong")
+            for one in train
+            for c in one.candidates
+        ]
         model = NaiveBayes([text for text, _ in pairs], [label for _, label in pairs])
-        chosen = [max(one.candidates, key=lambda c, one=one: model.score(view(one, c), "right") - model.score(view(one, c), "wrong")) for one in test]
-        result[name] = sum(answer == one.target for answer, one in zip(chosen, test, strict=True)) / len(test)
+        chosen = [
+            max(
+                one.candidates,
+                key=lambda c, one=one: (
+                    model.score(view(one, c), "right") - model.score(view(one, c), "wrong")
+                ),
+            )
+            for one in test
+        ]
+        result[name] = sum(
+            answer == one.target for answer, one in zip(chosen, test, strict=True)
+        ) / len(test)
     return result
 
 
 def headline_baselines() -> dict[str, float]:
     task = load_task(TaskChoice(name="sample_headline"))
     test = task.examples["test"]
-    lead = lead_baseline("rouge", [one.fields["article"] for one in test], [one.target for one in test])
+    lead = lead_baseline(
+        "rouge", [one.fields["article"] for one in test], [one.target for one in test]
+    )
     return {f"lead, {name}": fmean(values) for name, values in lead.items()}
 
 
 def main() -> None:
-    for name, found in (("sample_nli", inference_baselines()), ("sample_choice", choice_baselines()), ("sample_headline", headline_baselines())):
+    for name, found in (
+        ("sample_nli", inference_baselines()),
+        ("sample_choice", choice_baselines()),
+        ("sample_headline", headline_baselines()),
+    ):
         for what, value in found.items():
             print(f"{name:16} {what:40} {value:.3f}")
 

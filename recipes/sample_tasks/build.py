@@ -27,7 +27,9 @@ SIZES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
@@ -37,7 +39,9 @@ def main() -> None:
             rows = maker.make(part, count, SEED, taken)
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (out / f"{name}.{part}.jsonl").write_text(text, encoding="utf-8")
-            print(f"{name} {part}: {len(rows)} rows, for example {json.dumps(rows[0], ensure_ascii=False)}")
+            print(
+                f"{name} {part}: {len(rows)} rows, for example {json.dumps(rows[0], ensure_ascii=False)}"
+            )
 
 
 if __name__ == "__main__":

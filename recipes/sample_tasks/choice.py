@@ -127,10 +127,18 @@ class Words:
         self.part: dict[str, str] = {}
         draw = random.Random(seed)
         pairs = [pair.split("-") for pair in OPPOSITES.split()]
-        for words in [*self.of_category.values(), list(USES.values()), list(PLACES.values()), [pair[0] for pair in pairs]]:
+        for words in [
+            *self.of_category.values(),
+            list(USES.values()),
+            list(PLACES.values()),
+            [pair[0] for pair in pairs],
+        ]:
             fresh = [word for word in dict.fromkeys(words) if word not in self.part]
             draw.shuffle(fresh)
-            self.part |= {word: split_of(word, {w: i for i, w in enumerate(fresh)}, len(fresh)) for word in fresh}
+            self.part |= {
+                word: split_of(word, {w: i for i, w in enumerate(fresh)}, len(fresh))
+                for word in fresh
+            }
         for first, second in pairs:
             self.part.setdefault(second, self.part[first])
         self.pairs = [(a, b) for a, b in pairs if self.part[a] == self.part[b]]
@@ -144,18 +152,43 @@ def questions(words: Words, part: str, draw: random.Random) -> list[tuple[str, s
     made: list[tuple[str, str, list[str]]] = []
     for category, members in words.of_category.items():
         inside = set(members)
-        strangers = [w for name, others in words.of_category.items() if name != category for w in words.within(others, part) if w not in inside]
+        strangers = [
+            w
+            for name, others in words.of_category.items()
+            if name != category
+            for w in words.within(others, part)
+            if w not in inside
+        ]
         for word in words.within(members, part):
-            wording = draw.choice(["次のうち、{}はどれですか？", "この中で{}と言えるのはどれですか？", "{}の名前はどれですか？"])
+            wording = draw.choice(
+                [
+                    "次のうち、{}はどれですか？",
+                    "この中で{}と言えるのはどれですか？",
+                    "{}の名前はどれですか？",
+                ]
+            )
             made.append((wording.format(category), word, strangers))
-            home = [name for name, others in words.of_category.items() if name != category and word not in others]
-            wording = draw.choice(["「{}」は何の仲間ですか？", "「{}」は次のどれに当たりますか？", "「{}」はどれに入りますか？"])
+            home = [
+                name
+                for name, others in words.of_category.items()
+                if name != category and word not in others
+            ]
+            wording = draw.choice(
+                [
+                    "「{}」は何の仲間ですか？",
+                    "「{}」は次のどれに当たりますか？",
+                    "「{}」はどれに入りますか？",
+                ]
+            )
             made.append((wording.format(word), category, home))
     known = {word for pair in words.pairs for word in pair if words.part[word] == part}
     for first, second in words.pairs:
         if words.part[first] == part:
             rest = sorted(known - {first, second})
-            made += [(f"「{first}」の反対の言葉はどれですか？", second, rest), (f"「{second}」の反対の言葉はどれですか？", first, rest)]
+            made += [
+                (f"「{first}」の反対の言葉はどれですか？", second, rest),
+                (f"「{second}」の反対の言葉はどれですか？", first, rest),
+            ]
     for table, wordings in (
         (USES, ["{}ときに使うものはどれですか？", "{}のに役に立つのはどれですか？"]),
         (PLACES, ["{}のはどこですか？", "{}ために行く所はどこですか？"]),
@@ -167,7 +200,9 @@ def questions(words: Words, part: str, draw: random.Random) -> list[tuple[str, s
     return made
 
 
-def make(part: str, count: int, seed: int, taken: set[tuple[str, ...]]) -> list[dict[str, str | int]]:
+def make(
+    part: str, count: int, seed: int, taken: set[tuple[str, ...]]
+) -> list[dict[str, str | int]]:
     """`count` rows of one part, none of `taken` (added to); the right candidate's place is uniform. Raises `ValueError` when the lexicon gives too few."""
     draw = random.Random(f"{seed}:{part}")
     words = Words(seed)
@@ -184,7 +219,14 @@ def make(part: str, count: int, seed: int, taken: set[tuple[str, ...]]) -> list[
             candidates = [*wrong[:label], answer, *wrong[label:]]
             if len(rows) < count and (question, *sorted(candidates)) not in taken:
                 taken.add((question, *sorted(candidates)))
-                rows.append({"id": f"{part}-{len(rows)}", "question": question, **{f"choice{i}": c for i, c in enumerate(candidates)}, "label": label})
+                rows.append(
+                    {
+                        "id": f"{part}-{len(rows)}",
+                        "question": question,
+                        **{f"choice{i}": c for i, c in enumerate(candidates)},
+                        "label": label,
+                    }
+                )
     if len(rows) < count:
         raise ValueError(f"{part}: the lexicon gives {len(rows)} of {count} questions")
     draw.shuffle(rows)

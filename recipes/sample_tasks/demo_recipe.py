@@ -15,15 +15,28 @@ from collections import defaultdict
 from pathlib import Path
 
 KEPT = Path(__file__).parents[2] / "log" / "2026-11-28-demo-recipe.jsonl"
-LEARNED = {"choice": 0.3}  # validation above; 0.6 for the inference task: far from the majority's .333
+LEARNED = {
+    "choice": 0.3
+}  # validation above; 0.6 for the inference task: far from the majority's .333
 
 
 def counts(rows: list[dict]) -> None:
     groups: dict[tuple, list[bool]] = defaultdict(list)
     for row in rows:
-        key = (row["data"], row["rows"], row["batch"], row["epochs"], row["warmup"], row["schedule"], row["method"], row["precision"])
+        key = (
+            row["data"],
+            row["rows"],
+            row["batch"],
+            row["epochs"],
+            row["warmup"],
+            row["schedule"],
+            row["method"],
+            row["precision"],
+        )
         groups[key].append(row["validation"] > LEARNED.get(row["data"], 0.6))
-    for (data, size, batch, epochs, warmup, schedule, method, precision), learned in sorted(groups.items()):
+    for (data, size, batch, epochs, warmup, schedule, method, precision), learned in sorted(
+        groups.items()
+    ):
         print(
             f"{data:10} {size:5} rows, batch {batch:2}, {epochs:g} epochs, warm-up {warmup:.0%} {schedule}, {method} {precision}: {sum(learned)} of {len(learned)}"
         )
@@ -38,7 +51,10 @@ def run_again(rows: list[dict], out: Path) -> None:
         names = ("learning_rate", "epochs", "batch", "schedule", "warmup", "seed", "precision")
         config = {
             "model": {"path": "builtin"},
-            "task": {"name": "sample_choice" if row["data"] == "choice" else "sample_nli", "train_rows": row["rows"]},
+            "task": {
+                "name": "sample_choice" if row["data"] == "choice" else "sample_nli",
+                "train_rows": row["rows"],
+            },
             "method": row["method"],
             "train": {**{name: row[name] for name in names}, "max_length": 512, "step": "eager"},
             "score": {"decode": "eager"},
@@ -51,7 +67,9 @@ def run_again(rows: list[dict], out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path)
     given = parser.parse_args()
     rows = [json.loads(line) for line in KEPT.read_text(encoding="utf-8").splitlines()]

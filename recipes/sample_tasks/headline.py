@@ -115,7 +115,23 @@ SLOTS: dict[str, list[str]] = {
         "餅つき大会",
         "凧あげ大会",
     ],
-    "food": ["いちご", "りんご", "ぶどう", "新米", "桃", "トマト", "梨", "みかん", "さつまいも", "メロン", "柿", "栗", "玉ねぎ", "かぼちゃ", "とうもろこし"],
+    "food": [
+        "いちご",
+        "りんご",
+        "ぶどう",
+        "新米",
+        "桃",
+        "トマト",
+        "梨",
+        "みかん",
+        "さつまいも",
+        "メロン",
+        "柿",
+        "栗",
+        "玉ねぎ",
+        "かぼちゃ",
+        "とうもろこし",
+    ],
     "shop": [
         "パン屋",
         "本屋",
@@ -167,10 +183,74 @@ SLOTS: dict[str, list[str]] = {
         "展望台",
         "植物園",
     ],
-    "lost": ["財布", "子犬", "古い時計", "指輪", "手紙", "かばん", "猫", "鍵", "日記帳", "カメラ", "眼鏡", "絵", "人形", "ハンカチ", "傘"],
-    "flower": ["桜", "梅", "ひまわり", "コスモス", "あじさい", "菜の花", "チューリップ", "ばら", "藤", "つつじ", "水仙", "ゆり", "椿", "朝顔", "すいせん"],
-    "trouble": ["大雨", "大雪", "強風", "停電", "濃い霧", "落石", "倒木", "信号の故障", "断水", "雷", "地震", "台風", "線路の点検", "車両の故障", "高波"],
-    "weather": ["大雨", "大雪", "強風", "長雨", "日照り", "寒さ", "暑さ", "雹", "台風", "霜", "水不足", "日照不足", "高温", "低温", "嵐"],
+    "lost": [
+        "財布",
+        "子犬",
+        "古い時計",
+        "指輪",
+        "手紙",
+        "かばん",
+        "猫",
+        "鍵",
+        "日記帳",
+        "カメラ",
+        "眼鏡",
+        "絵",
+        "人形",
+        "ハンカチ",
+        "傘",
+    ],
+    "flower": [
+        "桜",
+        "梅",
+        "ひまわり",
+        "コスモス",
+        "あじさい",
+        "菜の花",
+        "チューリップ",
+        "ばら",
+        "藤",
+        "つつじ",
+        "水仙",
+        "ゆり",
+        "椿",
+        "朝顔",
+        "すいせん",
+    ],
+    "trouble": [
+        "大雨",
+        "大雪",
+        "強風",
+        "停電",
+        "濃い霧",
+        "落石",
+        "倒木",
+        "信号の故障",
+        "断水",
+        "雷",
+        "地震",
+        "台風",
+        "線路の点検",
+        "車両の故障",
+        "高波",
+    ],
+    "weather": [
+        "大雨",
+        "大雪",
+        "強風",
+        "長雨",
+        "日照り",
+        "寒さ",
+        "暑さ",
+        "雹",
+        "台風",
+        "霜",
+        "水不足",
+        "日照不足",
+        "高温",
+        "低温",
+        "嵐",
+    ],
     "line": [
         "青葉線",
         "白浜線",
@@ -296,11 +376,21 @@ def make(part: str, count: int, seed: int, taken: set[tuple[str, ...]]) -> list[
     while len(rows) < count:
         article, headline = FRAMES[len(rows) % len(FRAMES)]
         values = {slot: draw.choice(of_part(words, part)) for slot, words in SLOTS.items()}
-        values |= {"town": draw.choice(of_part(TOWNS, part)), "name": draw.choice(of_part(NAMES, part)), "date": draw.choice(MONTHS)}
+        values |= {
+            "town": draw.choice(of_part(TOWNS, part)),
+            "name": draw.choice(of_part(NAMES, part)),
+            "date": draw.choice(MONTHS),
+        }
         values |= {"n": str(draw.randint(2, 9)), "m": str(draw.randint(2, 9))}
         text = article.format(**values)
         if (text,) not in taken:
             taken.add((text,))
-            rows.append({"id": f"{part}-{len(rows)}", "article": text, "headline": headline.format(**values)})
+            rows.append(
+                {
+                    "id": f"{part}-{len(rows)}",
+                    "article": text,
+                    "headline": headline.format(**values),
+                }
+            )
     draw.shuffle(rows)
     return rows

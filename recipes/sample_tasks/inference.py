@@ -30,22 +30,62 @@ WHO = {
 }
 # general activity -> (specific activities that exclude one another, kinds of places)
 ACTS: list[tuple[str, list[str], str]] = [
-    ("スポーツをして", ["サッカーをして", "野球をして", "テニスをして", "バドミントンをして"], "out school"),
-    ("楽器を演奏して", ["ピアノを弾いて", "ギターを弾いて", "笛を吹いて", "太鼓をたたいて"], "home school"),
-    ("料理を作って", ["カレーを作って", "味噌汁を作って", "卵焼きを作って", "サンドイッチを作って"], "home"),
-    ("果物を食べて", ["りんごを食べて", "みかんを食べて", "バナナを食べて", "ぶどうを食べて"], "home out"),
-    ("麺を食べて", ["うどんを食べて", "ラーメンを食べて", "そばを食べて", "スパゲッティを食べて"], "home shop"),
-    ("飲み物を飲んで", ["コーヒーを飲んで", "お茶を飲んで", "牛乳を飲んで", "ジュースを飲んで"], "home shop"),
+    (
+        "スポーツをして",
+        ["サッカーをして", "野球をして", "テニスをして", "バドミントンをして"],
+        "out school",
+    ),
+    (
+        "楽器を演奏して",
+        ["ピアノを弾いて", "ギターを弾いて", "笛を吹いて", "太鼓をたたいて"],
+        "home school",
+    ),
+    (
+        "料理を作って",
+        ["カレーを作って", "味噌汁を作って", "卵焼きを作って", "サンドイッチを作って"],
+        "home",
+    ),
+    (
+        "果物を食べて",
+        ["りんごを食べて", "みかんを食べて", "バナナを食べて", "ぶどうを食べて"],
+        "home out",
+    ),
+    (
+        "麺を食べて",
+        ["うどんを食べて", "ラーメンを食べて", "そばを食べて", "スパゲッティを食べて"],
+        "home shop",
+    ),
+    (
+        "飲み物を飲んで",
+        ["コーヒーを飲んで", "お茶を飲んで", "牛乳を飲んで", "ジュースを飲んで"],
+        "home shop",
+    ),
     ("本を読んで", ["小説を読んで", "絵本を読んで", "漫画を読んで", "辞書を読んで"], "home school"),
     ("文字を書いて", ["手紙を書いて", "日記を書いて", "作文を書いて", "詩を書いて"], "home school"),
-    ("動物の世話をして", ["犬の世話をして", "猫の世話をして", "うさぎの世話をして", "にわとりの世話をして"], "home out"),
+    (
+        "動物の世話をして",
+        ["犬の世話をして", "猫の世話をして", "うさぎの世話をして", "にわとりの世話をして"],
+        "home out",
+    ),
     ("掃除をして", ["窓を拭いて", "床を拭いて", "机を拭いて", "床を掃いて"], "school home"),
     ("花を眺めて", ["桜を眺めて", "ばらを眺めて", "ひまわりを眺めて", "菊を眺めて"], "out"),
     ("運動をして", ["走って", "縄跳びをして", "体操をして", "鉄棒をして"], "out school"),
-    ("勉強をして", ["英語の勉強をして", "算数の勉強をして", "理科の勉強をして", "歴史の勉強をして"], "home school"),
-    ("お菓子を食べて", ["ケーキを食べて", "せんべいを食べて", "クッキーを食べて", "まんじゅうを食べて"], "home shop"),
+    (
+        "勉強をして",
+        ["英語の勉強をして", "算数の勉強をして", "理科の勉強をして", "歴史の勉強をして"],
+        "home school",
+    ),
+    (
+        "お菓子を食べて",
+        ["ケーキを食べて", "せんべいを食べて", "クッキーを食べて", "まんじゅうを食べて"],
+        "home shop",
+    ),
     ("洗い物をして", ["皿を洗って", "シャツを洗って", "鍋を洗って", "靴を洗って"], "home"),
-    ("遊んで", ["かくれんぼをして", "トランプをして", "積み木で遊んで", "折り紙で遊んで"], "home school"),
+    (
+        "遊んで",
+        ["かくれんぼをして", "トランプをして", "積み木で遊んで", "折り紙で遊んで"],
+        "home school",
+    ),
     ("買い物をして", ["野菜を買って", "魚を買って", "花を買って", "パンを買って"], "shop"),
     ("野菜を育てて", ["トマトを育てて", "きゅうりを育てて", "なすを育てて", "大根を育てて"], "out"),
     ("道具を直して", ["自転車を直して", "時計を直して", "椅子を直して", "傘を直して"], "home shop"),
@@ -59,7 +99,10 @@ PLACES = {
 }
 TIMES = ["朝", "昼", "夕方", "夜"]
 WITH = ["一人で", "友だちと二人で", "家族みんなで", "大勢で"]
-CLOTHES = [["赤い", "青い", "白い", "黒い", "緑色の"], ["帽子をかぶった", "服を着た", "かばんを持った", "靴をはいた", "マフラーをした"]]
+CLOTHES = [
+    ["赤い", "青い", "白い", "黒い", "緑色の"],
+    ["帽子をかぶった", "服を着た", "かばんを持った", "靴をはいた", "マフラーをした"],
+]
 # general thing -> things, counter
 THINGS: list[tuple[str, list[str], str]] = [
     ("食器", ["コップ", "皿", "茶碗", "どんぶり"], "つ"),
@@ -75,7 +118,11 @@ THINGS: list[tuple[str, list[str], str]] = [
     ("楽器", ["笛", "太鼓", "鈴", "木琴"], "つ"),
     ("お菓子", ["あめ", "まんじゅう", "だんご", "ゼリー"], "つ"),
 ]
-NUMBERS = {"つ": ["一つ", "二つ", "三つ", "五つ", "八つ"], "本": ["一本", "二本", "三本", "五本", "八本"], "枚": ["一枚", "二枚", "三枚", "五枚", "八枚"]}
+NUMBERS = {
+    "つ": ["一つ", "二つ", "三つ", "五つ", "八つ"],
+    "本": ["一本", "二本", "三本", "五本", "八本"],
+    "枚": ["一枚", "二枚", "三枚", "五枚", "八枚"],
+}
 COLOURED = {"食器", "文房具", "おもちゃ", "入れ物", "布", "家具", "紙"}  # a blue peach would be odd
 SPOTS = ["机の上", "棚の上", "窓のそば", "床の上", "ドアの前", "階段の下", "いすの下", "玄関の横"]
 
@@ -98,7 +145,12 @@ class PersonScene:
     def __init__(self, draw: random.Random, part: str):
         self.draw = draw
         general, acts, tags = draw.choice(share(ACTS, part))
-        self.choices = {"time": TIMES, "with": WITH, "act": acts, "place": list(PLACES[draw.choice(tags.split())])}
+        self.choices = {
+            "time": TIMES,
+            "with": WITH,
+            "act": acts,
+            "place": list(PLACES[draw.choice(tags.split())]),
+        }
         self.wear = draw.choice(CLOTHES[1])
         self.choices["clothes"] = [colour + self.wear for colour in CLOTHES[0]]
         self.who = draw.choice(list(WHO))
@@ -139,7 +191,12 @@ class ThingScene(PersonScene):
     def __init__(self, draw: random.Random, part: str):
         self.draw = draw
         self.general, things, counter = draw.choice(share(THINGS, part))
-        self.choices = {"colour": CLOTHES[0], "number": NUMBERS[counter], "spot": SPOTS, "thing": things}
+        self.choices = {
+            "colour": CLOTHES[0],
+            "number": NUMBERS[counter],
+            "spot": SPOTS,
+            "thing": things,
+        }
         if self.general not in COLOURED:
             self.slots = ("number", "spot", "thing")
         self.values = {slot: draw.choice(self.choices[slot]) for slot in self.slots}
@@ -156,7 +213,9 @@ class ThingScene(PersonScene):
             return self.draw.choice([f"{thing}が{value}あります。", f"{thing}の数は{value}です。"])
         if slot == "colour":
             return f"{value}{thing}があります。"
-        return self.draw.choice([f"{thing}は{value}にあります。", f"{thing}があるのは{value}です。"])
+        return self.draw.choice(
+            [f"{thing}は{value}にあります。", f"{thing}があるのは{value}です。"]
+        )
 
 
 def triple(draw: random.Random, part: str) -> list[dict[str, str]]:
@@ -165,7 +224,9 @@ def triple(draw: random.Random, part: str) -> list[dict[str, str]]:
     slot = draw.choice(scene.slots)
     hypothesis = scene.hypothesis(slot)
     others = [name for name in scene.slots if name != slot]
-    count = draw.randint(2, len(others))  # slots named by each premise, so that what is left out tells nothing by itself
+    count = draw.randint(
+        2, len(others)
+    )  # slots named by each premise, so that what is left out tells nothing by itself
     rows = []
     for label in ("entailment", "neutral", "contradiction"):
         names = draw.sample(others, count if label == "neutral" else count - 1)
@@ -188,6 +249,9 @@ def make(part: str, count: int, seed: int, taken: set[tuple[str, ...]]) -> list[
             continue
         taken |= pairs
         group += 1
-        rows += [{"id": f"{part}-{len(rows) + place}", "group": f"{part}-{group}", **row} for place, row in enumerate(made)]
+        rows += [
+            {"id": f"{part}-{len(rows) + place}", "group": f"{part}-{group}", **row}
+            for place, row in enumerate(made)
+        ]
     draw.shuffle(rows)
     return rows

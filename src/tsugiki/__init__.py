@@ -1,8 +1,8 @@
 """tsugiki (接ぎ木): LoRA and full fine-tuning of Japanese language models, compared fairly.
 
 import tsugiki
-record = tsugiki.run({"model": {"path": "builtin"}, "task": {"name": "sample_nli"}, "train": {"learning_rate": 1e-3}})
-print(record.main_score("validation"))
+record = tsugiki.run({"model": {"path": "builtin"}, "task": {"name": "sample_nli"}, "train":
+{"learning_rate": 1e-3}}) print(record.main_score("validation"))
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def run(config: RunConfig | Mapping[str, Any], out: str | Path = "tsugiki-runs")
 
 
 def run_study(study: str | Path, out: str | Path = "tsugiki-runs") -> StudyResult:
-    """Runs what is missing of a study (a built-in name or a file) and writes its report under `out`/studies."""
+    """Runs what is missing of a study (a built-in name or a file) and writes its report under
+    `out`/studies."""
     from tsugiki.study.cells import find_study, parse_study
     from tsugiki.study.report import write_report
     from tsugiki.study.store import Store

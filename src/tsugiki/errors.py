@@ -1,4 +1,5 @@
-"""The user's errors: where, what must hold, what was given, what to do. Everything else that fails is a bug of ours."""
+"""The user's errors: where, what must hold, what was given, what to do. Everything else that fails
+is a bug of ours."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Iterable
 
 
 class TsugikiError(Exception):
-    """A fault that the user can mend. The command line prints its one line and exits with code 2."""
+    """A fault that the user can mend. The command line prints its one line and exits with code
+    2."""
 
 
 class ConfigError(TsugikiError):
@@ -33,7 +35,8 @@ def first_line(broken: BaseException) -> str:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """` Did you mean "jnli"? Known: …` for a misspelt name; just the known names when nothing is near."""
+    """` Did you mean "jnli"? Known: …` for a misspelt name; just the known names when nothing is
+    near."""
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     hint = f' Did you mean "{near[0]}"?' if near else ""

@@ -1,4 +1,5 @@
-"""What a terminal shows: one line with the time left while something runs, and tables that fit it. Plain text elsewhere."""
+"""What a terminal shows: one line with the time left while something runs, and tables that fit it.
+Plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from tsugiki.study.tables import Table
 
 PLAIN_EVERY_S = 15.0
 # What Table 2 leaves out on a terminal; the report has it all.
-REPORT_ONLY = frozenset({"Weights file (MiB)", "s/step (batch)", "tokens/s", "s/answer", "Validation", "n"})
+REPORT_ONLY = frozenset(
+    {"Weights file (MiB)", "s/step (batch)", "tokens/s", "s/answer", "Validation", "n"}
+)
 
 
 def show_tables(tables: Sequence[Table]) -> None:
@@ -28,7 +31,11 @@ def show_tables(tables: Sequence[Table]) -> None:
         print("\n".join(table.to_markdown() for table in tables))
         return
     for table in tables:
-        kept = [place for place, name in enumerate(table.header) if name not in REPORT_ONLY or table.name != "table2"]
+        kept = [
+            place
+            for place, name in enumerate(table.header)
+            if name not in REPORT_ONLY or table.name != "table2"
+        ]
         drawn = Drawn(title=table.title, title_justify="left", title_style="bold", box=SIMPLE)
         for place in kept:
             drawn.add_column(table.header[place], overflow="fold")
@@ -47,7 +54,9 @@ class Display:
         self.status: Status | None = None
         self.head = ""
         self.told = 0.0
-        self.listener = Listener(on_train=self._on_train, on_score=self._on_score, on_note=self._on_note)
+        self.listener = Listener(
+            on_train=self._on_train, on_score=self._on_score, on_note=self._on_note
+        )
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -55,7 +64,12 @@ class Display:
             self.status.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.status:
             self.status.stop()
 
@@ -67,7 +81,10 @@ class Display:
 
     def _on_train(self, now: Any) -> None:
         memory = f"{now.memory_bytes / 2**30:.1f} GiB"
-        self._show(f"step {now.step}/{now.steps} loss {now.loss:.3f} {now.tokens_per_s:,.0f} tokens/s {memory} {_clock(now.left_s)} left")
+        self._show(
+            f"step {now.step}/{now.steps} loss {now.loss:.3f} {now.tokens_per_s:,.0f} tokens/s "
+            f"{memory} {_clock(now.left_s)} left"
+        )
 
     def _on_score(self, part: str, done: int, total: int) -> None:
         self._show(f"answers on {part} {done}/{total}")

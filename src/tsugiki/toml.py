@@ -1,4 +1,5 @@
-"""TOML files and `--set` changes, read into the schemas of `config`; every mistake of a file is reported at once, with its place."""
+"""TOML files and `--set` changes, read into the schemas of `config`; every mistake of a file is
+reported at once, with its place."""
 
 from __future__ import annotations
 
@@ -16,21 +17,32 @@ from tsugiki.errors import ConfigError, DataError, TsugikiError, did_you_mean
 T = TypeVar("T", bound=BaseModel)
 
 
-def parse(schema: type[T], given: Mapping[str, Any], where: str, error: type[TsugikiError] = ConfigError) -> T:
-    """Validates `given`; every mistake stands in one message, with the place and what is known there."""
+def parse(
+    schema: type[T], given: Mapping[str, Any], where: str, error: type[TsugikiError] = ConfigError
+) -> T:
+    """Validates `given`; every mistake stands in one message, with the place and what is known
+    there."""
     _refuse_broken_text(given, where, error)
     try:
         return schema.model_validate(given)
     except ValidationError as broken:
         found = broken.errors()
-        inner = [one for one in found if not any(other is not one and other["loc"][: len(one["loc"])] == one["loc"] for other in found)]
+        inner = [
+            one
+            for one in found
+            if not any(
+                other is not one and other["loc"][: len(one["loc"])] == one["loc"]
+                for other in found
+            )
+        ]
         lines = [_say(schema, one) for one in inner]
         head = f"{where}: {len(lines)} mistakes. " if len(lines) > 1 else f"{where}: "
         raise error(head + " | ".join(lines)) from None
 
 
 def _refuse_broken_text(given: Any, where: str, error: type[TsugikiError]) -> None:
-    """Raises for a text that no file system and no tokenizer takes: a NUL, or bytes that were no UTF-8."""
+    """Raises for a text that no file system and no tokenizer takes: a NUL, or bytes that were no
+    UTF-8."""
     if isinstance(given, Mapping):
         for key, value in given.items():
             _refuse_broken_text(key, where, error)
@@ -38,14 +50,19 @@ def _refuse_broken_text(given: Any, where: str, error: type[TsugikiError]) -> No
     elif isinstance(given, (list, tuple)):
         for value in given:
             _refuse_broken_text(value, where, error)
-    elif isinstance(given, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in given):
+    elif isinstance(given, str) and any(
+        char == "\0" or "\ud800" <= char <= "\udfff" for char in given
+    ):
         raise error(f"{where}: {given!r} holds a NUL, or bytes that are not UTF-8")
 
 
 def _say(schema: type[BaseModel], one: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in one["loc"])
     if one["type"] == "extra_forbidden":
-        return f"{place}: unknown key.{did_you_mean(str(one['loc'][-1]), _keys_at(schema, one['loc'][:-1]))}"
+        return (
+            f"{place}: unknown "
+            f"key.{did_you_mean(str(one['loc'][-1]), _keys_at(schema, one['loc'][:-1]))}"
+        )
     if one["type"] == "missing":
         return f"{place}: missing, must be given"
     message = one["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
@@ -66,14 +83,25 @@ def _short(value: Any) -> str:
 
 
 def _keys_at(schema: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    """Field names of the schema that `path` leads to, through records, tuples and dictionaries of records."""
+    """Field names of the schema that `path` leads to, through records, tuples and dictionaries of
+    records."""
     here: Any = schema
     for part in path:
-        field = here.model_fields.get(part) if isinstance(here, type) and issubclass(here, BaseModel) else None
+        field = (
+            here.model_fields.get(part)
+            if isinstance(here, type) and issubclass(here, BaseModel)
+            else None
+        )
         if field is not None:
             here = field.annotation
-        while not (isinstance(here, type) and issubclass(here, BaseModel)) and getattr(here, "__args__", None):
-            records = [a for a in here.__args__ if a is not type(None) and a is not Ellipsis and a is not str]
+        while not (isinstance(here, type) and issubclass(here, BaseModel)) and getattr(
+            here, "__args__", None
+        ):
+            records = [
+                a
+                for a in here.__args__
+                if a is not type(None) and a is not Ellipsis and a is not str
+            ]
             if not records:
                 return []
             here = records[-1]
@@ -89,11 +117,16 @@ def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, 
     except OSError as broken:
         raise error(f"{path}: cannot be read: {broken.strerror}") from None
     except UnicodeDecodeError:
-        raise error(f"{path}: must be UTF-8 (it looks like CP932 or another encoding). Save it as UTF-8") from None
+        raise error(
+            f"{path}: must be UTF-8 (it looks like CP932 or another encoding). Save it as UTF-8"
+        ) from None
     except RecursionError:
         raise error(f"{path}: nested too deeply") from None
     except ValueError as broken:  # TOMLDecodeError, or a number of thousands of digits
-        raise error(f"{path}: not valid TOML: {broken}. Look for full-width or curly signs, a missing quote or bracket there") from None
+        raise error(
+            f"{path}: not valid TOML: {broken}. Look for full-width or curly signs, a missing "
+            "quote or bracket there"
+        ) from None
     if not content:
         raise error(f"{path}: empty")
     return content
@@ -106,11 +139,15 @@ def is_task_file(given: Mapping[str, Any]) -> bool:
 def refuse_task_file(given: Mapping[str, Any], where: str) -> None:
     """Raises `ConfigError` with what to do when a task file was given for a run or study file."""
     if is_task_file(given):
-        raise ConfigError(f'{where}: this is a task file. Check it with: tsugiki check {where}; use it with name = "{where}" under [task] or [[tasks]]')
+        raise ConfigError(
+            f"{where}: this is a task file. Check it with: tsugiki check {where}; use it with name "
+            f'= "{where}" under [task] or [[tasks]]'
+        )
 
 
 def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths of tasks, data and models that are not there from the current folder but beside the file that names them."""
+    """Paths of tasks, data and models that are not there from the current folder but beside the
+    file that names them."""
 
     def place(table: Any, keys: Sequence[str] = ("name", "path", "data_dir")) -> Any:
         if not isinstance(table, Mapping):
@@ -141,7 +178,8 @@ def read_task(path: Path) -> TaskSpec:
 
 
 def override(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Applies `a.b=value` changes; the value is read as TOML, and as a plain string when it is none."""
+    """Applies `a.b=value` changes; the value is read as TOML, and as a plain string when it is
+    none."""
     result: dict[str, Any] = copy.deepcopy(dict(given))
     for change in changes:
         name, equals, text = change.partition("=")

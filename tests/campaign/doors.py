@@ -31,7 +31,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-os.environ.update({"TSUGIKI_DEVICE": "cpu", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "TSUGIKI_CPU_BF16": "0"})
+os.environ.update(
+    {
+        "TSUGIKI_DEVICE": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "OMP_NUM_THREADS": "1",
+        "TSUGIKI_CPU_BF16": "0",
+    }
+)
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -63,7 +71,14 @@ def toml(given: dict[str, Any]) -> str:
         if isinstance(one, list):
             return "[" + ", ".join(map(value, one)) + "]"
         if isinstance(one, dict):
-            return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)} = {value(part)}" for key, part in one.items()) + "}"
+            return (
+                "{"
+                + ", ".join(
+                    f"{json.dumps(key, ensure_ascii=False)} = {value(part)}"
+                    for key, part in one.items()
+                )
+                + "}"
+            )
         return json.dumps(one, ensure_ascii=False)
 
     flat = [f"{json.dumps(key, ensure_ascii=False)} = {value(one)}" for key, one in given.items()]
@@ -100,11 +115,22 @@ def changed(given: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 
 
 def rows(part: str, number: int = 6) -> list[dict[str, Any]]:
-    return [{"a": f"犬が{part}{n}で走る", "b": f"動物が外に{n}", "label": "enc"[n % 3], "image": f"{part}{n}"} for n in range(number)]
+    return [
+        {
+            "a": f"犬が{part}{n}で走る",
+            "b": f"動物が外に{n}",
+            "label": "enc"[n % 3],
+            "image": f"{part}{n}",
+        }
+        for n in range(number)
+    ]
 
 
 def write_rows(folder: Path, part: str, lines: list[Any]) -> None:
-    text = "".join((one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)) + "\n" for one in lines)
+    text = "".join(
+        (one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)) + "\n"
+        for one in lines
+    )
     (folder / f"{part}.jsonl").write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
@@ -130,7 +156,25 @@ def _model() -> Path:
 
 # ---- the generators ----------------------------------------------------------------------------------------------
 
-ODD_VALUES: list[Any] = [True, False, float("nan"), float("inf"), -1, 0, 10**24, 1e24, "", "drei", [], [1], {}, {"a": 1}, "x" * 5000, "１２", "\u202e"]
+ODD_VALUES: list[Any] = [
+    True,
+    False,
+    float("nan"),
+    float("inf"),
+    -1,
+    0,
+    10**24,
+    1e24,
+    "",
+    "drei",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    "x" * 5000,
+    "１２",
+    "\u202e",
+]
 
 
 def task_inputs() -> Iterator[Input]:
@@ -155,10 +199,25 @@ def task_inputs() -> Iterator[Input]:
         yield _task(f"without {key}", "refuse", key, KeyError)
     for key in ("group",):
         yield _task(f"without {key}", "read", key, KeyError)
-    for place, value in (("nam", "x"), ("labels.x", 3), ("files.train.pth", "x"), ("splits.s.test.file", "x"), ("splits.s.tset", {"files": "test"})):
+    for place, value in (
+        ("nam", "x"),
+        ("labels.x", 3),
+        ("files.train.pth", "x"),
+        ("splits.s.test.file", "x"),
+        ("splits.s.tset", {"files": "test"}),
+    ):
         yield _task(f"{place} = {value}", "refuse", place, value)
     for value in ODD_VALUES:
-        for place in ("max_new_tokens", "fields", "target", "kind", "splits", "default_split", "formats", "id"):
+        for place in (
+            "max_new_tokens",
+            "fields",
+            "target",
+            "kind",
+            "splits",
+            "default_split",
+            "formats",
+            "id",
+        ):
             yield _task(f"{place} = {str(value)[:20]!r}", "refuse", place, value)
     for text in (
         "",
@@ -179,7 +238,15 @@ def task_inputs() -> Iterator[Input]:
         "{ a }",
     ):
         yield _task(f"format {text!r}", "refuse", "formats", {"paper": text})
-    for text in ("{a}", "{{{a}}}", "{a}{b}{a}", "{a}\n\t{b}", "💡{a}", "{a}[SEP]{b}</s>", "｛a｝{a}"):
+    for text in (
+        "{a}",
+        "{{{a}}}",
+        "{a}{b}{a}",
+        "{a}\n\t{b}",
+        "💡{a}",
+        "{a}[SEP]{b}</s>",
+        "｛a｝{a}",
+    ):
         yield _task(f"format {text!r}", "read", "formats", {"paper": text})
     for pattern, wanted in (
         ("(", "refuse"),
@@ -199,7 +266,11 @@ def task_inputs() -> Iterator[Input]:
         {"e": "含意"},
     ):
         yield _task(f"labels {words}", "refuse", "labels", words)
-    for words in ({"e": "Ⅳ", "n": "V", "c": "x"}, {"e": "①", "n": "②", "c": "③"}, {"e": "はい。", "n": "い い え", "c": "？"}):
+    for words in (
+        {"e": "Ⅳ", "n": "V", "c": "x"},
+        {"e": "①", "n": "②", "c": "③"},
+        {"e": "はい。", "n": "い い え", "c": "？"},
+    ):
         yield _task(f"labels {words}", "read", "labels", words)
 
 
@@ -221,7 +292,12 @@ def data_inputs() -> Iterator[Input]:
     ]  # fmt: skip
     for text, wanted in values:
         for part in ("train", "validation", "test"):
-            yield _lines(f"a = {text[:24]} in {part}", wanted, part, [f'{{"a": {text}, "b": "動物", "label": "e", "image": "x{part}"}}'])
+            yield _lines(
+                f"a = {text[:24]} in {part}",
+                wanted,
+                part,
+                [f'{{"a": {text}, "b": "動物", "label": "e", "image": "x{part}"}}'],
+            )
     for text, wanted in (
         ('"e"', "read"),
         ('"x"', "refuse"),
@@ -232,7 +308,12 @@ def data_inputs() -> Iterator[Input]:
         ('"e "', "refuse"),
         ('"Ｅ"', "refuse"),
     ):
-        yield _lines(f"label = {text}", wanted, "train", [f'{{"a": "一", "b": "二", "label": {text}, "image": "q"}}'])  # type: ignore[arg-type]
+        yield _lines(
+            f"label = {text}",
+            wanted,
+            "train",
+            [f'{{"a": "一", "b": "二", "label": {text}, "image": "q"}}'],
+        )  # type: ignore[arg-type]
     row = '{"a": "一", "b": "二", "label": "e", "image": "q"}'
     for name, lines, wanted in (
         ("an empty line", ["", row], "read"),
@@ -240,7 +321,11 @@ def data_inputs() -> Iterator[Input]:
         ("a list", ["[1, 2]"], "refuse"),
         ("a number", ["3"], "refuse"),
         ("two objects on a line", [row + row], "refuse"),
-        ("a key twice", ['{"a": "一", "a": "二", "b": "二", "label": "e", "image": "q"}'], "refuse"),
+        (
+            "a key twice",
+            ['{"a": "一", "a": "二", "b": "二", "label": "e", "image": "q"}'],
+            "refuse",
+        ),
         ("a field missing", ['{"a": "一", "label": "e", "image": "q"}'], "refuse"),
         ("more fields", ['{"a": "一", "b": "二", "label": "e", "image": "q", "z": null}'], "read"),
         ("both empty", ['{"a": "", "b": " ", "label": "e", "image": "q"}'], "refuse"),
@@ -268,8 +353,13 @@ def _files() -> Iterator[tuple[str, Callable[[str], tuple[str, bytes]], Wanted]]
     """(name, part → (ending, content), wanted)"""
     header, cells = "a,b,label,image", [",".join(row.values()) for row in rows("x")]
 
-    def csv(*lines: str, codec: str = "utf-8", end: str = "\n") -> Callable[[str], tuple[str, bytes]]:
-        return lambda part: ("csv", (end.join(line.replace("x", part) for line in lines) + end).encode(codec))
+    def csv(
+        *lines: str, codec: str = "utf-8", end: str = "\n"
+    ) -> Callable[[str], tuple[str, bytes]]:
+        return lambda part: (
+            "csv",
+            (end.join(line.replace("x", part) for line in lines) + end).encode(codec),
+        )
 
     yield "csv", csv(header, *cells), "read"
     yield "csv with a BOM", csv(header, *cells, codec="utf-8-sig"), "read"
@@ -277,10 +367,18 @@ def _files() -> Iterator[tuple[str, Callable[[str], tuple[str, bytes]], Wanted]]
     yield "csv of an article", csv(header, "あ" * 140_000 + "x,二,e,x9", *cells), "read"
     yield "csv in CP932", csv(header, *cells, codec="cp932"), "refuse"
     yield "csv in UTF-16", csv(header, *cells, codec="utf-16"), "refuse"
-    yield "csv, a column twice", csv("a,b,label,image,a", *(line + ",z" for line in cells)), "refuse"
+    yield (
+        "csv, a column twice",
+        csv("a,b,label,image,a", *(line + ",z" for line in cells)),
+        "refuse",
+    )
     yield "csv, a cell too many", csv(header, cells[0] + ",z"), "refuse"
     yield "csv, a cell too few", csv(header, "一,二,e"), "refuse"
-    yield "csv by tabs", csv(header.replace(",", "\t"), *(line.replace(",", "\t") for line in cells)), "refuse"
+    yield (
+        "csv by tabs",
+        csv(header.replace(",", "\t"), *(line.replace(",", "\t") for line in cells)),
+        "refuse",
+    )
     yield "csv, a quote left open", csv(header, '"一,二,e,x'), "refuse"
     yield "csv, the header alone", csv(header), "refuse"
     yield "csv of nothing", lambda part: ("csv", b""), "refuse"
@@ -290,8 +388,19 @@ def _files() -> Iterator[tuple[str, Callable[[str], tuple[str, bytes]], Wanted]]
     yield "json array cut short", lambda part: ("json", array(part)[:-5].encode()), "refuse"
     yield "json array of lists", lambda part: ("json", b"[[1], [2]]"), "refuse"
     yield "json array of nothing", lambda part: ("json", b"[]"), "refuse"
-    yield "json of one object with a list in it", lambda part: ("json", ('{"data": ' + array(part) + "}").encode()), "refuse"
-    yield "jsonl in UTF-16", lambda part: ("jsonl", "".join(json.dumps(row) + "\n" for row in rows(part)).encode("utf-16")), "refuse"
+    yield (
+        "json of one object with a list in it",
+        lambda part: ("json", ('{"data": ' + array(part) + "}").encode()),
+        "refuse",
+    )
+    yield (
+        "jsonl in UTF-16",
+        lambda part: (
+            "jsonl",
+            "".join(json.dumps(row) + "\n" for row in rows(part)).encode("utf-16"),
+        ),
+        "refuse",
+    )
     yield "jsonl of noise", lambda part: ("jsonl", bytes(range(256)) * 9), "refuse"
     yield "parquet of noise", lambda part: ("parquet", b"PAR1" + b"\0" * 64), "refuse"
     yield "an ending that nobody knows", lambda part: ("xlsx", b"PK"), "refuse"
@@ -322,7 +431,11 @@ def run_inputs() -> Iterator[Input]:
         for value in (True, False, float("nan"), float("inf"), -1, 10**24, "drei", [], [1], {}, ""):
             yield _run(f"{place} = {value!r}", "refuse", place, value)
             if not isinstance(value, (dict, list)):
-                yield _set(f"--set {place}={value!r}", "refuse", f"{place}={toml({'x': value}).partition(' = ')[2].strip()}")
+                yield _set(
+                    f"--set {place}={value!r}",
+                    "refuse",
+                    f"{place}={toml({'x': value}).partition(' = ')[2].strip()}",
+                )
     for place, value in (
         ("train.learning_rat", 1), ("trian.batch", 8), ("method", "lroa"), ("method", "full"), ("train.schedule", "lin"), ("train.precision", "fp16"), ("train.step", "fast"),
         ("train.long_rows", "cut"), ("train.decay", 0.5), ("train.micro_batch", 3), ("lora.targets", "q+x"), ("lora.targets", "q+q"), ("lora.targets", ""), ("lora.rank", 17),
@@ -402,7 +515,11 @@ def _study(name: str, wanted: Wanted, place: str, value: Any) -> Input:
         ground(folder)
         with_model(folder)
         (folder / "study.toml").write_text(toml(changed(STUDY, place, value)), encoding="utf-8")
-        return ["check", "study.toml"] if wanted == "read" or dice.random() < 0.5 else ["study", "study.toml"]
+        return (
+            ["check", "study.toml"]
+            if wanted == "read" or dice.random() < 0.5
+            else ["study", "study.toml"]
+        )
 
     return Input(entrance="study file", name=name, wanted=wanted, make=make)
 
@@ -419,36 +536,110 @@ def model_inputs() -> Iterator[Input]:
         wanted: Wanted = "refuse"
         if (key, value) in (("auto_map", {"AutoConfig": "x.X"}), ("torch_dtype", "nonsense")):
             wanted = "read"  # llama is transformers' own; the stored type is ours to choose
-        yield _folder(f"config.json: {key} = {str(value)[:30]}", wanted, _json_change("config.json", key, value))
+        yield _folder(
+            f"config.json: {key} = {str(value)[:30]}",
+            wanted,
+            _json_change("config.json", key, value),
+        )
     for key, value, says in (
         ("eos_token", None, "refuse"), ("tokenizer_class", "NoSuchTokenizer", None), ("chat_template", "{{ nothing }}", "read"), ("auto_map", {"AutoTokenizer": ["x.X", None]}, "refuse"),
         ("pad_token", None, "read"), ("model_max_length", 3, "read"), ("extra", "x", "read"),
     ):  # fmt: skip
         if says is not None:
-            yield _folder(f"tokenizer_config.json: {key} = {str(value)[:30]}", says, _json_change("tokenizer_config.json", key, value))  # type: ignore[arg-type]
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        for content in (b"", b"{", b"[]", b"\xff\xfe\0", b"3", b"version https://git-lfs.github.com/spec/v1\n"):
+            yield _folder(
+                f"tokenizer_config.json: {key} = {str(value)[:30]}",
+                says,
+                _json_change("tokenizer_config.json", key, value),
+            )  # type: ignore[arg-type]
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ):
+        for content in (
+            b"",
+            b"{",
+            b"[]",
+            b"\xff\xfe\0",
+            b"3",
+            b"version https://git-lfs.github.com/spec/v1\n",
+        ):
             yield _folder(f"{name} holds {content[:8]!r}", "refuse", _content(name, content))
-    for content in (b"", b"\x08\0\0\0\0\0\0\0{}", b"\xff" * 64, b"version https://git-lfs.github.com/spec/v1\n"):
-        yield _folder(f"model.safetensors holds {content[:8]!r}", "refuse", _content("model.safetensors", content))
-    yield _folder("nothing but the weights", "refuse", lambda folder, dice: [path.unlink() for path in folder.iterdir() if path.suffix == ".json"])
-    yield _folder("no weights", "refuse", lambda folder, dice: (folder / "model.safetensors").unlink())
-    yield _folder("weights called otherwise", "refuse", lambda folder, dice: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"))
-    for target in ("../model.safetensors", "/etc/hosts", "x.bin", "sub/x.safetensors", "missing.safetensors"):
+    for content in (
+        b"",
+        b"\x08\0\0\0\0\0\0\0{}",
+        b"\xff" * 64,
+        b"version https://git-lfs.github.com/spec/v1\n",
+    ):
+        yield _folder(
+            f"model.safetensors holds {content[:8]!r}",
+            "refuse",
+            _content("model.safetensors", content),
+        )
+    yield _folder(
+        "nothing but the weights",
+        "refuse",
+        lambda folder, dice: [path.unlink() for path in folder.iterdir() if path.suffix == ".json"],
+    )
+    yield _folder(
+        "no weights", "refuse", lambda folder, dice: (folder / "model.safetensors").unlink()
+    )
+    yield _folder(
+        "weights called otherwise",
+        "refuse",
+        lambda folder, dice: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+    )
+    for target in (
+        "../model.safetensors",
+        "/etc/hosts",
+        "x.bin",
+        "sub/x.safetensors",
+        "missing.safetensors",
+    ):
         yield _folder(f"an index that names {target}", "refuse", _index(target))
     for count in (1, 2, 5):
-        yield _folder(f"{count} tensors dropped", "refuse", _tensors(count, lambda tensors, name: tensors.pop(name)))
-        yield _folder(f"{count} tensors cut", "refuse", _tensors(count, lambda tensors, name: tensors.update({name: tensors[name][:1].clone()})))
-        yield _folder(f"{count} tensors more", "refuse", _tensors(count, lambda tensors, name: tensors.update({f"{name}.more": tensors[name].clone()})))
-        yield _folder(f"{count} tensors with NaN", "refuse", _tensors(count, lambda tensors, name: tensors[name].view(-1)[:1].fill_(float("nan"))), load=True)
-        yield _folder(f"{count} tensors in bf16", "read", _tensors(count, lambda tensors, name: tensors.update({name: tensors[name].bfloat16()})), load=True)
+        yield _folder(
+            f"{count} tensors dropped",
+            "refuse",
+            _tensors(count, lambda tensors, name: tensors.pop(name)),
+        )
+        yield _folder(
+            f"{count} tensors cut",
+            "refuse",
+            _tensors(
+                count, lambda tensors, name: tensors.update({name: tensors[name][:1].clone()})
+            ),
+        )
+        yield _folder(
+            f"{count} tensors more",
+            "refuse",
+            _tensors(
+                count, lambda tensors, name: tensors.update({f"{name}.more": tensors[name].clone()})
+            ),
+        )
+        yield _folder(
+            f"{count} tensors with NaN",
+            "refuse",
+            _tensors(count, lambda tensors, name: tensors[name].view(-1)[:1].fill_(float("nan"))),
+            load=True,
+        )
+        yield _folder(
+            f"{count} tensors in bf16",
+            "read",
+            _tensors(count, lambda tensors, name: tensors.update({name: tensors[name].bfloat16()})),
+            load=True,
+        )
 
 
 def _json_change(name: str, key: str, value: Any) -> Callable[[Path, random.Random], Any]:
     def change(folder: Path, dice: random.Random) -> None:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
         content[key] = value
-        (folder / name).write_text(json.dumps({one: kept for one, kept in content.items() if kept is not None}), encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps({one: kept for one, kept in content.items() if kept is not None}),
+            encoding="utf-8",
+        )
 
     return change
 
@@ -461,22 +652,30 @@ def _index(target: str) -> Callable[[Path, random.Random], Any]:
     def change(folder: Path, dice: random.Random) -> None:
         names = list(load_file(folder / "model.safetensors"))
         (folder / "model.safetensors").unlink()
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, target)}), encoding="utf-8")
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": dict.fromkeys(names, target)}), encoding="utf-8"
+        )
 
     return change
 
 
-def _tensors(count: int, how: Callable[[dict[str, torch.Tensor], str], Any]) -> Callable[[Path, random.Random], Any]:
+def _tensors(
+    count: int, how: Callable[[dict[str, torch.Tensor], str], Any]
+) -> Callable[[Path, random.Random], Any]:
     def change(folder: Path, dice: random.Random) -> None:
         tensors = load_file(folder / "model.safetensors")
-        for name in dice.sample([name for name in sorted(tensors) if tensors[name].shape[0] > 1], count):
+        for name in dice.sample(
+            [name for name in sorted(tensors) if tensors[name].shape[0] > 1], count
+        ):
             how(tensors, name)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     return change
 
 
-def _folder(name: str, wanted: Wanted, change: Callable[[Path, random.Random], Any], load: bool = False) -> Input:
+def _folder(
+    name: str, wanted: Wanted, change: Callable[[Path, random.Random], Any], load: bool = False
+) -> Input:
     def make(folder: Path, dice: random.Random) -> list[str]:
         ground(folder)
         change(with_model(folder), dice)
@@ -506,7 +705,12 @@ def adapter_inputs() -> Iterator[Input]:
         yield _adapter(f"a tensor {name}", "refuse", {}, how)
 
 
-def _adapter(name: str, wanted: Wanted, settings: dict[str, Any], how: Callable[[dict[str, torch.Tensor], str], Any] | None) -> Input:
+def _adapter(
+    name: str,
+    wanted: Wanted,
+    settings: dict[str, Any],
+    how: Callable[[dict[str, torch.Tensor], str], Any] | None,
+) -> Input:
     def make(folder: Path, dice: random.Random) -> list[str]:
         from tsugiki.config import LoraConfig
         from tsugiki.model.export import export_adapter
@@ -516,16 +720,28 @@ def _adapter(name: str, wanted: Wanted, settings: dict[str, Any], how: Callable[
         with_model(folder)
         if "adapter" not in _KEPT:
             _KEPT["adapter"] = Path(tempfile.mkdtemp()) / "adapter"
-            export_adapter(attach(tiny.llama(), LoraConfig(targets="q+v", rank=2), seed=0), _KEPT["adapter"], "model")
+            export_adapter(
+                attach(tiny.llama(), LoraConfig(targets="q+v", rank=2), seed=0),
+                _KEPT["adapter"],
+                "model",
+            )
         shutil.copytree(_KEPT["adapter"], folder / "adapter")
         path = folder / "adapter" / "adapter_config.json"
         content = {**json.loads(path.read_text(encoding="utf-8")), **settings}
-        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
+        path.write_text(
+            json.dumps({key: value for key, value in content.items() if value is not None}),
+            encoding="utf-8",
+        )
         if how is not None:
             tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
             how(tensors, dice.choice(sorted(tensors)))
             save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
-        given = {"model": RUN["model"], "task": RUN["task"], "adapter": "adapter", "train": {"max_length": 128}}
+        given = {
+            "model": RUN["model"],
+            "task": RUN["task"],
+            "adapter": "adapter",
+            "train": {"max_length": 128},
+        }
         (folder / "run.toml").write_text(toml(given), encoding="utf-8")
         return ["check", "run.toml"]
 
@@ -572,14 +788,21 @@ def outcome_of(arguments: list[str], folder: Path) -> tuple[str, str]:
     def late(number: int, frame: Any) -> None:
         raise Hang
 
-    said, before, argv = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="replace"), os.getcwd(), sys.argv
+    said, before, argv = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8", errors="replace"),
+        os.getcwd(),
+        sys.argv,
+    )
     signal.signal(signal.SIGALRM, late)
     signal.alarm(HANG_S)
     os.chdir(folder)
     sys.argv = ["tsugiki", *arguments]
     code: Any = 0
     try:
-        with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")), contextlib.redirect_stderr(said):
+        with (
+            contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")),
+            contextlib.redirect_stderr(said),
+        ):
             cli.main()
     except SystemExit as ended:
         code = ended.code
@@ -592,16 +815,30 @@ def outcome_of(arguments: list[str], folder: Path) -> tuple[str, str]:
         os.chdir(before)
         sys.argv = argv
     said.flush()
-    lines = [line for line in said.buffer.getvalue().decode("utf-8", "replace").splitlines() if line.strip()]  # type: ignore[attr-defined]
+    lines = [
+        line
+        for line in said.buffer.getvalue().decode("utf-8", "replace").splitlines()
+        if line.strip()
+    ]  # type: ignore[attr-defined]
     if code in (0, None):
         return "read", ""
     ours = [line for line in lines if line.startswith("tsugiki:")]
     usage = any("Usage:" in line for line in lines)
-    return ("refused" if usage or (len(ours) == 1 and len(lines) == 1) else "lines"), (ours or lines or [""])[-1][:300]
+    return ("refused" if usage or (len(ours) == 1 and len(lines) == 1) else "lines"), (
+        ours or lines or [""]
+    )[-1][:300]
 
 
 def all_inputs() -> list[Input]:
-    made = [*task_inputs(), *data_inputs(), *run_inputs(), *study_inputs(), *model_inputs(), *adapter_inputs(), *argument_inputs()]
+    made = [
+        *task_inputs(),
+        *data_inputs(),
+        *run_inputs(),
+        *study_inputs(),
+        *model_inputs(),
+        *adapter_inputs(),
+        *argument_inputs(),
+    ]
     return list({f"{one.entrance}: {one.name}": one for one in made}.values())
 
 
@@ -609,9 +846,15 @@ def campaign(seed: int, share: float, out: Path) -> list[dict[str, Any]]:
     """Runs what is not in `out` yet; returns all rows."""
     inputs = all_inputs()
     chosen = random.Random(seed).sample(inputs, round(len(inputs) * share))
-    kept = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
+    kept = (
+        [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        if out.exists()
+        else []
+    )
     code = code_now()
-    kept = [row for row in kept if row["seed"] == seed and row["code"] == code]  # what other code did says nothing of this
+    kept = [
+        row for row in kept if row["seed"] == seed and row["code"] == code
+    ]  # what other code did says nothing of this
     done = {row["input"] for row in kept}
     out.parent.mkdir(parents=True, exist_ok=True)
     for number, one in enumerate(chosen):
@@ -636,7 +879,9 @@ def campaign(seed: int, share: float, out: Path) -> list[dict[str, Any]]:
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not right(row):
-            print(f"[{number + 1}/{len(chosen)}] {name}: must be {one.wanted}, was {outcome}: {said}")
+            print(
+                f"[{number + 1}/{len(chosen)}] {name}: must be {one.wanted}, was {outcome}: {said}"
+            )
     wanted = {f"{one.entrance}: {one.name}" for one in chosen}
     return [row for row in kept if row["input"] in wanted]
 
@@ -657,7 +902,10 @@ def table(found: list[dict[str, Any]], seed: int) -> str:
         "| entrance | inputs | must be read | must be refused | wrongly accepted | wrongly refused | tracebacks | hangs | not one line | slowest (s) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    groups = [*dict.fromkeys(row["entrance"] for row in sorted(found, key=lambda row: row["entrance"])), "all"]
+    groups = [
+        *dict.fromkeys(row["entrance"] for row in sorted(found, key=lambda row: row["entrance"])),
+        "all",
+    ]
     for group in groups:
         some = [row for row in found if group in ("all", row["entrance"])]
         counts = Counter((row["wanted"], row["outcome"]) for row in some)
@@ -680,7 +928,9 @@ def table(found: list[dict[str, Any]], seed: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of all inputs, drawn by the seed")
     parser.add_argument("--out", type=Path, default=ROOT / "campaign" / "doors.jsonl")

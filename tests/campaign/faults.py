@@ -34,7 +34,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.update({"TSUGIKI_DEVICE": "cpu", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "TSUGIKI_CPU_BF16": "0"})
+os.environ.update(
+    {
+        "TSUGIKI_DEVICE": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "OMP_NUM_THREADS": "1",
+        "TSUGIKI_CPU_BF16": "0",
+    }
+)
 
 import psutil
 import pytest
@@ -88,7 +96,10 @@ class Fault:
 
 
 def new_trial(folder: Path, dice: random.Random, patch: pytest.MonkeyPatch, master: Path) -> Trial:
-    models = [{"path": str(folder / name), "name": name} for name in ("good", "other")[: dice.choice((1, 2))]]
+    models = [
+        {"path": str(folder / name), "name": name}
+        for name in ("good", "other")[: dice.choice((1, 2))]
+    ]
     for one in models:
         shutil.copytree(master, one["path"])
     tasks = []
@@ -100,7 +111,14 @@ def new_trial(folder: Path, dice: random.Random, patch: pytest.MonkeyPatch, mast
     lora = {"name": "LoRA", "kind": "lora", "grid": {"rank": [2], "learning_rate": [1e-3, 5e-3]}}
     full = {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3, 2e-3]}}
     train = {"epochs": 1, "batch": 8, "precision": "fp32"}
-    given = {"name": "trial", "train": train, "models": models, "tasks": tasks, "methods": [lora, full], "seeds": dice.choice((1, 2))}
+    given = {
+        "name": "trial",
+        "train": train,
+        "models": models,
+        "tasks": tasks,
+        "methods": [lora, full],
+        "seeds": dice.choice((1, 2)),
+    }
     return Trial(folder=folder, dice=dice, patch=patch, given=given)
 
 
@@ -160,7 +178,9 @@ def broken_task(trial: Trial) -> tuple[Touched, str]:
     folder, touched = last_task(trial)
     path = folder / "validation.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
-    lines[trial.dice.randrange(len(lines))] = trial.dice.choice(('{"a": "犬", "b": "猫", "label": "x", "image": "1"}', "{", '{"a": "犬"}'))
+    lines[trial.dice.randrange(len(lines))] = trial.dice.choice(
+        ('{"a": "犬", "b": "猫", "label": "x", "image": "1"}', "{", '{"a": "犬"}')
+    )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return touched, "validation.jsonl"
 
@@ -225,12 +245,17 @@ def second_seed(trial: Trial) -> tuple[Touched, str]:
         return real(step, lanes, *others, **named)
 
     trial.patch.setattr(run_module, "fit", fit)
-    return lambda config: config.train.seed == 1 and config.method == "full", "of 2 seeds of FT failed (seed 2"
+    return (
+        lambda config: config.train.seed == 1 and config.method == "full",
+        "of 2 seeds of FT failed (seed 2",
+    )
 
 
 def damaged_record(trial: Trial) -> tuple[Touched, str]:
     trial.run()
-    victim = trial.dice.choice([record.folder for record in trial.store.records() if record.config.train.seed == 0])
+    victim = trial.dice.choice(
+        [record.folder for record in trial.store.records() if record.config.train.seed == 0]
+    )
     touched = trial.store.root / "runs" / victim.name
     config = next(record.config for record in trial.store.records() if record.folder == touched)
     (touched / "happened.json").write_text(trial.dice.choice(("", "{", "[1]")), encoding="utf-8")
@@ -250,7 +275,9 @@ def test_cannot_be_scored(trial: Trial) -> tuple[Touched, str]:
 
     def score(record: Any, part: str, *others: Any) -> Any:
         if part == "test" and record.config.method == kind:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(record.folder / "answers-test.jsonl"))
+            raise OSError(
+                errno.EIO, os.strerror(errno.EIO), str(record.folder / "answers-test.jsonl")
+            )
         return real(record, part, *others)
 
     trial.patch.setattr(sweep, "score_run", score)
@@ -279,23 +306,44 @@ def killed_worker(trial: Trial) -> tuple[Touched, str]:
     trial.given["train"] = {**trial.given["train"], "epochs": 150}
     trial.given["seeds"] = 1
     lines = ['name = "trial"\n[train]\nepochs = 150\nbatch = 8\nprecision = "fp32"\n']
-    lines += [f'[[models]]\npath = "{one["path"]}"\nname = "{one["name"]}"\n' for one in trial.given["models"]]
+    lines += [
+        f'[[models]]\npath = "{one["path"]}"\nname = "{one["name"]}"\n'
+        for one in trial.given["models"]
+    ]
     lines += [f'[[tasks]]\nname = "{one["name"]}"\n' for one in trial.given["tasks"]]
     for one in trial.given["methods"]:
         grid = "\n".join(f"{name} = {values}" for name, values in one["grid"].items())
-        lines.append(f'[[methods]]\nname = "{one["name"]}"\nkind = "{one["kind"]}"\n[methods.grid]\n{grid}\n')
+        lines.append(
+            f'[[methods]]\nname = "{one["name"]}"\nkind = "{one["kind"]}"\n[methods.grid]\n{grid}\n'
+        )
     path = trial.folder / "trial.toml"
     path.write_text("".join(lines), encoding="utf-8")
-    command = [sys.executable, "-m", "tsugiki", "study", str(path), "--out", str(trial.folder / "out"), "--jobs", "2"]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "tsugiki",
+        "study",
+        str(path),
+        "--out",
+        str(trial.folder / "out"),
+        "--jobs",
+        "2",
+    ]
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, text=True
+    )
     workers: list[psutil.Process] = []
     until = time.monotonic() + 60
-    while time.monotonic() < until and not (workers and list((trial.folder / "out" / "runs").glob("*/happened.json"))):
+    while time.monotonic() < until and not (
+        workers and list((trial.folder / "out" / "runs").glob("*/happened.json"))
+    ):
         time.sleep(0.2)
         workers = psutil.Process(started.pid).children() if started.poll() is None else []
     parent = trial.dice.random() < 0.5
     victim = psutil.Process(started.pid) if parent else trial.dice.choice(workers)
-    victim.send_signal(trial.dice.choice((signal.SIGKILL, signal.SIGTERM)) if parent else signal.SIGKILL)
+    victim.send_signal(
+        trial.dice.choice((signal.SIGKILL, signal.SIGTERM)) if parent else signal.SIGKILL
+    )
     if not parent:
         trial.said.write(started.communicate(timeout=300)[0])
     started.wait(timeout=60)
@@ -342,20 +390,43 @@ def trial_of(fault: Fault, seed: str, master: Path) -> dict[str, Any]:
         if result is None or error:
             return {"report": False, "lost": 0, "named": False, "said": error}
         patch.undo()
-        pages = [study_folder(trial.store.root, trial.spec) / f"report.{language}.html" for language in ("en", "ja")]
-        text = pages[0].read_text(encoding="utf-8").replace("&#39;", "'").replace("&#34;", '"') if pages[0].exists() else ""
+        pages = [
+            study_folder(trial.store.root, trial.spec) / f"report.{language}.html"
+            for language in ("en", "ja")
+        ]
+        text = (
+            pages[0].read_text(encoding="utf-8").replace("&#39;", "'").replace("&#34;", '"')
+            if pages[0].exists()
+            else ""
+        )
         again = collect(trial.spec, trial.store)
         lost = lost_of(again, touched, fault)
         after = finished_now(trial.store)
-        changed = [name for name, parts in before.items() if not parts.items() <= after.get(name, {}).items() and not touched(config_of(trial.store, name))]
+        changed = [
+            name
+            for name, parts in before.items()
+            if not parts.items() <= after.get(name, {}).items()
+            and not touched(config_of(trial.store, name))
+        ]
         named = (words in text or words in trial.said.getvalue()) and (fault.whole or not whole)
-        return {"report": all(page.exists() for page in pages), "lost": len(lost) + len(changed), "named": named, "said": "; ".join([*lost, *changed])[:300]}
+        return {
+            "report": all(page.exists() for page in pages),
+            "lost": len(lost) + len(changed),
+            "named": named,
+            "said": "; ".join([*lost, *changed])[:300],
+        }
 
 
 def finished_now(store: Store) -> dict[str, dict[str, str]]:
     """What every finished run scored, by part."""
     done = [record for record in store.records() if record.status == "done"]
-    return {one.folder.name: {part: json.dumps(scores["scores"]) for part, scores in one.happened["evaluations"].items()} for one in done}
+    return {
+        one.folder.name: {
+            part: json.dumps(scores["scores"])
+            for part, scores in one.happened["evaluations"].items()
+        }
+        for one in done
+    }
 
 
 def config_of(store: Store, name: str) -> RunConfig:
@@ -366,8 +437,14 @@ def config_of(store: Store, name: str) -> RunConfig:
 def lost_of(result: StudyResult, touched: Touched, fault: Fault) -> list[str]:
     """Cells and methods that the fault does not touch and that have no result."""
     cells = [cell for cell in result.cells if not touched(cell.config)]
-    lost = [cell.label for cell in cells if (record := result.record(cell)) is None or record.status != "done"]
-    by_key: dict[Any, list[Cell]] = {key: list(some) for key, some in itertools.groupby(result.cells, key=lambda cell: cell.key)}
+    lost = [
+        cell.label
+        for cell in cells
+        if (record := result.record(cell)) is None or record.status != "done"
+    ]
+    by_key: dict[Any, list[Cell]] = {
+        key: list(some) for key, some in itertools.groupby(result.cells, key=lambda cell: cell.key)
+    }
     for key, some in by_key.items():
         if not any(touched(cell.config) for cell in some):
             chosen = result.chosen.get(key)
@@ -379,7 +456,11 @@ def lost_of(result: StudyResult, touched: Touched, fault: Fault) -> list[str]:
 
 def campaign(seed: int, studies: int, out: Path) -> list[dict[str, Any]]:
     """Runs what is not in `out` yet; returns all rows."""
-    kept = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
+    kept = (
+        [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        if out.exists()
+        else []
+    )
     code = code_now(Path(__file__))
     kept = [row for row in kept if row["seed"] == seed and row["code"] == code][:studies]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -387,7 +468,13 @@ def campaign(seed: int, studies: int, out: Path) -> list[dict[str, Any]]:
         master = tiny.save(Path(folder) / "model")
         for number in range(len(kept), studies):
             fault, start = FAULTS[(number + seed) % len(FAULTS)], time.monotonic()
-            row = {"seed": seed, "code": code, "number": number, "fault": fault.name, **trial_of(fault, f"{seed}:{number}", master)}
+            row = {
+                "seed": seed,
+                "code": code,
+                "number": number,
+                "fault": fault.name,
+                **trial_of(fault, f"{seed}:{number}", master),
+            }
             row["s"] = round(time.monotonic() - start, 1)
             kept.append(row)
             with out.open("a", encoding="utf-8") as file:
@@ -403,18 +490,31 @@ def right(row: dict[str, Any]) -> bool:
 
 def table(found: list[dict[str, Any]], seed: int) -> str:
     """The table of docs/reliability.md."""
-    lines = ["| fault | studies | reports | results lost | faults not named | slowest (s) |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| fault | studies | reports | results lost | faults not named | slowest (s) |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in [*(fault.name for fault in FAULTS), "all"]:
         some = [row for row in found if name in ("all", row["fault"])]
         if some:
-            cells = [name, len(some), sum(row["report"] for row in some), sum(row["lost"] for row in some), sum(not row["named"] for row in some)]
-            lines.append("| " + " | ".join(map(str, [*cells, max(row["s"] for row in some)])) + " |")
+            cells = [
+                name,
+                len(some),
+                sum(row["report"] for row in some),
+                sum(row["lost"] for row in some),
+                sum(not row["named"] for row in some),
+            ]
+            lines.append(
+                "| " + " | ".join(map(str, [*cells, max(row["s"] for row in some)])) + " |"
+            )
     machine = f"{os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     return "\n".join(lines) + f"\n\nSeed {seed}, {len(found)} studies; {machine}.\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--studies", type=int, default=60)
     parser.add_argument("--out", type=Path, default=ROOT / "campaign" / "faults.jsonl")

@@ -1,4 +1,5 @@
-"""A small server that speaks as much of the Hub's protocol as its client asks for: real requests, real files, no mocks."""
+"""A small server that speaks as much of the Hub's protocol as its client asks for: real requests,
+real files, no mocks."""
 
 from __future__ import annotations
 
@@ -29,14 +30,43 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
-        prefix = f"/{self.repo}/resolve/" if self.kind == "models" else f"/{self.kind}/{self.repo}/resolve/"
+        prefix = (
+            f"/{self.repo}/resolve/"
+            if self.kind == "models"
+            else f"/{self.kind}/{self.repo}/resolve/"
+        )
         if self.gone:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
         elif path.startswith(f"/api/{self.kind}/{self.repo}"):
-            files = [{"rfilename": str(file.relative_to(self.root))} for file in sorted(self.root.rglob("*")) if file.is_file()]
-            tree = [{"type": "file", "path": one["rfilename"], "size": (self.root / one["rfilename"]).stat().st_size, "oid": "b" * 40} for one in files]
-            info = {"id": self.repo, "sha": COMMIT, "private": False, "siblings": files, "tags": [], "downloads": 0, "likes": 0}
-            self._send(200, json.dumps(tree if "/tree/" in path else info).encode(), {"Content-Type": "application/json"}, body)
+            files = [
+                {"rfilename": str(file.relative_to(self.root))}
+                for file in sorted(self.root.rglob("*"))
+                if file.is_file()
+            ]
+            tree = [
+                {
+                    "type": "file",
+                    "path": one["rfilename"],
+                    "size": (self.root / one["rfilename"]).stat().st_size,
+                    "oid": "b" * 40,
+                }
+                for one in files
+            ]
+            info = {
+                "id": self.repo,
+                "sha": COMMIT,
+                "private": False,
+                "siblings": files,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+            }
+            self._send(
+                200,
+                json.dumps(tree if "/tree/" in path else info).encode(),
+                {"Content-Type": "application/json"},
+                body,
+            )
         elif path.startswith(prefix):
             name = path.removeprefix(prefix).split("/", 1)[1]
             file = self.root / name
@@ -44,7 +74,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
                 return
             content = file.read_bytes()
-            self._send(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}, body)
+            self._send(
+                200,
+                content,
+                {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT},
+                body,
+            )
         else:
             self._send(404, b"", {}, body)
 

@@ -1,4 +1,5 @@
-"""Any task through a chat template, and rows that are conversations: loss on the assistant's turns and nothing else."""
+"""Any task through a chat template, and rows that are conversations: loss on the assistant's turns
+and nothing else."""
 
 from __future__ import annotations
 
@@ -17,8 +18,10 @@ from tsugiki.study.run import run_group
 from tsugiki.study.store import Store
 
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role not in ['user', 'assistant', 'system'] %}{{ raise_exception('no such role') }}{% endif %}"
-    "<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for m in messages %}{% if m.role not in ['user', 'assistant', 'system'] %}{{ "
+    "raise_exception('no such role') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif "
+    "%}"
 )
 TALK = """
 name = "talk"
@@ -52,10 +55,18 @@ def chatty(template: str | None = TEMPLATE) -> Any:
 def talk(folder: Path, rows: list[Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "talk.toml").write_text(TALK, encoding="utf-8")
-    (folder / "talk.jsonl").write_text("".join(json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    (folder / "talk.jsonl").write_text(
+        "".join(json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows),
+        encoding="utf-8",
+    )
     for name, answer in (("held_out", "赤です"), ("test", "白です")):
-        one = [{"role": "user", "content": f"{name}の色は？"}, {"role": "assistant", "content": answer}]
-        (folder / f"{name}.jsonl").write_text(json.dumps({"messages": one}, ensure_ascii=False) + "\n", encoding="utf-8")
+        one = [
+            {"role": "user", "content": f"{name}の色は？"},
+            {"role": "assistant", "content": answer},
+        ]
+        (folder / f"{name}.jsonl").write_text(
+            json.dumps({"messages": one}, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return folder / "talk.toml"
 
 
@@ -75,9 +86,13 @@ def test_every_assistant_turn_is_trained_and_nothing_else(tmp_path: Path) -> Non
     task, tokenizer = load_task(TaskChoice(name=str(talk(tmp_path, ROWS)))), chatty()
     rows = tokenize(tokenizer, task, task.examples["train"], 128)
     assert [row.example.target for row in rows] == ["青", "緑", "黒"]
-    assert len({row.example.group for row in rows}) == 2, "turns of one conversation belong together"
+    assert len({row.example.group for row in rows}) == 2, (
+        "turns of one conversation belong together"
+    )
     said = tokenizer.decode(rows[1].prompt_ids)
-    assert said == "<system>短く答える\n<user>空は何色?\n<assistant>青\n<user>田は?\n<assistant>", "up to the answer, opened for the assistant"
+    assert said == "<system>短く答える\n<user>空は何色?\n<assistant>青\n<user>田は?\n<assistant>", (
+        "up to the answer, opened for the assistant"
+    )
     assert tokenizer.decode(rows[1].target_ids) == "緑</s>"
 
 
@@ -86,7 +101,9 @@ def test_any_task_can_be_said_through_the_template(task_file: Path) -> None:
     [row] = tokenize(tokenizer, task, task.examples["train"][:1], 128)
     assert tokenizer.decode(row.prompt_ids).startswith("<user>文1: ")
     assert tokenizer.decode(row.prompt_ids).endswith("\n<assistant>")
-    with pytest.raises(ModelError, match=r'has no chat template, so format = "chat" cannot be used'):
+    with pytest.raises(
+        ModelError, match=r'has no chat template, so format = "chat" cannot be used'
+    ):
         tokenize(chatty(None), task, task.examples["train"][:1], 128)
     with pytest.raises(ModelError, match="its chat template refuses row"):
         tokenize(chatty("{{ raise_exception('no') }}"), task, task.examples["train"][:1], 128)
@@ -97,10 +114,19 @@ def test_any_task_can_be_said_through_the_template(task_file: Path) -> None:
     [
         ("text", r'row 1: field "messages" must be a list of \{role, content\}'),
         ([{"role": "user"}], r'field "messages" must be a list'),
-        ([{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}], r'role "usr" is none of system, user, assistant. Did you mean "user"'),
+        (
+            [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}],
+            r'role "usr" is none of system, user, assistant. Did you mean "user"',
+        ),
         ([{"role": "user", "content": "a"}], "no assistant turn"),
-        ([{"role": "assistant", "content": "a"}], "turn 1 is an assistant's with no prompt before it"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "turn 2 is an assistant's with no text"),
+        (
+            [{"role": "assistant", "content": "a"}],
+            "turn 1 is an assistant's with no prompt before it",
+        ),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}],
+            "turn 2 is an assistant's with no text",
+        ),
     ],
 )
 def test_a_broken_conversation_is_named(row: Any, message: str, tmp_path: Path) -> None:
@@ -110,7 +136,9 @@ def test_a_broken_conversation_is_named(row: Any, message: str, tmp_path: Path) 
 
 def test_settings_that_conversations_do_not_read_are_refused(tmp_path: Path) -> None:
     path = talk(tmp_path, ROWS)
-    path.write_text(TALK.replace("max_new_tokens = 12", 'max_new_tokens = 12\nfields = ["a"]'), encoding="utf-8")
+    path.write_text(
+        TALK.replace("max_new_tokens = 12", 'max_new_tokens = 12\nfields = ["a"]'), encoding="utf-8"
+    )
     with pytest.raises(DataError, match="fields: a task with messages does not read it"):
         load_task(TaskChoice(name=str(path)))
 
@@ -126,13 +154,22 @@ def test_a_chat_model_is_trained_on_conversations_and_answers(tmp_path: Path) ->
 
 
 def test_a_conversation_is_never_torn_between_two_parts(tmp_path: Path) -> None:
-    rows = [[{"role": who, "content": f"{number}{turn}"} for turn in range(3) for who in ("user", "assistant")] for number in range(9)]
+    rows = [
+        [
+            {"role": who, "content": f"{number}{turn}"}
+            for turn in range(3)
+            for who in ("user", "assistant")
+        ]
+        for number in range(9)
+    ]
     path = talk(tmp_path, ROWS)
-    text = TALK.replace('validation = { files = "held_out" }', 'validation = { files = "both", half = "first" }').replace(
-        'test = { files = "test" }', 'test = { files = "both", half = "second" }'
-    )
+    text = TALK.replace(
+        'validation = { files = "held_out" }', 'validation = { files = "both", half = "first" }'
+    ).replace('test = { files = "test" }', 'test = { files = "both", half = "second" }')
     path.write_text(text + '[files.both]\npath = "both.jsonl"\n', encoding="utf-8")
-    (tmp_path / "both.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "both.jsonl").write_text(
+        "".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8"
+    )
     task = load_task(TaskChoice(name=str(path)))
     parts = [{one.group for one in task.examples[part]} for part in ("validation", "test")]
     assert not parts[0] & parts[1]

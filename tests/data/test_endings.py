@@ -1,15 +1,24 @@
-"""Where prompts begin and answers end: what the tokenizer adds, what the model's settings name, what a chat template closes a turn with."""
+"""Where prompts begin and answers end: what the tokenizer adds, what the model's settings name,
+what a chat template closes a turn with."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests import tiny
-from tsugiki.data.prompts import Tokens, answer_text, chat_ids_of, ending_of, prompt_ids_of, target_ids_of
+from tsugiki.data.prompts import (
+    Tokens,
+    answer_text,
+    chat_ids_of,
+    ending_of,
+    prompt_ids_of,
+    target_ids_of,
+)
 from tsugiki.data.tasks import Example
 
 TEMPLATE = (
-    "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + CLOSING }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant:' }}{% endif %}"
+    "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + CLOSING }}{% endfor "
+    "%}{% if add_generation_prompt %}{{ '<s>assistant:' }}{% endif %}"
 )
 EXAMPLE = Example(id="1", fields={}, target="はい")
 
@@ -22,12 +31,16 @@ def test_an_end_mark_that_the_text_itself_has_stays() -> None:
 
 
 @pytest.mark.parametrize("form", ["<s> $A </s>", "$A </s>", "<s> $A", "$A"])
-def test_what_the_tokenizer_puts_around_a_text_stays_before_it_and_goes_behind_it(form: str) -> None:
+def test_what_the_tokenizer_puts_around_a_text_stays_before_it_and_goes_behind_it(
+    form: str,
+) -> None:
     from tokenizers import processors
 
     tokenizer = tiny.tokenizer()
     specials = [(piece, tokenizer.convert_tokens_to_ids(piece)) for piece in ("<s>", "</s>")]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=form, special_tokens=specials)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=form, special_tokens=specials
+    )
     plain = tokenizer("犬</s>", add_special_tokens=False)["input_ids"]
     assert prompt_ids_of(tokenizer, "犬</s>") == [*([1] if form.startswith("<s>") else []), *plain]
 
@@ -47,7 +60,9 @@ def test_every_end_that_the_model_names_stops_an_answer_and_the_tokenizers_close
         ("'。'", (2,), {2}),
     ],
 )
-def test_in_a_conversation_an_answer_ends_as_the_template_closes_a_turn(closing: str, ids: tuple, stops: set) -> None:
+def test_in_a_conversation_an_answer_ends_as_the_template_closes_a_turn(
+    closing: str, ids: tuple, stops: set
+) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = TEMPLATE.replace("CLOSING", closing)
     ending = ending_of(tokenizer, chat=True)
@@ -71,7 +86,12 @@ def test_only_padding_is_dropped_from_what_the_model_said() -> None:
 
 def test_a_row_ends_with_its_ending() -> None:
     ending = ending_of(tiny.tokenizer(), chat=False)
-    row = Tokens(example=EXAMPLE, prompt_ids=(5,), target_ids=tuple(target_ids_of(tiny.tokenizer(), "はい")), ending=ending)
+    row = Tokens(
+        example=EXAMPLE,
+        prompt_ids=(5,),
+        target_ids=tuple(target_ids_of(tiny.tokenizer(), "はい")),
+        ending=ending,
+    )
     assert row.target_ids[-1:] == ending.ids
 
 

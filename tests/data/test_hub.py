@@ -1,4 +1,5 @@
-"""Models and datasets from the Hub, with the real client against a local server: download, cache, offline, checksums, refusals."""
+"""Models and datasets from the Hub, with the real client against a local server: download, cache,
+offline, checksums, refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from tests.data.hub import serve
 
 def run(code: str, address: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """Runs code in its own process, since the client reads its address at import."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TSUGIKI_"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TSUGIKI_"))
+    }
     environment |= {
         "HF_ENDPOINT": address,
         "HF_HOME": str(home),
@@ -26,7 +29,9 @@ def run(code: str, address: str, home: Path, **more: str) -> subprocess.Complete
         "HF_HUB_DISABLE_XET": "1",
         **more,
     }
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+    )
 
 
 MODEL = """
@@ -73,24 +78,36 @@ from tsugiki.data.tasks import load_task
 from tsugiki.errors import TsugikiError
 try:
     task = load_task(TaskChoice(name="xlsum_ja"))
-    print({part: len(rows) for part, rows in task.examples.items()}, task.examples["test"][0].target)
+    counts = {part: len(rows) for part, rows in task.examples.items()}
+    print(counts, task.examples["test"][0].target)
 except TsugikiError as error:
     print(type(error).__name__, error)
 """
 
 
-def test_xlsum_comes_as_parquet_with_verified_counts_and_a_recorded_checksum(tmp_path: Path) -> None:
+def test_xlsum_comes_as_parquet_with_verified_counts_and_a_recorded_checksum(
+    tmp_path: Path,
+) -> None:
     for part, count in (("train", 7113), ("validation", 889), ("test", 889)):
         folder = tmp_path / "repo" / "japanese" / part
         folder.mkdir(parents=True)
-        rows = {"id": [f"{part}{n}" for n in range(count)], "text": ["本文。"] * count, "summary": [f"要約{n}" for n in range(count)]}
+        rows = {
+            "id": [f"{part}{n}" for n in range(count)],
+            "text": ["本文。"] * count,
+            "summary": [f"要約{n}" for n in range(count)],
+        }
         parquet.write_table(pa.table(rows), folder / "0000.parquet")
     with serve(tmp_path / "repo", "datasets", "csebuetnlp/xlsum") as hub:
         first = run(XLSUM, hub.address, tmp_path / "home")
-        assert first.stdout.strip() == "{'train': 7113, 'validation': 889, 'test': 889} 要約0", first.stdout + first.stderr
+        assert first.stdout.strip() == "{'train': 7113, 'validation': 889, 'test': 889} 要約0", (
+            first.stdout + first.stderr
+        )
         offline = run(XLSUM, hub.address, tmp_path / "home", HF_HUB_OFFLINE="1")
         assert offline.stdout == first.stdout
-        pins = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "home" / "tsugiki" / "pins").iterdir()]
+        pins = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in (tmp_path / "home" / "tsugiki" / "pins").iterdir()
+        ]
         assert {len(pin["sha256"]) for pin in pins} == {64}
         for file in (tmp_path / "home" / "tsugiki" / "hub").rglob("0000.parquet"):
             content = file.resolve().read_bytes()

@@ -1,4 +1,5 @@
-"""Prompts and answers as ids: same prompt in training and inference, answer and end mark trained, the answer never cut."""
+"""Prompts and answers as ids: same prompt in training and inference, answer and end mark trained,
+the answer never cut."""
 
 from __future__ import annotations
 
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from tests import tiny
 from tsugiki.config import TaskChoice
 from tsugiki.data.batch import IGNORED, Order, collate
-from tsugiki.data.prompts import Tokens, answer_text, check_ids, check_tokenizer, prompt_ids_of, render, target_ids_of, tokenize_one
+from tsugiki.data.prompts import (
+    Tokens,
+    answer_text,
+    check_ids,
+    check_tokenizer,
+    prompt_ids_of,
+    render,
+    target_ids_of,
+    tokenize_one,
+)
 from tsugiki.data.tasks import Example, Task, load_task
 from tsugiki.errors import DataError, ModelError
 
@@ -29,8 +39,16 @@ def test_labels_cover_exactly_the_target(prompt: str, target: str, sep: bool) ->
     tokenizer = WITH_SEP if sep else WITHOUT_SEP
     prompt_ids = prompt_ids_of(tokenizer, prompt + "[SEP]")
     target_ids = target_ids_of(tokenizer, target)
-    row = Tokens(example=Example(id="0", fields={}, target=target), prompt_ids=tuple(prompt_ids), target_ids=tuple(target_ids))
-    batch = collate([row, Tokens(example=row.example, prompt_ids=(5,) * 60, target_ids=(7, 2))], [0, 1], pad_id=2)
+    row = Tokens(
+        example=Example(id="0", fields={}, target=target),
+        prompt_ids=tuple(prompt_ids),
+        target_ids=tuple(target_ids),
+    )
+    batch = collate(
+        [row, Tokens(example=row.example, prompt_ids=(5,) * 60, target_ids=(7, 2))],
+        [0, 1],
+        pad_id=2,
+    )
     trained = batch.labels[0][batch.labels[0] != IGNORED].tolist()
     assert trained == target_ids
     assert trained[-1] == tokenizer.eos_token_id
@@ -57,7 +75,9 @@ def test_sep_is_a_piece_or_plain_text_but_embeddings_stay(tmp_path: Path) -> Non
 def test_long_text_gives_way_and_the_answer_does_not(tmp_path: Path) -> None:
     task = tiny_task(tmp_path)
     long = Example(id="9", fields={"a": "犬が公園を走っています。" * 40, "b": "猫"}, target="含意")
-    with pytest.raises(DataError, match=r'task "tiny" row 9: \d+ prompt tokens, but 64 less the answer leave'):
+    with pytest.raises(
+        DataError, match=r'task "tiny" row 9: \d+ prompt tokens, but 64 less the answer leave'
+    ):
         tokenize_one(WITH_SEP, task, long, 64)
     cutting = Task(**{**task.__dict__, "spec": task.spec.model_copy(update={"cut": "a"})})
     row = tokenize_one(WITH_SEP, cutting, long, 64)
@@ -68,8 +88,12 @@ def test_long_text_gives_way_and_the_answer_does_not(tmp_path: Path) -> None:
     longer = Example(id="9", fields=long.fields, target="含意" * 20)
     with pytest.raises(DataError, match="but max_new_tokens is 6"):
         tokenize_one(WITH_SEP, cutting, longer, 64)
-    free = Task(**{**cutting.__dict__, "spec": cutting.spec.model_copy(update={"kind": "generation"})})
-    assert tokenize_one(WITH_SEP, free, longer, 64).target_ids == tuple(target_ids_of(WITH_SEP, "含意" * 20))
+    free = Task(
+        **{**cutting.__dict__, "spec": cutting.spec.model_copy(update={"kind": "generation"})}
+    )
+    assert tokenize_one(WITH_SEP, free, longer, 64).target_ids == tuple(
+        target_ids_of(WITH_SEP, "含意" * 20)
+    )
     with pytest.raises(DataError, match="Raise max_length"):
         tokenize_one(WITH_SEP, cutting, long, 12)
 
@@ -87,9 +111,14 @@ def test_a_tokenizer_without_an_end_mark_is_refused() -> None:
 
 
 def test_an_id_that_the_model_has_no_row_for_is_refused_where_it_occurs() -> None:
-    row = Tokens(example=Example(id="r7", fields={}, target="x"), prompt_ids=(5, 9), target_ids=(6, 2))
+    row = Tokens(
+        example=Example(id="r7", fields={}, target="x"), prompt_ids=(5, 9), target_ids=(6, 2)
+    )
     check_ids(WITH_SEP, [row], 10)
-    with pytest.raises(ModelError, match=r"row r7 holds .* \(id 9\), but the model has 9 rows: they do not belong together"):
+    with pytest.raises(
+        ModelError,
+        match=r"row r7 holds .* \(id 9\), but the model has 9 rows: they do not belong together",
+    ):
         check_ids(WITH_SEP, [row], 9)
 
 

@@ -1,4 +1,5 @@
-"""Task files and their data: every wrong input is named with file and row; splits never mix; downloads are held to their pins."""
+"""Task files and their data: every wrong input is named with file and row; splits never mix;
+downloads are held to their pins."""
 
 from __future__ import annotations
 
@@ -24,13 +25,21 @@ from tsugiki.toml import read_task
 def rewrite(path: Path, number: int, change: dict | str) -> None:
     """Changes row `number` (from 1) of a JSON Lines file."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    lines[number - 1] = change if isinstance(change, str) else json.dumps({**json.loads(lines[number - 1]), **change}, ensure_ascii=False)
+    lines[number - 1] = (
+        change
+        if isinstance(change, str)
+        else json.dumps({**json.loads(lines[number - 1]), **change}, ensure_ascii=False)
+    )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def test_examples_carry_label_words_and_candidates(task_file: Path) -> None:
     task = load_task(TaskChoice(name=str(task_file)))
-    assert {part: len(rows) for part, rows in task.examples.items()} == {"train": 24, "validation": 9, "test": 9}
+    assert {part: len(rows) for part, rows in task.examples.items()} == {
+        "train": 24,
+        "validation": 9,
+        "test": 9,
+    }
     first = task.examples["train"][0]
     assert first.target == "含意"
     assert first.candidates == ("含意", "中立", "矛盾")
@@ -42,7 +51,9 @@ def test_a_missing_field_names_file_row_and_field(task_file: Path) -> None:
     row = json.loads(lines[16])
     row["bb"] = row.pop("b")
     rewrite(path, 17, json.dumps(row, ensure_ascii=False))
-    with pytest.raises(DataError, match=r'train\.jsonl row 17: field "b" is missing. Did you mean "bb"'):
+    with pytest.raises(
+        DataError, match=r'train\.jsonl row 17: field "b" is missing. Did you mean "bb"'
+    ):
         load_task(TaskChoice(name=str(task_file)))
 
 
@@ -83,19 +94,26 @@ def test_unknown_names_are_met_with_the_known_ones(task_file: Path) -> None:
     [
         (("{a}", "{a"), "for curly brackets that are meant as text"),
         (("{a}", "{a.x}"), "no field"),
-        (('group = "image"', 'group = "image"\ngroup_pattern = "^[0-9]+"'), "needs one group in round brackets"),
+        (
+            ('group = "image"', 'group = "image"\ngroup_pattern = "^[0-9]+"'),
+            "needs one group in round brackets",
+        ),
         (('group = "image"', 'group = "image"\ngroup_pattern = "("'), "is no regular expression"),
         (('group = "image"\n', ""), None),
     ],
 )
-def test_a_wrong_task_file_is_one_line(task_file: Path, change: tuple[str, str], message: str | None) -> None:
+def test_a_wrong_task_file_is_one_line(
+    task_file: Path, change: tuple[str, str], message: str | None
+) -> None:
     from tsugiki.study.inspect import check_file
 
     task_file.write_text(task_file.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
     if message is None:
         task = load_task(TaskChoice(name=str(task_file)))
         groups = [one.group for part in task.examples.values() for one in part]
-        assert len(set(groups)) == len(groups), "rows without a group field depend on no other row, of another file least of all"
+        assert len(set(groups)) == len(groups), (
+            "rows without a group field depend on no other row, of another file least of all"
+        )
         return
     with pytest.raises(DataError, match=message):
         list(check_file(task_file))
@@ -118,13 +136,22 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
 
 def test_choice_and_generation_from_csv(tmp_path: Path) -> None:
     (tmp_path / "q.toml").write_text(
-        'name="q"\ntitle="q"\nkind="choice"\nmetric="exact_match"\nlicence="CC0"\ncitation="-"\nfields=["問","ア","イ"]\nchoices=["ア","イ"]\n'
-        'target="正解"\nmax_new_tokens=4\ndefault_split="s"\n[formats]\npaper="{問}[SEP]"\n[files]\nall={path="q.csv"}\n'
-        '[splits.s]\ntrain={files="all"}\nvalidation={files="all",half="first"}\ntest={files="all",half="second"}\n',
+        'name="q"\ntitle="q"\nkind="choice"\nmetric="exact_match"\nlicence="CC0"\ncitation="-"\nfie'
+        'lds=["問","ア","イ"]\nchoices=["ア","イ"]\n'
+        'target="正解"\nmax_new_tokens=4\ndefault_split="s"\n[formats]\npaper="{問}[SEP]"\n[files]'
+        '\nall={path="q.csv"}\n[splits.s]\ntrain={files="all"}\nvalidation={files="all",half="first'
+        '"}\ntest={files="all",half="second"}\n',
         encoding="utf-8",
     )
     with (tmp_path / "q.csv").open("w", encoding="utf-8-sig", newline="") as file:
-        csv.writer(file).writerows([["問", "ア", "イ", "正解"], ["空は？", "青", "赤", "0"], ["血は？", "青", "赤", "赤"], ["葉は？", "緑", "黒", "0"]])
+        csv.writer(file).writerows(
+            [
+                ["問", "ア", "イ", "正解"],
+                ["空は？", "青", "赤", "0"],
+                ["血は？", "青", "赤", "赤"],
+                ["葉は？", "緑", "黒", "0"],
+            ]
+        )
     task = load_task(TaskChoice(name=str(tmp_path / "q.toml")))
     assert [one.target for one in task.examples["train"]] == ["青", "赤", "緑"]
     assert (len(task.examples["validation"]), len(task.examples["test"])) == (2, 1)
@@ -143,8 +170,13 @@ def test_a_run_is_not_scored_on_a_file_it_was_trained_on(task_file: Path) -> Non
 
 def test_halves_by_group_share_no_group(task_file: Path) -> None:
     text = task_file.read_text(encoding="utf-8")
-    halves = 'validation = { files = "train", half = "first", by = "group" }\ntest = { files = "train", half = "second", by = "group" }\n'
-    task_file.write_text(text + '[splits.halves]\ntrain = { files = "test" }\n' + halves, encoding="utf-8")
+    halves = (
+        'validation = { files = "train", half = "first", by = "group" }\ntest = { files = '
+        '"train", half = "second", by = "group" }\n'
+    )
+    task_file.write_text(
+        text + '[splits.halves]\ntrain = { files = "test" }\n' + halves, encoding="utf-8"
+    )
     task = load_task(TaskChoice(name=str(task_file), split="halves"))
     first, second = ({one.group for one in task.examples[part]} for part in ("validation", "test"))
     assert not first & second
@@ -153,7 +185,15 @@ def test_halves_by_group_share_no_group(task_file: Path) -> None:
 
 
 def test_every_built_in_task_file_is_valid() -> None:
-    assert {"jnli", "jcommonsenseqa", "xlsum_ja", "wikinews_ja", "sample_nli", "sample_choice", "sample_headline"} <= set(builtin_tasks())
+    assert {
+        "jnli",
+        "jcommonsenseqa",
+        "xlsum_ja",
+        "wikinews_ja",
+        "sample_nli",
+        "sample_choice",
+        "sample_headline",
+    } <= set(builtin_tasks())
     for path in builtin_tasks().values():
         spec = read_task(path)
         assert spec.default_format in spec.formats
@@ -164,15 +204,21 @@ def test_every_built_in_task_file_is_valid() -> None:
 def test_jcommonsenseqa_and_jnli_are_cut_as_the_paper_says(testdata: Path, split: str) -> None:
     if split == "paper":
         task = load_task(TaskChoice(name="jcommonsenseqa", data_dir=str(testdata)))
-        assert [len(task.examples[part]) for part in ("train", "validation", "test")] == [8939, 560, 559]
+        assert [len(task.examples[part]) for part in ("train", "validation", "test")] == [
+            8939,
+            560,
+            559,
+        ]
     spec = Path(__file__).parents[2] / "benchmarks" / "workbench" / "jnli_substitute.toml"
     jnli = load_task(TaskChoice(name=str(spec), split=split, data_dir=str(testdata)))
     assert [len(jnli.examples[part]) for part in ("validation", "test")] == [1217, 1217]
-    shared = {one.group for one in jnli.examples["validation"]} & {one.group for one in jnli.examples["test"]}
+    shared = {one.group for one in jnli.examples["validation"]} & {
+        one.group for one in jnli.examples["test"]
+    }
     assert bool(shared) == (split == "paper")
 
 
-# ---- the network ----------------------------------------------------------------------------------------------
+# ---- the network --------------------------------------------------------------------------------
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -206,7 +252,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     served.server_close()
 
 
-def test_a_pinned_file_is_fetched_once_and_read_offline(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pinned_file_is_fetched_once_and_read_offline(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = FileSpec(url=server, git_blob=sources.git_blob_id(Answers.content))
     first = sources.locate(spec, tmp_path, None)
     monkeypatch.setenv("TSUGIKI_OFFLINE", "1")
@@ -222,7 +270,9 @@ def test_a_wrong_or_broken_download_leaves_nothing(server: str, tmp_path: Path) 
         sources.locate(FileSpec(url=server, git_blob="0" * 40), tmp_path, None)
     Answers.promised = 50
     with pytest.raises(DataError, match=r"cannot be fetched|broke off"):
-        sources.locate(FileSpec(url=server, sha256=hashlib.sha256(b"x").hexdigest()), tmp_path, None)
+        sources.locate(
+            FileSpec(url=server, sha256=hashlib.sha256(b"x").hexdigest()), tmp_path, None
+        )
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
@@ -242,7 +292,8 @@ def test_the_tiny_task_is_readable(tmp_path: Path) -> None:
 
 
 def test_what_of_a_part_stands_in_the_training_data_is_counted_once(task_file: Path) -> None:
-    """The same text (white space and width apart), its two fields swapped, the same group: in that order."""
+    """The same text (white space and width apart), its two fields swapped, the same group: in that
+    order."""
     trained = [{"a": f"左{n}", "b": f"右{n}", "label": "e", "image": f"t{n}"} for n in range(4)]
     tested = [
         {"a": "左０", "b": " 右 0", "label": "e", "image": "t1"},
@@ -255,7 +306,15 @@ def test_what_of_a_part_stands_in_the_training_data_is_counted_once(task_file: P
         (task_file.parent / f"{part}.jsonl").write_text(text, encoding="utf-8")
     task = load_task(TaskChoice(name=str(task_file)))
     assert shared_rows(task, "test") == Shared(same=1, mirrored=1, grouped=1)
-    assert "of 4 test rows 1 stand in the training data too, 1 with their two fields swapped, 1 more are of a group" in leak_notes(task, "en")[-1]
+    assert (
+        "of 4 test rows 1 stand in the training data too, 1 with their two fields swapped, 1 more "
+        "are of a group" in leak_notes(task, "en")[-1]
+    )
     assert "テスト 4 件のうち、学習データと同文 1" in leak_notes(task, "ja")[-1]
-    (task_file.parent / "validation.jsonl").write_text((task_file.parent / "test.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
-    assert "of 4 test rows 4 stand in the validation data too" in leak_notes(load_task(TaskChoice(name=str(task_file))), "en")[-1]
+    (task_file.parent / "validation.jsonl").write_text(
+        (task_file.parent / "test.jsonl").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    assert (
+        "of 4 test rows 4 stand in the validation data too"
+        in leak_notes(load_task(TaskChoice(name=str(task_file))), "en")[-1]
+    )

@@ -1,4 +1,5 @@
-"""Writes the golden files anew: run it only when a change of behaviour is meant, and say so in the CHANGELOG.
+"""Writes the golden files anew: run it only when a change of behaviour is meant, and say so in the
+CHANGELOG.
 
 python -m tests.golden.make_golden
 """
@@ -30,7 +31,9 @@ def loss_curves() -> dict[str, list[float]]:
             torch.manual_seed(0)
             model = tiny.MODELS[kind]()
             lane = lane_of(model, config(epochs=8 / 3, schedule="cosine", warmup=0.25), method, 10)
-            curves[f"{kind}-{method}"] = fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])[0].history.loss
+            curves[f"{kind}-{method}"] = fit(
+                EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None]
+            )[0].history.loss
     return curves
 
 
@@ -41,17 +44,25 @@ def prompts() -> dict[str, dict]:
         if name.startswith("sample_"):
             for form in ("paper", "plain"):
                 task = load_task(TaskChoice(name=name, format=form))
-                rendered[f"{name}-{form}"] = {"prompt": render(task.template, task.examples["test"][0]), "answer": task.examples["test"][0].target}
+                rendered[f"{name}-{form}"] = {
+                    "prompt": render(task.template, task.examples["test"][0]),
+                    "answer": task.examples["test"][0].target,
+                }
     with tempfile.TemporaryDirectory() as folder:
         task = load_task(TaskChoice(name=str(tiny.save_task(Path(folder)))))
         row = tokenize(tiny.tokenizer(), task, task.examples["train"][:1], 128)[0]
-    rendered["tiny-ids"] = {"ids": [*row.prompt_ids, *row.target_ids], "trained": [0] * len(row.prompt_ids) + [1] * len(row.target_ids)}
+    rendered["tiny-ids"] = {
+        "ids": [*row.prompt_ids, *row.target_ids],
+        "trained": [0] * len(row.prompt_ids) + [1] * len(row.target_ids),
+    }
     return rendered
 
 
 def main() -> None:
     for name, content in (("loss_curves", loss_curves()), ("prompts", prompts())):
-        (FOLDER / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        (FOLDER / f"{name}.json").write_text(
+            json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

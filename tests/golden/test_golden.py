@@ -1,4 +1,5 @@
-"""Golden files: loss curves (CPUs differ in the last bits, so to 1e-4) and rendered prompts with ids and mask, to the letter."""
+"""Golden files: loss curves (CPUs differ in the last bits, so to 1e-4) and rendered prompts with
+ids and mask, to the letter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The captured step against the plain one on a CUDA device: same rows, same masks, same losses to bf16 noise."""
+"""The captured step against the plain one on a CUDA device: same rows, same masks, same losses to
+bf16 noise."""
 
 from __future__ import annotations
 
@@ -19,17 +20,34 @@ from tsugiki.train.captured import CapturedStep, open_step
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
+]
 CUDA = torch.device("cuda")
 
 
 def course(
-    kind: str, method: str, step: str, folder: Path | None = None, upto: int | None = None, lora: LoraConfig | None = None, **settings: Any
+    kind: str,
+    method: str,
+    step: str,
+    folder: Path | None = None,
+    upto: int | None = None,
+    lora: LoraConfig | None = None,
+    **settings: Any,
 ) -> tuple[list[float], Lane]:
     numerics = pick_numerics(method, "auto", CUDA)
-    model = tiny.MODELS[kind]().to(CUDA, torch.bfloat16 if numerics.base == "bf16" else torch.float32)
+    model = tiny.MODELS[kind]().to(
+        CUDA, torch.bfloat16 if numerics.base == "bf16" else torch.float32
+    )
     no_dropout(model)
-    lane = lane_of(model, config(epochs=6, learning_rate=1e-2 if method == "lora" else 1e-3, step=step, **settings), method, 10, lora)
+    lane = lane_of(
+        model,
+        config(epochs=6, learning_rate=1e-2 if method == "lora" else 1e-3, step=step, **settings),
+        method,
+        10,
+        lora,
+    )
     lane.steps = upto or lane.steps
     with open_step(model, [lane], rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
         assert isinstance(opened, CapturedStep) == (step == "captured")
@@ -50,7 +68,9 @@ def course(
         ("full", None, {"micro_batch": 2}),
     ],
 )
-def test_the_captured_step_trains_as_the_plain_one(kind: str, method: str, lora: LoraConfig | None, settings: dict) -> None:
+def test_the_captured_step_trains_as_the_plain_one(
+    kind: str, method: str, lora: LoraConfig | None, settings: dict
+) -> None:
     plain, _ = course(kind, method, "eager", lora=lora, **settings)
     counters.clear()
     captured, _ = course(kind, method, "captured", lora=lora, **settings)
@@ -67,12 +87,18 @@ def test_a_captured_run_resumed_goes_on_to_the_same_losses(method: str, tmp_path
     course("llama", method, "captured", tmp_path, upto=7)
     resumed, lane = course("llama", method, "captured", tmp_path)
     assert resumed == straight
-    assert all(torch.equal(parameter, lane.parameters[name]) for name, parameter in whole.parameters.items())
+    assert all(
+        torch.equal(parameter, lane.parameters[name])
+        for name, parameter in whole.parameters.items()
+    )
 
 
 @pytest.mark.parametrize("refused", [1, 3])
-def test_a_step_too_large_for_the_memory_is_split_then_recomputed(refused: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows a step stay the same; the backward passes get smaller, and at last the layers compute twice."""
+def test_a_step_too_large_for_the_memory_is_split_then_recomputed(
+    refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows a step stay the same; the backward passes get smaller, and at last the layers compute
+    twice."""
     record = CapturedStep._record_all
     seen: list[CapturedStep] = []
 
@@ -104,7 +130,9 @@ def test_captured_answers_equal_the_plain_ones(kind: str) -> None:
     """fp32 weights in bf16 products: where two tokens are close the answers may part; few do."""
     numerics = Numerics(compute="bf16", base="bf16", trained="fp32")
     model = tiny.MODELS[kind](seed=5).to(CUDA, torch.bfloat16)
-    prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)]
+    prompts = [
+        tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)
+    ]
     with numerics.autocast(CUDA):
         plain = generate_ids(model, prompts, max_new_tokens=8, stops=(), pad_id=3)
     captured = generate_all(model, prompts, max_new_tokens=8, batch=16, stops=(), numerics=numerics)

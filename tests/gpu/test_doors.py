@@ -1,4 +1,5 @@
-"""The look at a model on a card: what is taken, what takes the plain step, and a run in bf16 from one end to the other."""
+"""The look at a model on a card: what is taken, what takes the plain step, and a run in bf16 from
+one end to the other."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ from tsugiki.study.finished import score_run
 from tsugiki.study.run import run_group
 from tsugiki.study.store import Store
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 APART = {"mistral", "gemma", "phi3", "olmo2"}
 
 
@@ -32,20 +36,29 @@ def on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", list(TAKEN))
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_what_is_taken_on_a_cpu_is_taken_in_bf16_on_a_card(kind: str, method: str, tmp_path: Path) -> None:
-    base = load_base(find_base(ModelChoice(path=str(saved(TAKEN[kind], tmp_path))), method, "bf16"))  # type: ignore[arg-type]
+def test_what_is_taken_on_a_cpu_is_taken_in_bf16_on_a_card(
+    kind: str, method: str, tmp_path: Path
+) -> None:
+    choice = ModelChoice(path=str(saved(TAKEN[kind], tmp_path)))
+    base = load_base(find_base(choice, method, "bf16"))  # type: ignore[arg-type]
     if kind in APART:
         assert look_of(base.model).cached
         assert why_not_captured(base.model, base.device, base.numerics) is None
-        assert rows_stay_apart(base.model, partial(packed_states, base.model, base.numerics.autocast(base.device)))
+        assert rows_stay_apart(
+            base.model, partial(packed_states, base.model, base.numerics.autocast(base.device))
+        )
     if kind in ("lfm2", "mamba"):
-        assert "takes the plain step" in (why_plain(base.model, base.device, base.numerics, "auto") or "")
+        assert "takes the plain step" in (
+            why_plain(base.model, base.device, base.numerics, "auto") or ""
+        )
 
 
 @pytest.mark.parametrize("kind", list(REFUSED))
 def test_what_is_refused_on_a_cpu_is_refused_in_bf16_on_a_card(kind: str, tmp_path: Path) -> None:
     config, message = REFUSED[kind]
-    with pytest.raises(ModelError, match=f"{message}|changes its logits"):  # of two faults the nearer one
+    with pytest.raises(
+        ModelError, match=f"{message}|changes its logits"
+    ):  # of two faults the nearer one
         load_base(find_base(ModelChoice(path=str(saved(config, tmp_path))), "lora", "bf16"))
 
 
@@ -53,7 +66,9 @@ def test_what_is_refused_on_a_cpu_is_refused_in_bf16_on_a_card(kind: str, tmp_pa
 def test_a_run_from_one_end_to_the_other(method: str, task_file: Path, tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model", "broad llama")
     changes = {"method": "full", "lora": None} if method == "full" else {}
-    [record] = run_group([asked(folder, task_file, train={**TRAIN, "precision": "auto"}, **changes)], Store(tmp_path))
+    [record] = run_group(
+        [asked(folder, task_file, train={**TRAIN, "precision": "auto"}, **changes)], Store(tmp_path)
+    )
     record = score_run(record, "test")
     assert record.with_what["numerics"]["compute"] == "bf16"
     assert record.happened["step"].startswith("captured")

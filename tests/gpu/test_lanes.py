@@ -1,4 +1,5 @@
-"""Many adapters in one captured step on a CUDA device: against the plain step, against each lane alone, resumed, undisturbed."""
+"""Many adapters in one captured step on a CUDA device: against the plain step, against each lane
+alone, resumed, undisturbed."""
 
 from __future__ import annotations
 
@@ -19,29 +20,52 @@ from tsugiki.train.captured import CapturedStep, open_step
 from tsugiki.train.engine import FitResult, fit
 from tsugiki.train.lane import DoesNotFit, Lane
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
+]
 CUDA = torch.device("cuda")
-SLOW = [(lora, train.model_copy(update={"learning_rate": train.learning_rate / 5})) for lora, train in LANES]  # less for bf16 noise to grow in
-FUSED: list[Asked] = [(lora.model_copy(update={"dropout": 0.0}), train.model_copy(update={"micro_batch": None})) for lora, train in SLOW]
+SLOW = [
+    (lora, train.model_copy(update={"learning_rate": train.learning_rate / 5}))
+    for lora, train in LANES
+]  # less for bf16 noise to grow in
+FUSED: list[Asked] = [
+    (lora.model_copy(update={"dropout": 0.0}), train.model_copy(update={"micro_batch": None}))
+    for lora, train in SLOW
+]
 
 
 def course(
-    kind: str, asked: Sequence[Asked], step: str, folders: Sequence[Path] | None = None, killed_at: int | None = None
+    kind: str,
+    asked: Sequence[Asked],
+    step: str,
+    folders: Sequence[Path] | None = None,
+    killed_at: int | None = None,
 ) -> tuple[list[Lane], list[FitResult]]:
     numerics = pick_numerics("lora", "auto", CUDA)
     model = tiny.MODELS[kind]().to(CUDA, torch.bfloat16)
     no_dropout(model)
-    lanes = lanes_of(model, [(lora, train.model_copy(update={"step": step})) for lora, train in asked])
+    lanes = lanes_of(
+        model, [(lora, train.model_copy(update={"step": step})) for lora, train in asked]
+    )
     with open_step(model, lanes, rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
         assert isinstance(opened, CapturedStep) == (step == "captured")
         stepping = StopAt(opened, killed_at) if killed_at else opened
-        results = fit(stepping, lanes, CUDA, folders=folders or [None] * len(lanes), checkpoint_every_s=0.0 if folders else 60.0)
+        results = fit(
+            stepping,
+            lanes,
+            CUDA,
+            folders=folders or [None] * len(lanes),
+            checkpoint_every_s=0.0 if folders else 60.0,
+        )
     return lanes, results
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("asked", [FUSED, SLOW], ids=["fused", "dropout"])
-def test_captured_lanes_train_as_plain_ones_and_as_each_alone(kind: str, asked: list[Asked]) -> None:
+def test_captured_lanes_train_as_plain_ones_and_as_each_alone(
+    kind: str, asked: list[Asked]
+) -> None:
     _, plain = course(kind, asked, "eager")
     _, captured = course(kind, asked, "captured")
     for one, other in zip(captured, plain, strict=True):
@@ -61,15 +85,33 @@ def test_a_captured_group_resumed_goes_on_to_the_same_losses(tmp_path: Path) -> 
     for lane, result, other, expected in zip(lanes, resumed, whole, straight, strict=True):
         assert 0 < result.resumed_from < 21
         assert result.history.loss == expected.history.loss
-        assert all(torch.equal(parameter, lane.parameters[name]) for name, parameter in other.parameters.items())
+        assert all(
+            torch.equal(parameter, lane.parameters[name])
+            for name, parameter in other.parameters.items()
+        )
 
 
 def test_a_captured_lane_does_not_notice_what_the_others_do() -> None:
     mine = (LoraConfig(targets="all-linear", rank=4), config(epochs=5))
     seen = []
     for rate in (1e-3, 3e-2, 1e20):
-        lanes, results = course("llama", [(LoraConfig(targets="q+v", rank=2), config(epochs=5, learning_rate=rate, seed=3)), mine], "captured")
-        seen.append((results[1].history.loss, {name: parameter.detach().clone() for name, parameter in lanes[1].parameters.items()}))
+        lanes, results = course(
+            "llama",
+            [
+                (LoraConfig(targets="q+v", rank=2), config(epochs=5, learning_rate=rate, seed=3)),
+                mine,
+            ],
+            "captured",
+        )
+        seen.append(
+            (
+                results[1].history.loss,
+                {
+                    name: parameter.detach().clone()
+                    for name, parameter in lanes[1].parameters.items()
+                },
+            )
+        )
         assert (results[0].failure is None) == (rate < 1)
     for losses, adapters in seen[1:]:
         assert losses == seen[0][0]
@@ -89,12 +131,20 @@ def test_lanes_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_captured_answers_of_all_lanes_equal_the_plain_ones(kind: str) -> None:
     numerics = pick_numerics("lora", "auto", CUDA)
     model = tiny.MODELS[kind](seed=5).to(CUDA, torch.bfloat16)
-    lanes = lanes_of(model, [(lora, train.model_copy(update={"learning_rate": 0.05})) for lora, train in FUSED])
+    lanes = lanes_of(
+        model, [(lora, train.model_copy(update={"learning_rate": 0.05})) for lora, train in FUSED]
+    )
     with open_step(model, lanes, rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
         fit(opened, lanes, CUDA, folders=[None] * len(lanes))
-    prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)]
-    together = generate_lanes(model, prompts, lanes=4, max_new_tokens=8, batch=16, stops=(), numerics=numerics)
-    assert together == generate_lanes(model, prompts, lanes=4, max_new_tokens=8, batch=16, stops=(), numerics=numerics)
+    prompts = [
+        tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)
+    ]
+    together = generate_lanes(
+        model, prompts, lanes=4, max_new_tokens=8, batch=16, stops=(), numerics=numerics
+    )
+    assert together == generate_lanes(
+        model, prompts, lanes=4, max_new_tokens=8, batch=16, stops=(), numerics=numerics
+    )
     assert len({str(answers) for answers in together}) > 1
     bank = lanes[0].grafted.bank
     for number, answers in enumerate(together):

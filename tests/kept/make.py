@@ -1,9 +1,11 @@
-"""Makes the kept runs that tests of the report read: a real study, trained on the built-in model over two small made-up tasks.
+"""Makes the kept runs that tests of the report read: a real study, trained on the built-in model
+over two small made-up tasks.
 
     python -m tests.kept.make runs      trains everything anew (a few minutes), drops the weights
-    python -m tests.kept.make pages     writes the pages, tables and the list of runs from what is kept
+    python -m tests.kept.make pages     writes pages, tables and the list of runs from what is kept
 
-Runs and pages are committed: a report made from these runs must not change by a byte, unless on purpose.
+Runs and pages are committed: a report made from these runs must not change by a byte, unless on
+purpose.
 """
 
 from __future__ import annotations
@@ -19,7 +21,20 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 STUDY, ROOT, PAGES = Path("kept.toml"), Path("out"), Path("pages")
-THINGS = ("りんご", "みかん", "傘", "自転車", "ねこ", "いぬ", "本", "時計", "花", "電車", "机", "帽子")
+THINGS = (
+    "りんご",
+    "みかん",
+    "傘",
+    "自転車",
+    "ねこ",
+    "いぬ",
+    "本",
+    "時計",
+    "花",
+    "電車",
+    "机",
+    "帽子",
+)
 PEOPLE = ("太郎", "花子", "先生", "母", "父", "友だち", "店員", "祖母")
 
 
@@ -27,10 +42,22 @@ def rows(part: str, count: int) -> Iterator[tuple[dict[str, str], dict[str, str]
     """Sentences of likes and dislikes, and of things that were bought last."""
     start = {"train": 0, "validation": 1000, "test": 2000}[part]
     for number in range(start, start + count):
-        thing, other, who = THINGS[number * 7 % 12], THINGS[(number * 5 + 3) % 12], PEOPLE[number * 3 % 8]
-        likes = (number * 11 % 5 < 2 + number % 2) != (number % 7 == 3)  # one in seven says the other
-        said = f"{who}は{thing}が{'好き' if number * 11 % 5 < 2 + number % 2 else '嫌い'}だ（{number}番）。"
-        bought = {"text": f"{who}は{number}番の店で{other}を見て、{thing}を買った。", "summary": f"{who}、{thing}を買う"}
+        thing, other, who = (
+            THINGS[number * 7 % 12],
+            THINGS[(number * 5 + 3) % 12],
+            PEOPLE[number * 3 % 8],
+        )
+        likes = (number * 11 % 5 < 2 + number % 2) != (
+            number % 7 == 3
+        )  # one in seven says the other
+        said = (
+            f"{who}は{thing}が{'好き' if number * 11 % 5 < 2 + number % 2 else '嫌い'}だ（"
+            f"{number}番）。"
+        )
+        bought = {
+            "text": f"{who}は{number}番の店で{other}を見て、{thing}を買った。",
+            "summary": f"{who}、{thing}を買う",
+        }
         yield {"text": said, "label": "はい" if likes else "いいえ"}, bought
 
 
@@ -43,7 +70,8 @@ def make_tasks() -> None:
 
 
 def make_runs() -> None:
-    """Trains the study (its imported adapter is a run of its own, exported), then drops what a report does not read."""
+    """Trains the study (its imported adapter is a run of its own, exported), then drops what a
+    report does not read."""
     from tsugiki.cli import main
 
     def tsugiki(*arguments: str) -> None:
@@ -66,18 +94,26 @@ def make_runs() -> None:
 
 
 def pages(root: Path = ROOT) -> dict[str, bytes]:
-    """Every file of the report and the list of runs, by name; the current folder must be this one or a copy."""
+    """Every file of the report and the list of runs, by name; the current folder must be this one
+    or a copy."""
     from tsugiki.cli import main
     from tsugiki.study.cells import find_study, parse_study
     from tsugiki.study.missing import study_folder
 
     heard = io.StringIO()
-    for arguments in (["report", str(STUDY), "--out", str(root)], ["ls", "--out", str(root), "--json"]):
+    for arguments in (
+        ["report", str(STUDY), "--out", str(root)],
+        ["ls", "--out", str(root), "--json"],
+    ):
         sys.argv, heard = ["tsugiki", *arguments], io.StringIO()
         with contextlib.redirect_stdout(heard), contextlib.suppress(SystemExit):
             main()
     folder = study_folder(root, parse_study(find_study(str(STUDY)), str(STUDY)))
-    found = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "missing.json"}
+    found = {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name != "missing.json"
+    }
     return {**found, "ls.json": heard.getvalue().encode()}
 
 

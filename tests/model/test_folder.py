@@ -1,4 +1,5 @@
-"""A model folder is what it seems, or one line says what it is: code of others, other tensors, other files, other kinds of models."""
+"""A model folder is what it seems, or one line says what it is: code of others, other tensors,
+other files, other kinds of models."""
 
 from __future__ import annotations
 
@@ -46,11 +47,22 @@ def test_code_of_others_is_never_run(where: str, folder: Path) -> None:
     for name in ("conf_x.py", "mod_x.py", "tok_x.py"):
         (folder / name).write_text(CODE, encoding="utf-8")
     if where == "config.json":
-        change(folder, model_type="xmodel", auto_map={"AutoConfig": "conf_x.XConfig", "AutoModelForCausalLM": "mod_x.XModel"})
+        change(
+            folder,
+            model_type="xmodel",
+            auto_map={"AutoConfig": "conf_x.XConfig", "AutoModelForCausalLM": "mod_x.XModel"},
+        )
     else:
-        change(folder, where, auto_map={"AutoTokenizer": ["tok_x.XTokenizer", None]}, tokenizer_class="XTokenizer")
+        change(
+            folder,
+            where,
+            auto_map={"AutoTokenizer": ["tok_x.XTokenizer", None]},
+            tokenizer_class="XTokenizer",
+        )
     for look in (load, load_tokenizer):
-        with pytest.raises(ModelError, match=r"needs code of its own \(auto_map\), which is never run here"):
+        with pytest.raises(
+            ModelError, match=r"needs code of its own \(auto_map\), which is never run here"
+        ):
             look(folder)
 
 
@@ -72,10 +84,16 @@ def shrink(tensors: dict[str, torch.Tensor]) -> None:
     [
         (drop, r"1 tensors are missing \(model.layers.1.mlp.up_proj.weight\)"),
         (add, r"1 tensors are with no place in the model \(model.layers.7.mlp.up_proj.weight\)"),
-        (shrink, r"1 tensors are of another size than config.json says \(model.layers.0.mlp.down_proj.weight is \[5, 48\], must be \[32, 48\]\)"),
+        (
+            shrink,
+            r"1 tensors are of another size than config.json says "
+            r"\(model.layers.0.mlp.down_proj.weight is \[5, 48\], must be \[32, 48\]\)",
+        ),
     ],
 )
-def test_other_tensors_than_config_json_says_are_refused_with_and_without_the_weights(how: Callable[..., None], message: str, folder: Path) -> None:
+def test_other_tensors_than_config_json_says_are_refused_with_and_without_the_weights(
+    how: Callable[..., None], message: str, folder: Path
+) -> None:
     tensors_changed(folder, how)
     with pytest.raises(ModelError, match=message):
         load(folder)
@@ -85,12 +103,22 @@ def test_other_tensors_than_config_json_says_are_refused_with_and_without_the_we
 
 def test_more_layers_in_the_settings_than_in_the_weights_are_refused(folder: Path) -> None:
     change(folder, num_hidden_layers=5)
-    with pytest.raises(ModelError, match=r"27 tensors are missing \(model.layers.2.input_layernorm.weight, .* …\)"):
+    with pytest.raises(
+        ModelError, match=r"27 tensors are missing \(model.layers.2.input_layernorm.weight, .* …\)"
+    ):
         read_model(folder, torch.float32, only_names=True)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("gpt2", "transformer.h.0.attn.masked_bias"), ("neox", "gpt_neox.layers.0.attention.masked_bias")])
-def test_constants_that_older_versions_wrote_are_no_tensors_too_many(kind: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("gpt2", "transformer.h.0.attn.masked_bias"),
+        ("neox", "gpt_neox.layers.0.attention.masked_bias"),
+    ],
+)
+def test_constants_that_older_versions_wrote_are_no_tensors_too_many(
+    kind: str, name: str, tmp_path: Path
+) -> None:
     folder = tiny.save(tmp_path / kind, kind)
     tensors_changed(folder, lambda tensors: tensors.update({name: torch.tensor(-1e4)}))
     load(folder)
@@ -98,13 +126,17 @@ def test_constants_that_older_versions_wrote_are_no_tensors_too_many(kind: str, 
 
 def test_the_checksum_is_of_the_file_that_is_loaded(folder: Path) -> None:
     (folder / "other.safetensors").write_bytes((folder / SINGLE).read_bytes())
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": "other.safetensors"}}), encoding="utf-8")
+    (folder / INDEX).write_text(
+        json.dumps({"weight_map": {"x": "other.safetensors"}}), encoding="utf-8"
+    )
     assert [path.name for path in weight_files(folder)] == [SINGLE], "as transformers has it"
     (folder / SINGLE).unlink()
     assert [path.name for path in weight_files(folder)] == ["other.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["../away.safetensors", "/etc/hosts", "weights.bin", "sub/part.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../away.safetensors", "/etc/hosts", "weights.bin", "sub/part.safetensors"]
+)
 def test_an_index_names_files_of_its_own_folder(name: str, folder: Path) -> None:
     (folder / SINGLE).unlink()
     (folder / INDEX).write_text(json.dumps({"weight_map": {"x": name}}), encoding="utf-8")
@@ -115,10 +147,19 @@ def test_an_index_names_files_of_its_own_folder(name: str, folder: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, r"quantised \(bitsandbytes\)"),
-        ({"vision_config": {"hidden_size": 8}}, "has vision_config: a model with pictures or sounds"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            r"quantised \(bitsandbytes\)",
+        ),
+        (
+            {"vision_config": {"hidden_size": 8}},
+            "has vision_config: a model with pictures or sounds",
+        ),
         ({"transformers_weights": "x.safetensors"}, "transformers_weights"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 must be a whole number from 1 to 2,000"),
+        (
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers = 1000000000 must be a whole number from 1 to 2,000",
+        ),
         ({"num_hidden_layers": True}, "num_hidden_layers = True must be a whole number"),
         ({"num_attention_heads": 5}, "cannot be loaded"),
         ({"model_type": "nonsense"}, "cannot be loaded as a causal language model"),
@@ -126,7 +167,9 @@ def test_an_index_names_files_of_its_own_folder(name: str, folder: Path) -> None
         ({"eos_token_id": "two"}, "cannot be loaded"),
     ],
 )
-def test_settings_that_no_run_can_be_made_of_end_in_one_line(settings: dict, message: str, folder: Path) -> None:
+def test_settings_that_no_run_can_be_made_of_end_in_one_line(
+    settings: dict, message: str, folder: Path
+) -> None:
     change(folder, **settings)
     (folder / "generation_config.json").unlink()
     with pytest.raises(ModelError, match=message) as caught:
@@ -137,12 +180,16 @@ def test_settings_that_no_run_can_be_made_of_end_in_one_line(settings: dict, mes
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
 def test_a_damaged_config_is_named(content: bytes, folder: Path) -> None:
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(ModelError, match=r"config\.json: (damaged or cut short|must be a JSON object)"):
+    with pytest.raises(
+        ModelError, match=r"config\.json: (damaged or cut short|must be a JSON object)"
+    ):
         load(folder)
 
 
 def test_what_is_no_weights_file_is_named(folder: Path) -> None:
-    (folder / SINGLE).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (folder / SINGLE).write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
     with pytest.raises(ModelError, match="is a Git LFS pointer, not the weights"):
         load(folder)
     (folder / SINGLE).write_bytes(b"\x10\0\0\0")
@@ -152,15 +199,28 @@ def test_what_is_no_weights_file_is_named(folder: Path) -> None:
 
 def test_an_adapter_in_a_model_folder_is_refused(folder: Path) -> None:
     """transformers would load the model that the adapter names, from wherever that is."""
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"holds adapter_config\.json: transformers would load another model"):
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "someone/else"}), encoding="utf-8"
+    )
+    with pytest.raises(
+        ModelError, match=r"holds adapter_config\.json: transformers would load another model"
+    ):
         load(folder)
 
 
 @pytest.mark.parametrize(
-    "name", ["chat_template.jinja", "additional_chat_templates/tool.jinja", "added_tokens.json", "special_tokens_map.json", "generation_config.json"]
+    "name",
+    [
+        "chat_template.jinja",
+        "additional_chat_templates/tool.jinja",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+    ],
 )
-def test_every_file_that_decides_ids_prompts_or_stopping_names_the_run(name: str, folder: Path) -> None:
+def test_every_file_that_decides_ids_prompts_or_stopping_names_the_run(
+    name: str, folder: Path
+) -> None:
     before = settings_checksum(folder)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("{}", encoding="utf-8")
@@ -198,7 +258,9 @@ def test_the_named_card_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("given", "compute"), [("0", "fp32"), ("1", "bf16")])
-def test_a_switch_says_what_a_cpu_computes_in(given: str, compute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_switch_says_what_a_cpu_computes_in(
+    given: str, compute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tsugiki.errors import RunError
     from tsugiki.model.loading import pick_numerics
 

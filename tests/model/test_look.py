@@ -1,4 +1,5 @@
-"""A loaded model does what training and generation rely on, or is refused, or takes the plain path: seen on tiny models of many kinds."""
+"""A loaded model does what training and generation rely on, or is refused, or takes the plain
+path: seen on tiny models of many kinds."""
 
 from __future__ import annotations
 
@@ -26,9 +27,22 @@ from tsugiki.model.lora import attach
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.loss import summed_losses
 
-SMALL: dict[str, Any] = {"vocab_size": 512, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2}
+SMALL: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "pad_token_id": 3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 LLAMA = dict(SMALL, intermediate_size=48, num_hidden_layers=2, num_key_value_heads=2, head_dim=8)
-HYBRID = dict(LLAMA, num_hidden_layers=2, layer_types=["conv", "full_attention"], conv_L_cache=3, max_position_embeddings=128)
+HYBRID = dict(
+    LLAMA,
+    num_hidden_layers=2,
+    layer_types=["conv", "full_attention"],
+    conv_L_cache=3,
+    max_position_embeddings=128,
+)
 # Kinds that must be taken, with HF's loss and HF's answers.
 TAKEN = {
     "mistral": tf.MistralConfig(**LLAMA, sliding_window=None),
@@ -36,17 +50,53 @@ TAKEN = {
     "phi3": tf.Phi3Config(**LLAMA),
     "olmo2": tf.Olmo2Config(**LLAMA),
     "mixtral": tf.MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2),
-    "neox-japanese": tf.GPTNeoXJapaneseConfig(**SMALL, num_hidden_layers=2, intermediate_multiple_size=2),
-    "bloom": tf.BloomConfig(vocab_size=512, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=3),
-    "opt": tf.OPTConfig(**SMALL, ffn_dim=48, num_hidden_layers=2, max_position_embeddings=128, word_embed_proj_dim=32),
+    "neox-japanese": tf.GPTNeoXJapaneseConfig(
+        **SMALL, num_hidden_layers=2, intermediate_multiple_size=2
+    ),
+    "bloom": tf.BloomConfig(
+        vocab_size=512,
+        hidden_size=32,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    ),
+    "opt": tf.OPTConfig(
+        **SMALL,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        max_position_embeddings=128,
+        word_embed_proj_dim=32,
+    ),
     "lfm2": tf.Lfm2Config(**HYBRID),
-    "mamba": tf.MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2, state_size=8, pad_token_id=3, bos_token_id=1, eos_token_id=2),
+    "mamba": tf.MambaConfig(
+        vocab_size=512,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        pad_token_id=3,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
 }
 REFUSED = {
-    "gemma2's cap": (tf.Gemma2Config(**LLAMA, final_logit_softcapping=30.0), "changes its logits after the output layer"),
-    "granite's scale": (tf.GraniteConfig(**LLAMA, logits_scaling=8.0), "changes its logits after the output layer"),
-    "cohere's scale": (tf.CohereConfig(**{k: v for k, v in LLAMA.items() if k != "head_dim"}, logit_scale=0.0625), "changes its logits after the output layer"),
-    "bert": (tf.BertConfig(**SMALL, num_hidden_layers=2, intermediate_size=48), "later tokens change what stands before them"),
+    "gemma2's cap": (
+        tf.Gemma2Config(**LLAMA, final_logit_softcapping=30.0),
+        "changes its logits after the output layer",
+    ),
+    "granite's scale": (
+        tf.GraniteConfig(**LLAMA, logits_scaling=8.0),
+        "changes its logits after the output layer",
+    ),
+    "cohere's scale": (
+        tf.CohereConfig(**{k: v for k, v in LLAMA.items() if k != "head_dim"}, logit_scale=0.0625),
+        "changes its logits after the output layer",
+    ),
+    "bert": (
+        tf.BertConfig(**SMALL, num_hidden_layers=2, intermediate_size=48),
+        "later tokens change what stands before them",
+    ),
 }
 
 
@@ -69,12 +119,20 @@ def rows() -> list[Tokens]:
     made = []
     for number in range(5):
         ids = [5 + (7 * number + 3 * place) % 300 for place in range(9 + 2 * number)]
-        made.append(Tokens(example=Example(id=str(number), fields={}, target="x"), prompt_ids=tuple(ids[:-3]), target_ids=(*ids[-3:], 2)))
+        made.append(
+            Tokens(
+                example=Example(id=str(number), fields={}, target="x"),
+                prompt_ids=tuple(ids[:-3]),
+                target_ids=(*ids[-3:], 2),
+            )
+        )
     return made
 
 
 @pytest.mark.parametrize("kind", list(TAKEN))
-def test_what_is_taken_has_the_loss_and_the_answers_of_transformers(kind: str, tmp_path: Path) -> None:
+def test_what_is_taken_has_the_loss_and_the_answers_of_transformers(
+    kind: str, tmp_path: Path
+) -> None:
     folder = saved(TAKEN[kind], tmp_path)
     base = loaded(folder)
     theirs = tf.AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -85,34 +143,51 @@ def test_what_is_taken_has_the_loss_and_the_answers_of_transformers(kind: str, t
             ids = torch.tensor([[*row.prompt_ids, *row.target_ids]])
             labels = ids.clone()
             labels[:, : len(row.prompt_ids)] = -100
-            assert float(loss) / len(row.target_ids) == pytest.approx(float(theirs(ids, labels=labels).loss), rel=1e-4)
+            assert float(loss) / len(row.target_ids) == pytest.approx(
+                float(theirs(ids, labels=labels).loss), rel=1e-4
+            )
     prompts = [row.prompt_ids for row in rows()]
     answers = generate_ids(base.model, prompts, max_new_tokens=6, stops=(2,), pad_id=3)
     for prompt, answer in zip(prompts, answers, strict=True):
-        out = theirs.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=3, use_cache=False)
+        out = theirs.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=6,
+            do_sample=False,
+            eos_token_id=2,
+            pad_token_id=3,
+            use_cache=False,
+        )
         assert answer == out[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("kind", list(REFUSED))
-def test_what_would_train_another_model_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_train_another_model_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, message = REFUSED[kind]
     folder = saved(config, tmp_path)
     with pytest.raises(ModelError, match=message):
         loaded(folder)
     monkeypatch.setenv("TSUGIKI_CPU_BF16", "1")
-    with pytest.raises(ModelError, match=f"{message}|changes its logits"):  # of two faults the nearer one
+    with pytest.raises(
+        ModelError, match=f"{message}|changes its logits"
+    ):  # of two faults the nearer one
         load_base(find_base(ModelChoice(path=str(folder)), "lora", "bf16"))
 
 
 @pytest.mark.parametrize("kind", list(TAKEN))
-def test_what_is_taken_is_taken_in_16_bits_too(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_taken_is_taken_in_16_bits_too(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TSUGIKI_CPU_BF16", "1")
     base = load_base(find_base(ModelChoice(path=str(saved(TAKEN[kind], tmp_path))), "lora", "bf16"))
     assert look_of(base.model).cached == (kind != "mamba")
 
 
 def test_a_cap_is_seen_however_small_the_logits_are(tmp_path: Path) -> None:
-    tf.AutoModelForCausalLM.from_config(tf.Gemma2Config(**LLAMA, final_logit_softcapping=30.0, initializer_range=1e-3)).save_pretrained(tmp_path)
+    tf.AutoModelForCausalLM.from_config(
+        tf.Gemma2Config(**LLAMA, final_logit_softcapping=30.0, initializer_range=1e-3)
+    ).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="changes its logits"):
         loaded(tmp_path)
@@ -129,10 +204,15 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 
 def test_a_model_whose_cache_gives_other_answers_writes_without_one(tmp_path: Path) -> None:
     base = loaded(saved(TAKEN["mamba"], tmp_path))
-    assert not look_of(base.model).cached, "its state takes neither positions nor this kind of cache"
+    assert not look_of(base.model).cached, (
+        "its state takes neither positions nor this kind of cache"
+    )
     prompts = [row.prompt_ids for row in rows()]
     together = generate_ids(base.model, prompts, max_new_tokens=5, stops=(), pad_id=3)
-    assert together == [generate_ids(base.model, [prompt], max_new_tokens=5, stops=(), pad_id=3)[0] for prompt in prompts]
+    assert together == [
+        generate_ids(base.model, [prompt], max_new_tokens=5, stops=(), pad_id=3)[0]
+        for prompt in prompts
+    ]
     assert look_of(loaded(saved(TAKEN["mistral"], tmp_path / "other")).model).cached
 
 
@@ -144,24 +224,43 @@ def test_packed_rows_that_move_each_other_are_seen(kind: str, apart: bool, tmp_p
 
 def test_a_layout_is_looked_at_in_every_layer() -> None:
     """GLM-4.5 and DeepSeek begin with dense layers and go on with experts."""
-    experts = {"first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1}
+    experts = {
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "n_shared_experts": 1,
+    }
     model = tf.AutoModelForCausalLM.from_config(tf.Glm4MoeConfig(**LLAMA, **experts))
-    with pytest.raises(ModelError, match=r"layer 1 has no linear layer mlp.gate_proj. Targets that every layer has: q\+k\+v\+o"):
+    with pytest.raises(
+        ModelError,
+        match=r"layer 1 has no linear layer mlp.gate_proj. "
+        r"Targets that every layer has: q\+k\+v\+o",
+    ):
         find_places(model, "all-linear")
     assert len(attach(model, LoraConfig(targets="q+k+v+o", rank=2), seed=0).parameters) == 2 * 4 * 2
 
 
 def test_a_fused_weight_of_unequal_parts_is_not_cut_in_three() -> None:
     """GPT-BigCode has one key head for all queries: its c_attn is no [q | k | v] of equal parts."""
-    model = tf.AutoModelForCausalLM.from_config(tf.GPTBigCodeConfig(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=64))
-    with pytest.raises(ModelError, match=r"c_attn has 48 outputs, not 3 equal parts of 32. Targets that every layer has: o\+fc\+proj"):
+    model = tf.AutoModelForCausalLM.from_config(
+        tf.GPTBigCodeConfig(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"c_attn has 48 outputs, not 3 equal parts of 32. Targets that every layer has: "
+        r"o\+fc\+proj",
+    ):
         find_places(model, "q+v")
     assert isinstance(model.transformer.h[0].mlp.c_fc, nn.Module)
     assert len(find_places(model, "fc+proj")) == 4
 
 
 def test_a_rank_above_the_matrix_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"lora.rank = 17: model.layers.0.self_attn.v_proj \(v\) has rank 16 at most"):
+    with pytest.raises(
+        ModelError,
+        match=r"lora.rank = 17: model.layers.0.self_attn.v_proj \(v\) has rank 16 at most",
+    ):
         attach(tiny.llama(), LoraConfig(targets="q+v", rank=17), seed=0)
 
 
@@ -175,11 +274,18 @@ def test_the_fast_step_asks_for_what_compiles_its_kernels(monkeypatch: pytest.Mo
     assert capture.missing_tools() == "Triton is not installed"
 
 
-def test_whether_rows_stay_apart_is_asked_of_the_base_however_many_lanes_are_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_rows_stay_apart_is_asked_of_the_base_however_many_lanes_are_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from tsugiki.model import capture
     from tsugiki.model.lora import attach_lanes
 
     monkeypatch.setattr(capture, "missing_tools", lambda: None)
     model = tiny.llama()
     attach_lanes(model, [(LoraConfig(targets="q+v", rank=2), seed) for seed in range(3)])
-    assert capture.why_not_captured(model, torch.device("cuda"), Numerics(compute="bf16", base="bf16", trained="fp32")) is None
+    assert (
+        capture.why_not_captured(
+            model, torch.device("cuda"), Numerics(compute="bf16", base="bf16", trained="fp32")
+        )
+        is None
+    )

@@ -15,10 +15,18 @@ from tsugiki.model.lora import attach
 from tsugiki.model.lora_ops import dropout_mask
 
 
-@pytest.mark.parametrize(("layers", "width", "heads", "total", "adapters"), [(24, 2048, 16, 1317e6, 6.29e6), (32, 4096, 32, 6666e6, 16.78e6)])
-def test_the_papers_models_have_its_parameter_counts(layers: int, width: int, heads: int, total: float, adapters: float) -> None:
-    """GPT-2 layout, 51,200 pieces, 2,048 positions; Table 2 of the paper: 1,317 M / 6,666 M, LoRA q+k+v+o r16."""
-    config = GPT2Config(vocab_size=51200, n_positions=2048, n_embd=width, n_layer=layers, n_head=heads)
+@pytest.mark.parametrize(
+    ("layers", "width", "heads", "total", "adapters"),
+    [(24, 2048, 16, 1317e6, 6.29e6), (32, 4096, 32, 6666e6, 16.78e6)],
+)
+def test_the_papers_models_have_its_parameter_counts(
+    layers: int, width: int, heads: int, total: float, adapters: float
+) -> None:
+    """GPT-2 layout, 51,200 pieces, 2,048 positions; Table 2 of the paper: 1,317 M / 6,666 M, LoRA
+    q+k+v+o r16."""
+    config = GPT2Config(
+        vocab_size=51200, n_positions=2048, n_embd=width, n_layer=layers, n_head=heads
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         assert num_parameters(model) == pytest.approx(total, rel=1e-3)
@@ -29,7 +37,12 @@ def test_the_papers_models_have_its_parameter_counts(layers: int, width: int, he
 
 
 @pytest.mark.parametrize(
-    ("kind", "targets", "words"), [("llama", "q+v", "q v"), ("llama", "all-linear", "q k v o gate up down"), ("gpt2", "all-linear", "q k v o fc proj")]
+    ("kind", "targets", "words"),
+    [
+        ("llama", "q+v", "q v"),
+        ("llama", "all-linear", "q k v o gate up down"),
+        ("gpt2", "all-linear", "q k v o fc proj"),
+    ],
 )
 def test_words_name_layers(kind: str, targets: str, words: str) -> None:
     places = find_places(tiny.MODELS[kind](), targets)
@@ -44,13 +57,26 @@ def test_gpt2_q_and_v_are_ranges_of_the_fused_weight() -> None:
 
 @pytest.mark.parametrize("targets", ["q+vv", "query", "q++v", "q+q", ""])
 def test_an_unknown_target_is_an_error_that_lists_what_is_there(targets: str) -> None:
-    with pytest.raises(ModelError, match=r"names a layer twice|Known: all-linear, down, gate, k, o, q, up, v"):
+    with pytest.raises(
+        ModelError, match=r"names a layer twice|Known: all-linear, down, gate, k, o, q, up, v"
+    ):
         find_places(tiny.llama(), targets)
 
 
 def test_an_unknown_layout_lists_its_linear_layers() -> None:
-    config = OPTConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=16)
-    with pytest.raises(ModelError, match=r"of none of the layouts that LoRA knows \(Llama, GPT-2, GPT-NeoX\).*fc1, fc2, k_proj, lm_head, out_proj"):
+    config = OPTConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        ffn_dim=32,
+        word_embed_proj_dim=16,
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"of none of the layouts that LoRA knows \(Llama, GPT-2, GPT-NeoX\).*fc1, fc2, "
+        r"k_proj, lm_head, out_proj",
+    ):
         find_places(OPTForCausalLM(config), "q+v")
 
 
@@ -67,7 +93,11 @@ def test_neox_q_is_a_range_of_each_head() -> None:
         attention.query_key_value.bias[v.rows(96)] = 0
         attention.dense.bias.zero_()
         without = attention(
-            torch.randn(1, 4, 32), attention_mask=None, position_embeddings=model.gpt_neox.rotary_emb(torch.randn(1, 4, 32), torch.arange(4)[None])
+            torch.randn(1, 4, 32),
+            attention_mask=None,
+            position_embeddings=model.gpt_neox.rotary_emb(
+                torch.randn(1, 4, 32), torch.arange(4)[None]
+            ),
         )[0]
     assert before.isfinite().all()
     assert not without.any(), "without values attention gives nothing"
@@ -79,7 +109,9 @@ def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained() -> None:
     before = model(ids).logits
     grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
     assert torch.equal(model(ids).logits, before)
-    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in grafted.parameters.values()}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {
+        id(p) for p in grafted.parameters.values()
+    }
 
 
 def test_a_mask_depends_on_its_counters_alone() -> None:

@@ -1,4 +1,5 @@
-"""The Triton kernels against their twins, in Triton's interpreter on a CPU; skipped where Triton is not installed."""
+"""The Triton kernels against their twins, in Triton's interpreter on a CPU; skipped where Triton
+is not installed."""
 
 from __future__ import annotations
 
@@ -27,42 +28,58 @@ from tsugiki.model.rotary import Unturned, turned
 from tsugiki.model.short_attention import joined_attention, short_attention
 torch.manual_seed(0)
 for heads, group, width, edges, turning in (
-    (4, 1, 32, [0, 5, 5, 70, 198, 200], True), (4, 2, 64, [0, 64, 65, 193, 193], False), (2, 2, 128, [0, 1, 40], True), (4, 2, 64, [0, 100, 130], True)
+    (4, 1, 32, [0, 5, 5, 70, 198, 200], True), (4, 2, 64, [0, 64, 65, 193, 193], False),
+    (2, 2, 128, [0, 1, 40], True), (4, 2, 64, [0, 100, 130], True),
 ):
     n, dtype = edges[-1], torch.float16
-    q = torch.randn(heads, n, width, dtype=dtype).transpose(0, 1).requires_grad_()  # strides as the models give them
+    # strides as the models give them
+    q = torch.randn(heads, n, width, dtype=dtype).transpose(0, 1).requires_grad_()
     k, v = (torch.randn(n, heads // group, width, dtype=dtype).requires_grad_() for _ in range(2))
     half = torch.rand(n, width // 2) * 6
-    cos, sin = (torch.cat([one, one], dim=-1) for one in (half.cos(), half.sin())) if turning else (None, None)
+    pair = (torch.cat([one, one], dim=-1) for one in (half.cos(), half.sin()))
+    cos, sin = pair if turning else (None, None)
     out, _ = short_attention(q, k, v, cos, sin, torch.tensor(edges, dtype=torch.int32), width**-0.5)
     slopes = torch.randn_like(out)
     found = (out, *torch.autograd.grad(out, (q, k, v), slopes))
     plain = [one.detach().float().requires_grad_() for one in (q, k, v)]
     states = plain[:2]
     if turning:
-        states = [turned(Unturned(one.transpose(0, 1)[None], cos[None], sin[None]))[0].transpose(0, 1) for one in states]
+        states = [Unturned(one.transpose(0, 1)[None], cos[None], sin[None]) for one in states]
+        states = [turned(one)[0].transpose(0, 1) for one in states]
     expected = by_document(*states, plain[2], edges, width**-0.5)
     expected = (expected, *torch.autograd.grad(expected, plain, slopes.float()))
     for one, other in zip(found, expected, strict=True):
         assert ((one.float() - other).norm() / other.norm()).item() < 1e-3
     side_by_side = torch.cat([one.detach().flatten(1) for one in (q, k, v)], dim=1).requires_grad_()
-    same, _ = joined_attention(side_by_side, heads, width, cos, sin, torch.tensor(edges, dtype=torch.int32), width**-0.5)
+    ends = torch.tensor(edges, dtype=torch.int32)
+    same, _ = joined_attention(side_by_side, heads, width, cos, sin, ends, width**-0.5)
     assert torch.equal(same, out)
-    assert torch.equal(torch.autograd.grad(same, side_by_side, slopes)[0], torch.cat([one.flatten(1) for one in found[1:]], dim=1))
+    [joined] = torch.autograd.grad(same, side_by_side, slopes)
+    assert torch.equal(joined, torch.cat([one.flatten(1) for one in found[1:]], dim=1))
 from tsugiki.model import gated, gated_kernels
 for width in (48, 1500):
-    product, slopes = torch.randn(3, 2 * width, dtype=torch.float16), torch.randn(3, width, dtype=torch.float16)
+    product = torch.randn(3, 2 * width, dtype=torch.float16)
+    slopes = torch.randn(3, width, dtype=torch.float16)
     out, dproduct = torch.empty_like(slopes), torch.empty_like(product)
     gated_kernels.forward[gated._grid(out)](product, out, width, BLOCK=gated.BLOCK)
     gated_kernels.backward[gated._grid(out)](slopes, product, dproduct, width, BLOCK=gated.BLOCK)
-    for one, other in ((out, gated.gated(product)), (dproduct, gated.gated_backward(slopes, product))):
+    expected = (gated.gated(product), gated.gated_backward(slopes, product))
+    for one, other in zip((out, dproduct), expected, strict=True):
         assert ((one - other).norm() / other.norm()).item() < 1e-3
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: it comes with PyTorch's CUDA builds")
+@pytest.mark.skipif(
+    find_spec("triton") is None,
+    reason="Triton is not installed: it comes with PyTorch's CUDA builds",
+)
 def test_the_kernels_equal_their_twins() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], env={"TRITON_INTERPRET": "1", "PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        env={"TRITON_INTERPRET": "1", "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
     if "only 0-dimensional arrays can be converted" in done.stderr:
         pytest.skip("this Triton's interpreter cannot count loops with this NumPy (3.6 with 2.4)")
     assert done.returncode == 0, done.stderr
@@ -87,36 +104,67 @@ def test_the_gated_operator_is_what_the_layers_wrote() -> None:
 
 
 @pytest.mark.parametrize("kind", ["broad llama", "broad gpt2", "broad qwen3", "qwen2"])
-def test_a_product_is_handed_on_where_the_attention_reads_it_untouched(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the attention gets in parts is what it gets as a whole; norms in between (Qwen3) forbid it."""
+def test_a_product_is_handed_on_where_the_attention_reads_it_untouched(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the attention gets in parts is what it gets as a whole; norms in between (Qwen3) forbid
+    it."""
     seen = []
 
     def watching(module: Any, query: Any, key: Any, value: Any, mask: Any, **others: Any) -> Any:
         product = attention.product_behind(module, turned=not isinstance(query, Unturned))
-        assert attention.product_behind(module, turned=not isinstance(query, Unturned)) is None, "once after each product"
+        assert attention.product_behind(module, turned=not isinstance(query, Unturned)) is None, (
+            "once after each product"
+        )
         if product is not None:
-            parts = [one.states if isinstance(one, Unturned) else one for one in (query, key, value)]
-            assert torch.equal(product, torch.cat([one.transpose(1, 2).flatten(2) for one in parts], dim=-1))
+            parts = [
+                one.states if isinstance(one, Unturned) else one for one in (query, key, value)
+            ]
+            assert torch.equal(
+                product, torch.cat([one.transpose(1, 2).flatten(2) for one in parts], dim=-1)
+            )
         seen.append(product is not None)
         return attention.packed_attention(module, query, key, value, mask, **others)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, attention.PACKED, watching)
     model = tiny.MODELS[kind]()
     attach(model, LoraConfig(targets="q+v", rank=2), seed=0)
-    packed = {"position_ids": torch.tensor([[0, 1, 2, 0, 1]]), "cu_seq": torch.tensor([0, 3, 5]), "longest": 3, "use_cache": False}
+    packed = {
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1]]),
+        "cu_seq": torch.tensor([0, 3, 5]),
+        "longest": 3,
+        "use_cache": False,
+    }
     for left in (True, False):
-        with attention.attending(model, attention.PACKED), rotation_left(model), rotation_left(model, left), fused(model):
+        with (
+            attention.attending(model, attention.PACKED),
+            rotation_left(model),
+            rotation_left(model, left),
+            fused(model),
+        ):
             model.base_model(inputs_embeds=torch.randn(1, 5, model.config.hidden_size), **packed)
             with torch.no_grad():
-                model.base_model(inputs_embeds=torch.randn(1, 5, model.config.hidden_size), **packed)
-    handed = {"broad llama": [True, False], "broad gpt2": [True, True], "broad qwen3": [False, False], "qwen2": [True, False]}[kind]
+                model.base_model(
+                    inputs_embeds=torch.randn(1, 5, model.config.hidden_size), **packed
+                )
+    handed = {
+        "broad llama": [True, False],
+        "broad gpt2": [True, True],
+        "broad qwen3": [False, False],
+        "qwen2": [True, False],
+    }[kind]
     assert seen == [handed[0]] * 2 + [False] * 2 + [handed[1]] * 2 + [False] * 2
 
 
 @pytest.mark.parametrize("kind", ["broad llama", "broad qwen3", "gpt2", "gemma"])
 def test_rotation_that_was_left_gives_the_same_states(kind: str) -> None:
     model = tiny.MODELS[kind]()
-    packed = {"position_ids": torch.tensor([[0, 1, 2, 0, 1]]), "cu_seq": torch.tensor([0, 3, 5]), "longest": 3, "use_cache": False}
+    packed = {
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1]]),
+        "cu_seq": torch.tensor([0, 3, 5]),
+        "longest": 3,
+        "use_cache": False,
+    }
     states = torch.randn(1, 5, model.config.hidden_size)
     code = sys.modules[type(model).__module__]
     written = getattr(code, "apply_rotary_pos_emb", None)
@@ -124,7 +172,9 @@ def test_rotation_that_was_left_gives_the_same_states(kind: str) -> None:
         expected = model.base_model(inputs_embeds=states, **packed).last_hidden_state
         with rotation_left(model):
             found = model.base_model(inputs_embeds=states, **packed).last_hidden_state
-            assert (getattr(code, "apply_rotary_pos_emb", None) is written) == (model.config.model_type not in KINDS)
+            assert (getattr(code, "apply_rotary_pos_emb", None) is written) == (
+                model.config.model_type not in KINDS
+            )
             with rotation_left(model, left=False):
                 assert getattr(code, "apply_rotary_pos_emb", None) is written
     assert getattr(code, "apply_rotary_pos_emb", None) is written

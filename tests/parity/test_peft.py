@@ -16,8 +16,24 @@ from tsugiki.model.export import export_adapter, import_adapter, merge_adapter
 from tsugiki.model.lora import Grafted, attach, detach, lora_layers, switched_off
 
 IDS = torch.tensor([[5, 9, 30, 41, 300, 7], [8, 8, 100, 2, 17, 45]])
-CASES = [("llama", "q+v"), ("llama", "q+k+v+o"), ("llama", "all-linear"), ("gpt2", "q+v"), ("gpt2", "q+k+v+o"), ("gpt2", "all-linear"), ("gpt2", "fc")]
-CASES += [("gpt2", "qkv"), ("gpt2", "qkv+o"), ("neox", "q+v"), ("neox", "q+k+v+o"), ("neox", "all-linear"), ("neox", "qkv"), ("neox", "k+proj")]
+CASES = [
+    ("llama", "q+v"),
+    ("llama", "q+k+v+o"),
+    ("llama", "all-linear"),
+    ("gpt2", "q+v"),
+    ("gpt2", "q+k+v+o"),
+    ("gpt2", "all-linear"),
+    ("gpt2", "fc"),
+]
+CASES += [
+    ("gpt2", "qkv"),
+    ("gpt2", "qkv+o"),
+    ("neox", "q+v"),
+    ("neox", "q+k+v+o"),
+    ("neox", "all-linear"),
+    ("neox", "qkv"),
+    ("neox", "k+proj"),
+]
 CASES += [("qwen2", "q+v"), ("qwen3", "all-linear"), ("gemma", "q+k+v+o")]
 
 
@@ -33,7 +49,9 @@ def grafted(kind: str, targets: str, rank: int = 4, alpha: float = 6.0) -> Graft
 
 
 @pytest.mark.parametrize(("kind", "targets"), CASES)
-def test_peft_computes_the_same_from_an_exported_adapter(kind: str, targets: str, tmp_path: Path) -> None:
+def test_peft_computes_the_same_from_an_exported_adapter(
+    kind: str, targets: str, tmp_path: Path
+) -> None:
     ours = grafted(kind, targets)
     export_adapter(ours, tmp_path / "adapter", "tiny")
     theirs = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "adapter").eval()
@@ -48,7 +66,9 @@ def test_peft_computes_the_same_from_an_exported_adapter(kind: str, targets: str
 def test_gradients_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) -> None:
     ours = grafted(kind, targets)
     export_adapter(ours, tmp_path / "adapter", "tiny")
-    theirs = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "adapter", is_trainable=True)
+    theirs = peft.PeftModel.from_pretrained(
+        tiny.MODELS[kind](), tmp_path / "adapter", is_trainable=True
+    )
     for parameter in ours.parameters.values():
         parameter.requires_grad_(True)
     ours.model(IDS, labels=IDS).loss.backward()
@@ -60,7 +80,9 @@ def test_gradients_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) 
         for index, place in enumerate(layer.places):
             part = slice(index * 4, index * 4 + 4)
             torch.testing.assert_close(layer.lora_a[index].grad, a[part], rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(layer.lora_b[index].grad, b[place.rows(len(b)), part], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                layer.lora_b[index].grad, b[place.rows(len(b)), part], rtol=1e-4, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize(("kind", "targets"), CASES)
@@ -75,7 +97,13 @@ def test_round_trip_is_exact(kind: str, targets: str, tmp_path: Path) -> None:
 
 
 def test_an_adapter_saved_by_peft_is_read(tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=["q_proj", "v_proj"],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
     theirs = peft.get_peft_model(tiny.llama(), config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
     ours = import_adapter(tiny.llama(), tmp_path / "adapter")
@@ -84,11 +112,27 @@ def test_an_adapter_saved_by_peft_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "modules"), [("gpt2", ["c_attn"]), ("gpt2", ["c_attn", "c_fc"]), ("neox", ["query_key_value"]), ("neox", ["query_key_value", "dense"])]
+    ("kind", "modules"),
+    [
+        ("gpt2", ["c_attn"]),
+        ("gpt2", ["c_attn", "c_fc"]),
+        ("neox", ["query_key_value"]),
+        ("neox", ["query_key_value", "dense"]),
+    ],
 )
-def test_an_ordinary_adapter_on_the_fused_weight_is_read_as_qkv(kind: str, modules: list[str], tmp_path: Path) -> None:
-    """What peft, LLaMA-Factory or Unsloth write: one adapter over q, k and v together. It leaves again as it came."""
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2")
+def test_an_ordinary_adapter_on_the_fused_weight_is_read_as_qkv(
+    kind: str, modules: list[str], tmp_path: Path
+) -> None:
+    """What peft, LLaMA-Factory or Unsloth write: one adapter over q, k and v together. It leaves
+    again as it came."""
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=modules,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=kind == "gpt2",
+    )
     theirs = peft.get_peft_model(tiny.MODELS[kind](), config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
     ours = import_adapter(tiny.MODELS[kind](), tmp_path / "adapter")
@@ -108,9 +152,14 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"), ({"lora_alpha": 0}, "lora_alpha = 0 must be above 0, and a number")],
+    [
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
+        ({"lora_alpha": 0}, "lora_alpha = 0 must be above 0, and a number"),
+    ],
 )
-def test_what_would_be_scored_wrongly_is_refused_by_name(change: dict, said: str, tmp_path: Path) -> None:
+def test_what_would_be_scored_wrongly_is_refused_by_name(
+    change: dict, said: str, tmp_path: Path
+) -> None:
     export_adapter(grafted("llama", "q+v"), tmp_path, "tiny")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
@@ -145,7 +194,9 @@ def test_merged_weights_equal_those_of_peft(kind: str, targets: str, tmp_path: P
     ours = grafted(kind, targets)
     export_adapter(ours, tmp_path / "adapter", "tiny")
     adapted = ours.model(IDS).logits
-    theirs = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "adapter").merge_and_unload()
+    theirs = peft.PeftModel.from_pretrained(
+        tiny.MODELS[kind](), tmp_path / "adapter"
+    ).merge_and_unload()
     assert merge_adapter(ours.model, torch.float32) < 1e-5
     assert not lora_layers(ours.model)
     torch.testing.assert_close(ours.model(IDS).logits, adapted, rtol=1e-4, atol=1e-5)
@@ -169,8 +220,17 @@ def test_rounding_takes_a_share_of_a_small_change() -> None:
         {"rank_pattern": {"q_proj": 8, "v_proj": 8}, "alpha_pattern": {".*v_proj": 9, "q_proj": 9}},
     ],
 )
-def test_patterns_of_rank_and_alpha_are_read_as_peft_reads_them(changes: dict, tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **changes)
+def test_patterns_of_rank_and_alpha_are_read_as_peft_reads_them(
+    changes: dict, tmp_path: Path
+) -> None:
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["q_proj", "v_proj"],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+        **changes,
+    )
     theirs = peft.get_peft_model(tiny.llama(), config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
     ours = import_adapter(tiny.llama(), tmp_path / "adapter")
@@ -178,16 +238,27 @@ def test_patterns_of_rank_and_alpha_are_read_as_peft_reads_them(changes: dict, t
 
 
 def test_scales_that_differ_by_module_are_refused(tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], alpha_pattern={"v_proj": 12}, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["q_proj", "v_proj"],
+        alpha_pattern={"v_proj": 12},
+        task_type="CAUSAL_LM",
+    )
     peft.get_peft_model(tiny.llama(), config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match=r"modules of different scales \(α / r: 1.5, 3\) are not implemented"):
+    with pytest.raises(
+        ModelError, match=r"modules of different scales \(α / r: 1.5, 3\) are not implemented"
+    ):
         import_adapter(tiny.llama(), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' changes the base's own weights"),
+        (
+            {"init_lora_weights": "pissa"},
+            "init_lora_weights = 'pissa' changes the base's own weights",
+        ),
         ({"lora_alpha": None}, "lora_alpha is missing: not a LoRA adapter"),
         ({"use_rslora": True}, "use_rslora = True is not implemented"),
     ],
@@ -205,9 +276,19 @@ def test_what_would_be_read_wrong_is_refused(change: dict, message: str, tmp_pat
 def test_an_adapter_of_another_base_is_one_line(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     export_adapter(grafted("llama", "q+v"), tmp_path / "adapter", "another-model")
-    with pytest.raises(ModelError, match=r"q_proj.lora_A.weight is \[4, 32\], this model needs \[4, 64\]. The adapter was made for another-model"):
+    with pytest.raises(
+        ModelError,
+        match=r"q_proj.lora_A.weight is \[4, 32\], this model needs \[4, 64\]. The adapter was "
+        r"made for another-model",
+    ):
         import_adapter(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path / "adapter")
     some = peft.LoraConfig(r=4, target_modules=r".*layers\.0\..*q_proj", task_type="CAUSAL_LM")
     peft.get_peft_model(tiny.llama(), some).save_pretrained(tmp_path / "some")

@@ -1,4 +1,5 @@
-"""The engine against a hand-written loop with torch's AdamW, in HF's own loss; accumulation against the big batch."""
+"""The engine against a hand-written loop with torch's AdamW, in HF's own loss; accumulation
+against the big batch."""
 
 from __future__ import annotations
 
@@ -25,15 +26,29 @@ def rows(count: int = 10) -> list[Tokens]:
     made = []
     for number in range(count):
         prompt = tuple(10 + (number * 7 + place * 3) % 200 for place in range(4 + number % 5))
-        made.append(Tokens(example=Example(id=str(number), fields={}, target=""), prompt_ids=prompt, target_ids=(20 + number % 3, *(30,) * (number % 2), 2)))
+        made.append(
+            Tokens(
+                example=Example(id=str(number), fields={}, target=""),
+                prompt_ids=prompt,
+                target_ids=(20 + number % 3, *(30,) * (number % 2), 2),
+            )
+        )
     return made
 
 
 def config(**changes: object) -> TrainConfig:
-    return TrainConfig(**{"learning_rate": 1e-2, "epochs": 3, "batch": 4, "precision": "fp32", **changes})
+    return TrainConfig(
+        **{"learning_rate": 1e-2, "epochs": 3, "batch": 4, "precision": "fp32", **changes}
+    )
 
 
-def lane_of(model: torch.nn.Module, train: TrainConfig, method: str, count: int, lora: LoraConfig | None = None) -> Lane:
+def lane_of(
+    model: torch.nn.Module,
+    train: TrainConfig,
+    method: str,
+    count: int,
+    lora: LoraConfig | None = None,
+) -> Lane:
     if method == "full":
         return Lane("FT", dict(model.named_parameters()), train, count)
     grafted = attach(model, lora or LoraConfig(targets="all-linear", rank=4), seed=train.seed)
@@ -66,7 +81,9 @@ def test_the_engine_equals_a_plain_loop(kind: str, method: str) -> None:
     for step in range(steps):
         numbers = plain.order.rows_of(step)
         batch = collate([data[number] for number in numbers], numbers, 3)
-        loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+        loss = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+        ).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(plain.parameters.values()), 0.5)
@@ -82,7 +99,8 @@ def test_the_engine_equals_a_plain_loop(kind: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_accumulation_equals_the_big_batch(method: str) -> None:
-    """With answers of different lengths a mean of means would differ; the sum over the number of target tokens does not."""
+    """With answers of different lengths a mean of means would differ; the sum over the number of
+    target tokens does not."""
     big, big_losses = train("llama", method, config())
     small, small_losses = train("llama", method, config(micro_batch=1))
     assert small_losses == pytest.approx(big_losses, rel=1e-5)

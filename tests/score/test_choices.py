@@ -1,4 +1,5 @@
-"""Choices among candidates: log-likelihoods against a plain computation, constrained answers against HF generate."""
+"""Choices among candidates: log-likelihoods against a plain computation, constrained answers
+against HF generate."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ def rows(tokenizer: object) -> list[Tokens]:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_log_likelihoods_equal_a_plain_computation(kind: str) -> None:
     model, tokenizer = tiny.MODELS[kind](seed=3), tiny.tokenizer()
-    pairs = [(row.prompt_ids, target_ids_of(tokenizer, candidate)) for row in rows(tokenizer) for candidate in CANDIDATES]
+    pairs = [
+        (row.prompt_ids, target_ids_of(tokenizer, candidate))
+        for row in rows(tokenizer)
+        for candidate in CANDIDATES
+    ]
     found = log_probs(model, pairs, 3, FP32)
     for (prompt, answer), values in zip(pairs, found, strict=True):
         with torch.no_grad():
@@ -50,10 +55,17 @@ def test_constrained_answers_equal_those_of_hf_generate(kind: str, seed: int) ->
 
         def allowed(_: int, sofar: torch.Tensor, start: int = start) -> list[int]:
             said = sofar[start:].tolist()
-            return sorted({one[len(said)] for one in ids if one[: len(said)] == said and len(one) > len(said)}) or [2]
+            return sorted(
+                {one[len(said)] for one in ids if one[: len(said)] == said and len(one) > len(said)}
+            ) or [2]
 
         out = model.generate(
-            torch.tensor([row.prompt_ids]), max_new_tokens=12, do_sample=False, prefix_allowed_tokens_fn=allowed, eos_token_id=2, pad_token_id=3
+            torch.tensor([row.prompt_ids]),
+            max_new_tokens=12,
+            do_sample=False,
+            prefix_allowed_tokens_fn=allowed,
+            eos_token_id=2,
+            pad_token_id=3,
         )
         assert ids[CANDIDATES.index(answer)] == out[0, start:].tolist()
     assert len(set(chosen["constrained"])) > 1
@@ -62,7 +74,9 @@ def test_constrained_answers_equal_those_of_hf_generate(kind: str, seed: int) ->
 def test_sum_and_per_char_by_hand() -> None:
     assert spell([[5, 2], [5, 6, 2], [7, 2]], [[-1.0, -3.0], [-1.0, -0.5, -0.1], [-0.9, -0.1]]) == 2
     assert spell([[5, 2], [5, 6, 2], [7, 2]], [[-1.0, -3.0], [-1.0, -0.5, -9.0], [-1.1, -0.1]]) == 1
-    assert spell([[5, 2], [5, 2]], [[-1.0, -1.0], [-1.0, -1.0]]) == 0, "two equal candidates: the first"
+    assert spell([[5, 2], [5, 2]], [[-1.0, -1.0], [-1.0, -1.0]]) == 0, (
+        "two equal candidates: the first"
+    )
     model, tokenizer = tiny.llama(seed=3), tiny.tokenizer()
     data = rows(tokenizer)[:3]
     chosen = choose_all(model, tokenizer, data, FP32)
@@ -71,7 +85,9 @@ def test_sum_and_per_char_by_hand() -> None:
         for candidate in CANDIDATES:
             ids = target_ids_of(tokenizer, candidate)[:-1]
             with torch.no_grad():
-                logits = model(torch.tensor([[*row.prompt_ids, *ids]])).logits[0, len(row.prompt_ids) - 1 : -1]
+                logits = model(torch.tensor([[*row.prompt_ids, *ids]])).logits[
+                    0, len(row.prompt_ids) - 1 : -1
+                ]
             sums.append(-F.cross_entropy(logits, torch.tensor(ids), reduction="sum").item())
         assert chosen["sum"][place] == CANDIDATES[sums.index(max(sums))]
         by_char = [value / len(name) for value, name in zip(sums, CANDIDATES, strict=True)]

@@ -1,4 +1,5 @@
-"""Rules against the tools they are named after, on a thousand pairs; class scores against scikit-learn's definitions."""
+"""Rules against the tools they are named after, on a thousand pairs; class scores against
+scikit-learn's definitions."""
 
 from __future__ import annotations
 
@@ -13,18 +14,44 @@ from tests import tiny
 from tsugiki.errors import ConfigError
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
 from tsugiki.score.metrics import mcnemar, rouge
-from tsugiki.score.rules import CLOSED_RULES, SUMMARY_RULES, class_scores, pick_rules, pltrdy_rouge, score_by, signature_of
+from tsugiki.score.rules import (
+    CLOSED_RULES,
+    SUMMARY_RULES,
+    class_scores,
+    pick_rules,
+    pltrdy_rouge,
+    score_by,
+    signature_of,
+)
 
-WORDS = [*"".join(tiny.SENTENCES), "。", "、", ".", "「", "」", " ", "ＡＢＣ", "12.5", "犬", "犬", "走る", "\n"]
+WORDS = [
+    *"".join(tiny.SENTENCES),
+    "。",
+    "、",
+    ".",
+    "「",
+    "」",
+    " ",
+    "ＡＢＣ",
+    "12.5",
+    "犬",
+    "犬",
+    "走る",
+    "\n",
+]
 
 
 def pairs(count: int = 1000) -> list[tuple[str, str]]:
-    """Sentences that share words, with repetitions, full-width signs, full stops, spaces; some empty."""
+    """Sentences that share words, with repetitions, full-width signs, full stops, spaces; some
+    empty."""
     dice = random.Random(0)
     made = []
     for _ in range(count):
         target = [dice.choice(WORDS) for _ in range(dice.randint(1, 60))]
-        answer = [dice.choice(target) if dice.random() < 0.7 else dice.choice(WORDS) for _ in range(dice.randint(0, 50))]
+        answer = [
+            dice.choice(target) if dice.random() < 0.7 else dice.choice(WORDS)
+            for _ in range(dice.randint(0, 50))
+        ]
         made.append(("".join(answer), "".join(target) + "犬"))
     return made
 
@@ -39,7 +66,15 @@ def test_flexevals_rouge_equals_the_package_it_calls() -> None:
         expected = theirs.get_scores([words if words and words != "." else " "], [reference])[0]
         found = SUMMARY_RULES["flexeval"](answer, target)
         assert found == pytest.approx(
-            {name: expected[key]["f"] for name, key in (("rouge1", "rouge-1"), ("rouge2", "rouge-2"), ("rougeL", "rouge-l"))}, abs=1e-4
+            {
+                name: expected[key]["f"]
+                for name, key in (
+                    ("rouge1", "rouge-1"),
+                    ("rouge2", "rouge-2"),
+                    ("rougeL", "rouge-l"),
+                )
+            },
+            abs=1e-4,
         )
 
 
@@ -50,7 +85,10 @@ def test_words_count_once_under_pltrdys_rouge() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "tokenize"),
-    [("lm-eval", lambda text: segment(clean_for_rouge(text))), ("char", lambda text: [char for char in text if not char.isspace()])],
+    [
+        ("lm-eval", lambda text: segment(clean_for_rouge(text))),
+        ("char", lambda text: [char for char in text if not char.isspace()]),
+    ],
 )
 def test_rules_over_googles_rouge_equal_it(rule: str, tokenize: object) -> None:
     from rouge_score import rouge_scorer
@@ -68,7 +106,8 @@ def test_rules_over_googles_rouge_equal_it(rule: str, tokenize: object) -> None:
 
 
 def test_the_xlsum_rule_drops_punctuation_and_case() -> None:
-    """As its tokenizer does: ASCII signs and Unicode punctuation are spaces, control characters go."""
+    """As its tokenizer does: ASCII signs and Unicode punctuation are spaces, control characters
+    go."""
     rule = SUMMARY_RULES["xlsum"]
     assert rule("犬が、公園を走った。", "犬が公園を走った")["rouge1"] == pytest.approx(1.0)
     assert rule("ABC「犬」$5", "abc 犬 5")["rougeL"] == pytest.approx(1.0)
@@ -78,23 +117,38 @@ def test_the_xlsum_rule_drops_punctuation_and_case() -> None:
 
 
 def test_the_xlsum_rule_equals_its_tokenizers_rule_on_a_thousand_pairs() -> None:
-    """The steps of its tokenizer written another way: cleaned, cut at punctuation word by word, joined by spaces, MeCab, google's scorer."""
+    """The steps of its tokenizer written another way: cleaned, cut at punctuation word by word,
+    joined by spaces, MeCab, google's scorer."""
     from rouge_score import rouge_scorer
 
-    signs = "".join(chr(code) for code in range(0x3000, 0xFFFF) if unicodedata.category(chr(code)).startswith("P")) + "“”‘’…—‐"
+    signs = (
+        "".join(
+            chr(code)
+            for code in range(0x3000, 0xFFFF)
+            if unicodedata.category(chr(code)).startswith("P")
+        )
+        + "“”‘’…—‐"
+    )
     punctuation = re.compile(f"[{re.escape(string.punctuation + signs)}]+")
 
     class Face:
         def tokenize(self, text: str) -> list[str]:
             text = re.sub(r"[\t\n\r\u3000\xa0]", " ", text.strip().lower())
-            text = "".join(char for char in text if char != "\ufffd" and not unicodedata.category(char).startswith("C"))
+            text = "".join(
+                char
+                for char in text
+                if char != "\ufffd" and not unicodedata.category(char).startswith("C")
+            )
             pieces = [piece for word in text.split() for piece in punctuation.split(word) if piece]
             return segment(" ".join(pieces))
 
     theirs = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Face())
     dice = random.Random(1)
     for answer, target in pairs():
-        dirty = "".join(char + dice.choice(["", "", "、", "$", "\u200b", "\u3000", "（", "A", "～", "—"]) for char in answer)
+        dirty = "".join(
+            char + dice.choice(["", "", "、", "$", "\u200b", "\u3000", "（", "A", "～", "—"])
+            for char in answer
+        )
         expected = {name: score.fmeasure for name, score in theirs.score(target, dirty).items()}
         assert SUMMARY_RULES["xlsum"](dirty, target) == pytest.approx(expected, abs=1e-4), dirty
 
@@ -104,29 +158,60 @@ def test_the_llm_jp_eval_rule_on_a_thousand_pairs() -> None:
     dice = random.Random(2)
     for _ in range(1000):
         target = dice.choice(["含意", "ＡＢ", "12", "田園"])
-        answer = dice.choice(["", " ", "\n", "\u3000"]) + dice.choice([target, "含意", "AB"]) + dice.choice(["", "\n", "\n\n説明", " \n\n", "。"])
-        expected = unicodedata.normalize("NFKC", answer.split("\n\n")[0].strip()) == unicodedata.normalize("NFKC", target)
+        answer = (
+            dice.choice(["", " ", "\n", "\u3000"])
+            + dice.choice([target, "含意", "AB"])
+            + dice.choice(["", "\n", "\n\n説明", " \n\n", "。"])
+        )
+        expected = unicodedata.normalize(
+            "NFKC", answer.split("\n\n")[0].strip()
+        ) == unicodedata.normalize("NFKC", target)
         assert CLOSED_RULES["llm-jp-eval"](answer, target) == {"exact_match": float(expected)}
 
 
 def test_closed_rules() -> None:
-    cases = [("含意", "含意"), (" 含意\n", "含意"), ("含意\n\n説明", "含意"), ("ＡＢ", "AB"), ("含意。", "含意")]
-    found = {rule: [CLOSED_RULES[rule](answer, target)["exact_match"] for answer, target in cases] for rule in CLOSED_RULES}
-    assert found == {"tsugiki": [1, 1, 0, 1, 0], "flexeval": [1, 0, 0, 0, 0], "llm-jp-eval": [1, 1, 1, 1, 0]}
+    cases = [
+        ("含意", "含意"),
+        (" 含意\n", "含意"),
+        ("含意\n\n説明", "含意"),
+        ("ＡＢ", "AB"),
+        ("含意。", "含意"),
+    ]
+    found = {
+        rule: [CLOSED_RULES[rule](answer, target)["exact_match"] for answer, target in cases]
+        for rule in CLOSED_RULES
+    }
+    assert found == {
+        "tsugiki": [1, 1, 0, 1, 0],
+        "flexeval": [1, 0, 0, 0, 0],
+        "llm-jp-eval": [1, 1, 1, 1, 0],
+    }
 
 
 def test_rules_are_picked_by_name_and_signed() -> None:
     assert pick_rules("rouge", "all") == ["lm-eval", "xlsum", "flexeval", "char"]
     assert pick_rules("accuracy", "flexeval, tsugiki") == ["flexeval", "tsugiki"]
-    with pytest.raises(ConfigError, match=r'"xlsam": no such rule for rouge\. Did you mean "xlsum"'):
+    with pytest.raises(
+        ConfigError, match=r'"xlsam": no such rule for rouge\. Did you mean "xlsum"'
+    ):
         pick_rules("rouge", "xlsam")
-    assert len({signature_of(rule, metric) for metric in ("rouge", "accuracy") for rule in pick_rules(metric, "all")}) == 7
+    assert (
+        len(
+            {
+                signature_of(rule, metric)
+                for metric in ("rouge", "accuracy")
+                for rule in pick_rules(metric, "all")
+            }
+        )
+        == 7
+    )
     assert "mecab-ipadic-1.0.0" in signature_of("flexeval", "rouge")
     assert score_by("char", "rouge", ["犬"], ["犬"])["rouge1"] == [1.0]
 
 
 def test_class_scores_by_hand() -> None:
-    """Three labels, one answer outside them: by the definitions of scikit-learn's f1_score(average="macro") and balanced_accuracy_score."""
+    """Three labels, one answer outside them: by the definitions of scikit-learn's
+    f1_score(average="macro") and balanced_accuracy_score."""
     answers = ["含意", "含意", "中立", "何か", "矛盾", "中立"]
     targets = ["含意", "中立", "中立", "中立", "矛盾", "矛盾"]
     found = class_scores(answers, targets, ["含意", "矛盾", "中立"])
@@ -142,7 +227,9 @@ def test_mcnemar_exact_and_by_group() -> None:
     assert alone.p == pytest.approx(2 * (1 + 6) / 2**6)
     assert mcnemar(first, first, [str(n) for n in range(8)]).p == 1.0
     # Mirrored pairs count once: eight rows that are four images say no more than four.
-    doubled = mcnemar([*first, *first], [*second, *second], [str(n) for n in [*range(8), *range(8)]])
+    doubled = mcnemar(
+        [*first, *first], [*second, *second], [str(n) for n in [*range(8), *range(8)]]
+    )
     statistic = 4**2 / 6
     import math
 
@@ -151,7 +238,8 @@ def test_mcnemar_exact_and_by_group() -> None:
 
 
 def test_mcnemar_by_group_keeps_its_level() -> None:
-    """Two equal methods on pairs of dependent rows: five percent of the tests say otherwise, about."""
+    """Two equal methods on pairs of dependent rows: five percent of the tests say otherwise,
+    about."""
     import numpy as np
 
     dice = np.random.default_rng(0)

@@ -1,4 +1,5 @@
-"""Scores: the failure classes, intervals, ROUGE against rouge-score itself, greedy answers against HF generate."""
+"""Scores: the failure classes, intervals, ROUGE against rouge-score itself, greedy answers against
+HF generate."""
 
 from __future__ import annotations
 
@@ -17,7 +18,16 @@ from tsugiki.model.loading import Numerics
 from tsugiki.score.decode import generate_all
 from tsugiki.score.failures import classify, repeats
 from tsugiki.score.japanese import clean_for_rouge, segment
-from tsugiki.score.metrics import chance_baseline, interval, lead_baseline, majority_baseline, paired_difference, rouge, score, signature
+from tsugiki.score.metrics import (
+    chance_baseline,
+    interval,
+    lead_baseline,
+    majority_baseline,
+    paired_difference,
+    rouge,
+    score,
+    signature,
+)
 from tsugiki.score.predict import generate_ids, predict
 
 CANDIDATES = ("含意", "中立", "矛盾")
@@ -47,7 +57,16 @@ def test_a_cut_input_is_told_from_a_plain_miss() -> None:
     assert classify("要約です", "別の要約", (), ended=True, was_cut=True) == "right"
 
 
-@pytest.mark.parametrize(("text", "expected"), [("ああああああ", True), ("あああ", False), ("犬が犬が犬が", True), ("犬が犬が", False), ("", False)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ああああああ", True),
+        ("あああ", False),
+        ("犬が犬が犬が", True),
+        ("犬が犬が", False),
+        ("", False),
+    ],
+)
 def test_repetition(text: str, expected: bool) -> None:
     assert repeats(text) == expected
 
@@ -57,11 +76,22 @@ def test_normalisation_is_nfkc_and_strip() -> None:
 
 
 def test_rouge_equals_rouge_score_on_the_segmented_text() -> None:
-    pairs = [("米ワシントン州で新たに4人が死亡した😀", "米ワシントン州で2日、新たな死者が4人報告された。"), ("猫が好き", "猫が好き"), ("犬", "猫")]
+    pairs = [
+        (
+            "米ワシントン州で新たに4人が死亡した😀",
+            "米ワシントン州で2日、新たな死者が4人報告された。",
+        ),
+        ("猫が好き", "猫が好き"),
+        ("犬", "猫"),
+    ]
     theirs = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Split())
     for answer, target in pairs:
-        expected = theirs.score(" ".join(segment(clean_for_rouge(target))), " ".join(segment(clean_for_rouge(answer))))
-        assert rouge(answer, target) == pytest.approx({name: value.fmeasure for name, value in expected.items()})
+        expected = theirs.score(
+            " ".join(segment(clean_for_rouge(target))), " ".join(segment(clean_for_rouge(answer)))
+        )
+        assert rouge(answer, target) == pytest.approx(
+            {name: value.fmeasure for name, value in expected.items()}
+        )
     assert rouge("猫が好き", "猫が好き")["rougeL"] == 1.0
     assert 0.3 < rouge(*pairs[0])["rouge1"] < 1.0
 
@@ -83,7 +113,9 @@ def test_intervals_resample_groups() -> None:
     assert alone[0] < 0.5 < alone[1]
     assert alone[1] - alone[0] == pytest.approx(2 * 1.96 * 0.05, rel=0.15)
     assert grouped == (0.5, 0.5), "every group has the same mean"
-    assert interval([0.0] * 8, list("abcdefgh")) == pytest.approx((0.0, 0.324), abs=1e-3), "Wilson: eight wrong answers are no proof of zero"
+    assert interval([0.0] * 8, list("abcdefgh")) == pytest.approx((0.0, 0.324), abs=1e-3), (
+        "Wilson: eight wrong answers are no proof of zero"
+    )
     assert interval([1.0] * 8, list("abcdefgh"))[1] == 1.0
     assert score("accuracy", values, [str(i // 10) for i in range(100)], "accuracy").groups == 10
 
@@ -101,7 +133,9 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
 def test_baselines() -> None:
     assert majority_baseline(["a", "a", "b"], ["a", "b", "b", "b"]) == [1.0, 0.0, 0.0, 0.0]
     assert chance_baseline([("a", "b"), ("a", "b", "c", "d")]) == [0.5, 0.25]
-    assert lead_baseline("rouge", ["犬が走る。猫", "雨が降る。傘"], ["犬が走る", "雨が降る"])["rouge1"] == [1.0, 1.0]
+    assert lead_baseline("rouge", ["犬が走る。猫", "雨が降る。傘"], ["犬が走る", "雨が降る"])[
+        "rouge1"
+    ] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -111,7 +145,13 @@ def test_greedy_answers_equal_hf_generate_and_do_not_depend_on_the_batch(kind: s
     together = generate_ids(model, prompts, max_new_tokens=10, stops=(2,), pad_id=3)
     for prompt, answer in zip(prompts, together, strict=True):
         alone = generate_ids(model, [prompt], max_new_tokens=10, stops=(2,), pad_id=3)[0]
-        theirs = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=2, pad_token_id=3)[0][len(prompt) :].tolist()
+        theirs = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=10,
+            do_sample=False,
+            eos_token_id=2,
+            pad_token_id=3,
+        )[0][len(prompt) :].tolist()
         assert answer == alone == theirs
 
 
@@ -127,10 +167,19 @@ def test_rows_that_end_are_retired_and_order_is_kept() -> None:
 def test_predictions_come_in_the_order_of_the_rows() -> None:
     tokenizer, model = tiny.tokenizer(), tiny.llama(seed=1)
     rows = [
-        Tokens(example=Example(id=str(n), fields={}, target="含意", candidates=CANDIDATES), prompt_ids=(5,) * (n % 4 + 1), target_ids=(2,)) for n in range(9)
+        Tokens(
+            example=Example(id=str(n), fields={}, target="含意", candidates=CANDIDATES),
+            prompt_ids=(5,) * (n % 4 + 1),
+            target_ids=(2,),
+        )
+        for n in range(9)
     ]
-    wide = predict(model, tokenizer, rows, max_new_tokens=4, config=ScoreConfig(batch=4), numerics=FP32)
-    narrow = predict(model, tokenizer, rows, max_new_tokens=4, config=ScoreConfig(batch=1), numerics=FP32)
+    wide = predict(
+        model, tokenizer, rows, max_new_tokens=4, config=ScoreConfig(batch=4), numerics=FP32
+    )
+    narrow = predict(
+        model, tokenizer, rows, max_new_tokens=4, config=ScoreConfig(batch=1), numerics=FP32
+    )
     assert wide == narrow
     assert [one.id for one in wide] == [row.example.id for row in rows]
 
@@ -138,19 +187,38 @@ def test_predictions_come_in_the_order_of_the_rows() -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("batch", [3, 64])
 def test_packed_answers_equal_the_reference(kind: str, batch: int) -> None:
-    """Prompts read packed and a fixed store give the same tokens, with rows that end early and groups that shrink."""
+    """Prompts read packed and a fixed store give the same tokens, with rows that end early and
+    groups that shrink."""
     model = tiny.MODELS[kind](seed=5)
-    prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)]
+    prompts = [
+        tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)
+    ]
     free = generate_ids(model, prompts, max_new_tokens=8, stops=(), pad_id=3)
     written = [token for answer in free for token in answer]
-    eos = max(set(written), key=written.count)  # the commonest token: many rows end, at different steps
+    eos = max(
+        set(written), key=written.count
+    )  # the commonest token: many rows end, at different steps
     reference = generate_ids(model, prompts, max_new_tokens=8, stops=(eos,), pad_id=3)
     assert len({len(answer) for answer in reference}) > 2
-    assert generate_all(model, prompts, max_new_tokens=8, batch=batch, stops=(eos,), numerics=FP32) == reference
-    assert generate_all(model, prompts, max_new_tokens=8, batch=batch, stops=(), numerics=FP32) == free
+    assert (
+        generate_all(model, prompts, max_new_tokens=8, batch=batch, stops=(eos,), numerics=FP32)
+        == reference
+    )
+    assert (
+        generate_all(model, prompts, max_new_tokens=8, batch=batch, stops=(), numerics=FP32) == free
+    )
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_captured_decoding_that_cannot_be_is_refused() -> None:
-    with pytest.raises(RunError, match=r'score.decode = "captured": it needs a CUDA device, this is cpu'):
-        predict(tiny.llama(), tiny.tokenizer(), [], max_new_tokens=4, config=ScoreConfig(decode="captured"), numerics=FP32)
+    with pytest.raises(
+        RunError, match=r'score.decode = "captured": it needs a CUDA device, this is cpu'
+    ):
+        predict(
+            tiny.llama(),
+            tiny.tokenizer(),
+            [],
+            max_new_tokens=4,
+            config=ScoreConfig(decode="captured"),
+            numerics=FP32,
+        )

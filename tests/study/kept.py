@@ -1,4 +1,5 @@
-"""Kept runs made up for the tests of what a report says: real folders with answers of our choice, no model, nothing trained."""
+"""Kept runs made up for the tests of what a report says: real folders with answers of our choice,
+no model, nothing trained."""
 
 from __future__ import annotations
 
@@ -46,8 +47,10 @@ validation = { files = "validation" }
 test = { files = "test" }
 """
 COST = {
-    "device": "made up", "num_steps": 9, "step_s_median": 0.1, "step_s_mean": 0.1, "tokens_per_s": 10.0,
-    "peak_allocated_bytes": 2**30, "peak_reserved_bytes": 2**30, "peak_process_bytes": None, "lanes": 1,
+    "device": "made up", "num_steps": 9, "step_s_median": 0.1, "step_s_mean": 0.1,
+    "tokens_per_s": 10.0,
+    "peak_allocated_bytes": 2**30, "peak_reserved_bytes": 2**30, "peak_process_bytes": None,
+    "lanes": 1,
 }  # fmt: skip
 
 
@@ -56,18 +59,35 @@ def save_made(folder: Path, rows: int = 300) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "made.toml").write_text(TASK, encoding="utf-8")
     for part in ("train", "validation", "test"):
-        lines = (json.dumps({"text": f"{part}の文{number}", "label": "enc"[number % 3]}, ensure_ascii=False) for number in range(rows))
-        (folder / f"{part}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        lines = (
+            json.dumps(
+                {"text": f"{part}の文{number}", "label": "enc"[number % 3]}, ensure_ascii=False
+            )
+            for number in range(rows)
+        )
+        (folder / f"{part}.jsonl").write_text(
+            "".join(line + "\n" for line in lines), encoding="utf-8"
+        )
     return folder / "made.toml"
 
 
 def study_of(task: Path, rates: Mapping[str, Sequence[float]], **changes: Any) -> StudySpec:
     """LoRA and FT on the task, with these learning rates by name of the method."""
     methods = [
-        {"name": name, "kind": "full" if name == "FT" else "lora", "grid": {"learning_rate": list(some)} | ({} if name == "FT" else {"rank": [2]})}
+        {
+            "name": name,
+            "kind": "full" if name == "FT" else "lora",
+            "grid": {"learning_rate": list(some)} | ({} if name == "FT" else {"rank": [2]}),
+        }
         for name, some in rates.items()
     ]
-    given = {"name": "made", "models": [{"path": "builtin", "name": "m"}], "tasks": [{"name": str(task)}], "methods": methods, **changes}
+    given = {
+        "name": "made",
+        "models": [{"path": "builtin", "name": "m"}],
+        "tasks": [{"name": str(task)}],
+        "methods": methods,
+        **changes,
+    }
     return parse_study(given, "made")
 
 
@@ -78,15 +98,32 @@ def answers_of(task: Task, part: str, right: Sequence[bool]) -> list[Prediction]
     made = []
     for row, good in zip(rows, right, strict=True):
         answer = row.target if good else LABELS[(LABELS.index(row.target) + 1) % 3]
-        made.append(Prediction(id=row.id, group=row.group, target=row.target, answer=answer, ended=True, failure="right" if good else "other_candidate"))
+        made.append(
+            Prediction(
+                id=row.id,
+                group=row.group,
+                target=row.target,
+                answer=answer,
+                ended=True,
+                failure="right" if good else "other_candidate",
+            )
+        )
     return made
 
 
-def keep(store: Store, config: RunConfig, right: Mapping[str, Sequence[bool]], *, reason: str | None = None, **happened: Any) -> Run:
+def keep(
+    store: Store,
+    config: RunConfig,
+    right: Mapping[str, Sequence[bool]],
+    *,
+    reason: str | None = None,
+    **happened: Any,
+) -> Run:
     """Writes a run's folder: its answers by part, or the reason why it failed."""
     task = load_task(config.task)
     what = {
-        "semantics": SEMANTICS, "model_sha256": "m" * 64, "settings_sha256": "s" * 64, **with_data(task), "device_type": "cuda", "device": "made up",
+        "semantics": SEMANTICS, "model_sha256": "m" * 64, "settings_sha256": "s" * 64,
+        **with_data(task), "device_type": "cuda", "device": "made up",
         "numerics": {"compute": "bf16", "base": "bf16", "trained": "fp32"}, "rows": {},
         "versions": {"torch": "2", "transformers": "5", "tsugiki": "0"},
     }  # fmt: skip
@@ -97,8 +134,21 @@ def keep(store: Store, config: RunConfig, right: Mapping[str, Sequence[bool]], *
         made = answers_of(task, part, some)
         run.write_answers(part, [asdict(one) for one in made])
         evaluations[part] = summarise(task.spec, part, made, 0.01).to_json()
-    state: dict[str, Any] = {"status": "done", "evaluations": evaluations} if reason is None else {"status": "failed", "reason": reason}
-    state |= {"trainable": 10, "total": 100, "steps": 9, "max_length": 128, "measurement": COST, "weights_bytes": 40, "lanes": 1, "alone": True}
+    state: dict[str, Any] = (
+        {"status": "done", "evaluations": evaluations}
+        if reason is None
+        else {"status": "failed", "reason": reason}
+    )
+    state |= {
+        "trainable": 10,
+        "total": 100,
+        "steps": 9,
+        "max_length": 128,
+        "measurement": COST,
+        "weights_bytes": 40,
+        "lanes": 1,
+        "alone": True,
+    }
     run.update(**{**state, **happened})
     return run
 

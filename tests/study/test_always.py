@@ -1,4 +1,5 @@
-"""A study always ends in a report: what goes wrong with one configuration is its reason, and everything else is run. More: campaign/faults."""
+"""A study always ends in a report: what goes wrong with one configuration is its reason, and
+everything else is run. More: campaign/faults."""
 
 from __future__ import annotations
 
@@ -31,7 +32,13 @@ from tsugiki.study.run import run_group
 from tsugiki.study.store import Run, Store, read_record
 from tsugiki.study.sweep import run_study
 from tsugiki.train import checkpoint, memory
-from tsugiki.train.checkpoint import checkpoints, drop_older_checkpoints, latest_checkpoint, read_checkpoint, save_checkpoint
+from tsugiki.train.checkpoint import (
+    checkpoints,
+    drop_older_checkpoints,
+    latest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 GIB = 2**30
 
@@ -45,15 +52,27 @@ def command(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 def study_file(folder: Path, model: Path, task: Path, *, epochs: int = 1, rest: str = "") -> Path:
     path = folder / "study.toml"
-    lines = [f'name = "s"\n{rest}\n[train]\nepochs = {epochs}\nprecision = "fp32"\n[[models]]\npath = "{model}"\nname = "tiny"\n[[tasks]]\nname = "{task}"\n']
-    lines.append('[[methods]]\nname = "LoRA"\nkind = "lora"\n[methods.grid]\nrank = [2]\nlearning_rate = [1e-3, 5e-3]\n')
-    lines.append('[[methods]]\nname = "FT"\nkind = "full"\n[methods.grid]\nlearning_rate = [1e-3, 2e-3]\n')
+    lines = [
+        f'name = "s"\n{rest}\n[train]\nepochs = {epochs}\nprecision = "fp32"\n[[models]]\npath = '
+        f'"{model}"\nname = "tiny"\n[[tasks]]\nname = "{task}"\n'
+    ]
+    lines.append(
+        '[[methods]]\nname = "LoRA"\nkind = "lora"\n[methods.grid]\nrank = [2]\nlearning_rate = '
+        "[1e-3, 5e-3]\n"
+    )
+    lines.append(
+        '[[methods]]\nname = "FT"\nkind = "full"\n[methods.grid]\nlearning_rate = [1e-3, 2e-3]\n'
+    )
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
 def test_full_fine_tuning_without_room_leaves_loras_score_and_exit_code_3(
-    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_folder: Path,
+    task_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The recommended study on a small card had ended in exit code 2 and no page."""
     path = study_file(tmp_path, model_folder, task_file)
@@ -61,14 +80,28 @@ def test_full_fine_tuning_without_room_leaves_loras_score_and_exit_code_3(
     arguments = ["study", str(path), "--out", str(tmp_path / "out")]
     assert command(arguments, monkeypatch) == 3
     out, said = capsys.readouterr()
-    assert said.index("left out: tiny · tiny · FT · learning_rate 0.001 and 1 more: full fine-tuning needs") < said.index("LoRA"), "before the first cell"
-    assert "no result: full fine-tuning needs 0.0 GiB on cpu (0 M parameters with gradients and moments, 16 bytes each), 0.0 free" in out
+    assert said.index(
+        "left out: tiny · tiny · FT · learning_rate 0.001 and 1 more: full fine-tuning needs"
+    ) < said.index("LoRA"), "before the first cell"
+    assert (
+        "no result: full fine-tuning needs 0.0 GiB on cpu (0 M parameters with gradients and "
+        "moments, 16 bytes each), 0.0 free" in out
+    )
     assert out.splitlines()[-1].endswith(f"by: tsugiki study {path} --out {tmp_path / 'out'}")
-    assert [record.evaluation("test") is not None for record in Store(tmp_path / "out").records() if record.config.method == "lora"].count(True) == 1
+    assert [
+        record.evaluation("test") is not None
+        for record in Store(tmp_path / "out").records()
+        if record.config.method == "lora"
+    ].count(True) == 1
     assert command(["report", *arguments[1:]], monkeypatch) == 3, "the reason is kept"
     assert "full fine-tuning needs" in capsys.readouterr().out
     monkeypatch.undo()
-    result = run_study(collect(parse_study(json.loads(json.dumps(given_of(path))), "s"), Store(tmp_path / "out")).study, Store(tmp_path / "out"))
+    result = run_study(
+        collect(
+            parse_study(json.loads(json.dumps(given_of(path))), "s"), Store(tmp_path / "out")
+        ).study,
+        Store(tmp_path / "out"),
+    )
     assert result.missing == {}
     assert {key[2] for key in result.chosen} == {"LoRA", "FT"}
 
@@ -79,18 +112,29 @@ def given_of(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-def test_what_nothing_can_be_made_of_is_refused_in_one_line(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_what_nothing_can_be_made_of_is_refused_in_one_line(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     broken = Path(shutil.copytree(model_folder, tmp_path / "model"))
     (broken / "tokenizer.json").write_text("{", encoding="utf-8")
     notes: list[str] = []
     with pytest.raises(ModelError, match="tokenizer"):
-        run_study(parse_study(study_of(broken, task_file), "study"), Store(tmp_path / "out"), Listener(on_note=notes.append))
+        run_study(
+            parse_study(study_of(broken, task_file), "study"),
+            Store(tmp_path / "out"),
+            Listener(on_note=notes.append),
+        )
     assert notes == []
 
 
-def test_one_lane_that_cannot_be_written_does_not_take_the_others(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_lane_that_cannot_be_written_does_not_take_the_others(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A group is halved until the culprit is alone."""
-    configs = [asked(model_folder, task_file, lora={"targets": "q+v", "rank": rank}) for rank in (1, 2, 3, 4)]
+    configs = [
+        asked(model_folder, task_file, lora={"targets": "q+v", "rank": rank})
+        for rank in (1, 2, 3, 4)
+    ]
     real = run_module.make_lanes
 
     def make_lanes(base: Any, some: Sequence[RunConfig], rows: int) -> Any:
@@ -108,7 +152,9 @@ def test_one_lane_that_cannot_be_written_does_not_take_the_others(model_folder: 
         run_group(configs[2:3], Store(tmp_path / "other"))
 
 
-def test_advice_names_what_helps_there(model_folder: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_advice_names_what_helps_there(
+    model_folder: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tsugiki.model.loading import find_base
 
     model, cpu = tiny.llama(), torch.device("cpu")
@@ -118,17 +164,25 @@ def test_advice_names_what_helps_there(model_folder: Path, task_file: Path, monk
     monkeypatch.setattr(memory, "room", lambda device: (size, size))
     assert "Fewer rows do not help: take LoRA" in memory.what_helps(model, full, numerics, cpu)
     monkeypatch.setattr(memory, "room", lambda device: (20 * size, 20 * size))
-    assert "Lower train.micro_batch (now 8 rows a backward pass) or train.max_length (now 2,048)" in memory.what_helps(model, full, numerics, cpu)
+    assert (
+        "Lower train.micro_batch (now 8 rows a backward pass) or train.max_length (now 2,048)"
+        in memory.what_helps(model, full, numerics, cpu)
+    )
     monkeypatch.setattr(memory, "room", lambda device: (20 * size, 40 * size))
     assert "other programs hold" in memory.what_helps(model, full, numerics, cpu)
     monkeypatch.setattr(memory, "room", lambda device: (22 * GIB, 24 * GIB))
     bf16 = type(numerics)(compute="bf16", base="fp32", trained="fp32")
-    said = r"full fine-tuning needs 31 GiB on cuda \(1,870 M parameters .* 18 bytes each\), 22 free\. Shorter or fewer rows do not help"
+    said = (
+        r"full fine-tuning needs 31 GiB on cuda \(1,870 M parameters .* 18 bytes each\), 22 "
+        r"free\. Shorter or fewer rows do not help"
+    )
     with pytest.raises(RunError, match=said):
         memory.refuse_no_room(1_870_000_000, bf16, torch.device("cuda"))
 
 
-def test_a_search_that_learns_ends_where_a_trial_cannot_be_had(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_learns_ends_where_a_trial_cannot_be_had(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("optuna")
     method = {
         "name": "LoRA",
@@ -146,12 +200,17 @@ def test_a_search_that_learns_ends_where_a_trial_cannot_be_had(model_folder: Pat
         return real(step, lanes, *others, **named)
 
     monkeypatch.setattr(run_module, "fit", fit)
-    result = run_study(parse_study({**study_of(model_folder, task_file), "methods": [method]}, "study"), Store(tmp_path))
+    result = run_study(
+        parse_study({**study_of(model_folder, task_file), "methods": [method]}, "study"),
+        Store(tmp_path),
+    )
     assert list(result.missing.values()) == ["RuntimeError: gone"]
     assert len(result.chosen) == 1
 
 
-def test_a_choice_that_cannot_be_trained_again_keeps_its_score(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_that_cannot_be_trained_again_keeps_its_score(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study, store = parse_study(study_of(model_folder, task_file), "study"), Store(tmp_path)
     configs = [cell.config for cell in sweep.expand(study) if cell.method.name == "FT"]
     for record in [run_group([config], store)[0] for config in configs]:
@@ -175,10 +234,12 @@ def test_a_choice_that_cannot_be_trained_again_keeps_its_score(model_folder: Pat
             assert read_record(store.root / "runs" / name).answers("validation")
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------
+# ---- checkpoints --------------------------------------------------------------------------------
 
 
-def test_a_kill_while_an_older_checkpoint_is_removed_does_not_block_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_an_older_checkpoint_is_removed_does_not_block_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It had left a folder without its state: “checkpoint cannot be read”, for ever."""
     tensors = {"a": torch.zeros(2)}
     save_checkpoint(tmp_path, 3, tensors, {"x": 1}, keep=True)
@@ -207,7 +268,9 @@ def test_a_kill_while_an_older_checkpoint_is_removed_does_not_block_a_restart(tm
         read_checkpoint(tmp_path / "step-00000005")
 
 
-def test_a_run_goes_on_over_a_folder_without_a_state(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_over_a_folder_without_a_state(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, store = asked(model_folder, task_file), Store(tmp_path)
     whole = run_group([config], Store(tmp_path / "whole"))[0]
     from tsugiki.train import engine
@@ -230,25 +293,43 @@ def test_a_run_goes_on_over_a_folder_without_a_state(model_folder: Path, task_fi
     assert run_group([config], store)[0].answers("validation") == whole.answers("validation")
 
 
-# ---- workers ---------------------------------------------------------------------------------------------------
+# ---- workers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_the_end_of_a_study_ends_its_workers_and_the_same_command_goes_on(how: signal.Signals, model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_the_end_of_a_study_ends_its_workers_and_the_same_command_goes_on(
+    how: signal.Signals, model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     path = study_file(tmp_path, model_folder, task_file, epochs=400)
-    arguments = [sys.executable, "-m", "tsugiki", "study", str(path), "--out", str(tmp_path / "out"), "--jobs", "2"]
-    # A shell starts its background jobs deaf to Ctrl-C, and children inherit that: the study under test must hear it.
+    arguments = [
+        sys.executable,
+        "-m",
+        "tsugiki",
+        "study",
+        str(path),
+        "--out",
+        str(tmp_path / "out"),
+        "--jobs",
+        "2",
+    ]
+    # A shell starts its background jobs deaf to Ctrl-C, and children inherit that: the study under
+    # test must hear it.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    started = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heard)  # noqa: PLW1509
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = subprocess.Popen(arguments, **quiet, preexec_fn=heard)  # noqa: PLW1509
     until = time.monotonic() + 60
-    while time.monotonic() < until and not list((tmp_path / "out" / "runs").glob("*/happened.json")):
+    while time.monotonic() < until and not list(
+        (tmp_path / "out" / "runs").glob("*/happened.json")
+    ):
         time.sleep(0.1)
     workers = psutil.Process(started.pid).children()
     assert len(workers) == 2
     os.kill(started.pid, how)
     started.wait(timeout=30)
-    again = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # at once
+    again = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )  # at once
     _, left = psutil.wait_procs(workers, timeout=30)
     assert not left, "workers live on"
     out = again.communicate(timeout=200)[0]
@@ -258,8 +339,11 @@ def test_the_end_of_a_study_ends_its_workers_and_the_same_command_goes_on(how: s
     assert [record.status for record in records] == ["done"] * 4
 
 
-def test_loss_on_validation_is_that_of_the_answers(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    """One number for each lane: the mean of -log p over the target tokens of validation, as training computes its loss."""
+def test_loss_on_validation_is_that_of_the_answers(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    """One number for each lane: the mean of -log p over the target tokens of validation, as
+    training computes its loss."""
     from tsugiki.data.batch import collate
     from tsugiki.data.tasks import load_task
     from tsugiki.model.loading import backbone_and_head
@@ -267,14 +351,21 @@ def test_loss_on_validation_is_that_of_the_answers(model_folder: Path, task_file
     from tsugiki.study.inputs import tokens_of
     from tsugiki.train.loss import summed_losses
 
-    configs = [asked(model_folder, task_file, lora={"targets": targets, "rank": 2}) for targets in ("q+v", "all-linear")]
+    configs = [
+        asked(model_folder, task_file, lora={"targets": targets, "rank": 2})
+        for targets in ("q+v", "all-linear")
+    ]
     for record in run_group(configs, Store(tmp_path), lanes=2):
         base = load_trained(record)
         rows = tokens_of(base, load_task(record.config.task), record.config, "validation")
         backbone, head = backbone_and_head(base.model)
         with torch.no_grad():
-            total = summed_losses(backbone, head, collate(rows, list(range(len(rows))), 3), [len(rows)]).item()
-        assert record.happened["validation_loss"] == pytest.approx(total / sum(len(row.target_ids) for row in rows), rel=1e-4)
+            total = summed_losses(
+                backbone, head, collate(rows, list(range(len(rows))), 3), [len(rows)]
+            ).item()
+        assert record.happened["validation_loss"] == pytest.approx(
+            total / sum(len(row.target_ids) for row in rows), rel=1e-4
+        )
 
 
 def test_a_run_put_back_is_as_before(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
@@ -284,4 +375,6 @@ def test_a_run_put_back_is_as_before(model_folder: Path, task_file: Path, tmp_pa
     kept = run.start_over()
     assert run.status == "running"
     run.put_back(kept)
-    assert {path.name: path.read_bytes() for path in record.folder.iterdir() if path.is_file()} == before
+    assert {
+        path.name: path.read_bytes() for path in record.folder.iterdir() if path.is_file()
+    } == before

@@ -1,4 +1,5 @@
-"""Pages made from committed runs: they may not change by a byte unless that is the purpose of a change (`python -m tests.kept.make pages`)."""
+"""Pages made from committed runs: they may not change by a byte unless that is the purpose of a
+change (`python -m tests.kept.make pages`)."""
 
 from __future__ import annotations
 
@@ -10,12 +11,17 @@ import pytest
 from tests.kept import make
 
 
-def test_pages_of_the_kept_runs_are_the_same_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_the_kept_runs_are_the_same_to_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("out", "tasks"):
         shutil.copytree(make.HERE / name, tmp_path / name)
     shutil.copy(make.HERE / make.STUDY, tmp_path)
     monkeypatch.chdir(tmp_path)
-    found, kept = make.pages(), {path.name: path.read_bytes() for path in (make.HERE / make.PAGES).iterdir()}
+    found, kept = (
+        make.pages(),
+        {path.name: path.read_bytes() for path in (make.HERE / make.PAGES).iterdir()},
+    )
     assert sorted(found) == sorted(kept)
     assert len(kept) == 25
     for name, content in kept.items():
@@ -23,6 +29,17 @@ def test_pages_of_the_kept_runs_are_the_same_to_the_byte(tmp_path: Path, monkeyp
 
 
 def test_the_kept_runs_hold_one_of_each_kind() -> None:
-    kinds = [path.read_text(encoding="utf-8") for path in (make.HERE / make.ROOT).glob("runs/*/happened.json")]
-    for kind in ('"status": "failed"', '"status": "pruned"', '"status": "done"', '"shared"', '"adapter"', '"lanes": 3', '"rougeL"'):
+    kinds = [
+        path.read_text(encoding="utf-8")
+        for path in (make.HERE / make.ROOT).glob("runs/*/happened.json")
+    ]
+    for kind in (
+        '"status": "failed"',
+        '"status": "pruned"',
+        '"status": "done"',
+        '"shared"',
+        '"adapter"',
+        '"lanes": 3',
+        '"rougeL"',
+    ):
         assert any(kind in one for one in kinds), kind

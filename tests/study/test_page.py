@@ -1,4 +1,5 @@
-"""The HTML page: whole, self-contained, in both languages; figures with a text alternative; what differs is marked."""
+"""The HTML page: whole, self-contained, in both languages; figures with a text alternative; what
+differs is marked."""
 
 from __future__ import annotations
 
@@ -41,11 +42,16 @@ class Whole(html.parser.HTMLParser):
         assert self.open.pop() == tag, tag
 
 
-def test_the_page_is_whole_and_needs_nothing_from_elsewhere(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     given = {**study_of(model_folder, task_file), "title": "試し / A <trial>"}
     result = run_study(parse_study(given, "study"), Store(tmp_path))
     page, _ = write_report(gather(result), tmp_path)
-    for language, words in (("ja", ("結論", "試し", "学習率")), ("en", ("Finding", "A &lt;trial&gt;", "learning rate"))):
+    for language, words in (
+        ("ja", ("結論", "試し", "学習率")),
+        ("en", ("Finding", "A &lt;trial&gt;", "learning rate")),
+    ):
         text = (page.parent / f"report.{language}.html").read_text(encoding="utf-8")
         parser = Whole()
         parser.feed(text)
@@ -56,13 +62,25 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(model_folder: Path, 
         assert "http" not in text.replace("http-equiv", "")
         for word in words:
             assert word in text
-        assert text.count("<svg") == len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]+"', text)) >= 3
-        assert ("nothing follows about" if language == "en" else "については何も言えません") in text.replace("Nothing", "nothing"), "nine rows teach nothing"
+        assert (
+            text.count("<svg")
+            == len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]+"', text))
+            >= 3
+        )
+        assert (
+            "nothing follows about" if language == "en" else "については何も言えません"
+        ) in text.replace("Nothing", "nothing"), "nine rows teach nothing"
 
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(-0.01, 0.015, "equal"), (0.005, 0.05, "better"), (-0.05, -0.001, "worse"), (-0.03, 0.01, "undecided"), (0.001, 0.019, "equal")],
+    [
+        (-0.01, 0.015, "equal"),
+        (0.005, 0.05, "better"),
+        (-0.05, -0.001, "worse"),
+        (-0.03, 0.01, "undecided"),
+        (0.001, 0.019, "equal"),
+    ],
 )
 def test_a_verdict_follows_from_interval_and_margin(low: float, high: float, expected: str) -> None:
     assert verdict_of(low, high, 0.02) == expected
@@ -74,7 +92,13 @@ def test_what_is_not_in_the_reference_is_marked() -> None:
 
 
 def test_latex_is_escaped_and_every_row_has_its_cells() -> None:
-    table = Table(name="t", title="t", header=("Task", "p_1 & 95 %"), rows=(("a_b", "{x} # 5 % \\ ~"), ("c", "d")), notes=("one",))
+    table = Table(
+        name="t",
+        title="t",
+        header=("Task", "p_1 & 95 %"),
+        rows=(("a_b", "{x} # 5 % \\ ~"), ("c", "d")),
+        notes=("one",),
+    )
     lines = table.to_latex().splitlines()
     assert lines[1:4] == [r"\begin{tabular}{ll}", r"\toprule", r"Task & p\_1 \& 95 \% \\"]
     assert lines[5] == r"a\_b & \{x\} \# 5 \% \textbackslash{} \textasciitilde{} \\"
@@ -84,8 +108,13 @@ def test_latex_is_escaped_and_every_row_has_its_cells() -> None:
 
 
 def test_a_chart_draws_every_point_inside_its_frame() -> None:
-    points = {"a": [Point(x=1e-5, y=0.2, low=0.1, high=0.3), Point(x=1e-3, y=0.9)], "b": [Point(x=1e-4, y=0.5, strong=True)]}
-    svg = chart(points, axis_over([1e-5, 1e-3], "rate", log=True), axis_over([0.1, 0.9], "score"), "score")
+    points = {
+        "a": [Point(x=1e-5, y=0.2, low=0.1, high=0.3), Point(x=1e-3, y=0.9)],
+        "b": [Point(x=1e-4, y=0.5, strong=True)],
+    }
+    svg = chart(
+        points, axis_over([1e-5, 1e-3], "rate", log=True), axis_over([0.1, 0.9], "score"), "score"
+    )
     assert svg.count("<g><title>") == 3
     marks = [float(value) for value in re.findall(r'c[xy]="([0-9.]+)"', svg)]
     assert all(0 <= value <= 460 for value in marks)

@@ -1,4 +1,5 @@
-"""What a CPU computes in follows from the switch alone: in both kinds a run trains, is kept apart, goes on, and answers as before."""
+"""What a CPU computes in follows from the switch alone: in both kinds a run trains, is kept apart,
+goes on, and answers as before."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def run_of(method: str, model: Path, task: Path, store: Path) -> RunRecord:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_run_in_each_kind_is_trained_scored_and_asked(method: str, kind: str, model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_a_run_in_each_kind_is_trained_scored_and_asked(
+    method: str, kind: str, model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     record = score_run(run_of(method, model_folder, task_file, tmp_path), "test")
     stored = kind if method == "lora" else "fp32"
     assert record.with_what["numerics"] == {"compute": kind, "base": stored, "trained": "fp32"}
@@ -43,7 +46,9 @@ def test_a_run_in_each_kind_is_trained_scored_and_asked(method: str, kind: str, 
         assert seen.changed == 0
 
 
-def test_the_two_kinds_are_two_runs(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_two_kinds_are_two_runs(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = set()
     for given in KINDS:
         monkeypatch.setenv("TSUGIKI_CPU_BF16", given)

@@ -1,4 +1,5 @@
-"""What the report says: seeds, the margin, the course of training, the landscape, in Japanese and English; LaTeX that compiles."""
+"""What the report says: seeds, the margin, the course of training, the landscape, in Japanese and
+English; LaTeX that compiles."""
 
 from __future__ import annotations
 
@@ -28,28 +29,51 @@ from tsugiki.study.words import JAPANESE
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[StudySpec, StudyResult, Path]:
+def wide(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path
+) -> tuple[StudySpec, StudyResult, Path]:
     """A small study with everything switched on, run once."""
     given = study_of(model_folder, tiny.save_task(tmp_path_factory.mktemp("task") / "task"))
-    lora = {"name": "LoRA", "kind": "lora", "grid": {"targets": ["q+v", "all-linear"], "rank": [2], "learning_rate": [1e-3, 5e-3]}}
+    lora = {
+        "name": "LoRA",
+        "kind": "lora",
+        "grid": {"targets": ["q+v", "all-linear"], "rank": [2], "learning_rate": [1e-3, 5e-3]},
+    }
     full = {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3]}}
-    spec = parse_study({**given, "methods": [lora, full], "seeds": 3, "margin": 10, "score": {"during": 2, "during_rows": 5}}, "study")
+    spec = parse_study(
+        {
+            **given,
+            "methods": [lora, full],
+            "seeds": 3,
+            "margin": 10,
+            "score": {"during": 2, "during_rows": 5},
+        },
+        "study",
+    )
     root = tmp_path_factory.mktemp("wide")
     return spec, run_study(spec, Store(root)), root
 
 
-def test_the_chosen_cells_are_trained_with_every_seed_and_found_again(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+def test_the_chosen_cells_are_trained_with_every_seed_and_found_again(
+    wide: tuple[StudySpec, StudyResult, Path],
+) -> None:
     spec, result, root = wide
     for key, cell in result.chosen.items():
         assert [record.config.train.seed for record in result.seeds(cell)] == [0, 1, 2]
         others = [other for other in result.cells if other.key == key and other is not cell]
-        assert all(len(result.seeds(other)) == 0 for other in others), "the others are not scored on test"
+        assert all(len(result.seeds(other)) == 0 for other in others), (
+            "the others are not scored on test"
+        )
     again = collect(spec, Store(root))
-    assert {key: len(again.seeds(cell)) for key, cell in again.chosen.items()} == dict.fromkeys(result.chosen, 3)
+    assert {key: len(again.seeds(cell)) for key, cell in again.chosen.items()} == dict.fromkeys(
+        result.chosen, 3
+    )
     table = next(one for one in all_tables(gather(again), "en") if one.name == "table2")
     assert sum("(3 seeds)" in row[2] for row in table.rows) == 2
     lora = gather(again).standings["tiny", "tiny", "LoRA"]
-    assert table.rows[0][2].startswith(f"{lora.score:.3f} ["), "the table and the finding say one number"
+    assert table.rows[0][2].startswith(f"{lora.score:.3f} ["), (
+        "the table and the finding say one number"
+    )
 
 
 def test_with_several_seeds_their_spread_widens_the_interval() -> None:
@@ -66,7 +90,10 @@ def test_with_several_seeds_their_spread_widens_the_interval() -> None:
         assert found.mean == pytest.approx(float(examples.mean() / 2), abs=1e-9)
         widths.append(found.high - found.low)
     assert widths[1] > 3 * widths[0]
-    one, several = paired_difference(calm[:1], base[:1], groups), paired_difference(calm, base, groups)
+    one, several = (
+        paired_difference(calm[:1], base[:1], groups),
+        paired_difference(calm, base, groups),
+    )
     assert (several.low, several.high) == pytest.approx((one.low, one.high), abs=0.01)
 
 
@@ -81,7 +108,9 @@ def test_validation_is_looked_at_during_training(wide: tuple[StudySpec, StudyRes
     assert watch_steps(9, 0) == []
 
 
-def test_the_japanese_page_is_japanese_and_both_hold_every_section(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+def test_the_japanese_page_is_japanese_and_both_hold_every_section(
+    wide: tuple[StudySpec, StudyResult, Path],
+) -> None:
     _, result, root = wide
     page, _ = write_report(gather(result), root)
     english = (page.parent / "report.en.html").read_text(encoding="utf-8")
@@ -89,24 +118,48 @@ def test_the_japanese_page_is_japanese_and_both_hold_every_section(wide: tuple[S
     for text, words in (
         (
             english,
-            ("Memory and time", "The course of training", "What is comparable with what", "did not learn", "Equal: the whole interval lies within ±10 points"),
+            (
+                "Memory and time",
+                "The course of training",
+                "What is comparable with what",
+                "did not learn",
+                "Equal: the whole interval lies within ±10 points",
+            ),
         ),
-        (japanese, ("メモリと時間", "学習の経過", "何と何が比較できるか", "「基準を上回らない」", "±10 ポイント", "秒/ステップ: 中央値 / 平均", "3 シード")),
+        (
+            japanese,
+            (
+                "メモリと時間",
+                "学習の経過",
+                "何と何が比較できるか",
+                "「基準を上回らない」",
+                "±10 ポイント",
+                "秒/ステップ: 中央値 / 平均",
+                "3 シード",
+            ),
+        ),
     ):
         for word in words:
             assert word in text, word
     assert english.count("<svg") == japanese.count("<svg") >= 8
-    # No English sentence in the Japanese page: no note holds three English words in a row (names, signatures and numbers apart).
+    # No English sentence in the Japanese page: no note holds three English words in a row (names,
+    # signatures and numbers apart).
     for note in re.findall(r"<li>(.*?)</li>", japanese):
         plain = re.sub(r"[a-z_]+\|\S+|sha256 \S+|\(.*?\)|: [A-Z].*?\d{4}.*", "", note)
         assert not re.search(r"\b[a-z]{3,} [a-z]{3,} [a-z]{3,}\b", plain), note
     assert "Made by" not in (page.parent / "report.ja.md").read_text(encoding="utf-8")
 
 
-def test_texts_that_may_not_be_passed_on_stay_out(wide: tuple[StudySpec, StudyResult, Path]) -> None:
+def test_texts_that_may_not_be_passed_on_stay_out(
+    wide: tuple[StudySpec, StudyResult, Path],
+) -> None:
     spec, result, _ = wide
     bare = StudyResult(
-        study=spec.model_copy(update={"answers_shown": 0}), cells=result.cells, records=result.records, chosen=result.chosen, repeats=result.repeats
+        study=spec.model_copy(update={"answers_shown": 0}),
+        cells=result.cells,
+        records=result.records,
+        chosen=result.chosen,
+        repeats=result.repeats,
     )
     assert [table.name for table in all_tables(gather(bare), "en")] == [
         "table1",
@@ -122,25 +175,40 @@ def test_texts_that_may_not_be_passed_on_stay_out(wide: tuple[StudySpec, StudyRe
 
 def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResult, Path]) -> None:
     _, result, _ = wide
-    for name in [table.name for table in all_tables(gather(result), "en") if table.name == "table4"]:
-        one, other = (next(table for table in all_tables(gather(result), language) if table.name == name) for language in ("en", "ja"))
+    for name in [
+        table.name for table in all_tables(gather(result), "en") if table.name == "table4"
+    ]:
+        one, other = (
+            next(table for table in all_tables(gather(result), language) if table.name == name)
+            for language in ("en", "ja")
+        )
         assert [row[2] for row in one.rows] == [row[2] for row in other.rows]
     assert JAPANESE["right"] == "正解"
 
 
-def test_runs_on_other_examples_are_not_paired(wide: tuple[StudySpec, StudyResult, Path], tmp_path: Path) -> None:
+def test_runs_on_other_examples_are_not_paired(
+    wide: tuple[StudySpec, StudyResult, Path], tmp_path: Path
+) -> None:
     _, result, _ = wide
     first, second = (result.seeds(cell) for cell in result.chosen.values())
     assert compare_methods(first, second, "test").seeds == 3
     shutil.copytree(second[0].folder, tmp_path / "other")
     path = tmp_path / "other" / "answers-test.jsonl"
-    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
+    path.write_text(
+        "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8"
+    )
     with pytest.raises(RunError, match="scored on different examples"):
         compare_methods(first[:1], [read_record(tmp_path / "other")], "test")
 
 
 def test_figures_hold_what_they_are_given() -> None:
-    drawn = heat_map(["q+v", "all"], ["1e-4", "1e-3"], {(0, 0): 0.1, (0, 1): 0.9, (1, 0): None}, [(0, 1)], "heat <map>")
+    drawn = heat_map(
+        ["q+v", "all"],
+        ["1e-4", "1e-3"],
+        {(0, 0): 0.1, (0, 1): 0.9, (1, 0): None},
+        [(0, 1)],
+        "heat <map>",
+    )
     assert drawn.count("<rect") == 3
     assert drawn.count('stroke="#D55E00"') == 1
     assert "0.900" in drawn
@@ -154,23 +222,45 @@ def test_figures_hold_what_they_are_given() -> None:
     assert "nan" not in bars({}, "t") + heat_map([], [], {}, [], "t") + stacked({}, {}, "t")
 
 
-def test_latex_compiles_where_there_is_a_latex(wide: tuple[StudySpec, StudyResult, Path], tmp_path: Path) -> None:
+def test_latex_compiles_where_there_is_a_latex(
+    wide: tuple[StudySpec, StudyResult, Path], tmp_path: Path
+) -> None:
     _, result, root = wide
     page, tables = write_report(gather(result), root)
     if shutil.which("lualatex") is None:
         pytest.skip("no lualatex here")
-    body = "\n\n".join((page.parent / f"{table.name}.tex").read_text(encoding="utf-8") for table in tables)
-    (tmp_path / "t.tex").write_text("\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + body + "\\end{document}\n", encoding="utf-8")
-    done = subprocess.run(["lualatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True)
+    body = "\n\n".join(
+        (page.parent / f"{table.name}.tex").read_text(encoding="utf-8") for table in tables
+    )
+    (tmp_path / "t.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+        + body
+        + "\\end{document}\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        ["lualatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-1500:]
 
 
-def test_the_tables_are_json_too(wide: tuple[StudySpec, StudyResult, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_are_json_too(
+    wide: tuple[StudySpec, StudyResult, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     from tsugiki.printing import print_report
 
     _, result, root = wide
     assert not print_report(result, root, "tsugiki study again", True), "nine rows teach nothing"
     printed = json.loads(capsys.readouterr().out)
-    assert {table["name"] for table in printed["tables"]} >= {"table1", "table2", "table3", "comparison", "failures"}
+    assert {table["name"] for table in printed["tables"]} >= {
+        "table1",
+        "table2",
+        "table3",
+        "comparison",
+        "failures",
+    }
     assert len(printed["findings"]) == 1
     assert printed["verdicts"][0]["verdict"] is None

@@ -22,43 +22,69 @@ pytestmark = pytest.mark.precision
 
 
 def versioned(folder: Path) -> Path:
-    """The tiny task with two versions of its test labels: the first row is relabelled in version 1."""
+    """The tiny task with two versions of its test labels: the first row is relabelled in version
+    1."""
     path = tiny.save_task(folder)
     text = path.read_text(encoding="utf-8").replace('[files.test]\npath = "test.jsonl"\n', "")
-    text = text.replace('default_split = "standard"\n', 'default_split = "standard"\nid = "number"\ndefault_version = "2"\n').split("[splits.leaky]")[0]
+    text = text.replace(
+        'default_split = "standard"\n',
+        'default_split = "standard"\nid = "number"\ndefault_version = "2"\n',
+    ).split("[splits.leaky]")[0]
     text += '[versions."1".test]\npath = "test1.jsonl"\n[versions."2".test]\npath = "test.jsonl"\n'
     path.write_text(text, encoding="utf-8")
     for part in ("train", "validation", "test"):
-        rows = [json.loads(line) for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         rows = [{**row, "number": f"{part}{number}"} for number, row in enumerate(rows)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        (folder / f"{part}.jsonl").write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
         if part == "test":
             rows[0]["label"] = "n" if rows[0]["label"] != "n" else "c"
-            (folder / "test1.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            (folder / "test1.jsonl").write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+                encoding="utf-8",
+            )
     return path
 
 
-def test_a_run_is_scored_by_every_rule_and_both_versions_of_the_labels(model_folder: Path, tmp_path: Path) -> None:
+def test_a_run_is_scored_by_every_rule_and_both_versions_of_the_labels(
+    model_folder: Path, tmp_path: Path
+) -> None:
     [record] = run_group([asked(model_folder, versioned(tmp_path / "task"))], Store(tmp_path))
     with pytest.raises(RunError, match=r"was not scored on test\. Run: tsugiki score"):
         rescore(record, "test", "all")
     record = score_run(record, "test")
     answers = record.answers("test")
     answers[0]["answer"] = f" {answers[0]['target']}\n"
-    (record.folder / "answers-test.jsonl").write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers), encoding="utf-8")
+    (record.folder / "answers-test.jsonl").write_text(
+        "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers), encoding="utf-8"
+    )
     rows = rescore(record, "test", "all")
     found = {(row["rule"], row["labels"], row["score"]): row["value"] for row in rows}
     assert {row["labels"] for row in rows} == {"v2", "v1"}
-    assert found["tsugiki", "v2", "exact_match"] - found["flexeval", "v2", "exact_match"] == pytest.approx(1 / 9), "the spaces"
-    assert found["tsugiki", "v2", "exact_match"] - found["tsugiki", "v1", "exact_match"] == pytest.approx(1 / 9), "the new label"
+    assert found["tsugiki", "v2", "exact_match"] - found[
+        "flexeval", "v2", "exact_match"
+    ] == pytest.approx(1 / 9), "the spaces"
+    assert found["tsugiki", "v2", "exact_match"] - found[
+        "tsugiki", "v1", "exact_match"
+    ] == pytest.approx(1 / 9), "the new label"
     assert ("tsugiki", "v2", "macro_f1") in found
-    done = subprocess.run([sys.executable, "-m", "tsugiki", "score", str(record.folder), "--rules", "all"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tsugiki", "score", str(record.folder), "--rules", "all"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "llm-jp-eval" in done.stdout
     assert "balanced_accuracy" in done.stdout
 
 
-def test_three_scores_from_one_checkpoint(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_three_scores_from_one_checkpoint(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     [record] = run_group([asked(model_folder, task_file)], Store(tmp_path))
     rows = three_ways(record, "test")
     assert [row["way"] for row in rows] == ["free", "sum", "per_char", "constrained"]
@@ -66,6 +92,10 @@ def test_three_scores_from_one_checkpoint(model_folder: Path, task_file: Path, t
     assert set(kept["constrained"]) <= {"含意", "中立", "矛盾"}
     (record.folder / "weights").rename(record.folder / "gone")
     assert three_ways(read_record(record.folder), "test") == rows, "kept choices need no weights"
-    done = subprocess.run([sys.executable, "-m", "tsugiki", "score", str(record.folder), "--ways"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tsugiki", "score", str(record.folder), "--ways"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "McNemar p" in done.stdout

@@ -1,4 +1,5 @@
-"""Searches besides the grid: random samples, Optuna's TPE in rounds, successive halving; resumed and reported from the records."""
+"""Searches besides the grid: random samples, Optuna's TPE in rounds, successive halving; resumed
+and reported from the records."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def searched(model: Path, task: Path, search: dict, grid: dict, **changes: objec
     return parse_study({**study_of(model, task), "methods": [method], **changes}, "study")
 
 
-def test_a_random_sample_is_the_same_every_time_and_holds_no_cell_twice(model_folder: Path, task_file: Path) -> None:
+def test_a_random_sample_is_the_same_every_time_and_holds_no_cell_twice(
+    model_folder: Path, task_file: Path
+) -> None:
     grid = {"learning_rate": RATES, "rank": {"low": 1, "high": 3}, "targets": ["q+v", "o"]}
     study = searched(model_folder, task_file, {"kind": "random", "trials": 12, "seed": 5}, grid)
     cells = expand(study)
@@ -37,36 +40,69 @@ def test_a_random_sample_is_the_same_every_time_and_holds_no_cell_twice(model_fo
     assert min(rates) < 1e-3 < max(rates), "spread over orders of magnitude"
     other = searched(model_folder, task_file, {"kind": "random", "trials": 12, "seed": 6}, grid)
     assert {cell.config for cell in expand(other)} != {cell.config for cell in cells}
-    few = searched(model_folder, task_file, {"kind": "random", "trials": 12}, {"learning_rate": [1e-3], "rank": [1, 2]})
+    few = searched(
+        model_folder,
+        task_file,
+        {"kind": "random", "trials": 12},
+        {"learning_rate": [1e-3], "rank": [1, 2]},
+    )
     assert len(expand(few)) == 2, "there are no more"
 
 
 @pytest.mark.parametrize(
     ("search", "grid", "message"),
     [
-        ({}, {"learning_rate": RATES}, r'grid.learning_rate: a range needs search.kind = "random" or "tpe"'),
+        (
+            {},
+            {"learning_rate": RATES},
+            r'grid.learning_rate: a range needs search.kind = "random" or "tpe"',
+        ),
         ({"kind": "random"}, {"learning_rate": {"low": 2, "high": 1}}, "low must be below high"),
-        ({"kind": "random"}, {"learning_rate": {"low": 0, "high": 1, "log": True}}, "above 0 with log"),
+        (
+            {"kind": "random"},
+            {"learning_rate": {"low": 0, "high": 1, "log": True}},
+            "above 0 with log",
+        ),
         ({"trials": 5}, {"learning_rate": [1e-3]}, "trials: kind = grid does not read it"),
-        ({"kind": "random", "rounds": 2}, {"learning_rate": [1e-3]}, "rounds: kind = random does not read it"),
-        ({"prune": True}, {"learning_rate": [1e-3], "epochs": [1, 2]}, "take epochs and batch out of the grid"),
+        (
+            {"kind": "random", "rounds": 2},
+            {"learning_rate": [1e-3]},
+            "rounds: kind = random does not read it",
+        ),
+        (
+            {"prune": True},
+            {"learning_rate": [1e-3], "epochs": [1, 2]},
+            "take epochs and batch out of the grid",
+        ),
         ({"kind": "best"}, {"learning_rate": [1e-3]}, "must be 'grid', 'random' or 'tpe'"),
     ],
 )
-def test_a_wrong_search_is_one_clear_line(search: dict, grid: dict, message: str, model_folder: Path, task_file: Path) -> None:
+def test_a_wrong_search_is_one_clear_line(
+    search: dict, grid: dict, message: str, model_folder: Path, task_file: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         searched(model_folder, task_file, search, grid)
 
 
-def test_tpe_learns_from_round_to_round_and_is_found_again(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_tpe_learns_from_round_to_round_and_is_found_again(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("optuna")
-    study = searched(model_folder, task_file, {"kind": "tpe", "trials": 9, "rounds": 3}, {"learning_rate": RATES, "rank": [1, 2]}, lanes=3)
+    study = searched(
+        model_folder,
+        task_file,
+        {"kind": "tpe", "trials": 9, "rounds": 3},
+        {"learning_rate": RATES, "rank": [1, 2]},
+        lanes=3,
+    )
     assert len(expand(study)) == 3, "before anything has run only the first round is known"
     result = run_study(study, Store(tmp_path))
     labels = [cell.label for cell in result.cells]
     assert len(labels) == 9
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
-    assert [cell.label for cell in run_study(study, Store(tmp_path)).cells] == labels, "asked again, it asks the same"
+    assert [cell.label for cell in run_study(study, Store(tmp_path)).cells] == labels, (
+        "asked again, it asks the same"
+    )
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
     found = collect(study, Store(tmp_path))
     assert [cell.label for cell in found.cells] == labels
@@ -77,7 +113,12 @@ def test_tpe_learns_from_round_to_round_and_is_found_again(model_folder: Path, t
 
 def test_what_tpe_is_told_changes_what_it_asks(model_folder: Path, task_file: Path) -> None:
     pytest.importorskip("optuna")
-    study = searched(model_folder, task_file, {"kind": "tpe", "trials": 24, "rounds": 2}, {"learning_rate": RATES})
+    study = searched(
+        model_folder,
+        task_file,
+        {"kind": "tpe", "trials": 24, "rounds": 2},
+        {"learning_rate": RATES},
+    )
     method, first = study.methods[0], expand(study)[0]
 
     class Told:
@@ -94,19 +135,29 @@ def test_what_tpe_is_told_changes_what_it_asks(model_folder: Path, task_file: Pa
 
     def later(sign: float, again: bool = False) -> list[float]:
         def config_of(settings: dict) -> RunConfig:
-            return first.config.model_copy(update={"train": first.config.train.model_copy(update=settings)})
+            return first.config.model_copy(
+                update={"train": first.config.train.model_copy(update=settings)}
+            )
 
-        asked = list(settings_of(method, config_of, lambda config: Told(config.train.learning_rate, sign, again)))
+        asked = list(
+            settings_of(
+                method, config_of, lambda config: Told(config.train.learning_rate, sign, again)
+            )
+        )
         return [one["learning_rate"] for one in asked[12:]]
 
     assert sum(later(1.0)) > 2 * sum(later(-1.0))
     assert later(1.0, again=True) == later(1.0)
 
 
-def test_successive_halving_ends_the_lower_half_twice(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_successive_halving_ends_the_lower_half_twice(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     """On a CPU too the cells of a pruned search train together: they are compared."""
     grid = {"learning_rate": [1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2], "targets": ["all-linear"]}
-    study = searched(model_folder, task_file, {"prune": True}, grid, train={"epochs": 4, "precision": "fp32"})
+    study = searched(
+        model_folder, task_file, {"prune": True}, grid, train={"epochs": 4, "precision": "fp32"}
+    )
     result = run_study(study, Store(tmp_path))
     records = [result.records[cell.label] for cell in result.cells]
     assert sorted(record.status for record in records) == ["done", "done", *["pruned"] * 4]
@@ -117,9 +168,15 @@ def test_successive_halving_ends_the_lower_half_twice(model_folder: Path, task_f
         assert seen == ([3] if record.happened.get("reason") == "pruned after step 3" else [3, 6])
         assert not (record.folder / "checkpoint").exists()
     at_first = {one: record.during[0]["main"]["value"] for one, record in enumerate(records)}
-    ended = [one for one, record in enumerate(records) if record.happened.get("reason") == "pruned after step 3"]
+    ended = [
+        one
+        for one, record in enumerate(records)
+        if record.happened.get("reason") == "pruned after step 3"
+    ]
     assert len(ended) == 3
-    assert max(at_first[one] for one in ended) <= min(value for one, value in at_first.items() if one not in ended)
+    assert max(at_first[one] for one in ended) <= min(
+        value for one, value in at_first.items() if one not in ended
+    )
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
     run_study(study, Store(tmp_path))
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
@@ -127,13 +184,17 @@ def test_successive_halving_ends_the_lower_half_twice(model_folder: Path, task_f
     assert sum("pruned after step" in " ".join(row) for row in grid_table.rows) == 4
 
 
-def test_a_pruned_group_killed_between_rungs_ends_the_same_lanes(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pruned_group_killed_between_rungs_ends_the_same_lanes(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tsugiki.study.run import run_group
     from tsugiki.train import engine
     from tsugiki.train.step import EagerStep
 
     grid = {"learning_rate": [1e-5, 1e-3, 1e-2, 3e-2], "targets": ["all-linear"]}
-    study = searched(model_folder, task_file, {"prune": True}, grid, train={"epochs": 4, "precision": "fp32"})
+    study = searched(
+        model_folder, task_file, {"prune": True}, grid, train={"epochs": 4, "precision": "fp32"}
+    )
     configs = [cell.config for cell in expand(study)]
     whole = run_group(configs, Store(tmp_path / "whole"), lanes=4, prune=True)
     monkeypatch.setitem(engine.fit.__kwdefaults__, "checkpoint_every_s", 0.0)
@@ -151,34 +212,64 @@ def test_a_pruned_group_killed_between_rungs_ends_the_same_lanes(model_folder: P
     resumed = run_group(configs, Store(tmp_path / "killed"), lanes=4, prune=True)
     for one, other in zip(resumed, whole, strict=True):
         assert one.status == other.status
-        assert [(seen["step"], seen["main"]) for seen in one.during] == [(seen["step"], seen["main"]) for seen in other.during]
+        assert [(seen["step"], seen["main"]) for seen in one.during] == [
+            (seen["step"], seen["main"]) for seen in other.during
+        ]
         if one.status == "done":
-            assert json.loads((one.folder / "history.json").read_text())["loss"] == json.loads((other.folder / "history.json").read_text())["loss"]
+            assert (
+                json.loads((one.folder / "history.json").read_text())["loss"]
+                == json.loads((other.folder / "history.json").read_text())["loss"]
+            )
 
 
-def test_pruned_cells_are_trained_in_full_when_they_are_wanted_so(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_pruned_cells_are_trained_in_full_when_they_are_wanted_so(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     grid = {"learning_rate": [1e-5, 1e-3, 1e-2, 3e-2], "targets": ["all-linear"]}
     train = {"epochs": 4, "precision": "fp32"}
     pruned = searched(model_folder, task_file, {"prune": True}, grid, train=train)
     result = run_study(pruned, Store(tmp_path))
-    assert sorted(record.status for record in result.records.values()) == ["done", "pruned", "pruned", "pruned"]
+    assert sorted(record.status for record in result.records.values()) == [
+        "done",
+        "pruned",
+        "pruned",
+        "pruned",
+    ]
     names = [table.name for table in all_tables(gather(result), "en")]
-    assert not next(table for table in all_tables(gather(result), "en") if table.name == "landscape").rows, "what was pruned would be missing from the counts"
+    assert not next(
+        table for table in all_tables(gather(result), "en") if table.name == "landscape"
+    ).rows, "what was pruned would be missing from the counts"
     assert "landscape" in names
     whole = run_study(searched(model_folder, task_file, {}, grid, train=train), Store(tmp_path))
     assert {record.status for record in whole.records.values()} == {"done"}
     assert all("pruned" not in record.happened for record in whole.records.values())
 
 
-def test_one_methods_cells_do_not_end_anothers(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_one_methods_cells_do_not_end_anothers(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     grid = {"learning_rate": [1e-6, 3e-2]}
-    methods = [{"name": name, "kind": "lora", "search": {"prune": True}, "grid": {**grid, "targets": [name]}} for name in ("q+v", "all-linear")]
-    given = {**study_of(model_folder, task_file), "methods": methods, "train": {"epochs": 4, "precision": "fp32"}}
+    methods = [
+        {
+            "name": name,
+            "kind": "lora",
+            "search": {"prune": True},
+            "grid": {**grid, "targets": [name]},
+        }
+        for name in ("q+v", "all-linear")
+    ]
+    given = {
+        **study_of(model_folder, task_file),
+        "methods": methods,
+        "train": {"epochs": 4, "precision": "fp32"},
+    }
     result = run_study(parse_study(given, "study"), Store(tmp_path))
     assert {key[2] for key in result.chosen} == {"q+v", "all-linear"}
 
 
-def test_a_grid_from_nought_has_no_ratio_to_widen_by(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_a_grid_from_nought_has_no_ratio_to_widen_by(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     from tsugiki.study.landscape import _wider
 
     assert _wider([0.0, 0.1], 0.1) == []

@@ -42,16 +42,22 @@ def asked(model_path: Path, task_path: Path, **changes: object) -> RunConfig:
         "lora": {"targets": "q+v", "rank": 2},
         **changes,
     }
-    return parse(RunConfig, {key: value for key, value in given.items() if value is not None}, "test")
+    return parse(
+        RunConfig, {key: value for key, value in given.items() if value is not None}, "test"
+    )
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_one_run_leaves_exactly_these_files_and_is_only_read_again(method: str, model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_one_run_leaves_exactly_these_files_and_is_only_read_again(
+    method: str, model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     changes = {"method": "full", "lora": None} if method == "full" else {}
     config = asked(model_folder, task_file, **changes)
     record = run_group([config], Store(tmp_path))[0]
     assert record.status == "done"
-    names = {str(path.relative_to(record.folder)) for path in record.folder.rglob("*") if path.is_file()}
+    names = {
+        str(path.relative_to(record.folder)) for path in record.folder.rglob("*") if path.is_file()
+    }
     assert names == {
         "asked.json",
         "with_what.json",
@@ -64,15 +70,22 @@ def test_one_run_leaves_exactly_these_files_and_is_only_read_again(method: str, 
     evaluation = record.evaluation("validation")
     assert evaluation is not None
     assert sum(evaluation["failures"].values()) == evaluation["main"]["n"] == 9
-    assert record.happened["trainable"] == (2 * 2 * 2 * (32 + 32) - 2 * 2 * 16 if method == "lora" else record.happened["total"])
+    assert record.happened["trainable"] == (
+        2 * 2 * 2 * (32 + 32) - 2 * 2 * 16 if method == "lora" else record.happened["total"]
+    )
     before = {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")}
     again = run_group([config], Store(tmp_path))[0]
     assert again.happened == record.happened
     assert before == {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")}
 
 
-def test_a_group_shares_its_base_and_each_member_equals_its_solo_run(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    configs = [asked(model_folder, task_file, lora={"targets": targets, "rank": 2}) for targets in ("q+v", "all-linear")]
+def test_a_group_shares_its_base_and_each_member_equals_its_solo_run(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    configs = [
+        asked(model_folder, task_file, lora={"targets": targets, "rank": 2})
+        for targets in ("q+v", "all-linear")
+    ]
     together = run_group(configs, Store(tmp_path / "group"))
     for config, record in zip(configs, together, strict=True):
         solo = run_group([config], Store(tmp_path / "solo"))[0]
@@ -82,7 +95,9 @@ def test_a_group_shares_its_base_and_each_member_equals_its_solo_run(model_folde
         assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
-def test_the_kept_weights_give_the_same_answers(gpt2_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_the_kept_weights_give_the_same_answers(
+    gpt2_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     record = run_group([asked(gpt2_folder, task_file)], Store(tmp_path))[0]
     scored = score_run(record, "test")
     assert scored.evaluation("test") is not None
@@ -94,17 +109,28 @@ def test_the_kept_weights_give_the_same_answers(gpt2_folder: Path, task_file: Pa
     assert again.evaluation("validation")["scores"] == record.evaluation("validation")["scores"]
 
 
-def test_scoring_on_training_data_is_refused(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_scoring_on_training_data_is_refused(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="cut from the same rows as the training data"):
-        run_group([asked(model_folder, task_file, task={"name": str(task_file), "split": "leaky"})], Store(tmp_path))
+        run_group(
+            [asked(model_folder, task_file, task={"name": str(task_file), "split": "leaky"})],
+            Store(tmp_path),
+        )
     record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
-    Run(record.folder).update(trained_on={"mine": next(iter(record.with_what["data"]["test"].values()))})
+    Run(record.folder).update(
+        trained_on={"mine": next(iter(record.with_what["data"]["test"].values()))}
+    )
     with pytest.raises(DataError, match="cut from the same rows as the training data"):
         score_run(read_record(record.folder), "test")
 
 
-def test_a_diverged_run_is_recorded_as_failed_with_its_reason(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    config = asked(model_folder, task_file, method="full", lora=None, train={**TRAIN, "learning_rate": 1e6})
+def test_a_diverged_run_is_recorded_as_failed_with_its_reason(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    config = asked(
+        model_folder, task_file, method="full", lora=None, train={**TRAIN, "learning_rate": 1e6}
+    )
     record = run_group([config], Store(tmp_path))[0]
     assert record.status == "failed"
     assert "diverged" in record.happened["reason"]
@@ -112,7 +138,9 @@ def test_a_diverged_run_is_recorded_as_failed_with_its_reason(model_folder: Path
         score_run(record, "test")
 
 
-def test_damage_is_named_not_guessed_at(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_damage_is_named_not_guessed_at(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
     path = latest_checkpoint(record.folder / "weights")
     assert path is not None
@@ -132,7 +160,10 @@ def test_a_base_that_changed_is_refused(task_file: Path, tmp_path: Path) -> None
         load_trained(record)
 
 
-@pytest.mark.parametrize(("damage", "message"), [("cut", "damaged or cut short"), ("gone", "no safetensors"), ("config", r"no config\.json")])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("cut", "damaged or cut short"), ("gone", "no safetensors"), ("config", r"no config\.json")],
+)
 def test_a_broken_model_folder(damage: str, message: str, task_file: Path, tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model")
     weights = folder / "model.safetensors"
@@ -147,15 +178,21 @@ def test_a_broken_model_folder(damage: str, message: str, task_file: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_row_longer_than_the_model_is_refused(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_a_row_longer_than_the_model_is_refused(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     train = task_file.parent / "train.jsonl"
-    train.write_text(train.read_text(encoding="utf-8").replace("犬が公園", "犬が公園" * 60, 1), encoding="utf-8")
+    train.write_text(
+        train.read_text(encoding="utf-8").replace("犬が公園", "犬が公園" * 60, 1), encoding="utf-8"
+    )
     with pytest.raises(DataError, match="prompt tokens, but 128 less the answer leave"):
         run_group([asked(model_folder, task_file)], Store(tmp_path / "out"))
     assert not (tmp_path / "out" / "runs").exists(), "nothing half-written"
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_one_line(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="cannot be made"):
         run_group([asked(model_folder, task_file)], Store(tmp_path / "file"))
@@ -165,7 +202,11 @@ STUDY = {
     "name": "tiny",
     "train": {"epochs": 2, "precision": "fp32"},
     "methods": [
-        {"name": "LoRA", "kind": "lora", "grid": {"learning_rate": [1e-3, 1e-2], "targets": ["q+v"], "rank": [2]}},
+        {
+            "name": "LoRA",
+            "kind": "lora",
+            "grid": {"learning_rate": [1e-3, 1e-2], "targets": ["q+v"], "rank": [2]},
+        },
         {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3, 1e6], "batch": [16]}},
     ],
     "reference_rows": True,
@@ -173,10 +214,16 @@ STUDY = {
 
 
 def study_of(model: Path, task: Path) -> dict:
-    return {**STUDY, "models": [{"path": str(model), "name": "tiny"}], "tasks": [{"name": str(task)}]}
+    return {
+        **STUDY,
+        "models": [{"path": str(model), "name": "tiny"}],
+        "tasks": [{"name": str(task)}],
+    }
 
 
-def test_a_study_chooses_by_validation_scores_test_once_and_resumes(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     study = parse_study(study_of(model_folder, task_file), "study")
     store = Store(tmp_path)
     result = run_study(study, store)
@@ -185,11 +232,25 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(model_folder
     tested = [record for record in store.records() if record.evaluation("test")]
     assert len(tested) == 2
     for key, cell in result.chosen.items():
-        best = max(result.records[c.label].main_score("validation") for c in result.cells if c.key == key and result.records[c.label].status == "done")
+        best = max(
+            result.records[c.label].main_score("validation")
+            for c in result.cells
+            if c.key == key and result.records[c.label].status == "done"
+        )
         assert result.records[cell.label].main_score("validation") == best
     page, tables = write_report(gather(result), tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert [table.name for table in tables] == ["table1", "table2", "comparison", "search", "failures", "landscape", "settings", "table3", "table4"]
+    assert [table.name for table in tables] == [
+        "table1",
+        "table2",
+        "comparison",
+        "search",
+        "failures",
+        "landscape",
+        "settings",
+        "table3",
+        "table4",
+    ]
     assert "diverged" in text
     assert "compared cells differ in batch: LoRA 8, FT 16" in text
     assert "at most 128 tokens" in text, "the model has 128 positions"
@@ -206,9 +267,14 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(model_folder
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
-def test_a_study_drops_only_the_weights_of_its_own_losing_cells(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_a_study_drops_only_the_weights_of_its_own_losing_cells(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     grid = {"learning_rate": [1e-3, 1e-5], "batch": [16]}
-    given = {**study_of(model_folder, task_file), "methods": [{"name": "FT", "kind": "full", "grid": grid}]}
+    given = {
+        **study_of(model_folder, task_file),
+        "methods": [{"name": "FT", "kind": "full", "grid": grid}],
+    }
     study = parse_study(given, "study")
     mine = run_group([expand(study)[1].config], Store(tmp_path))[0]
     run_study(study, Store(tmp_path))
@@ -221,7 +287,10 @@ def test_a_study_drops_only_the_weights_of_its_own_losing_cells(model_folder: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grid": {"learning_rat": [1]}}, r'grid has no "learning_rat". Did you mean "learning_rate"'),
+        (
+            {"grid": {"learning_rat": [1]}},
+            r'grid has no "learning_rat". Did you mean "learning_rate"',
+        ),
         ({"grid": {"learning_rate": []}}, r"grid.learning_rate is empty"),
         ({"grid": {}}, "learning_rate: missing"),
         ({"grid": {"learning_rate": [1e-3, 1e-3]}}, "two cells are called"),
@@ -230,17 +299,27 @@ def test_a_study_drops_only_the_weights_of_its_own_losing_cells(model_folder: Pa
     ],
 )
 def test_a_wrong_study_is_one_clear_line(change: dict, message: str) -> None:
-    study = {**STUDY, "models": [{"path": "builtin"}], "tasks": [{"name": "jnli"}], "methods": [{"name": "LoRA", "kind": "lora", **change}]}
+    study = {
+        **STUDY,
+        "models": [{"path": "builtin"}],
+        "tasks": [{"name": "jnli"}],
+        "methods": [{"name": "LoRA", "kind": "lora", **change}],
+    }
     with pytest.raises(ConfigError, match=message):
         expand(parse_study(study, "study"))
 
 
-def test_a_trained_run_answers_own_text_and_exports(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_a_trained_run_answers_own_text_and_exports(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
     answers = answer_texts(record, ["文1: 犬[SEP]文2: 猫[SEP]", "空"], max_new_tokens=3)
     assert len(answers) == 2
     export_run(record, tmp_path / "adapter")
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     with pytest.raises(ModelError, match="tokens; from 1 to"):
         answer_texts(record, ["空" * 200], max_new_tokens=3)
     full = run_group([asked(model_folder, task_file, method="full", lora=None)], Store(tmp_path))[0]
@@ -248,20 +327,33 @@ def test_a_trained_run_answers_own_text_and_exports(model_folder: Path, task_fil
         export_run(full, tmp_path / "other")
 
 
-def test_two_runs_are_compared_answer_by_answer(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    configs = [asked(model_folder, task_file, lora={"targets": targets, "rank": 2}) for targets in ("q+v", "all-linear")]
+def test_two_runs_are_compared_answer_by_answer(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    configs = [
+        asked(model_folder, task_file, lora={"targets": targets, "rank": 2})
+        for targets in ("q+v", "all-linear")
+    ]
     first, second = run_group(configs, Store(tmp_path))
     found = compare_runs(first, second, "validation")
     assert found.n == 9
     assert found.first == first.main_score("validation")
     assert found.low <= found.difference <= found.high
     answers = [record.answers("validation") for record in (first, second)]
-    assert len(found.changed) == sum(a["answer"] != b["answer"] for a, b in zip(*answers, strict=True))
+    assert len(found.changed) == sum(
+        a["answer"] != b["answer"] for a, b in zip(*answers, strict=True)
+    )
     with pytest.raises(RunError, match="was not scored on test"):
         compare_runs(first, second, "test")
-    for arguments in (["ls", "--out", str(tmp_path)], ["show", str(first.folder)], ["compare", str(first.folder), str(second.folder), "--part", "validation"]):
+    for arguments in (
+        ["ls", "--out", str(tmp_path)],
+        ["show", str(first.folder)],
+        ["compare", str(first.folder), str(second.folder), "--part", "validation"],
+    ):
         for form in ([], ["--json"]):
-            done = subprocess.run([sys.executable, "-m", "tsugiki", *arguments, *form], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-m", "tsugiki", *arguments, *form], capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr
             assert not form or json.loads(done.stdout)
 
@@ -270,7 +362,10 @@ def test_tokens_are_shown_with_their_loss_mask(model_folder: Path, task_file: Pa
     from tsugiki.config import TaskChoice
 
     lines = list(show_task(TaskChoice(name=str(task_file)), "train", 1, str(model_folder)))
-    ids, loss = (next(line for line in lines if line.startswith(f"  {word}")).split()[1:] for word in ("ids", "loss"))
+    ids, loss = (
+        next(line for line in lines if line.startswith(f"  {word}")).split()[1:]
+        for word in ("ids", "loss")
+    )
     assert len(ids) == len(loss)
     assert loss[-1] == "x"
     assert ids[-1] == "2"
@@ -279,30 +374,48 @@ def test_tokens_are_shown_with_their_loss_mask(model_folder: Path, task_file: Pa
 def test_check_reads_a_file_and_all_it_names(task_file: Path, tmp_path: Path) -> None:
     assert list(check_file(task_file))[-1] == "ok"
     bad = tmp_path / "bad.toml"
-    bad.write_text(task_file.read_text(encoding="utf-8").replace("{a}", "{aa}").replace('path = "', f'path = "{task_file.parent}/'), encoding="utf-8")
+    bad.write_text(
+        task_file.read_text(encoding="utf-8")
+        .replace("{a}", "{aa}")
+        .replace('path = "', f'path = "{task_file.parent}/'),
+        encoding="utf-8",
+    )
     with pytest.raises(DataError, match='no field "aa"'):
         list(check_file(bad))
 
 
 def test_python_entry_points(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    record = tsugiki.run({"model": {"path": str(model_folder)}, "task": {"name": str(task_file)}, "train": TRAIN}, out=tmp_path)
+    record = tsugiki.run(
+        {"model": {"path": str(model_folder)}, "task": {"name": str(task_file)}, "train": TRAIN},
+        out=tmp_path,
+    )
     assert record.main_score("validation") is not None
 
 
-def test_kill_9_in_the_middle_resumes_to_the_same_bits(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_kill_9_in_the_middle_resumes_to_the_same_bits(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     """A real process, killed for real once its first checkpoint is there."""
-    config = {"model": {"path": str(model_folder), "name": "tiny"}, "task": {"name": str(task_file)}, "train": {**TRAIN, "epochs": 60}}
+    config = {
+        "model": {"path": str(model_folder), "name": "tiny"},
+        "task": {"name": str(task_file)},
+        "train": {**TRAIN, "epochs": 60},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     code = (
         "import json, sys, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path; import tsugiki.train.engine as engine; engine.CHECKPOINT_EVERY_S = 0.0\n"
+        "from pathlib import Path; import tsugiki.train.engine as engine; "
+        "engine.CHECKPOINT_EVERY_S = 0.0\n"
         "engine.fit.__kwdefaults__['checkpoint_every_s'] = 0.0\n"
-        "import tsugiki; print(tsugiki.run(json.loads(Path(sys.argv[1]).read_text()), out=sys.argv[2]).folder)"
+        "import tsugiki; print(tsugiki.run(json.loads(Path(sys.argv[1]).read_text()), "
+        "out=sys.argv[2]).folder)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "config.json")]
     killed = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "killed").rglob("step-*/state.json")) and time.monotonic() < deadline:
+    while (
+        not list((tmp_path / "killed").rglob("step-*/state.json")) and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -311,12 +424,24 @@ def test_kill_9_in_the_middle_resumes_to_the_same_bits(model_folder: Path, task_
     with Run(run_folder).lock():
         pass  # a dead process holds nothing
     folders = [
-        Path(subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True, text=True).stdout.strip()) for name in ("killed", "whole")
+        Path(
+            subprocess.run(
+                [*command, str(tmp_path / name)], check=True, capture_output=True, text=True
+            ).stdout.strip()
+        )
+        for name in ("killed", "whole")
     ]
-    weights = [read_checkpoint(path)[0] for folder in folders if (path := latest_checkpoint(folder / "weights"))]
+    weights = [
+        read_checkpoint(path)[0]
+        for folder in folders
+        if (path := latest_checkpoint(folder / "weights"))
+    ]
     assert len(weights) == 2
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-    losses = [json.loads((folder / "history.json").read_text(encoding="utf-8"))["loss"] for folder in folders]
+    losses = [
+        json.loads((folder / "history.json").read_text(encoding="utf-8"))["loss"]
+        for folder in folders
+    ]
     assert losses[0] == losses[1]
 
 
@@ -325,7 +450,11 @@ def test_what_changes_an_answer_changes_the_run(task_file: Path, tmp_path: Path)
     store = Store(tmp_path / "out")
     names = {run_group([asked(folder, task_file)], store)[0].folder.name}
     text = task_file.read_text(encoding="utf-8")
-    for change in (("[SEP]文2", " 文2"), ("含意", "田園"), ("max_new_tokens = 6", "max_new_tokens = 5")):
+    for change in (
+        ("[SEP]文2", " 文2"),
+        ("含意", "田園"),
+        ("max_new_tokens = 6", "max_new_tokens = 5"),
+    ):
         task_file.write_text(text.replace(*change), encoding="utf-8")
         names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
     task_file.write_text(text.replace('title = "tiny"', 'title = "other"'), encoding="utf-8")
@@ -337,19 +466,32 @@ def test_what_changes_an_answer_changes_the_run(task_file: Path, tmp_path: Path)
     assert len(names) == 5
 
 
-def test_a_cell_that_lost_and_was_dropped_is_trained_again_when_it_is_chosen(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_a_cell_that_lost_and_was_dropped_is_trained_again_when_it_is_chosen(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     def study(rates: list[float]) -> StudySpec:
-        return parse_study({**study_of(model_folder, task_file), "methods": [{"name": "FT", "kind": "full", "grid": {"learning_rate": rates}}]}, "study")
+        return parse_study(
+            {
+                **study_of(model_folder, task_file),
+                "methods": [{"name": "FT", "kind": "full", "grid": {"learning_rate": rates}}],
+            },
+            "study",
+        )
 
     wide = run_study(study([1e-3, 1e-5]), Store(tmp_path))
     loser = next(cell for cell in wide.cells if cell not in wide.chosen.values())
     narrow = run_study(study([loser.config.train.learning_rate]), Store(tmp_path))
     record = narrow.records[loser.label]
     assert record.evaluation("test") is not None
-    assert record.evaluation("validation")["scores"] == wide.records[loser.label].evaluation("validation")["scores"]
+    assert (
+        record.evaluation("validation")["scores"]
+        == wide.records[loser.label].evaluation("validation")["scores"]
+    )
 
 
-def test_a_full_disk_is_no_failed_run(model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_no_failed_run(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, store = asked(model_folder, task_file), Store(tmp_path)
     from tsugiki.train import engine
 
@@ -381,19 +523,30 @@ def test_a_run_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "held"
 
 
-def test_data_that_changed_since_training_is_not_scored_under_the_old_name(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_data_that_changed_since_training_is_not_scored_under_the_old_name(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     study = parse_study(study_of(model_folder, task_file), "study")
     result = run_study(study, Store(tmp_path))
     test = task_file.parent / "test.jsonl"
-    test.write_text("".join(test.read_text(encoding="utf-8").splitlines(keepends=True)[:5]), encoding="utf-8")
+    test.write_text(
+        "".join(test.read_text(encoding="utf-8").splitlines(keepends=True)[:5]), encoding="utf-8"
+    )
     assert not collect(study, Store(tmp_path)).records, "yesterday's records are of other data"
-    record = next(one for one in result.records.values() if one.status == "done" and not one.evaluation("test"))
+    record = next(
+        one
+        for one in result.records.values()
+        if one.status == "done" and not one.evaluation("test")
+    )
     with pytest.raises(RunError, match="its data changed since this run was trained"):
         score_run(record, "test")
 
 
 def test_check_finds_what_a_run_would(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    text = f'[model]\npath = "{model_folder}"\n[task]\nname = "{task_file}"\n[lora]\ntargets = "q+v"\n[train]\nlearning_rate = 1e-3\n'
+    text = (
+        f'[model]\npath = "{model_folder}"\n[task]\nname = "{task_file}"\n[lora]\ntargets = '
+        '"q+v"\n[train]\nlearning_rate = 1e-3\n'
+    )
     path = tmp_path / "run.toml"
     path.write_text(text, encoding="utf-8")
     assert list(check_file(path))[-1] == "ok"
@@ -406,18 +559,31 @@ def test_check_finds_what_a_run_would(model_folder: Path, task_file: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_cells_side_by_side_give_the_same_choice(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+def test_cells_side_by_side_give_the_same_choice(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
     """`--jobs 2`: two workers share the cells; the chosen cells are timed again, alone."""
     lines = [
         'name = "tiny"\n[train]\nepochs = 2\nprecision = "fp32"\n',
         f'[[models]]\npath = "{model_folder}"\nname = "tiny"\n[[tasks]]\nname = "{task_file}"\n',
-        '[[methods]]\nname = "LoRA"\nkind = "lora"\n[methods.grid]\nlearning_rate = [1e-3, 1e-2]\nrank = [2]\n',
+        '[[methods]]\nname = "LoRA"\nkind = "lora"\n[methods.grid]\nlearning_rate = [1e-3, '
+        "1e-2]\nrank = [2]\n",
         '[[methods]]\nname = "FT"\nkind = "full"\n[methods.grid]\nlearning_rate = [1e-3, 1e-5]\n',
     ]
     (tmp_path / "study.toml").write_text("".join(lines), encoding="utf-8")
     outputs = {}
     for jobs in ("1", "2"):
-        command = [sys.executable, "-m", "tsugiki", "study", str(tmp_path / "study.toml"), "--out", str(tmp_path / jobs), "--jobs", jobs]
+        command = [
+            sys.executable,
+            "-m",
+            "tsugiki",
+            "study",
+            str(tmp_path / "study.toml"),
+            "--out",
+            str(tmp_path / jobs),
+            "--jobs",
+            jobs,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 3, done.stderr  # nine rows teach nothing
         records = Store(tmp_path / jobs).records()

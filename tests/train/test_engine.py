@@ -66,7 +66,9 @@ def test_dropout_is_drawn_from_counters_so_a_resumed_run_draws_the_same(tmp_path
     def lane() -> tuple[EagerStep, Lane]:
         model = tiny.llama()
         grafted = attach(model, LoraConfig(targets="all-linear", rank=4, dropout=0.3), seed=0)
-        return EagerStep(model, rows(), 3, CPU, FP32), Lane("LoRA", grafted.parameters, config(), 10, grafted=grafted)
+        return EagerStep(model, rows(), 3, CPU, FP32), Lane(
+            "LoRA", grafted.parameters, config(), 10, grafted=grafted
+        )
 
     step, whole = lane()
     straight = fit(step, [whole], CPU, folders=[None])[0].history.loss
@@ -82,19 +84,27 @@ def test_dropout_is_drawn_from_counters_so_a_resumed_run_draws_the_same(tmp_path
 def _without_dropout() -> tuple[EagerStep, list[Lane]]:
     model = tiny.llama()
     grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
-    return EagerStep(model, rows(), 3, CPU, FP32), [Lane("LoRA", grafted.parameters, config(), 10, grafted=grafted)]
+    return EagerStep(model, rows(), 3, CPU, FP32), [
+        Lane("LoRA", grafted.parameters, config(), 10, grafted=grafted)
+    ]
 
 
 def test_an_adapter_that_no_gradient_reaches_stops_the_run() -> None:
     model = tiny.llama()
     grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
-    dead = next(name for name in grafted.parameters if name.endswith("down.B")) if any(n.endswith("down.B") for n in grafted.parameters) else ""
+    dead = (
+        next(name for name in grafted.parameters if name.endswith("down.B"))
+        if any(n.endswith("down.B") for n in grafted.parameters)
+        else ""
+    )
     dead = dead or next(name for name in grafted.parameters if name.endswith(".B"))
     watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
     lane = Lane("LoRA", grafted.parameters, config(), 10, grafted=grafted, watched=watched)
     grafted.parameters[dead].requires_grad_(False)
     failure = fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])[0].failure
-    assert f"1 of {len(watched)} trained matrices have not moved, the first is {dead}" in (failure or "")
+    assert f"1 of {len(watched)} trained matrices have not moved, the first is {dead}" in (
+        failure or ""
+    )
     assert lane.step == 3
 
 
@@ -102,14 +112,23 @@ def test_divergence_is_named_with_its_step() -> None:
     model = tiny.llama()
     lane = lane_of(model, config(learning_rate=1e18), "full", 10)
     failure = fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])[0].failure
-    assert re.search(r"the loss is (nan|inf) at step \d+: training diverged. Lower the learning rate", failure or "")
+    assert re.search(
+        r"the loss is (nan|inf) at step \d+: training diverged. Lower the learning rate",
+        failure or "",
+    )
 
 
 def test_progress_is_told_with_the_time_left() -> None:
     model = tiny.llama()
     lane = lane_of(model, config(epochs=10), "lora", 10)
     heard: list[Progress] = []
-    result = fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None], on_progress=heard.append)[0]
+    result = fit(
+        EagerStep(model, rows(), 3, CPU, FP32),
+        [lane],
+        CPU,
+        folders=[None],
+        on_progress=heard.append,
+    )[0]
     assert [one.step for one in heard] == [10, 20, 30]
     assert heard[-1].left_s == 0
     assert heard[0].left_s > 0
@@ -155,8 +174,12 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) == newest
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists() or not Path("/dev/shm").exists(), reason="needs Linux")
-def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    not Path("/dev/full").exists() or not Path("/dev/shm").exists(), reason="needs Linux"
+)
+def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     older = save_checkpoint(tmp_path, 1, {"param/w": torch.ones(4)}, {})
     import resource
     import signal

@@ -1,4 +1,5 @@
-"""Many adapters over one frozen base: each lane trains as the same run alone, and touches no other."""
+"""Many adapters over one frozen base: each lane trains as the same run alone, and touches no
+other."""
 
 from __future__ import annotations
 
@@ -30,32 +31,61 @@ Asked = tuple[LoraConfig, TrainConfig]
 KINDS = ["llama", "gpt2"]
 LANES: list[Asked] = [
     (LoraConfig(targets="q+v", rank=2), config(epochs=18, learning_rate=3e-3)),
-    (LoraConfig(targets="all-linear", rank=4, alpha=8), config(epochs=18, learning_rate=1e-2, schedule="cosine", warmup=0.1, seed=7)),
-    (LoraConfig(targets="o+k", rank=3, dropout=0.2), config(epochs=18, learning_rate=5e-3, clip=0.1, weight_decay=0.1)),
-    (LoraConfig(targets="v", rank=1, alpha=2), config(epochs=18, learning_rate=1e-3, batch=3, micro_batch=1, seed=1)),
+    (
+        LoraConfig(targets="all-linear", rank=4, alpha=8),
+        config(epochs=18, learning_rate=1e-2, schedule="cosine", warmup=0.1, seed=7),
+    ),
+    (
+        LoraConfig(targets="o+k", rank=3, dropout=0.2),
+        config(epochs=18, learning_rate=5e-3, clip=0.1, weight_decay=0.1),
+    ),
+    (
+        LoraConfig(targets="v", rank=1, alpha=2),
+        config(epochs=18, learning_rate=1e-3, batch=3, micro_batch=1, seed=1),
+    ),
 ]
 
 
 def lanes_of(model: torch.nn.Module, asked: Sequence[Asked], num_rows: int = 10) -> list[Lane]:
     lanes = []
-    for grafted, (lora, train) in zip(attach_lanes(model, [(lora, train.seed) for lora, train in asked]), asked, strict=True):
+    for grafted, (lora, train) in zip(
+        attach_lanes(model, [(lora, train.seed) for lora, train in asked]), asked, strict=True
+    ):
         watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
         lanes.append(
-            Lane(f"{lora.targets} r{lora.rank} {train.learning_rate:g} {train.seed}", grafted.parameters, train, num_rows, grafted=grafted, watched=watched)
+            Lane(
+                f"{lora.targets} r{lora.rank} {train.learning_rate:g} {train.seed}",
+                grafted.parameters,
+                train,
+                num_rows,
+                grafted=grafted,
+                watched=watched,
+            )
         )
     return lanes
 
 
 def together(
-    kind: str, asked: Sequence[Asked], folders: Sequence[Path] | None = None, wrap: Callable = lambda step: step
+    kind: str,
+    asked: Sequence[Asked],
+    folders: Sequence[Path] | None = None,
+    wrap: Callable = lambda step: step,
 ) -> tuple[list[Lane], list[FitResult]]:
     model = tiny.MODELS[kind]()
     lanes = lanes_of(model, asked)
     step = wrap(EagerStep(model, rows(), 3, CPU, FP32))
-    return lanes, fit(step, lanes, CPU, folders=folders or [None] * len(lanes), checkpoint_every_s=0.0 if folders else 60.0)
+    return lanes, fit(
+        step,
+        lanes,
+        CPU,
+        folders=folders or [None] * len(lanes),
+        checkpoint_every_s=0.0 if folders else 60.0,
+    )
 
 
-def assert_same_run(lane: Lane, result: FitResult, alone: Lane, expected: FitResult, rel: float = 1e-5) -> None:
+def assert_same_run(
+    lane: Lane, result: FitResult, alone: Lane, expected: FitResult, rel: float = 1e-5
+) -> None:
     assert result.history.learning_rate == expected.history.learning_rate
     assert result.history.step_tokens == expected.history.step_tokens
     assert (result.failure is None) == (expected.failure is None)
@@ -66,7 +96,8 @@ def assert_same_run(lane: Lane, result: FitResult, alone: Lane, expected: FitRes
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lane_trains_as_the_same_run_alone(kind: str) -> None:
-    """Different ranks, targets, scales, dropout, rates, schedules, orders and batches; more than fifty steps."""
+    """Different ranks, targets, scales, dropout, rates, schedules, orders and batches; more than
+    fifty steps."""
     lanes, results = together(kind, LANES)
     assert all(len(result.history.loss) >= 50 for result in results)
     for asked, lane, result in zip(LANES, lanes, results, strict=True):
@@ -97,10 +128,17 @@ def mixes(draw: st.DrawFn) -> list[Asked]:
     return draw(st.lists(one, min_size=2, max_size=5))
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+)
 @given(mix=mixes(), kind=st.sampled_from(KINDS))
 def test_any_mix_of_lanes_trains_as_each_alone(mix: list[Asked], kind: str) -> None:
-    """Rates, orders and stop decisions bit for bit. Large scales and rates let Adam blow rounding up: losses to 1e-4 here."""
+    """Rates, orders and stop decisions bit for bit. Large scales and rates let Adam blow rounding
+    up: losses to 1e-4 here."""
     lanes, results = together(kind, mix)
     for asked, lane, result in zip(mix, lanes, results, strict=True):
         [alone], [expected] = together(kind, [asked])
@@ -109,13 +147,22 @@ def test_any_mix_of_lanes_trains_as_each_alone(mix: list[Asked], kind: str) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lane_does_not_notice_what_the_others_do(kind: str) -> None:
-    """At fixed shapes bit for bit. A neighbour that diverges leaves: the batch is another shape then, and rounding differs."""
+    """At fixed shapes bit for bit. A neighbour that diverges leaves: the batch is another shape
+    then, and rounding differs."""
     mine = (LoraConfig(targets="all-linear", rank=4, dropout=0.1), config(epochs=5))
     losses, adapters, failures = [], [], []
     for rate in (1e-3, 3e-2, 1e20):
-        lanes, results = together(kind, [(LoraConfig(targets="all-linear", rank=4), config(epochs=5, learning_rate=rate)), mine])
+        lanes, results = together(
+            kind,
+            [
+                (LoraConfig(targets="all-linear", rank=4), config(epochs=5, learning_rate=rate)),
+                mine,
+            ],
+        )
         losses.append(results[1].history.loss)
-        adapters.append({name: parameter.detach().clone() for name, parameter in lanes[1].parameters.items()})
+        adapters.append(
+            {name: parameter.detach().clone() for name, parameter in lanes[1].parameters.items()}
+        )
         failures.append(results[0].failure)
     assert failures[:2] == [None, None]
     assert losses[0] == losses[1]
@@ -126,12 +173,18 @@ def test_a_lane_does_not_notice_what_the_others_do(kind: str) -> None:
 
 
 def packed_together(kind: str, asked: Sequence[Asked]) -> tuple[list[Lane], list[list[float]]]:
-    """What the captured step does, without the capture: one packed batch of equal stretches, products fused and grouped by lane."""
+    """What the captured step does, without the capture: one packed batch of equal stretches,
+    products fused and grouped by lane."""
     model = tiny.MODELS[kind]()
     lanes = lanes_of(model, asked)
     packable = PackableRows.of(rows())
-    parts = [[[numbers] for numbers in map(lane.order.rows_of, range(lane.steps))] for lane in lanes]
-    wanted = [largest_of([packable.exact_shape(part) for [part] in now]) for now in zip_longest(*parts, fillvalue=[[]])]
+    parts = [
+        [[numbers] for numbers in map(lane.order.rows_of, range(lane.steps))] for lane in lanes
+    ]
+    wanted = [
+        largest_of([packable.exact_shape(part) for [part] in now])
+        for now in zip_longest(*parts, fillvalue=[[]])
+    ]
     shapes = plan_shapes(wanted, most=2, lanes=len(lanes))
     losses: list[list[float]] = [[] for _ in lanes]
     with ExitStack() as rewired:
@@ -143,8 +196,16 @@ def packed_together(kind: str, asked: Sequence[Asked]) -> tuple[list[Lane], list
             exact = [packable.exact_shape(part) for part in numbers]
             shape = shapes[shape_for(largest_of(exact), shapes, min(one.tokens for one in exact))]
             buffer = torch.zeros(shape.size, dtype=torch.long)
-            for stretch, part, lane in zip(buffer.view(len(lanes), -1), numbers, lanes, strict=True):
-                packable.pack(part, shape, stretch.numpy(), num_targets=max(1, int(packable.num_targets[part].sum())), step=lane.step)
+            for stretch, part, lane in zip(
+                buffer.view(len(lanes), -1), numbers, lanes, strict=True
+            ):
+                packable.pack(
+                    part,
+                    shape,
+                    stretch.numpy(),
+                    num_targets=max(1, int(packable.num_targets[part].sum())),
+                    step=lane.step,
+                )
             found = forward(PackedBatch(shape=shape, buffer=buffer)).tolist()
             for place, lane in enumerate(lanes):
                 lane.set_rate(resting=lane.done)
@@ -161,7 +222,8 @@ def packed_together(kind: str, asked: Sequence[Asked]) -> tuple[list[Lane], list
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_packed_lanes_equal_the_reference(kind: str, dropout: float) -> None:
-    """Lanes of other lengths, orders and batches: idle documents fill the shorter ones up, ended lanes rest."""
+    """Lanes of other lengths, orders and batches: idle documents fill the shorter ones up, ended
+    lanes rest."""
     asked = [
         (LoraConfig(targets="q+v", rank=2, dropout=dropout), config(epochs=3)),
         (LoraConfig(targets="all-linear", rank=4, alpha=8), config(epochs=2, seed=7, batch=5)),
@@ -177,7 +239,13 @@ def test_packed_lanes_equal_the_reference(kind: str, dropout: float) -> None:
 
 def test_what_a_lane_does_not_adapt_stays_zero() -> None:
     """Smaller ranks and unnamed places are zeros in the bank; gradients there are exactly zero."""
-    lanes, _ = packed_together("llama", [(LoraConfig(targets="v", rank=1), config()), (LoraConfig(targets="all-linear", rank=4), config())])
+    lanes, _ = packed_together(
+        "llama",
+        [
+            (LoraConfig(targets="v", rank=1), config()),
+            (LoraConfig(targets="all-linear", rank=4), config()),
+        ],
+    )
     bank = lanes[0].grafted.bank
     own = torch.zeros_like(bank.flat[0], dtype=torch.bool)
     for part in lanes[0].views(own).values():
@@ -188,7 +256,8 @@ def test_what_a_lane_does_not_adapt_stays_zero() -> None:
 
 
 class StopAt:
-    """A step that behaves as if the process were killed in step number `at` of the group, after some lanes' checkpoints were written."""
+    """A step that behaves as if the process were killed in step number `at` of the group, after
+    some lanes' checkpoints were written."""
 
     def __init__(self, inner: EagerStep, at: int):
         self.inner, self.at, self.count = inner, at, 0
@@ -201,9 +270,15 @@ class StopAt:
 
 
 @pytest.mark.parametrize("written", [0, 2])
-def test_a_killed_group_goes_on_to_the_same_bits(written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while training, or between the checkpoints of two lanes: all lanes resume from one moment."""
-    asked = [(lora, train.model_copy(update={"epochs": 2 + number})) for number, (lora, train) in enumerate(LANES)]
+def test_a_killed_group_goes_on_to_the_same_bits(
+    written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while training, or between the checkpoints of two lanes: all lanes resume from one
+    moment."""
+    asked = [
+        (lora, train.model_copy(update={"epochs": 2 + number}))
+        for number, (lora, train) in enumerate(LANES)
+    ]
     whole, straight = together("llama", asked)
     folders = [tmp_path / str(number) for number in range(len(asked))]
     with monkeypatch.context() as patched:
@@ -227,7 +302,10 @@ def test_a_killed_group_goes_on_to_the_same_bits(written: int, tmp_path: Path, m
     for lane, result, other, expected in zip(lanes, resumed, whole, straight, strict=True):
         assert result.history.loss == expected.history.loss
         assert len(result.history.step_s) == lane.steps
-        assert all(torch.equal(parameter, lane.parameters[name]) for name, parameter in other.parameters.items())
+        assert all(
+            torch.equal(parameter, lane.parameters[name])
+            for name, parameter in other.parameters.items()
+        )
 
 
 def test_one_lane_can_answer_alone() -> None:
@@ -251,14 +329,21 @@ def test_one_lane_can_answer_alone() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rewired", [False, True])
 @pytest.mark.parametrize("eos", [None, 77])
-def test_all_lanes_answer_in_one_batch_as_each_alone(kind: str, rewired: bool, eos: int | None) -> None:
+def test_all_lanes_answer_in_one_batch_as_each_alone(
+    kind: str, rewired: bool, eos: int | None
+) -> None:
     model = tiny.MODELS[kind](seed=5)
-    asked = [(LoraConfig(targets="q+v", rank=2), config(seed=number, learning_rate=0.1)) for number in range(3)]
+    asked = [
+        (LoraConfig(targets="q+v", rank=2), config(seed=number, learning_rate=0.1))
+        for number in range(3)
+    ]
     asked.append((LoraConfig(targets="all-linear", rank=4, alpha=16), config(learning_rate=0.1)))
     lanes = lanes_of(model, asked)
     fit(EagerStep(model, rows(), 3, CPU, FP32), lanes, CPU, folders=[None] * 4)
     bank, stops = lanes[0].grafted.bank, () if eos is None else (eos,)
-    prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(13)]
+    prompts = [
+        tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(13)
+    ]
     alone = []
     for number in range(4):
         with bank.only(number):
@@ -270,5 +355,15 @@ def test_all_lanes_answer_in_one_batch_as_each_alone(kind: str, rewired: bool, e
             stack.enter_context(attending(model, PACKED))
             stack.enter_context(fused(model))
             with bank.only(3):
-                assert generate_all(model, prompts, max_new_tokens=6, batch=8, stops=stops, numerics=FP32) == alone[3]
-        assert generate_lanes(model, prompts, lanes=4, max_new_tokens=6, batch=5, stops=stops, numerics=FP32) == alone
+                assert (
+                    generate_all(
+                        model, prompts, max_new_tokens=6, batch=8, stops=stops, numerics=FP32
+                    )
+                    == alone[3]
+                )
+        assert (
+            generate_lanes(
+                model, prompts, lanes=4, max_new_tokens=6, batch=5, stops=stops, numerics=FP32
+            )
+            == alone
+        )

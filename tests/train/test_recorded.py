@@ -1,4 +1,5 @@
-"""The captured step's logic on a CPU: the device's graphs are stood in for by the work itself, run at each replay. Everything else is the real code."""
+"""The captured step's logic on a CPU: the device's graphs are stood in for by the work itself, run
+at each replay. Everything else is the real code."""
 
 from __future__ import annotations
 
@@ -66,13 +67,23 @@ def on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recorded(
-    kind: str, asked: Sequence[Asked], folders: Sequence[Path] | None = None, killed_at: int | None = None, only: Sequence[int] | None = None
+    kind: str,
+    asked: Sequence[Asked],
+    folders: Sequence[Path] | None = None,
+    killed_at: int | None = None,
+    only: Sequence[int] | None = None,
 ) -> tuple[list[Lane], list[FitResult]]:
     model = tiny.MODELS[kind]()
     lanes = lanes_of(model, asked)
     with captured_step(model, lanes, rows(), CPU, FP32) as step:
         here = lanes if only is None else [lanes[number] for number in only]
-        results = fit(StopAt(step, killed_at) if killed_at else step, here, CPU, folders=folders or [None] * len(here), checkpoint_every_s=0.0)
+        results = fit(
+            StopAt(step, killed_at) if killed_at else step,
+            here,
+            CPU,
+            folders=folders or [None] * len(here),
+            checkpoint_every_s=0.0,
+        )
     return lanes, results
 
 
@@ -90,7 +101,10 @@ def test_recorded_lanes_equal_the_reference(kind: str, asked: list[Asked]) -> No
 
 
 def test_lanes_of_other_lengths_rest_when_they_have_ended() -> None:
-    asked = [(lora, train.model_copy(update={"epochs": 1 + 2 * number})) for number, (lora, train) in enumerate(FUSED)]
+    asked = [
+        (lora, train.model_copy(update={"epochs": 1 + 2 * number}))
+        for number, (lora, train) in enumerate(FUSED)
+    ]
     lanes, results = recorded("llama", asked)
     ended = {name: parameter.detach().clone() for name, parameter in lanes[0].parameters.items()}
     _, [alone] = together("llama", asked[:1])
@@ -99,12 +113,18 @@ def test_lanes_of_other_lengths_rest_when_they_have_ended() -> None:
     _, [shortest] = recorded("llama", asked[:1])
     assert shortest.history.loss == pytest.approx(results[0].history.loss, rel=1e-5)
     [again] = lanes_of(tiny.llama(), asked[:1])
-    assert {name: tensor.shape for name, tensor in again.parameters.items()} == {name: tensor.shape for name, tensor in ended.items()}
+    assert {name: tensor.shape for name, tensor in again.parameters.items()} == {
+        name: tensor.shape for name, tensor in ended.items()
+    }
 
 
 def test_lanes_at_different_steps_share_a_recording() -> None:
-    """As runs do that go on from a longer one's checkpoints: each reads its own rows, the shorter ones' room is filled up."""
-    asked = [(LoraConfig(targets="q+v", rank=2), config(epochs=epochs, seed=seed)) for epochs, seed in ((4, 0), (6, 0), (3, 5))]
+    """As runs do that go on from a longer one's checkpoints: each reads its own rows, the shorter
+    ones' room is filled up."""
+    asked = [
+        (LoraConfig(targets="q+v", rank=2), config(epochs=epochs, seed=seed))
+        for epochs, seed in ((4, 0), (6, 0), (3, 5))
+    ]
     _, expected = together("llama", asked)
     model = tiny.llama()
     lanes = lanes_of(model, asked)
@@ -128,7 +148,10 @@ def test_a_recorded_group_that_was_killed_goes_on_to_the_same_bits(tmp_path: Pat
     for lane, result, other, expected in zip(lanes, resumed, whole, straight, strict=True):
         assert result.resumed_from > 0
         assert result.history.loss == expected.history.loss
-        assert all(torch.equal(parameter, lane.parameters[name]) for name, parameter in other.parameters.items())
+        assert all(
+            torch.equal(parameter, lane.parameters[name])
+            for name, parameter in other.parameters.items()
+        )
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -139,17 +162,24 @@ def test_one_recorded_lane_equals_the_reference(method: str, micro_batch: int | 
         model = tiny.llama()
         lane = lane_of(model, config(epochs=4, micro_batch=micro_batch), method, 10)
         if kind == "eager":
-            losses.append(fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])[0].history.loss)
+            losses.append(
+                fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])[
+                    0
+                ].history.loss
+            )
         else:
             with captured_step(model, [lane], rows(), CPU, FP32) as step:
                 assert step.kind == "captured"
                 losses.append(fit(step, [lane], CPU, folders=[None])[0].history.loss)
-            assert method == "lora" or all(parameter.grad is None for parameter in model.parameters())
+            assert method == "lora" or all(
+                parameter.grad is None for parameter in model.parameters()
+            )
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_the_plain_generation_in_the_middle_of_a_recorded_run() -> None:
-    """`score.decode = "eager"` while validation is looked at: the model's own attention answers, with the same adapters."""
+    """`score.decode = "eager"` while validation is looked at: the model's own attention answers,
+    with the same adapters."""
     prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(6)]
     model = tiny.llama()
     [lane] = lanes_of(model, FUSED[:1])

@@ -1,4 +1,5 @@
-"""`Tokens → Batch`: rows padded to the longest, and a seeded order that any step can be resumed from.
+"""`Tokens → Batch`: rows padded to the longest, and a seeded order that any step can be resumed
+from.
 
 input_ids   p p p a a e _ _        labels   . . . a a e . .
             p p p p p a a e                 . . . . . a a e
@@ -21,7 +22,8 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Right-padded rows: all tensors [b, t]; `labels` is `IGNORED` wherever there is no loss; `rows` are row numbers [b]."""
+    """Right-padded rows: all tensors [b, t]; `labels` is `IGNORED` wherever there is no loss;
+    `rows` are row numbers [b]."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -42,7 +44,10 @@ class Batch:
         return int(self.attention_mask.sum())
 
     def to(self, device: torch.device) -> Batch:
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("input_ids", "attention_mask", "labels", "rows")}
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("input_ids", "attention_mask", "labels", "rows")
+        }
         return Batch(**moved)
 
 
@@ -57,11 +62,14 @@ def collate(rows: Sequence[Tokens], numbers: Sequence[int], pad_id: int) -> Batc
         input_ids[place, : len(ids)] = ids
         mask[place, : len(ids)] = 1
         labels[place, len(row.prompt_ids) : len(ids)] = ids[len(row.prompt_ids) :]
-    return Batch(input_ids=input_ids, attention_mask=mask, labels=labels, rows=torch.tensor(list(numbers)))
+    return Batch(
+        input_ids=input_ids, attention_mask=mask, labels=labels, rows=torch.tensor(list(numbers))
+    )
 
 
 def longest_first(lengths: Sequence[int], rows_of: Callable[[int], int]) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, the longest first; `rows_of(longest)` says how many rows a batch holds."""
+    """Row numbers in batches of like length, the longest first; `rows_of(longest)` says how many
+    rows a batch holds."""
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     start = 0
     while start < len(order):
@@ -77,7 +85,8 @@ def num_steps(num_rows: int, batch: int, epochs: float) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """Which rows make step number `i`: a function of (seed, step) alone, so that a resumed run draws the same rows."""
+    """Which rows make step number `i`: a function of (seed, step) alone, so that a resumed run
+    draws the same rows."""
 
     num_rows: int
     batch: int

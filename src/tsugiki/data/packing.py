@@ -1,13 +1,14 @@
 """Rows packed without padding, and the few shapes that a captured step is recorded for.
 
-rows      p p p a e | p p a e | p p p p a a e          documents, one after another
-input_ids p p p a e p p a e p p p p a a e 0 0          filled up to the shape's tokens: one more, idle document
-positions 0 1 2 3 4 0 1 2 3 0 1 2 3 4 5 6 0 0          the idle document's are all 0
-cu_seq    0         5       9             16  18 18    fixed length: empty documents at the end
-sources       2 3       6 7         12 13 14 0         where the targets are predicted from; idle ones point at 0
+rows      p p p a e | p p a e | p p p p a a e        documents, one after another
+input_ids p p p a e p p a e p p p p a a e 0 0        filled up to the shape: one more, idle document
+positions 0 1 2 3 4 0 1 2 3 0 1 2 3 4 5 6 0 0        the idle document's are all 0
+cu_seq    0         5       9             16  18 18  fixed length: empty documents at the end
+sources       2 3       6 7         12 13 14 0       where targets are predicted from; idle: 0
 targets       a e       a e          a  a  e .
 
-Several lanes lie one after another, each in a stretch of the same shape; their idle tokens may need several documents.
+Several lanes lie one after another, each in a stretch of the same shape; their idle tokens may
+need several documents.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from tsugiki.data.prompts import Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class PackedShape:
-    """Upper limits that each lane's rows of a micro-batch fit into: packed tokens, documents, longest document, target tokens.
+    """Upper limits that each lane's rows of a micro-batch fit into: packed tokens, documents,
+    longest document, target tokens.
 
     `idle` documents take the tokens that are left.
     """
@@ -71,8 +73,9 @@ class PackedShape:
 class PackedBatch:
     """One integer vector [size] on one device that holds all of a packed batch, and its shape.
 
-    `input_ids`, `positions`, `rows` [n]; `sources`, `targets` [m]; `cu_seq` [documents and idle ones + 1]: lane after lane.
-    `num_targets` (of a lane's whole optimiser step) and `step` [lanes]. `rows` are the row numbers in the data.
+    `input_ids`, `positions`, `rows` [n]; `sources`, `targets` [m]; `cu_seq` [documents and idle
+    ones + 1]: lane after lane. `num_targets` (of a lane's whole optimiser step) and `step`
+    [lanes]. `rows` are the row numbers in the data.
     """
 
     shape: PackedShape
@@ -87,8 +90,14 @@ class PackedBatch:
             one: torch.Tensor = views["scalars"][:, scalars.index(name)]
             return one
         view: torch.Tensor = views[name]
-        if self.shape.lanes > 1 and name in ("sources", "cu_seq"):  # counted from the lane's own first token
-            view = view + self.shape.tokens * torch.arange(self.shape.lanes, device=view.device)[:, None]
+        if self.shape.lanes > 1 and name in (
+            "sources",
+            "cu_seq",
+        ):  # counted from the lane's own first token
+            view = (
+                view
+                + self.shape.tokens * torch.arange(self.shape.lanes, device=view.device)[:, None]
+            )
         if name == "cu_seq":
             return torch.cat([view[0, :1], view[:, 1:].reshape(-1)])
         return view.reshape(-1)
@@ -105,7 +114,11 @@ class PackableRows:
     @staticmethod
     def of(rows: Sequence[Tokens]) -> PackableRows:
         ids = [np.array([*row.prompt_ids, *row.target_ids], dtype=np.int64) for row in rows]
-        return PackableRows(ids=ids, lengths=np.array([len(one) for one in ids]), num_targets=np.array([len(row.target_ids) for row in rows]))
+        return PackableRows(
+            ids=ids,
+            lengths=np.array([len(one) for one in ids]),
+            num_targets=np.array([len(row.target_ids) for row in rows]),
+        )
 
     def exact_shape(self, numbers: Sequence[int]) -> PackedShape:
         """The smallest shape that holds these rows (of one lane)."""
@@ -113,9 +126,22 @@ class PackableRows:
         if not picked:
             return PackedShape(tokens=0, documents=0, longest=0, targets=0)
         lengths = self.lengths[picked]
-        return PackedShape(tokens=int(lengths.sum()), documents=len(picked), longest=int(lengths.max()), targets=int(self.num_targets[picked].sum()))
+        return PackedShape(
+            tokens=int(lengths.sum()),
+            documents=len(picked),
+            longest=int(lengths.max()),
+            targets=int(self.num_targets[picked].sum()),
+        )
 
-    def pack(self, numbers: Sequence[int], shape: PackedShape, out: np.ndarray, *, num_targets: int, step: int) -> None:
+    def pack(
+        self,
+        numbers: Sequence[int],
+        shape: PackedShape,
+        out: np.ndarray,
+        *,
+        num_targets: int,
+        step: int,
+    ) -> None:
         """Writes the rows `numbers` into one lane's `out` [shape.lane_size]."""
         views = shape.views(out)
         out[:] = 0
@@ -137,13 +163,20 @@ class PackableRows:
         idle[-1] = shape.tokens
 
 
-def split_rows(numbers: Sequence[int], lengths: np.ndarray, *, max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
-    """The rows of a step in order, cut into micro-batches of at most `max_rows` rows and `max_tokens` tokens (one row at least)."""
+def split_rows(
+    numbers: Sequence[int], lengths: np.ndarray, *, max_rows: int | None, max_tokens: int | None
+) -> list[list[int]]:
+    """The rows of a step in order, cut into micro-batches of at most `max_rows` rows and
+    `max_tokens` tokens (one row at least)."""
     parts: list[list[int]] = []
     tokens = 0
     for number in numbers:
         length = int(lengths[number])
-        full = not parts or (max_rows and len(parts[-1]) >= max_rows) or (max_tokens and tokens + length > max_tokens)
+        full = (
+            not parts
+            or (max_rows and len(parts[-1]) >= max_rows)
+            or (max_tokens and tokens + length > max_tokens)
+        )
         if full:
             parts.append([])
             tokens = 0
@@ -154,15 +187,28 @@ def split_rows(numbers: Sequence[int], lengths: np.ndarray, *, max_rows: int | N
 
 def largest_of(shapes: Sequence[PackedShape]) -> PackedShape:
     """The smallest shape that holds each of these."""
-    return PackedShape(**{name: max(getattr(shape, name) for shape in shapes) for name in ("tokens", "documents", "longest", "targets")})
+    return PackedShape(
+        **{
+            name: max(getattr(shape, name) for shape in shapes)
+            for name in ("tokens", "documents", "longest", "targets")
+        }
+    )
 
 
-def plan_shapes(wanted: Sequence[PackedShape], *, most: int = 8, lanes: int = 1, fewest: Sequence[int] | None = None) -> list[PackedShape]:
-    """At most `most` shapes that hold every wanted one, chosen so that the fewest tokens are filled up; largest first.
+def plan_shapes(
+    wanted: Sequence[PackedShape],
+    *,
+    most: int = 8,
+    lanes: int = 1,
+    fewest: Sequence[int] | None = None,
+) -> list[PackedShape]:
+    """At most `most` shapes that hold every wanted one, chosen so that the fewest tokens are
+    filled up; largest first.
 
-    Token counts are rounded up to a sixty-fourth of the largest (at least 16: a product's tile), then cut into groups by
-    dynamic programming over the sorted counts. With several lanes each gets a stretch of the shape; `fewest` are the tokens
-    of the lane that has the fewest, whose idle documents fill the rest. The first shape holds any mixture of what is wanted.
+    Token counts are rounded up to a sixty-fourth of the largest (at least 16: a product's tile),
+    then cut into groups by dynamic programming over the sorted counts. With several lanes each
+    gets a stretch of the shape; `fewest` are the tokens of the lane that has the fewest, whose
+    idle documents fill the rest. The first shape holds any mixture of what is wanted.
     """
     largest = max(shape.tokens for shape in wanted)
     grain = max(16, -(-largest // 64 // 16) * 16)
@@ -176,7 +222,12 @@ def plan_shapes(wanted: Sequence[PackedShape], *, most: int = 8, lanes: int = 1,
         inside = largest_of([wanted[place] for place in places])
         longest = -(-inside.longest // 16) * 16
         slack = high - min(least[place] for place in places)
-        rounded_up = {"tokens": high, "longest": longest, "targets": -(-inside.targets // 8) * 8, "lanes": lanes}
+        rounded_up = {
+            "tokens": high,
+            "longest": longest,
+            "targets": -(-inside.targets // 8) * 8,
+            "lanes": lanes,
+        }
         shapes.append(replace(inside, **rounded_up, idle=max(1, -(-slack // longest))))
     shapes = shapes[::-1]
     if lanes > 1:
@@ -186,9 +237,13 @@ def plan_shapes(wanted: Sequence[PackedShape], *, most: int = 8, lanes: int = 1,
 
 
 def _best_edges(counts: np.ndarray, times: np.ndarray, most: int) -> list[int]:
-    """Upper edges (ascending) of at most `most` groups of the sorted `counts`: Σ times · (edge - count) is least."""
+    """Upper edges (ascending) of at most `most` groups of the sorted `counts`: Σ times · (edge -
+    count) is least."""
     num = len(counts)
-    weight, mass = np.concatenate([[0], np.cumsum(times)]), np.concatenate([[0], np.cumsum(times * counts)])
+    weight, mass = (
+        np.concatenate([[0], np.cumsum(times)]),
+        np.concatenate([[0], np.cumsum(times * counts)]),
+    )
 
     def cost(start: int, stop: int) -> float:
         return float(counts[stop - 1] * (weight[stop] - weight[start]) - (mass[stop] - mass[start]))
@@ -213,12 +268,21 @@ def _best_edges(counts: np.ndarray, times: np.ndarray, most: int) -> list[int]:
 
 
 def shape_for(shape: PackedShape, shapes: Sequence[PackedShape], fewest: int | None = None) -> int:
-    """Index of the smallest of `shapes` (largest first) that holds `shape`, and whose idle documents hold what the lane with the `fewest` tokens leaves."""
+    """Index of the smallest of `shapes` (largest first) that holds `shape`, and whose idle
+    documents hold what the lane with the `fewest` tokens leaves."""
     for index in range(len(shapes) - 1, -1, -1):
         room = shapes[index]
         slack = room.tokens - shape.tokens
-        idle_fits = room.tokens - (shape.tokens if fewest is None else fewest) <= room.longest * room.idle
-        fits = slack >= 0 and idle_fits and room.documents >= shape.documents and room.longest >= shape.longest and room.targets >= shape.targets
+        idle_fits = (
+            room.tokens - (shape.tokens if fewest is None else fewest) <= room.longest * room.idle
+        )
+        fits = (
+            slack >= 0
+            and idle_fits
+            and room.documents >= shape.documents
+            and room.longest >= shape.longest
+            and room.targets >= shape.targets
+        )
         if fits:
             return index
     raise AssertionError(f"no planned shape holds {shape}: the plan was made for other rows")

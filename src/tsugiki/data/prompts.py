@@ -1,9 +1,11 @@
-"""`Example → Tokens`: the prompt and the answer, tokenised apart, so that training and inference see the same prompt ids.
+"""`Example → Tokens`: the prompt and the answer, tokenised apart, so that training and inference
+see the same prompt ids.
 
     ids    p p p p p p p p a a a </s>
     loss   . . . . . . . . x x x x        the answer and its end are trained, nothing else
 
-Embeddings are never resized: `[SEP]` is whatever the tokenizer makes of it, a piece of its own or plain text.
+Embeddings are never resized: `[SEP]` is whatever the tokenizer makes of it, a piece of its own or
+plain text.
 """
 
 from __future__ import annotations
@@ -18,14 +20,21 @@ from typing import Any
 from tsugiki.data.tasks import CHAT, Example, Task
 from tsugiki.errors import DataError, ModelError, did_you_mean, first_line
 
-TEMPLATE_DATE = datetime(2024, 7, 26)  # what a chat template that asks for the date is told, always: the date that Llama 3.1's own falls back on
+TEMPLATE_DATE = datetime(
+    2024,
+    7,
+    26,
+    # what a chat template that asks for the date is told, always: the date that Llama 3.1's own
+    # falls back on
+)
 
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase; not imported here, it costs a second
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """Where an answer ends: `ids` close it in training, and any of `stops` ends it in every decoder. By default nothing does."""
+    """Where an answer ends: `ids` close it in training, and any of `stops` ends it in every
+    decoder. By default nothing does."""
 
     ids: tuple[int, ...] = ()
     stops: frozenset[int] = frozenset()
@@ -33,7 +42,8 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """One row as ids. `target_ids` ends with `ending.ids`; `was_cut` says that the text was shortened to fit."""
+    """One row as ids. `target_ids` ends with `ending.ids`; `was_cut` says that the text was
+    shortened to fit."""
 
     example: Example
     prompt_ids: tuple[int, ...]
@@ -52,46 +62,58 @@ class TooLong(DataError):
 def check_tokenizer(tokenizer: Tokenizer) -> None:
     """Raises `ModelError` for a tokenizer that cannot end an answer."""
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"tokenizer {tokenizer.name_or_path}: has no end mark (eos_token), so an answer could never end. Set one in tokenizer_config.json")
+        raise ModelError(
+            f"tokenizer {tokenizer.name_or_path}: has no end mark (eos_token), so an answer could "
+            "never end. Set one in tokenizer_config.json"
+        )
 
 
 def check_ids(tokenizer: Tokenizer, rows: Sequence[Tokens], vocab_size: int) -> None:
-    """Raises `ModelError` for an id that occurs and that the model has no row for. (A piece too many that never occurs does no harm.)"""
+    """Raises `ModelError` for an id that occurs and that the model has no row for. (A piece too
+    many that never occurs does no harm.)"""
     for row in rows:
         largest = max([*row.prompt_ids, *row.target_ids])
         if largest >= vocab_size:
             piece = tokenizer.convert_ids_to_tokens(largest)
             raise ModelError(
-                f"tokenizer {tokenizer.name_or_path}: row {row.example.id} holds “{piece}” (id {largest}), but the model has {vocab_size} rows: "
+                f"tokenizer {tokenizer.name_or_path}: row {row.example.id} holds “{piece}” (id "
+                f"{largest}), but the model has {vocab_size} rows: "
                 "they do not belong together"
             )
 
 
 def pad_id_of(tokenizer: Tokenizer) -> int:
-    """The id rows are padded with: the pad piece, or the end mark where there is none (masks go by position, so both do)."""
+    """The id rows are padded with: the pad piece, or the end mark where there is none (masks go by
+    position, so both do)."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def render(template: str, example: Example) -> str:
-    """The prompt text: each `{field}` is the field's text, `{{` and `}}` are brackets. Raises `DataError` for a field that the task does not have."""
+    """The prompt text: each `{field}` is the field's text, `{{` and `}}` are brackets. Raises
+    `DataError` for a field that the task does not have."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as broken:
-        raise DataError(f'format "{template}": {broken}. Write {{{{ and }}}} for curly brackets that are meant as text') from None
+        raise DataError(
+            f'format "{template}": {broken}. Write {{{{ and }}}} for curly brackets that are meant '
+            "as text"
+        ) from None
     said = []
     for text, name, _, _ in parts:
         said.append(text)
         if name is None:
             continue
         if name not in example.fields:
-            raise DataError(f'format "{template}": no field "{name}".{did_you_mean(name, example.fields)}')
+            raise DataError(
+                f'format "{template}": no field "{name}".{did_you_mean(name, example.fields)}'
+            )
         said.append(example.fields[name])
     return "".join(said)
 
 
 def prompt_ids_of(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of a prompt with the tokenizer's own opening mark, if it has one, and without the closing one that it adds; a mark that the
-    text itself ends with stays."""
+    """Ids of a prompt with the tokenizer's own opening mark, if it has one, and without the
+    closing one that it adds; a mark that the text itself ends with stays."""
     opening = _opening_of(tokenizer)
     return [*opening, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
 
@@ -100,34 +122,56 @@ def _opening_of(tokenizer: Tokenizer) -> list[int]:
     """The ids that a tokenizer puts before every text."""
     kept = getattr(tokenizer, "_tsugiki_opening", None)
     if kept is None:
-        plain, whole = (list(tokenizer("犬", add_special_tokens=added)["input_ids"]) for added in (False, True))
-        starts = [place for place in range(len(whole) - len(plain) + 1) if whole[place : place + len(plain)] == plain]
+        plain, whole = (
+            list(tokenizer("犬", add_special_tokens=added)["input_ids"]) for added in (False, True)
+        )
+        starts = [
+            place
+            for place in range(len(whole) - len(plain) + 1)
+            if whole[place : place + len(plain)] == plain
+        ]
         if not starts:
             raise ModelError(
-                f"tokenizer {tokenizer.name_or_path}: adds more to a text than marks around it ({plain} becomes {whole}), which is not implemented"
+                f"tokenizer {tokenizer.name_or_path}: adds more to a text than marks around it "
+                f"({plain} becomes {whole}), which is not implemented"
             )
         kept = tokenizer._tsugiki_opening = whole[: starts[0]]
     return list(kept)
 
 
 def chat_ids_of(tokenizer: Tokenizer, example: Example, text: str) -> list[int]:
-    """Ids of the conversation before the answer by the tokenizer's chat template, opened for the assistant; `text` is the user's message where there is none.
+    """Ids of the conversation before the answer by the tokenizer's chat template, opened for the
+    assistant; `text` is the user's message where there is none.
 
     Raises:
         ModelError: the tokenizer has no chat template, or the template refuses these turns.
     """
-    turns = [{"role": role, "content": content} for role, content in example.turns] or [{"role": "user", "content": text}]
-    return list(tokenizer(_said(tokenizer, turns, f"row {example.id}", opened=True), add_special_tokens=False)["input_ids"])
+    turns = [{"role": role, "content": content} for role, content in example.turns] or [
+        {"role": "user", "content": text}
+    ]
+    return list(
+        tokenizer(
+            _said(tokenizer, turns, f"row {example.id}", opened=True), add_special_tokens=False
+        )["input_ids"]
+    )
 
 
 def _said(tokenizer: Tokenizer, turns: list[dict[str, str]], what: str, *, opened: bool) -> str:
     if not tokenizer.chat_template:
-        raise ModelError(f'tokenizer {tokenizer.name_or_path}: has no chat template, so format = "chat" cannot be used. Choose another format')
+        raise ModelError(
+            f'tokenizer {tokenizer.name_or_path}: has no chat template, so format = "chat" cannot '
+            "be used. Choose another format"
+        )
     try:
         with _stopped_clock():
-            said: str = tokenizer.apply_chat_template(turns, add_generation_prompt=opened, tokenize=False)
+            said: str = tokenizer.apply_chat_template(
+                turns, add_generation_prompt=opened, tokenize=False
+            )
     except Exception as broken:  # templates raise what they like
-        raise ModelError(f"tokenizer {tokenizer.name_or_path}: its chat template refuses {what}: {first_line(broken)}") from broken
+        raise ModelError(
+            f"tokenizer {tokenizer.name_or_path}: its chat template refuses {what}: "
+            f"{first_line(broken)}"
+        ) from broken
     return said
 
 
@@ -139,8 +183,8 @@ class _StoppedClock(datetime):
 
 @contextmanager
 def _stopped_clock() -> Iterator[None]:
-    """Within it `strftime_now` of chat templates tells `TEMPLATE_DATE`: else a run would see other prompts tomorrow. (transformers hands
-    no other clock to a template, nor takes one.)"""
+    """Within it `strftime_now` of chat templates tells `TEMPLATE_DATE`: else a run would see other
+    prompts tomorrow. (transformers hands no other clock to a template, nor takes one.)"""
     from transformers.utils import chat_template_utils
 
     code: Any = chat_template_utils
@@ -153,9 +197,11 @@ def _stopped_clock() -> Iterator[None]:
 
 
 def ending_of(tokenizer: Tokenizer, *, chat: bool, stops: Collection[int] = ()) -> Ending:
-    """Where an answer ends under this tokenizer; `stops` are the ids that the model's own settings name.
+    """Where an answer ends under this tokenizer; `stops` are the ids that the model's own settings
+    name.
 
-    In a conversation it is as the template closes an assistant's turn: up to the first mark in what follows the text. Else the end mark.
+    In a conversation it is as the template closes an assistant's turn: up to the first mark in
+    what follows the text. Else the end mark.
     """
     ends = frozenset({int(tokenizer.eos_token_id), *stops})
     closing = _closing_of(tokenizer, ends) if chat else ()
@@ -164,27 +210,46 @@ def ending_of(tokenizer: Tokenizer, *, chat: bool, stops: Collection[int] = ()) 
 
 
 def control_ids(tokenizer: Tokenizer) -> set[int]:
-    """Ids of a tokenizer's control tokens: those with a role, and those that were added as special."""
+    """Ids of a tokenizer's control tokens: those with a role, and those that were added as
+    special."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {*tokenizer.all_special_ids, *(token for token, piece in added.items() if piece.special)}
 
 
 def _closing_of(tokenizer: Tokenizer, ends: Collection[int]) -> tuple[int, ...]:
-    """The ids that a chat template puts after an assistant's text, up to the first end or control token; none where there is none."""
+    """The ids that a chat template puts after an assistant's text, up to the first end or control
+    token; none where there is none."""
     answer = "答え"
     try:
-        said = _said(tokenizer, [{"role": "user", "content": "問い"}, {"role": "assistant", "content": answer}], "a turn of the assistant", opened=False)
+        said = _said(
+            tokenizer,
+            [{"role": "user", "content": "問い"}, {"role": "assistant", "content": answer}],
+            "a turn of the assistant",
+            opened=False,
+        )
     except ModelError:
         return ()  # a template of questions alone
     marks = {*ends, *control_ids(tokenizer)}
-    after = list(tokenizer(said[said.rindex(answer) + len(answer) :], add_special_tokens=False)["input_ids"]) if answer in said else []
+    after = (
+        list(
+            tokenizer(said[said.rindex(answer) + len(answer) :], add_special_tokens=False)[
+                "input_ids"
+            ]
+        )
+        if answer in said
+        else []
+    )
     first = next((place for place, token in enumerate(after) if token in marks), None)
     return () if first is None else tuple(after[: first + 1])
 
 
 def _prompt_ids(tokenizer: Tokenizer, task: Task, example: Example) -> list[int]:
     text = render(task.template, example)
-    return chat_ids_of(tokenizer, example, text) if task.format == CHAT else prompt_ids_of(tokenizer, text)
+    return (
+        chat_ids_of(tokenizer, example, text)
+        if task.format == CHAT
+        else prompt_ids_of(tokenizer, text)
+    )
 
 
 def target_ids_of(tokenizer: Tokenizer, target: str, ending: Ending | None = None) -> list[int]:
@@ -203,16 +268,20 @@ def tokenize(
     stops: Collection[int] = (),
     leave_out: list[str] | None = None,
 ) -> list[Tokens]:
-    """Rows as ids, none longer than `max_length`: the field `cut` of the task gives way, the answer never does.
+    """Rows as ids, none longer than `max_length`: the field `cut` of the task gives way, the
+    answer never does.
 
-    Room for `max_new_tokens` (default: the task's) is kept free in every prompt, in training as in inference, so that both see the same ids.
-    With `leave_out` the rows that do not fit are left out, and their ids are added to that list.
+    Room for `max_new_tokens` (default: the task's) is kept free in every prompt, in training as in
+    inference, so that both see the same ids. With `leave_out` the rows that do not fit are left
+    out, and their ids are added to that list.
     """
     ending = ending_of(tokenizer, chat=task.format == CHAT, stops=stops)
     rows = []
     for example in examples:
         try:
-            rows.append(tokenize_one(tokenizer, task, example, max_length, max_new_tokens, ending=ending))
+            rows.append(
+                tokenize_one(tokenizer, task, example, max_length, max_new_tokens, ending=ending)
+            )
         except TooLong:
             if leave_out is None:
                 raise
@@ -221,37 +290,58 @@ def tokenize(
 
 
 def tokenize_one(
-    tokenizer: Tokenizer, task: Task, example: Example, max_length: int, max_new_tokens: int | None = None, *, ending: Ending | None = None
+    tokenizer: Tokenizer,
+    task: Task,
+    example: Example,
+    max_length: int,
+    max_new_tokens: int | None = None,
+    *,
+    ending: Ending | None = None,
 ) -> Tokens:
-    """One row as ids; see `tokenize`. Raises `TooLong` for a row that does not fit and may not be cut."""
+    """One row as ids; see `tokenize`. Raises `TooLong` for a row that does not fit and may not be
+    cut."""
     ending = ending or ending_of(tokenizer, chat=task.format == CHAT)
     target = target_ids_of(tokenizer, example.target, ending)
     allowed = max_new_tokens or task.spec.max_new_tokens
     if task.spec.kind != "generation" and len(target) > allowed:
         raise DataError(
-            f'task "{task.name}" row {example.id}: the answer “{example.target}” has {len(target)} tokens, but max_new_tokens is {allowed}. Raise it'
+            f'task "{task.name}" row {example.id}: the answer “{example.target}” has {len(target)} '
+            f"tokens, but max_new_tokens is {allowed}. Raise it"
         )
     room = max_length - max(allowed + 1, len(target))
     prompt = _prompt_ids(tokenizer, task, example)
     if not prompt:
-        raise DataError(f'task "{task.name}" row {example.id}: its prompt has no token at all. Give the format or the row a text')
+        raise DataError(
+            f'task "{task.name}" row {example.id}: its prompt has no token at all. Give the format '
+            "or the row a text"
+        )
     if len(prompt) <= room:
-        return Tokens(example=example, prompt_ids=tuple(prompt), target_ids=tuple(target), ending=ending)
+        return Tokens(
+            example=example, prompt_ids=tuple(prompt), target_ids=tuple(target), ending=ending
+        )
     cut = task.spec.cut
     if cut is None:
-        ways = ["raise max_length (if the model has more positions)", "shorten the row", 'leave such rows out of training with train.long_rows = "leave_out"']
+        ways = [
+            "raise max_length (if the model has more positions)",
+            "shorten the row",
+            'leave such rows out of training with train.long_rows = "leave_out"',
+        ]
         if task.spec.messages is None:
             ways.append("name the field that may be shortened with cut in the task file")
         raise TooLong(
-            f'task "{task.name}" row {example.id}: {len(prompt)} prompt tokens, but {max_length} less the answer leave {max(room, 0)}. '
+            f'task "{task.name}" row {example.id}: {len(prompt)} prompt tokens, but {max_length} '
+            f"less the answer leave {max(room, 0)}. "
             f"What helps: {', or '.join(ways)}"
         )
     ids = tuple(_shorten(tokenizer, task, example, cut, room))
-    return Tokens(example=example, prompt_ids=ids, target_ids=tuple(target), ending=ending, was_cut=True)
+    return Tokens(
+        example=example, prompt_ids=ids, target_ids=tuple(target), ending=ending, was_cut=True
+    )
 
 
 def _shorten(tokenizer: Tokenizer, task: Task, example: Example, cut: str, room: int) -> list[int]:
-    """The longest beginning of the field `cut` whose prompt fits into `room` tokens (binary search over characters)."""
+    """The longest beginning of the field `cut` whose prompt fits into `room` tokens (binary search
+    over characters)."""
     text = example.fields[cut]
 
     def ids(length: int) -> list[int]:
@@ -260,7 +350,10 @@ def _shorten(tokenizer: Tokenizer, task: Task, example: Example, cut: str, room:
 
     low, high = 0, len(text)
     if len(ids(0)) > room:
-        raise TooLong(f'task "{task.name}" row {example.id}: even without the text of "{cut}" the prompt does not fit into {room} tokens. Raise max_length')
+        raise TooLong(
+            f'task "{task.name}" row {example.id}: even without the text of "{cut}" the prompt '
+            f"does not fit into {room} tokens. Raise max_length"
+        )
     while high - low > 1:
         middle = (low + high) // 2
         if len(ids(middle)) <= room:
@@ -271,10 +364,19 @@ def _shorten(tokenizer: Tokenizer, task: Task, example: Example, cut: str, room:
 
 
 def answer_text(tokenizer: Tokenizer, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:
-    """What was generated: decode(prompt + answer) without decode(prompt), so that joints decode as in running text. Only padding is dropped
-    (the caller drops the end): other control tokens are part of what the model said, and label words may be such."""
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id not in (tokenizer.unk_token_id, None) else -1
+    """What was generated: decode(prompt + answer) without decode(prompt), so that joints decode as
+    in running text. Only padding is dropped (the caller drops the end): other control tokens are
+    part of what the model said, and label words may be such."""
+    padding = (
+        tokenizer.pad_token_id
+        if tokenizer.pad_token_id not in (tokenizer.unk_token_id, None)
+        else -1
+    )
     said = [token for token in answer_ids if token != padding]
     before = tokenizer.decode(list(prompt_ids), skip_special_tokens=False)
     both = tokenizer.decode([*prompt_ids, *said], skip_special_tokens=False)
-    return both[len(before) :] if both.startswith(before) else tokenizer.decode(said, skip_special_tokens=False)
+    return (
+        both[len(before) :]
+        if both.startswith(before)
+        else tokenizer.decode(said, skip_special_tokens=False)
+    )

@@ -1,7 +1,8 @@
 """Brings one data file to this machine and proves that it is the file that was meant.
 
-A pinned URL is fetched once into the cache and held to its git blob id; a Hub file without a published checksum is
-held to the one recorded at its first download. With the file in the cache no network is touched.
+A pinned URL is fetched once into the cache and held to its git blob id; a Hub file without a
+published checksum is held to the one recorded at its first download. With the file in the cache no
+network is touched.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def sha256_of(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the target and renames: a reader sees the old file or the new one, never a half."""
+    """Writes beside the target and renames: a reader sees the old file or the new one, never a
+    half."""
     name = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,12 +52,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~umask())  # a temporary file is its owner's alone; a report is meant to be read
+        os.chmod(
+            name, 0o666 & ~umask()
+        )  # a temporary file is its owner's alone; a report is meant to be read
         os.replace(name, path)
     except OSError as broken:
         if name is not None:
             Path(name).unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written: {broken.strerror}. Free some space or choose another folder") from None
+        raise DataError(
+            f"{path}: cannot be written: {broken.strerror}. Free some space or choose another "
+            "folder"
+        ) from None
 
 
 def umask() -> int:
@@ -68,13 +75,20 @@ def umask() -> int:
 def verify(path: Path, spec: FileSpec) -> None:
     """Raises `DataError` when the content is not the pinned one."""
     if spec.git_blob and (got := git_blob_id(path.read_bytes())) != spec.git_blob:
-        raise DataError(f"{path}: git blob id must be {spec.git_blob}, is {got}: another version, or damaged. Delete it and run again")
+        raise DataError(
+            f"{path}: git blob id must be {spec.git_blob}, is {got}: another version, or damaged. "
+            "Delete it and run again"
+        )
     if spec.sha256 and (got := sha256_of(path)) != spec.sha256:
-        raise DataError(f"{path}: sha256 must be {spec.sha256}, is {got}: another version, or damaged. Delete it and run again")
+        raise DataError(
+            f"{path}: sha256 must be {spec.sha256}, is {got}: another version, or damaged. Delete "
+            "it and run again"
+        )
 
 
 def locate(spec: FileSpec, folder: Path, data_dir: Path | None) -> Path:
-    """The verified local file. Order: `data_dir`, the task file's folder, the cache, the network."""
+    """The verified local file. Order: `data_dir`, the task file's folder, the cache, the
+    network."""
     if spec.path:
         for place in [data_dir] if data_dir else [folder]:
             path = place / spec.path
@@ -82,14 +96,17 @@ def locate(spec: FileSpec, folder: Path, data_dir: Path | None) -> Path:
                 verify(path, spec)
                 return path
             if not (spec.url or spec.hub):
-                raise DataError(f"{path}: no such file. Put it there, or name its folder with data_dir")
+                raise DataError(
+                    f"{path}: no such file. Put it there, or name its folder with data_dir"
+                )
     if spec.url:
         return _fetch_url(spec)
     return _fetch_hub(spec)
 
 
 def at_hand(spec: FileSpec, folder: Path, data_dir: Path | None) -> bool:
-    """Whether `locate` would find the file without a network (a copy of the Hub's cache counts as not at hand)."""
+    """Whether `locate` would find the file without a network (a copy of the Hub's cache counts as
+    not at hand)."""
     beside = bool(spec.path) and ((data_dir or folder) / str(spec.path)).exists()
     return beside or (bool(spec.url) and _cached(spec).exists())
 
@@ -111,24 +128,37 @@ def _fetch_url(spec: FileSpec) -> Path:
         with urllib.request.urlopen(spec.url, timeout=TIMEOUT_S) as answer:
             content = answer.read()
     except http.client.IncompleteRead as broken:
-        raise DataError(f"{spec.url}: the download broke off after {len(broken.partial)} bytes. Run again") from None
+        raise DataError(
+            f"{spec.url}: the download broke off after {len(broken.partial)} bytes. Run again"
+        ) from None
     except (urllib.error.URLError, OSError) as broken:
-        raise DataError(f"{spec.url}: cannot be fetched: {broken}. Check the network, or put a copy there and name its folder with data_dir") from None
+        raise DataError(
+            f"{spec.url}: cannot be fetched: {broken}. Check the network, or put a copy there and "
+            "name its folder with data_dir"
+        ) from None
     if spec.git_blob and (got := git_blob_id(content)) != spec.git_blob:
-        raise DataError(f"{spec.url}: git blob id must be {spec.git_blob}, what came is {got}. Nothing was kept")
+        raise DataError(
+            f"{spec.url}: git blob id must be {spec.git_blob}, what came is {got}. Nothing was kept"
+        )
     if spec.sha256 and (got := hashlib.sha256(content).hexdigest()) != spec.sha256:
-        raise DataError(f"{spec.url}: sha256 must be {spec.sha256}, what came is {got}. Nothing was kept")
+        raise DataError(
+            f"{spec.url}: sha256 must be {spec.sha256}, what came is {got}. Nothing was kept"
+        )
     write_atomically(path, content)
     return path
 
 
 def _refuse_offline(what: str) -> None:
     if os.environ.get("TSUGIKI_OFFLINE") or os.environ.get("HF_HUB_OFFLINE"):
-        raise DataError(f"{what}: not in the cache ({cache_dir()}), and offline mode is on. Run once with a network")
+        raise DataError(
+            f"{what}: not in the cache ({cache_dir()}), and offline mode is on. Run once with a "
+            "network"
+        )
 
 
 def _fetch_hub(spec: FileSpec) -> Path:
-    """A file of a Hub dataset. Its sha256 is recorded at the first download and held to ever after."""
+    """A file of a Hub dataset. Its sha256 is recorded at the first download and held to ever
+    after."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -136,22 +166,34 @@ def _fetch_hub(spec: FileSpec) -> Path:
     assert spec.hub_file
     what = f"{spec.hub}@{spec.hub_revision}/{spec.hub_file}"
     try:
-        got = hf_hub_download(spec.hub, spec.hub_file, repo_type="dataset", revision=spec.hub_revision, cache_dir=cache_dir() / "hub")
+        got = hf_hub_download(
+            spec.hub,
+            spec.hub_file,
+            repo_type="dataset",
+            revision=spec.hub_revision,
+            cache_dir=cache_dir() / "hub",
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as broken:
-        raise DataError(f"{what}: cannot be had from the Hub: {str(broken).splitlines()[0]}") from None
+        raise DataError(
+            f"{what}: cannot be had from the Hub: {str(broken).splitlines()[0]}"
+        ) from None
     path = Path(got)
     pin = cache_dir() / "pins" / (hashlib.sha256(what.encode()).hexdigest()[:24] + ".json")
     digest = sha256_of(path)
     if not pin.exists():
         write_atomically(pin, json.dumps({"file": what, "sha256": digest}).encode())
     elif (kept := json.loads(pin.read_text(encoding="utf-8"))["sha256"]) != digest:
-        raise DataError(f"{what}: sha256 was {kept} at the first download and is {digest} now. To accept the change delete {pin}")
+        raise DataError(
+            f"{what}: sha256 was {kept} at the first download and is {digest} now. To accept the "
+            f"change delete {pin}"
+        )
     verify(path, spec)
     return path
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a JSON (one object a line, or one array), CSV or Parquet file; the format follows from the file's ending."""
+    """(row number from 1, row) of a JSON (one object a line, or one array), CSV or Parquet file;
+    the format follows from the file's ending."""
     ending = path.suffix.lower()
     if ending == ".parquet":
         yield from _read_parquet(path)
@@ -180,7 +222,12 @@ def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if line.strip():
                 number += 1
                 where = f"{path} row {number}"
-                yield number, _object(_parsed(line, where, codec="utf-8-sig" if number == 1 else "utf-8"), where)
+                yield (
+                    number,
+                    _object(
+                        _parsed(line, where, codec="utf-8-sig" if number == 1 else "utf-8"), where
+                    ),
+                )
 
 
 def _parsed(content: bytes, where: str, codec: str) -> Any:
@@ -188,7 +235,10 @@ def _parsed(content: bytes, where: str, codec: str) -> Any:
         made = dict(found)
         if len(made) < len(found):
             names = [name for name, _ in found]
-            raise DataError(f'{where}: the key "{next(name for name in names if names.count(name) > 1)}" stands there twice')
+            raise DataError(
+                f'{where}: the key "{next(name for name in names if names.count(name) > 1)}" '
+                "stands there twice"
+            )
         return made
 
     try:
@@ -196,7 +246,10 @@ def _parsed(content: bytes, where: str, codec: str) -> Any:
     except RecursionError:
         raise DataError(f"{where}: nested too deeply to be a row of text") from None
     except (ValueError, UnicodeDecodeError) as broken:
-        raise DataError(f"{where}: not a JSON object in UTF-8: {broken}. Known: one object a line, or one array of objects") from None
+        raise DataError(
+            f"{where}: not a JSON object in UTF-8: {broken}. Known: one object a line, or one "
+            "array of objects"
+        ) from None
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:
@@ -206,7 +259,9 @@ def _object(row: Any, where: str) -> dict[str, Any]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(2**31 - 1)  # of the whole process; Python's own limit is 131,072 characters, which articles exceed
+    csv.field_size_limit(
+        2**31 - 1
+    )  # of the whole process; Python's own limit is 131,072 characters, which articles exceed
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -216,9 +271,14 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             _refuse_equal_columns(path, names)
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
-                    found = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
+                    found = sum(
+                        value is not None for key, value in row.items() if key is not None
+                    ) + len(row.get(None) or [])
                     head = f"{path} row {number} (line {reader.line_num})"
-                    raise DataError(f"{head}: {len(names)} columns expected, as in the header, {found} found. A text with commas needs double quotes")
+                    raise DataError(
+                        f"{head}: {len(names)} columns expected, as in the header, {found} found. "
+                        "A text with commas needs double quotes"
+                    )
                 yield number, dict(row)
     except UnicodeDecodeError:
         raise DataError(f"{path}: must be UTF-8. In Excel choose “CSV UTF-8” when saving") from None
@@ -229,14 +289,18 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _refuse_equal_columns(path: Path, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f'{path}: two columns are called "{twice[0]}". Rename one: only the last would be read')
+        raise DataError(
+            f'{path}: two columns are called "{twice[0]}". Rename one: only the last would be read'
+        )
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise DataError(f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"') from None
+        raise DataError(
+            f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"'
+        ) from None
     number = 0
     try:
         file = parquet.ParquetFile(path)
@@ -246,4 +310,6 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 number += 1
                 yield number, row
     except (ArrowException, OSError, ValueError, OverflowError) as broken:
-        raise DataError(f"{path}: damaged or cut short, or no Parquet file: {first_line(broken)}") from None
+        raise DataError(
+            f"{path}: damaged or cut short, or no Parquet file: {first_line(broken)}"
+        ) from None

@@ -1,8 +1,10 @@
-"""Tasks: a data file in TOML becomes `Example`s, split by name. Built-in tasks and the user's share one format.
+"""Tasks: a data file in TOML becomes `Example`s, split by name. Built-in tasks and the user's
+share one format.
 
-The pieces: `find_task` reads the task file, `load_task` brings its data files and cuts the splits. A split never
-mixes: validation and test halves of one file are disjoint, and the files a run trained on are on record so that it
-can refuse to be scored on them.
+The pieces: `find_task` reads the task file, `load_task` brings its data files and cuts the splits.
+A split never
+mixes: validation and test halves of one file are disjoint, and the files a run trained on are on
+record so that it can refuse to be scored on them.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ PATTERN_S = 1.0  # a pattern that takes longer for one row runs away
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row: its fields as text, the right answer, the answers that are allowed (empty for free text).
+    """One row: its fields as text, the right answer, the answers that are allowed (empty for free
+    text).
 
     `turns` are the (role, content) of a conversation before the answer.
-    `group` names what rows of one origin share (an image, say): intervals resample groups, not rows.
+    `group` names what rows of one origin share (an image, say): intervals resample groups, not
+    rows.
     """
 
     id: str
@@ -50,7 +54,8 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task with its data: the examples of every split, and the git blob id of every file they came from."""
+    """A task with its data: the examples of every split, and the git blob id of every file they
+    came from."""
 
     spec: TaskSpec
     version: str | None
@@ -81,11 +86,14 @@ def find_task(name: str) -> tuple[TaskSpec, Path]:
     path = Path(name)
     if path.suffix == ".toml":
         return read_task(path), path.parent
-    raise DataError(f'task "{name}": no such task.{did_you_mean(name, known)}; or give a path to a .toml file')
+    raise DataError(
+        f'task "{name}": no such task.{did_you_mean(name, known)}; or give a path to a .toml file'
+    )
 
 
 def version_at_hand(choice: TaskChoice, version: str) -> bool:
-    """Whether every file of a version of the data is on this machine, so that nothing would be fetched."""
+    """Whether every file of a version of the data is on this machine, so that nothing would be
+    fetched."""
     spec, folder = find_task(choice.name)
     files = {**spec.files, **spec.versions[version]}
     parts = spec.splits[choice.split or spec.default_split]
@@ -105,15 +113,20 @@ def load_task(choice: TaskChoice) -> Task:
     """Brings the data and cuts the chosen split.
 
     Raises:
-        DataError: naming file and row of the first mistake: a missing field, an unknown label, an empty split.
+        DataError: naming file and row of the first mistake: a missing field, an unknown label, an
+            empty split.
     """
     spec, folder = find_task(choice.name)
     split = _pick(choice.split, spec.default_split, spec.splits, "split", spec.name)
-    format_name = _pick(choice.format, spec.default_format, {CHAT: "", **spec.formats}, "format", spec.name)
+    format_name = _pick(
+        choice.format, spec.default_format, {CHAT: "", **spec.formats}, "format", spec.name
+    )
     version = None
     files = dict(spec.files)
     if spec.versions:
-        version = _pick(choice.version, spec.default_version or "", spec.versions, "version", spec.name)
+        version = _pick(
+            choice.version, spec.default_version or "", spec.versions, "version", spec.name
+        )
         files |= spec.versions[version]
     elif choice.version:
         raise DataError(f'task "{spec.name}": has no versions; remove version = "{choice.version}"')
@@ -136,13 +149,25 @@ def load_task(choice: TaskChoice) -> Task:
         if limit and limit < len(rows):
             rows = drawn(rows, limit)  # never the first ones: files are often sorted
         if not rows:
-            paths = ", ".join(str(files[name].path or files[name].url or files[name].hub_file) for name in part.files)
-            raise DataError(f'task "{spec.name}" split "{split}": {part_name} is empty; no row in {paths}')
+            paths = ", ".join(
+                str(files[name].path or files[name].url or files[name].hub_file)
+                for name in part.files
+            )
+            raise DataError(
+                f'task "{spec.name}" split "{split}": {part_name} is empty; no row in {paths}'
+            )
         if part_name != "train":
             _refuse_equal_candidates(spec, part_name, rows)
         examples[part_name] = rows
         origins[part_name] = {name: load(name)[1] for name in part.files}
-    return Task(spec=spec, version=version, split=split, format=format_name, examples=examples, files=origins)
+    return Task(
+        spec=spec,
+        version=version,
+        split=split,
+        format=format_name,
+        examples=examples,
+        files=origins,
+    )
 
 
 def drawn(rows: Sequence[Any], limit: int) -> list[Any]:
@@ -152,24 +177,39 @@ def drawn(rows: Sequence[Any], limit: int) -> list[Any]:
 
 def _file(files: Mapping[str, FileSpec], name: str, task: str) -> FileSpec:
     if name not in files:
-        raise DataError(f'task "{task}": a split names the file "{name}", which is not under [files].{did_you_mean(name, files)}')
+        raise DataError(
+            f'task "{task}": a split names the file "{name}", which is not under '
+            f"[files].{did_you_mean(name, files)}"
+        )
     return files[name]
 
 
-def _load_file(spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None) -> tuple[list[Example], str]:
+def _load_file(
+    spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None
+) -> tuple[list[Example], str]:
     path = locate(file, folder, data_dir)
     build = _builder(spec, spec.group if file.has_group else None)
     rows = list(read_rows(path))
     if file.rows and len(rows) != file.rows:
-        raise DataError(f"{path}: must have {file.rows} rows, has {len(rows)}: another version, or cut short")
+        raise DataError(
+            f"{path}: must have {file.rows} rows, has {len(rows)}: another version, or cut short"
+        )
     if spec.messages is not None:
-        examples = [one for number, row in rows for one in _conversation(f"{path} row {number}", f"{path.stem}:{number}", row, spec)]
+        examples = [
+            one
+            for number, row in rows
+            for one in _conversation(f"{path} row {number}", f"{path.stem}:{number}", row, spec)
+        ]
     else:
-        examples = [build(f"{path} row {number}", f"{path.stem}:{number}", row) for number, row in rows]
+        examples = [
+            build(f"{path} row {number}", f"{path.stem}:{number}", row) for number, row in rows
+        ]
     return examples, git_blob_id(path.read_bytes())
 
 
-def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Mapping[str, Any]], Example]:
+def _builder(
+    spec: TaskSpec, group_field: str | None
+) -> Callable[[str, str, Mapping[str, Any]], Example]:
     pattern = regex.compile(spec.group_pattern)
 
     def build(where: str, number: str, row: Mapping[str, Any]) -> Example:
@@ -192,7 +232,10 @@ def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Map
             candidates = tuple(spec.labels.values())
             if target not in spec.labels:
                 known = did_you_mean(target, spec.labels)
-                raise DataError(f'{where}: label "{target}" is not among the labels.{known}. Correct the row, or add it under [labels] in the task file')
+                raise DataError(
+                    f'{where}: label "{target}" is not among the labels.{known}. Correct the row, '
+                    "or add it under [labels] in the task file"
+                )
             target = spec.labels[target]
         elif spec.kind == "choice":
             candidates = tuple(take(name) for name in spec.choices)
@@ -202,7 +245,13 @@ def _builder(spec: TaskSpec, group_field: str | None) -> Callable[[str, str, Map
         group = take(group_field) if group_field else number
         match = _matched(pattern, group, where) if group_field else None
         name = take(spec.id) if spec.id else number
-        return Example(id=name, fields=fields, target=target, candidates=candidates, group=match.group(1) if match else group)
+        return Example(
+            id=name,
+            fields=fields,
+            target=target,
+            candidates=candidates,
+            group=match.group(1) if match else group,
+        )
 
     return build
 
@@ -212,12 +261,14 @@ def _matched(pattern: Any, text: str, where: str) -> Any:
         return pattern.match(text, timeout=PATTERN_S)
     except TimeoutError:
         raise DataError(
-            f"{where}: group_pattern “{pattern.pattern}” ran for more than {PATTERN_S:g} s on “{text[:40]}”. Write one without nested repeats"
+            f"{where}: group_pattern “{pattern.pattern}” ran for more than {PATTERN_S:g} s on "
+            f"“{text[:40]}”. Write one without nested repeats"
         ) from None
 
 
 def equal_candidates(example: Example) -> tuple[str, str] | None:
-    """Two unlike candidates of a row that are one after NFKC and strip, the right one first if it is among them; None where there are none."""
+    """Two unlike candidates of a row that are one after NFKC and strip, the right one first if it
+    is among them; None where there are none."""
     known: dict[str, str] = {}
     for one in sorted(example.candidates, key=lambda candidate: candidate != example.target):
         if (first := known.setdefault(normalise(one), one)) != one:
@@ -226,18 +277,21 @@ def equal_candidates(example: Example) -> tuple[str, str] | None:
 
 
 def _refuse_equal_candidates(spec: TaskSpec, part: str, rows: Sequence[Example]) -> None:
-    """Raises `DataError` where a wrong answer would count as the right one. (In training it does no harm: `study/preflight` counts it.)"""
+    """Raises `DataError` where a wrong answer would count as the right one. (In training it does
+    no harm: `study/preflight` counts it.)"""
     for row in rows if spec.kind == "choice" else ():
         found = equal_candidates(row)
         if found is not None and found[0] == row.target:
             raise DataError(
-                f'task "{spec.name}" {part} row {row.id}: the candidates “{found[0]}” and “{found[1]}” are the same after normalisation (NFKC, spaces), '
+                f'task "{spec.name}" {part} row {row.id}: the candidates “{found[0]}” and '
+                f"“{found[1]}” are the same after normalisation (NFKC, spaces), "
                 "so the wrong one would count as right. Change one of them"
             )
 
 
 def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpec) -> list[Example]:
-    """One example for each assistant turn: loss on all of them, and on nothing else. The turns of one conversation are a group."""
+    """One example for each assistant turn: loss on all of them, and on nothing else. The turns of
+    one conversation are a group."""
     assert spec.messages is not None, "only for tasks with messages"
     given = row.get(spec.messages)
     if isinstance(given, str):
@@ -245,8 +299,13 @@ def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpe
             given = json.loads(given)
         except (ValueError, RecursionError):
             given = None
-    if not isinstance(given, list) or not all(isinstance(one, Mapping) and isinstance(one.get("content"), str) for one in given):
-        raise DataError(f'{where}: field "{spec.messages}" must be a list of {{role, content}}.{did_you_mean(spec.messages, row)}')
+    if not isinstance(given, list) or not all(
+        isinstance(one, Mapping) and isinstance(one.get("content"), str) for one in given
+    ):
+        raise DataError(
+            f'{where}: field "{spec.messages}" must be a list of {{role, '
+            f"content}}.{did_you_mean(spec.messages, row)}"
+        )
     turns = [(str(one.get("role")), str(one["content"])) for one in given]
     for place, (_, content) in enumerate(turns, 1):
         try:
@@ -255,15 +314,28 @@ def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpe
             raise DataError(f"{where}: turn {place} {said}") from None
     for role, _ in turns:
         if role not in ROLES:
-            raise DataError(f'{where}: role "{role}" is none of {", ".join(ROLES)}.{did_you_mean(role, ROLES)}')
+            raise DataError(
+                f'{where}: role "{role}" is none of {", ".join(ROLES)}.{did_you_mean(role, ROLES)}'
+            )
     found = []
     for place, (role, content) in enumerate(turns):
         if role != "assistant":
             continue
         if place == 0 or not content.strip():
-            raise DataError(f"{where}: turn {place + 1} is an assistant's with {'no prompt before it' if place == 0 else 'no text'}")
+            raise DataError(
+                f"{where}: turn {place + 1} is an assistant's with "
+                f"{'no prompt before it' if place == 0 else 'no text'}"
+            )
         before = "\n".join(f"{who}: {text}" for who, text in turns[:place]) + "\n"
-        found.append(Example(id=f"{number}.{place}", fields={"conversation": before}, target=content, group=number, turns=tuple(turns[:place])))
+        found.append(
+            Example(
+                id=f"{number}.{place}",
+                fields={"conversation": before},
+                target=content,
+                group=number,
+                turns=tuple(turns[:place]),
+            )
+        )
     if not found:
         raise DataError(f"{where}: no assistant turn, so there is nothing to learn from it")
     return found
@@ -271,20 +343,29 @@ def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpe
 
 def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:
     """The right candidate, given as an index from 0 or as its text."""
-    by_index = candidates[int(target)] if target.isdecimal() and len(target) < 5 and int(target) < len(candidates) else None
+    by_index = (
+        candidates[int(target)]
+        if target.isdecimal() and len(target) < 5 and int(target) < len(candidates)
+        else None
+    )
     if target in candidates:
         if by_index is not None and by_index != target:
             raise DataError(
-                f'{where}: label "{target}" is a candidate and also the index of another ("{by_index}"). Give the text of the right candidate in words'
+                f'{where}: label "{target}" is a candidate and also the index of another '
+                f'("{by_index}"). Give the text of the right candidate in words'
             )
         return target
     if by_index is not None:
         return by_index
-    raise DataError(f'{where}: label "{target}" is neither one of the candidates ({", ".join(candidates)}) nor an index from 0')
+    raise DataError(
+        f'{where}: label "{target}" is neither one of the candidates ({", ".join(candidates)}) nor '
+        "an index from 0"
+    )
 
 
 def _half(rows: list[Example], part: PartSpec, whole_groups: bool = False) -> list[Example]:
-    """First or second half in file order; by group, whole groups in the order of their hash until half the rows are taken.
+    """First or second half in file order; by group, whole groups in the order of their hash until
+    half the rows are taken.
 
     A conversation is never torn: its later turns hold the earlier answers.
     """
@@ -307,17 +388,34 @@ def _half(rows: list[Example], part: PartSpec, whole_groups: bool = False) -> li
 
 
 def task_digest(task: Task) -> str:
-    """sha256 of everything in the task file that decides prompts, answers or scores (not titles, citations or paths)."""
-    words = {"title", "citation", "licence", "files", "versions", "default_version", "default_split", "default_format"}
-    content = task.spec.model_dump(mode="json", exclude=words) | {"split": task.split, "format": task.format, "version": task.version}
+    """sha256 of everything in the task file that decides prompts, answers or scores (not titles,
+    citations or paths)."""
+    words = {
+        "title",
+        "citation",
+        "licence",
+        "files",
+        "versions",
+        "default_version",
+        "default_split",
+        "default_format",
+    }
+    content = task.spec.model_dump(mode="json", exclude=words) | {
+        "split": task.split,
+        "format": task.format,
+        "version": task.version,
+    }
     if task.spec.messages is None:
-        del content["messages"]  # runs keep the names that they had before tasks could be conversations
+        del content[
+            "messages"
+        ]  # runs keep the names that they had before tasks could be conversations
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """How many rows of a part stand in another one: the same, with two fields swapped, of the same group (an image, say)."""
+    """How many rows of a part stand in another one: the same, with two fields swapped, of the same
+    group (an image, say)."""
 
     same: int
     mirrored: int
@@ -325,10 +423,14 @@ class Shared:
 
 
 def shared_rows(task: Task, part: str, other: str = "train") -> Shared:
-    """Rows of `part` that stand in `other`; each counts once, under the first that holds. Texts are compared after NFKC and without white space."""
+    """Rows of `part` that stand in `other`; each counts once, under the first that holds. Texts
+    are compared after NFKC and without white space."""
 
     def key(example: Example) -> tuple[str, ...]:
-        return tuple("".join(unicodedata.normalize("NFKC", value).split()) for value in example.fields.values())
+        return tuple(
+            "".join(unicodedata.normalize("NFKC", value).split())
+            for value in example.fields.values()
+        )
 
     trained = {key(example) for example in task.examples[other]}
     groups = {example.group for example in task.examples[other]} if task.spec.group else set()
@@ -345,8 +447,11 @@ def shared_rows(task: Task, part: str, other: str = "train") -> Shared:
 
 
 def refuse_leak(task: Task, trained_on: Mapping[str, str], part: str) -> None:
-    """Raises when one of the files that `part` is cut from was trained on (`trained_on`: file name -> git blob id)."""
+    """Raises when one of the files that `part` is cut from was trained on (`trained_on`: file name
+    -> git blob id)."""
     for name, blob in task.files[part].items():
         if blob in trained_on.values():
             same = f'{part} is cut from the same rows as the training data (file "{name}")'
-            raise DataError(f'task "{task.name}": {same}. Give {part} rows of its own, or choose another split')
+            raise DataError(
+                f'task "{task.name}": {same}. Give {part} rows of its own, or choose another split'
+            )

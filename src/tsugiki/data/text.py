@@ -1,7 +1,8 @@
-"""What counts as text: a value of a data file becomes the words that a model reads, or is refused by name.
+"""What counts as text: a value of a data file becomes the words that a model reads, or is refused
+by name.
 
-A missing value that pandas wrote as NaN would be trained as the word “nan”, a list as its Python spelling, half an emoji as nothing that
-a tokenizer takes: none of it comes in.
+A missing value that pandas wrote as NaN would be trained as the word “nan”, a list as its Python
+spelling, half an emoji as nothing that a tokenizer takes: none of it comes in.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ _BROKEN = re.compile("[\ud800-\udfff\0]")
 
 
 def as_text(value: Any, *, label: bool = False) -> str:
-    """A value as text: strings as they are, whole numbers and fractions in digits; a `label` may also be true or false.
+    """A value as text: strings as they are, whole numbers and fractions in digits; a `label` may
+    also be true or false.
 
     Raises:
         ValueError: it is missing, or no text (what it is).
@@ -34,7 +36,9 @@ def as_text(value: Any, *, label: bool = False) -> str:
         if math.isnan(value):
             raise ValueError("is NaN: a missing value. Take the row out, or give it a text")
         if math.isinf(value) or value.is_integer():
-            raise ValueError(f"is the number {value}, not text. Write it as text, or as a whole number")
+            raise ValueError(
+                f"is the number {value}, not text. Write it as text, or as a whole number"
+            )
         return repr(value)
     raise ValueError(f"is {_kind(value)}, not text")
 
@@ -42,7 +46,11 @@ def as_text(value: Any, *, label: bool = False) -> str:
 def refuse_broken(text: str) -> None:
     """Raises `ValueError` for a string that is no Unicode text, or that holds a NUL."""
     if (found := _BROKEN.search(text)) is not None:
-        nul, half = "holds a NUL character. Take it out", "is not valid Unicode: it holds half of a character (a lone surrogate, as cut strings have)"
+        nul, half = (
+            "holds a NUL character. Take it out",
+            "is not valid Unicode: it holds half of a character (a lone surrogate, as cut strings "
+            "have)",
+        )
         raise ValueError(nul if found.group() == "\0" else half)
 
 

@@ -1,7 +1,9 @@
-"""An adapter as a PEFT folder, out and in, and merged into its base. The only file that speaks PEFT's spelling.
+"""An adapter as a PEFT folder, out and in, and merged into its base. The only file that speaks
+PEFT's spelling.
 
-Adapters on column ranges of one fused weight leave as one PEFT module of rank m·r over the whole weight: the A's
-stacked, each B zero outside its own range; `alpha_pattern` keeps the scale. They come back exactly.
+Adapters on column ranges of one fused weight leave as one PEFT module of rank m·r over the whole
+weight: the A's stacked, each B zero outside its own range; `alpha_pattern` keeps the scale. They
+come back exactly.
 """
 
 from __future__ import annotations
@@ -20,16 +22,29 @@ from transformers.pytorch_utils import Conv1D
 
 from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError, first_line
-from tsugiki.model.layouts import WHOLE, Place, by_module, every_place, layout_of, out_features, replace_module, weight_of
+from tsugiki.model.layouts import (
+    WHOLE,
+    Place,
+    by_module,
+    every_place,
+    layout_of,
+    out_features,
+    replace_module,
+    weight_of,
+)
 from tsugiki.model.lora import Grafted, attach, lora_layers
 
 PREFIX = "base_model.model."
 KEPT = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
-# Settings of peft that say where an adapter comes from, how it was started or trained, or which modules it is on: the tensors tell that.
+# Settings of peft that say where an adapter comes from, how it was started or trained, or which
+# modules it is on: the tensors tell that.
 READ_OR_HARMLESS = frozenset({
-    *KEPT, "r", "lora_alpha", "rank_pattern", "alpha_pattern", "init_lora_weights", "base_model_name_or_path", "revision", "inference_mode",
-    "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_pattern", "auto_mapping", "peft_version", "loftq_config",
-    "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    *KEPT, "r", "lora_alpha", "rank_pattern", "alpha_pattern", "init_lora_weights",
+    "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_pattern",
+    "auto_mapping", "peft_version", "loftq_config",
+    "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying",
 })  # fmt: skip
 REFUSED = {  # what would change the result and is not implemented: refused by name
     "use_dora": False,
@@ -48,10 +63,19 @@ REFUSED = {  # what would change the result and is not implemented: refused by n
     "use_bdlora": None,
     "use_qalora": False,
 }
-STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # ways to start an adapter that leave the base as it is (pissa, olora, loftq do not)
+STARTS = (
+    True,
+    False,
+    None,
+    "gaussian",
+    "orthogonal",
+    "eva",
+)  # ways to start an adapter that leave the base as it is (pissa, olora, loftq do not)
 
 
-def export_adapter(grafted: Grafted, folder: Path, base_name: str, revision: str | None = None) -> None:
+def export_adapter(
+    grafted: Grafted, folder: Path, base_name: str, revision: str | None = None
+) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
@@ -72,7 +96,9 @@ def export_adapter(grafted: Grafted, folder: Path, base_name: str, revision: str
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     given = {**_config(grafted, ranks, base_name), "revision": revision}
-    (folder / "adapter_config.json").write_text(json.dumps(given, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(given, indent=2, ensure_ascii=False), encoding="utf-8"
+    )
 
 
 def refuse_filled(folder: Path) -> None:
@@ -81,8 +107,11 @@ def refuse_filled(folder: Path) -> None:
         raise ModelError(f"{folder}: not an empty folder. Choose a new one: nothing is overwritten")
 
 
-def fuse(places: Sequence[Place], a: Sequence[Any], b: Sequence[Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(A [m·r, d_in], B [width, m·r]) of the adapters on one module; B is zero outside each adapter's range."""
+def fuse(
+    places: Sequence[Place], a: Sequence[Any], b: Sequence[Any], width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(A [m·r, d_in], B [width, m·r]) of the adapters on one module; B is zero outside each
+    adapter's range."""
     stacked = torch.cat([one.detach() for one in a]).contiguous().cpu()
     rank = b[0].shape[1]
     wide = torch.zeros(width, rank * len(places))
@@ -105,7 +134,9 @@ def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> dict[str
         "alpha_pattern": {path: alpha * rank / config.rank for path, rank in odd.items()},
         "lora_dropout": config.dropout,
         "target_modules": targets,
-        "fan_in_fan_out": any(isinstance(grafted.model.get_submodule(path).base, Conv1D) for path in ranks),  # it keeps weights as [in, out]
+        "fan_in_fan_out": any(
+            isinstance(grafted.model.get_submodule(path).base, Conv1D) for path in ranks
+        ),  # it keeps weights as [in, out]
         "inference_mode": True,
         "init_lora_weights": True,
     }
@@ -115,28 +146,41 @@ def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:
     """Attaches an adapter that `export_adapter` or peft wrote; the tensors come back exactly.
 
     Raises:
-        ModelError: the folder is incomplete or damaged, or asks for something that is not implemented (named).
+        ModelError: the folder is incomplete or damaged, or asks for something that is not
+            implemented (named).
     """
     given, tensors = read_adapter(folder)
     words, rank = _words_and_rank(model, tensors, given, folder)
     alpha = _scale(tensors, given, folder) * rank
-    grafted = attach(model, LoraConfig(targets="+".join(words), rank=rank, alpha=alpha, dropout=0.0), seed=0)
+    grafted = attach(
+        model, LoraConfig(targets="+".join(words), rank=rank, alpha=alpha, dropout=0.0), seed=0
+    )
     for path, layer in lora_layers(grafted.model):
         width = rank * len(layer.places)
         a = _take(tensors, f"{path}.lora_A.weight", (width, layer.d_in), folder, given)
-        b = _take(tensors, f"{path}.lora_B.weight", (out_features(layer.base), width), folder, given)
+        b = _take(
+            tensors, f"{path}.lora_B.weight", (out_features(layer.base), width), folder, given
+        )
         for index, place in enumerate(layer.places):
             part = slice(index * rank, (index + 1) * rank)
             layer.lora_a[index].data.copy_(a[part])
             layer.lora_b[index].data.copy_(b[place.rows(len(b)), part])
     if tensors:
-        raise ModelError(f"{folder}: {len(tensors)} tensors have no place in this model, the first is {min(tensors)}")
+        raise ModelError(
+            f"{folder}: {len(tensors)} tensors have no place in this model, the first is "
+            f"{min(tensors)}"
+        )
     return grafted
 
 
 def store_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Casts the weights that adapters lie on, and all others of the base, to `dtype`; the adapters stay as they are."""
-    adapters = {id(parameter) for _, layer in lora_layers(model) for parameter in (*layer.lora_a, *layer.lora_b)}
+    """Casts the weights that adapters lie on, and all others of the base, to `dtype`; the adapters
+    stay as they are."""
+    adapters = {
+        id(parameter)
+        for _, layer in lora_layers(model)
+        for parameter in (*layer.lora_a, *layer.lora_b)
+    }
     for parameter in model.parameters():
         if id(parameter) not in adapters:
             parameter.data = parameter.data.to(dtype)
@@ -144,10 +188,12 @@ def store_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
-    """Adds the adapters of a model of one lane to its frozen weights: in fp32, cast to `dtype` last, as all of the model is then.
+    """Adds the adapters of a model of one lane to its frozen weights: in fp32, cast to `dtype`
+    last, as all of the model is then.
 
     Returns:
-        The share of the change that rounding to `dtype` took away: |rounded - exact| / |exact| of all merged weights' changes.
+        The share of the change that rounding to `dtype` took away: |rounded - exact| / |exact| of
+        all merged weights' changes.
     """
     lost = total = 0.0
     for path, layer in lora_layers(model):
@@ -156,14 +202,20 @@ def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
         wide = before.t() if isinstance(layer.base, Conv1D) else before  # [d_out, d_in]
         change = torch.zeros_like(wide)
         for place, a, b in layer.adapters_of(0):
-            change[place.rows(len(wide)).to(wide.device)] += layer.lanes[0].scale * b.detach().float() @ a.detach().float()
+            change[place.rows(len(wide)).to(wide.device)] += (
+                layer.lanes[0].scale * b.detach().float() @ a.detach().float()
+            )
         merged = (wide + change).to(dtype)
         lost += float((merged.float() - wide - change).norm() ** 2)
         total += float(change.norm() ** 2)
         weight.data = merged.t().contiguous() if isinstance(layer.base, Conv1D) else merged
         replace_module(model, path, layer.base)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)  # not the buffers: rotary embedding's frequencies stay in fp32, as they are when the folder is loaded
+        parameter.data = parameter.data.to(
+            dtype
+            # not the buffers: rotary embedding's frequencies stay in fp32, as they are when the
+            # folder is loaded
+        )
     return math.sqrt(lost / total) if total else 0.0
 
 
@@ -171,25 +223,40 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     """Settings and tensors of a PEFT adapter folder.
 
     Raises:
-        ModelError: a file is missing or damaged, a number is not finite, or a setting asks for something that is not implemented (named).
+        ModelError: a file is missing or damaged, a number is not finite, or a setting asks for
+            something that is not implemented (named).
     """
     try:
         given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
     except FileNotFoundError as broken:
-        raise ModelError(f"{folder}: {Path(str(broken.filename or 'adapter_model.safetensors')).name} is missing: not a PEFT adapter folder") from None
+        raise ModelError(
+            f"{folder}: {Path(str(broken.filename or 'adapter_model.safetensors')).name} is "
+            "missing: not a PEFT adapter folder"
+        ) from None
     except (ValueError, OSError, RecursionError, SafetensorError) as broken:
         raise ModelError(f"{folder}: damaged or cut short: {first_line(broken)}") from None
     if not isinstance(given, dict):
-        raise ModelError(f"{folder / 'adapter_config.json'}: must be a JSON object, is {type(given).__name__}")
+        raise ModelError(
+            f"{folder / 'adapter_config.json'}: must be a JSON object, is {type(given).__name__}"
+        )
     _check_adapter_settings(given, folder)
     for name, tensor in tensors.items():
         if ".default." in name:
-            raise ModelError(f'{folder}: its tensors are named as inside peft (“{name}”). Save it with save_pretrained, or take ".default" out of the names')
+            raise ModelError(
+                f"{folder}: its tensors are named as inside peft (“{name}”). Save it with "
+                'save_pretrained, or take ".default" out of the names'
+            )
         if not tensor.is_floating_point():
-            raise ModelError(f"{folder}: {name} is of the type {str(tensor.dtype).removeprefix('torch.')}: no weights of an adapter")
+            raise ModelError(
+                f"{folder}: {name} is of the type {str(tensor.dtype).removeprefix('torch.')}: no "
+                "weights of an adapter"
+            )
         if not bool(tensor.isfinite().all()):
-            raise ModelError(f"{folder}: {name} holds values that are not finite numbers: training diverged, or the file is damaged")
+            raise ModelError(
+                f"{folder}: {name} holds values that are not finite numbers: training diverged, or "
+                "the file is damaged"
+            )
     return given, tensors
 
 
@@ -197,15 +264,27 @@ def _check_adapter_settings(given: dict[str, Any], folder: Path) -> None:
     path = folder / "adapter_config.json"
     for key, wanted in KEPT.items():
         if given.get(key) not in (wanted, *((None,) if key != "peft_type" else ())):
-            raise ModelError(f"{path}: {key} = {given.get(key)!r} is not implemented; only plain LoRA adapters of causal language models can be read")
+            raise ModelError(
+                f"{path}: {key} = {given.get(key)!r} is not implemented; only plain LoRA adapters "
+                "of causal language models can be read"
+            )
     for key, harmless in REFUSED.items():
         if given.get(key, harmless) not in (harmless, [], {}, None):
-            raise ModelError(f"{folder}: {key} = {given[key]!r} is not implemented; only plain LoRA adapters can be read")
+            raise ModelError(
+                f"{folder}: {key} = {given[key]!r} is not implemented; only plain LoRA adapters "
+                "can be read"
+            )
     if given.get("init_lora_weights", True) not in STARTS:
-        raise ModelError(f"{folder}: init_lora_weights = {given['init_lora_weights']!r} changes the base's own weights, which is not implemented")
+        raise ModelError(
+            f"{folder}: init_lora_weights = {given['init_lora_weights']!r} changes the base's own "
+            "weights, which is not implemented"
+        )
     for key in set(given) - READ_OR_HARMLESS - set(REFUSED):
         if given[key] not in (None, False, [], {}, ""):
-            raise ModelError(f"{path}: {key} = {given[key]!r} is not known here, and may change what the adapter does. Remove it if it does not")
+            raise ModelError(
+                f"{path}: {key} = {given[key]!r} is not known here, and may change what the "
+                "adapter does. Remove it if it does not"
+            )
     numbers = {key: given.get(key) for key in ("r", "lora_alpha")}
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = given.get(key) or {}
@@ -215,35 +294,61 @@ def _check_adapter_settings(given: dict[str, Any], folder: Path) -> None:
     for key, value in numbers.items():
         if value is None:
             raise ModelError(f"{path}: {key} is missing: not a LoRA adapter")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or value <= 0
+        ):
             raise ModelError(f"{path}: {key} = {value} must be above 0, and a number")
 
 
-def _take(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], folder: Path, given: dict[str, Any]) -> torch.Tensor:
-    """Takes one tensor out; raises `ModelError` when it is not there or belongs to a base of other sizes."""
+def _take(
+    tensors: dict[str, torch.Tensor],
+    name: str,
+    shape: tuple[int, int],
+    folder: Path,
+    given: dict[str, Any],
+) -> torch.Tensor:
+    """Takes one tensor out; raises `ModelError` when it is not there or belongs to a base of other
+    sizes."""
     tensor = tensors.pop(PREFIX + name, None)
     if tensor is None:
-        raise ModelError(f"{folder}: has no {name}, though other layers have: adapters on some layers only are not implemented")
+        raise ModelError(
+            f"{folder}: has no {name}, though other layers have: adapters on some layers only are "
+            "not implemented"
+        )
     if tuple(tensor.shape) != shape:
         made_for = given.get("base_model_name_or_path")
-        raise ModelError(f"{folder}: {name} is {list(tensor.shape)}, this model needs {list(shape)}. The adapter was made for {made_for}")
+        raise ModelError(
+            f"{folder}: {name} is {list(tensor.shape)}, this model needs {list(shape)}. The "
+            f"adapter was made for {made_for}"
+        )
     return tensor
 
 
 def _scale(tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path) -> float:
-    """α / r as peft computes it for each module, patterns included; raises `ModelError` when modules differ, or r is not the tensors'."""
+    """α / r as peft computes it for each module, patterns included; raises `ModelError` when
+    modules differ, or r is not the tensors'."""
     scales = set()
     for name, tensor in tensors.items():
         if name.endswith(".lora_A.weight"):
             path = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-            alpha, rank = (_by_pattern(given.get(f"{key}_pattern") or {}, path, given[plain]) for key, plain in (("alpha", "lora_alpha"), ("rank", "r")))
+            alpha, rank = (
+                _by_pattern(given.get(f"{key}_pattern") or {}, path, given[plain])
+                for key, plain in (("alpha", "lora_alpha"), ("rank", "r"))
+            )
             if tensor.ndim != 2 or tensor.shape[0] != rank:
                 raise ModelError(
-                    f"{folder}: {name} has the shape {list(tensor.shape)}, but adapter_config.json says rank {rank:g}: peft would scale it otherwise"
+                    f"{folder}: {name} has the shape {list(tensor.shape)}, but adapter_config.json "
+                    f"says rank {rank:g}: peft would scale it otherwise"
                 )
             scales.add(alpha / tensor.shape[0])
     if len(scales) != 1:
-        raise ModelError(f"{folder}: modules of different scales (α / r: {', '.join(f'{one:g}' for one in sorted(scales))}) are not implemented")
+        raise ModelError(
+            f"{folder}: modules of different scales (α / r: "
+            f"{', '.join(f'{one:g}' for one in sorted(scales))}) are not implemented"
+        )
     return float(scales.pop())
 
 
@@ -254,27 +359,43 @@ def _by_pattern(patterns: dict[str, float], path: str, default: float) -> float:
             if regex.match(rf"(.*\.)?({pattern})$", path, timeout=1.0):
                 return value
         except (regex.error, TimeoutError):
-            raise ModelError(f"adapter_config.json: the pattern “{pattern}” is no regular expression, or runs away") from None
+            raise ModelError(
+                f"adapter_config.json: the pattern “{pattern}” is no regular expression, or runs "
+                "away"
+            ) from None
     return default
 
 
-def _stacked_ranges(places: Sequence[Place], a: torch.Tensor, b: torch.Tensor, rank: int) -> list[str]:
-    """The words whose adapters were stacked into one: each B is zero outside its own range. None for an adapter of the whole weight."""
+def _stacked_ranges(
+    places: Sequence[Place], a: torch.Tensor, b: torch.Tensor, rank: int
+) -> list[str]:
+    """The words whose adapters were stacked into one: each B is zero outside its own range. None
+    for an adapter of the whole weight."""
     used = [place for place in places if b[place.rows(len(b))].any()]
     if not used:  # B is zero: before training
         used = list(places) if len(a) == rank * len(places) else []
     if not used or len(a) % len(used):
         return []
     each = len(a) // len(used)
-    alone = fuse(used, [a] * len(used), [b[one.rows(len(b)), n * each : (n + 1) * each] for n, one in enumerate(used)], len(b))[1]
+    alone = fuse(
+        used,
+        [a] * len(used),
+        [b[one.rows(len(b)), n * each : (n + 1) * each] for n, one in enumerate(used)],
+        len(b),
+    )[1]
     return [place.word for place in used] if torch.equal(alone, b.float().cpu()) else []
 
 
-def _words_and_rank(model: torch.nn.Module, tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path) -> tuple[list[str], int]:
-    """Which words the adapter covers, and the rank of each: of a fused weight the ranges that `export_adapter` stacked, or the whole as `qkv`."""
+def _words_and_rank(
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path
+) -> tuple[list[str], int]:
+    """Which words the adapter covers, and the rank of each: of a fused weight the ranges that
+    `export_adapter` stacked, or the whole as `qkv`."""
     found: list[str] = []
     ranks: set[int] = set()
-    for path, places in by_module([place for place in every_place(model) if place.word != WHOLE]).items():
+    for path, places in by_module(
+        [place for place in every_place(model) if place.word != WHOLE]
+    ).items():
         a = tensors.get(f"{PREFIX}{path}.lora_A.weight")
         if a is None:
             continue
@@ -283,13 +404,20 @@ def _words_and_rank(model: torch.nn.Module, tensors: dict[str, torch.Tensor], gi
             b = tensors.get(f"{PREFIX}{path}.lora_B.weight")
             if b is None or len(b) != out_features(model.get_submodule(path)):
                 raise ModelError(
-                    f"{folder}: {path}.lora_B.weight is missing or of another size. The adapter was made for {given.get('base_model_name_or_path')}"
+                    f"{folder}: {path}.lora_B.weight is missing or of another size. The adapter "
+                    f"was made for {given.get('base_model_name_or_path')}"
                 )
             covered = _stacked_ranges(places, a, b, given["r"]) or [WHOLE]
         found.extend(word for word in covered if word not in found)
         ranks.add(a.shape[0] // len(covered))
     if not found:
-        raise ModelError(f"{folder}: none of its tensors has a place in this model. The adapter was made for {given.get('base_model_name_or_path')}")
+        raise ModelError(
+            f"{folder}: none of its tensors has a place in this model. The adapter was made for "
+            f"{given.get('base_model_name_or_path')}"
+        )
     if len(ranks) != 1:
-        raise ModelError(f"{folder}: adapters of different ranks ({sorted(ranks)}) in one folder are not implemented")
+        raise ModelError(
+            f"{folder}: adapters of different ranks ({sorted(ranks)}) in one folder are not "
+            "implemented"
+        )
     return found, ranks.pop()

@@ -1,9 +1,11 @@
-"""What a model folder is, before any weight is read: which files there are, whether they are whole, and what it says of itself.
+"""What a model folder is, before any weight is read: which files there are, whether they are
+whole, and what it says of itself.
 
-Only what transformers itself would load counts, and only what is plain data: weights in safetensors, settings in JSON, no code.
+Only what transformers itself would load counts, and only what is plain data: weights in
+safetensors, settings in JSON, no code.
 
-weights    model.safetensors, else the files that model.safetensors.index.json names        the run's `model_sha256`
-settings   everything that decides ids, prompts, or where an answer ends                    the run's `settings_sha256`
+weights    model.safetensors, else what its index names                        `model_sha256`
+settings   all that decides ids, prompts, or where an answer ends              `settings_sha256`
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from tsugiki.errors import ModelError, first_line
 
 BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Whatever of these is there decides ids, prompts or stopping: each names the run, and each is fetched from the Hub.
+# Whatever of these is there decides ids, prompts or stopping: each names the run, and each is
+# fetched from the Hub.
 SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -40,53 +43,101 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def resolve(choice: ModelChoice) -> Path:
-    """The local folder of a model: the built-in one, a folder, or a snapshot of a Hub repository (downloaded if needed)."""
+    """The local folder of a model: the built-in one, a folder, or a snapshot of a Hub repository
+    (downloaded if needed)."""
     if choice.path == "builtin":
         return BUILTIN
     folder = Path(choice.path)
     if folder.exists():
         if not (folder / "config.json").exists():
-            raise ModelError(f"model {folder}: no config.json there: not a model folder in the Hugging Face format")
+            raise ModelError(
+                f"model {folder}: no config.json there: not a model folder in the Hugging Face "
+                "format"
+            )
         return folder
     if choice.path.startswith((".", "/", "~")) or choice.path.count("/") != 1:
-        raise ModelError(f'model "{choice.path}": no such folder, and not a Hub id (owner/name). The model inside the package is called "builtin"')
+        raise ModelError(
+            f'model "{choice.path}": no such folder, and not a Hub id (owner/name). The model '
+            'inside the package is called "builtin"'
+        )
     return _snapshot(choice)
 
 
 def _snapshot(choice: ModelChoice) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(choice.path, revision=choice.revision, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES))
+        return Path(
+            snapshot_download(
+                choice.path,
+                revision=choice.revision,
+                allow_patterns=WANTED_FILES,
+                ignore_patterns=UNWANTED_FILES,
+            )
+        )
     except GatedRepoError:
-        where = "Accept its terms on its page on the Hub, make a token at https://huggingface.co/settings/tokens (read access is enough)"
+        where = (
+            "Accept its terms on its page on the Hub, make a token at "
+            "https://huggingface.co/settings/tokens (read access is enough)"
+        )
         raise ModelError(f"model {choice.path}: gated. {where}, and set HF_TOKEN") from None
     except RepositoryNotFoundError:
-        token = "HF_TOKEN is set, but does not reach it" if os.environ.get("HF_TOKEN") else "if it is private, set HF_TOKEN"
-        raise ModelError(f"model {choice.path}: no such repository on the Hub ({token}){_by_way_of()}") from None
+        token = (
+            "HF_TOKEN is set, but does not reach it"
+            if os.environ.get("HF_TOKEN")
+            else "if it is private, set HF_TOKEN"
+        )
+        raise ModelError(
+            f"model {choice.path}: no such repository on the Hub ({token}){_by_way_of()}"
+        ) from None
     except LocalEntryNotFoundError:
-        offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") else "the Hub cannot be reached"
-        raise ModelError(f"model {choice.path}: not in the cache, and {offline}{_by_way_of()}. Run once with a network, or give a folder") from None
+        offline = (
+            "HF_HUB_OFFLINE is set"
+            if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
+            else "the Hub cannot be reached"
+        )
+        raise ModelError(
+            f"model {choice.path}: not in the cache, and {offline}{_by_way_of()}. Run once with a "
+            "network, or give a folder"
+        ) from None
     except (HfHubHTTPError, OSError, ValueError) as broken:
-        raise ModelError(f"model {choice.path}: the Hub answered: {first_line(broken)}{_by_way_of()}") from None
+        raise ModelError(
+            f"model {choice.path}: the Hub answered: {first_line(broken)}{_by_way_of()}"
+        ) from None
 
 
 def _by_way_of() -> str:
     """Which of the user's settings a request to the Hub goes by: what to look at when it fails."""
-    names = [name for name in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)]
-    return f" (by way of {', '.join(f'{name}={os.environ[name]}' for name in names)})" if names else ""
+    names = [
+        name
+        for name in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY")
+        if os.environ.get(name)
+    ]
+    return (
+        f" (by way of {', '.join(f'{name}={os.environ[name]}' for name in names)})" if names else ""
+    )
 
 
 def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """A JSON file of a model folder. Raises `ModelError` for one that is damaged, or holds something other than an object."""
+    """A JSON file of a model folder. Raises `ModelError` for one that is damaged, or holds
+    something other than an object."""
     path = folder / name
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as broken:
-        raise ModelError(f"model {path}: damaged or cut short ({first_line(broken)}). Download again") from None
+        raise ModelError(
+            f"model {path}: damaged or cut short ({first_line(broken)}). Download again"
+        ) from None
     if not isinstance(content, dict):
-        raise ModelError(f"model {path}: must be a JSON object, is {type(content).__name__}. Download again")
+        raise ModelError(
+            f"model {path}: must be a JSON object, is {type(content).__name__}. Download again"
+        )
     return content
 
 
@@ -94,33 +145,65 @@ def check_settings(folder: Path) -> dict[str, Any]:
     """`config.json`, unless the folder is not what it seems.
 
     Raises:
-        ModelError: the model or its tokenizer needs code of its own; it is an adapter, or has pictures or sounds to it; a file is damaged.
+        ModelError: the model or its tokenizer needs code of its own; it is an adapter, or has
+            pictures or sounds to it; a file is damaged.
     """
     config = read_settings(folder)
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"model {folder}: holds adapter_config.json: transformers would load another model, the one that this adapter names. "
+            f"model {folder}: holds adapter_config.json: transformers would load another model, "
+            "the one that this adapter names. "
             "Give the base's folder; an adapter is scored with: tsugiki import"
         )
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).exists():
-            _refuse_code(folder, name, read_settings(folder, name), known_type=str(config.get("model_type")))
+            _refuse_code(
+                folder, name, read_settings(folder, name), known_type=str(config.get("model_type"))
+            )
     if config.get("quantization_config"):
-        kind = config["quantization_config"].get("quant_method", "unknown") if isinstance(config["quantization_config"], dict) else "unknown"
-        raise ModelError(f"model {folder}: its weights are quantised ({kind}), which is not implemented. Give the model that it was made from")
+        kind = (
+            config["quantization_config"].get("quant_method", "unknown")
+            if isinstance(config["quantization_config"], dict)
+            else "unknown"
+        )
+        raise ModelError(
+            f"model {folder}: its weights are quantised ({kind}), which is not implemented. Give "
+            "the model that it was made from"
+        )
     _refuse_odd_sizes(folder, config)
-    parts = sorted(key for key in config if key.endswith("_config") and isinstance(config[key], dict) and key.split("_")[0] in ("vision", "audio", "speech"))
+    parts = sorted(
+        key
+        for key in config
+        if key.endswith("_config")
+        and isinstance(config[key], dict)
+        and key.split("_")[0] in ("vision", "audio", "speech")
+    )
     if parts:
-        raise ModelError(f"model {folder}: has {', '.join(parts)}: a model with pictures or sounds. Save its text part as a folder of its own, and give that")
+        raise ModelError(
+            f"model {folder}: has {', '.join(parts)}: a model with pictures or sounds. Save its "
+            "text part as a folder of its own, and give that"
+        )
     return config
 
 
 def _refuse_odd_sizes(folder: Path, config: dict[str, Any]) -> None:
     """Sizes that no model has: building its modules would never end."""
-    for name, most in (("num_hidden_layers", 2000), ("n_layer", 2000), ("num_layers", 2000), ("hidden_size", 2**20), ("n_embd", 2**20), ("vocab_size", 2**24)):
+    for name, most in (
+        ("num_hidden_layers", 2000),
+        ("n_layer", 2000),
+        ("num_layers", 2000),
+        ("hidden_size", 2**20),
+        ("n_embd", 2**20),
+        ("vocab_size", 2**24),
+    ):
         value = config.get(name)
-        if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most):
-            raise ModelError(f"model {folder / 'config.json'}: {name} = {str(value)[:40]} must be a whole number from 1 to {most:,}")
+        if value is not None and not (
+            isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+        ):
+            raise ModelError(
+                f"model {folder / 'config.json'}: {name} = {str(value)[:40]} must be a whole "
+                f"number from 1 to {most:,}"
+            )
 
 
 def _refuse_code(folder: Path, name: str, content: dict[str, Any], known_type: str) -> None:
@@ -131,7 +214,10 @@ def _refuse_code(folder: Path, name: str, content: dict[str, Any], known_type: s
         return
     if name == "tokenizer_config.json" and "AutoTokenizer" not in named:
         return
-    raise ModelError(f"model {folder / name}: needs code of its own (auto_map), which is never run here. Choose a model that transformers itself knows")
+    raise ModelError(
+        f"model {folder / name}: needs code of its own (auto_map), which is never run here. Choose "
+        "a model that transformers itself knows"
+    )
 
 
 def weight_files(folder: Path, config: dict[str, Any] | None = None) -> list[Path]:
@@ -141,15 +227,30 @@ def weight_files(folder: Path, config: dict[str, Any] | None = None) -> list[Pat
         ModelError: naming the file that is missing, broken, or outside of the folder.
     """
     if (config or {}).get("transformers_weights") is not None:
-        raise ModelError(f"model {folder}: config.json names its weights by transformers_weights, which is not read here. Call the file {SINGLE}")
+        raise ModelError(
+            f"model {folder}: config.json names its weights by transformers_weights, which is not "
+            f"read here. Call the file {SINGLE}"
+        )
     if (folder / SINGLE).exists():
         names = [SINGLE]
     elif (folder / INDEX).exists():
         names = _names_of_index(folder)
     else:
-        others = ", ".join(sorted(path.name for pattern in ("*.bin", "*.safetensors", "*.gguf") for path in folder.glob(pattern))) or "none"
+        others = (
+            ", ".join(
+                sorted(
+                    path.name
+                    for pattern in ("*.bin", "*.safetensors", "*.gguf")
+                    for path in folder.glob(pattern)
+                )
+            )
+            or "none"
+        )
         said = f"no safetensors weights called {SINGLE} (others: {others})"
-        raise ModelError(f"model {folder}: {said}. tsugiki reads nothing else; convert with transformers: save_pretrained")
+        raise ModelError(
+            f"model {folder}: {said}. tsugiki reads nothing else; convert with transformers: "
+            "save_pretrained"
+        )
     for name in names:
         _check_weights(folder, name)
     return [folder / name for name in names]
@@ -157,12 +258,21 @@ def weight_files(folder: Path, config: dict[str, Any] | None = None) -> list[Pat
 
 def _names_of_index(folder: Path) -> list[str]:
     listed = read_settings(folder, INDEX).get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
-        raise ModelError(f"model {folder / INDEX}: has no weight_map of tensor names and files. Download again")
+    if (
+        not isinstance(listed, dict)
+        or not listed
+        or not all(isinstance(name, str) for name in listed.values())
+    ):
+        raise ModelError(
+            f"model {folder / INDEX}: has no weight_map of tensor names and files. Download again"
+        )
     names = sorted(set(listed.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"model {folder / INDEX}: names “{name}”, which is no safetensors file of its own folder")
+            raise ModelError(
+                f"model {folder / INDEX}: names “{name}”, which is no safetensors file of its own "
+                "folder"
+            )
     return names
 
 
@@ -171,37 +281,55 @@ def _check_weights(folder: Path, name: str) -> None:
 
     path = folder / name
     if not path.exists():
-        raise ModelError(f"model {folder}: {name} is missing, though the index names it. Download again")
+        raise ModelError(
+            f"model {folder}: {name} is missing, though the index names it. Download again"
+        )
     try:
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise ModelError(f"model {path}: is a Git LFS pointer, not the weights. Run: git lfs pull")
+                raise ModelError(
+                    f"model {path}: is a Git LFS pointer, not the weights. Run: git lfs pull"
+                )
         with safe_open(path, "pt"):
             return
     except (SafetensorError, OSError, RuntimeError, ValueError) as broken:
-        raise ModelError(f"model {path}: damaged or cut short ({first_line(broken)}). Download again") from None
+        raise ModelError(
+            f"model {path}: damaged or cut short ({first_line(broken)}). Download again"
+        ) from None
 
 
 def stop_ids_of(folder: Path) -> tuple[int, ...]:
-    """Every id that ends an answer by the model's own settings: those of generation_config.json, else of config.json, as transformers has it."""
+    """Every id that ends an answer by the model's own settings: those of generation_config.json,
+    else of config.json, as transformers has it."""
     for name in ("generation_config.json", "config.json"):
-        given = read_settings(folder, name).get("eos_token_id") if (folder / name).exists() else None
+        given = (
+            read_settings(folder, name).get("eos_token_id") if (folder / name).exists() else None
+        )
         if given is not None:
             ids = given if isinstance(given, list) else [given]
-            if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
-                raise ModelError(f"model {folder / name}: eos_token_id = {given!r} must be a token id or a list of them")
+            if not all(
+                isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids
+            ):
+                raise ModelError(
+                    f"model {folder / name}: eos_token_id = {given!r} must be a token id or a list "
+                    "of them"
+                )
             return tuple(ids)
     return ()
 
 
 def settings_files(folder: Path) -> list[Path]:
-    """Files of a model folder that decide ids, prompts or where an answer ends, in the order of their names."""
+    """Files of a model folder that decide ids, prompts or where an answer ends, in the order of
+    their names."""
     return sorted({path for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file()})
 
 
 def checksum_of(files: Sequence[Path]) -> str:
-    """sha256 over the contents of files, one after another; computed once for unchanged files in a process."""
-    return _checksum(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    """sha256 over the contents of files, one after another; computed once for unchanged files in a
+    process."""
+    return _checksum(
+        tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    )
 
 
 @cache
@@ -215,7 +343,8 @@ def _checksum(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def settings_checksum(folder: Path) -> str:
-    """sha256 over names and contents of `settings_files`: the same words in another file are another setting."""
+    """sha256 over names and contents of `settings_files`: the same words in another file are
+    another setting."""
     total = hashlib.sha256()
     for path in settings_files(folder):
         total.update(f"{path.relative_to(folder).as_posix()}\0{checksum_of([path])}\n".encode())

@@ -1,9 +1,11 @@
-"""The adapted model rewired for speed: linear layers that read one input become one product, adapters included.
+"""The adapted model rewired for speed: linear layers that read one input become one product,
+adapters included.
 
-    q = Wq x    k = Wk x    v = Wv x         →   [q | k | v] = [Wq; Wk; Wv] x  +  adapters, in one operator
+    q = Wq x    k = Wk x    v = Wv x   →   [q | k | v] = [Wq; Wk; Wv] x  +  adapters, in one
 
-The products read a copy of the adapters in the base's dtype (`Shadow`), so that nothing is cast inside the step; the
-fp32 adapters stay the ones that the optimiser moves. Undone on leaving `fused`; results equal the plain path's.
+The products read a copy of the adapters in the base's dtype (`Shadow`), so that nothing is cast
+inside the step; the fp32 adapters stay the ones that the optimiser moves. Undone on leaving
+`fused`; results equal the plain path's.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ from tsugiki.model.layouts import groups_of, layout_of, replace_module, weight_o
 from tsugiki.model.lora import AdapterBank, LoraLinear, lora_layers
 from tsugiki.model.lora_ops import adapted_linear
 
-# Model types whose attention gets queries, keys and values as the product gave them, and whether it turns them by rotary embedding.
+# Model types whose attention gets queries, keys and values as the product gave them, and whether
+# it turns them by rotary embedding.
 HANDED_ON = {"llama": True, "mistral": True, "qwen2": True, "gemma": True, "gpt2": False}
 GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")  # compute down(silu(gate(x)) * up(x))
 
 
 @dataclass
 class Shadow:
-    """The adapters in the dtype of the products: `leaves` [lanes, rows, columns] are views of `values` [lanes, P], in the order of the fp32 `flat`."""
+    """The adapters in the dtype of the products: `leaves` [lanes, rows, columns] are views of
+    `values` [lanes, P], in the order of the fp32 `flat`."""
 
     flat: torch.Tensor
     values: torch.Tensor
@@ -48,15 +52,23 @@ class Shadow:
 class FusedLinears(nn.Module):
     """Frozen linear layers over one input, called one after another, computed at the first call.
 
-    In training the one of queries, keys and values hands its product on as a whole, too, for `product_behind`: what is
-    computed from the parts alone has its gradients put together again, a pass over memory.
+    In training the one of queries, keys and values hands its product on as a whole, too, for
+    `product_behind`: what is computed from the parts alone has its gradients put together again, a
+    pass over memory.
     """
 
     kept: Any
     product: Any
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, splits: list[int], rotary: bool | None):
-        """`rotary`: whether the attention that the whole product is handed on to turns it; None where it is not handed on."""
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        splits: list[int],
+        rotary: bool | None,
+    ):
+        """`rotary`: whether the attention that the whole product is handed on to turns it; None
+        where it is not handed on."""
         super().__init__()
         self.rotary, self.product = rotary, None
         self.weight, self.bias, self.splits = weight, bias, splits
@@ -90,7 +102,9 @@ class FusedLinears(nn.Module):
         flat = z.reshape(-1, z.shape[-1])
         a, b, scales = self._adapters()
         spans = self.spans if len(a) > 1 else [0, 1] * len(self.starts)
-        h, _ = adapted_linear(flat, self.weight, self.bias, a, b, self.starts, self.widths, spans, self.scale, scales)
+        h, _ = adapted_linear(
+            flat, self.weight, self.bias, a, b, self.starts, self.widths, spans, self.scale, scales
+        )
         return h.view(*z.shape[:-1], h.shape[-1])
 
     def _adapters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -116,7 +130,8 @@ class FusedPart(nn.Module):
 
 
 class FusedMLP(nn.Module):
-    """Stands where down(silu(gate(x)) * up(x)) stood: one operator between the product of gate and up and the one of down."""
+    """Stands where down(silu(gate(x)) * up(x)) stood: one operator between the product of gate and
+    up and the one of down."""
 
     def __init__(self, mlp: Any):
         super().__init__()
@@ -124,13 +139,16 @@ class FusedMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         product = self.whole.joined(x)
-        out: torch.Tensor = self.down_proj(gated(product.view(-1, product.shape[-1])).view(*product.shape[:-1], -1))
+        out: torch.Tensor = self.down_proj(
+            gated(product.view(-1, product.shape[-1])).view(*product.shape[:-1], -1)
+        )
         return out
 
 
 def product_behind(module: nn.Module, turned: bool) -> torch.Tensor | None:
-    """[..., (h + 2 h_kv) d], queries, keys and values side by side as an attention module is about to read them: once after each
-    product, and only where `turned` says truly whether rotary embedding has been applied to what it reads."""
+    """[..., (h + 2 h_kv) d], queries, keys and values side by side as an attention module is about
+    to read them: once after each product, and only where `turned` says truly whether rotary
+    embedding has been applied to what it reads."""
     for name in ("q_proj", "c_attn"):
         part = getattr(module, name, None)
         if isinstance(part, FusedPart):
@@ -140,8 +158,9 @@ def product_behind(module: nn.Module, turned: bool) -> torch.Tensor | None:
 
 
 def can_fuse(model: nn.Module) -> bool:
-    """Whether there are adapters, none drops out its input (each would drop another part: no product to share), and each
-    adds to one range of outputs (GPT-NeoX interleaves q, k and v by head)."""
+    """Whether there are adapters, none drops out its input (each would drop another part: no
+    product to share), and each adds to one range of outputs (GPT-NeoX interleaves q, k and v by
+    head)."""
     adapted = [layer for _, layer in lora_layers(model)]
     if not adapted or any(config.dropout for config in adapted[0].bank.configs):
         return False
@@ -150,7 +169,8 @@ def can_fuse(model: nn.Module) -> bool:
 
 @contextmanager
 def fused(model: Any) -> Iterator[Shadow]:
-    """Rewires the adapted model; yields the shadow of its adapters. With several lanes every one must have the same number of tokens."""
+    """Rewires the adapted model; yields the shadow of its adapters. With several lanes every one
+    must have the same number of tokens."""
     first = lora_layers(model)[0][1]
     flat = first.bank.flat
     shadow = Shadow(flat=flat, values=flat.to(weight_of(first.base).dtype, copy=True), leaves=[])
@@ -161,7 +181,11 @@ def fused(model: Any) -> Iterator[Shadow]:
             if len(modules) == 1 and not isinstance(modules[0], LoraLinear):
                 continue
             read_by_attention = paths[0].endswith(layout_of(model).modules["q"])
-            whole = _join(modules, shadow, HANDED_ON.get(model.config.model_type) if read_by_attention else None)
+            whole = _join(
+                modules,
+                shadow,
+                HANDED_ON.get(model.config.model_type) if read_by_attention else None,
+            )
             for index, (path, module) in enumerate(zip(paths, modules, strict=True)):
                 undo.append((path, module))
                 replace_module(model, path, FusedPart(whole, index))
@@ -176,14 +200,21 @@ def fused(model: Any) -> Iterator[Shadow]:
 
 
 def _join(modules: list[nn.Module], shadow: Shadow, rotary: bool | None) -> FusedLinears:
-    bases: list[Any] = [module.base if isinstance(module, LoraLinear) else module for module in modules]
+    bases: list[Any] = [
+        module.base if isinstance(module, LoraLinear) else module for module in modules
+    ]
     weights = [weight_of(one).t() if isinstance(one, Conv1D) else weight_of(one) for one in bases]
     splits = [len(weight) for weight in weights]
     weight = weights[0].detach() if len(weights) == 1 else _one_storage(bases, weights)
     biases = [one.bias for one in bases]
     bias = None
     if any(one is not None for one in biases):
-        bias = torch.cat([weight.new_zeros(width) if one is None else one.detach() for one, width in zip(biases, splits, strict=True)])
+        bias = torch.cat(
+            [
+                weight.new_zeros(width) if one is None else one.detach()
+                for one, width in zip(biases, splits, strict=True)
+            ]
+        )
     whole = FusedLinears(weight, bias, splits, rotary)
     _add_adapters(whole, modules, shadow)
     return whole
@@ -206,7 +237,11 @@ def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow)
             whole.starts += [start + place.start for place in module.places]
             whole.widths += [place.width for place in module.places]
             for number in range(len(module.places)):
-                having = [lane for lane, adapters in enumerate(module.lanes) if adapters.where[number] is not None]
+                having = [
+                    lane
+                    for lane, adapters in enumerate(module.lanes)
+                    if adapters.where[number] is not None
+                ]
                 whole.spans += [min(having), max(having) + 1]
         start += width
     if not places:
@@ -225,6 +260,11 @@ def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow)
 
 def _leaf(shadow: Shadow, start: int, rows: int, columns: int) -> torch.Tensor:
     """A stretch of every lane's row of the shadow, as [lanes, rows, columns]."""
-    leaf = shadow.values[:, start : start + rows * columns].view(-1, rows, columns).detach().requires_grad_()
+    leaf = (
+        shadow.values[:, start : start + rows * columns]
+        .view(-1, rows, columns)
+        .detach()
+        .requires_grad_()
+    )
     shadow.leaves.append(leaf)
     return leaf

@@ -1,6 +1,8 @@
-"""silu(gate) · up over one product that holds both, as one operator with its own backward pass: [gate | up] → silu(gate) · up.
+"""silu(gate) · up over one product that holds both, as one operator with its own backward pass:
+[gate | up] → silu(gate) · up.
 
-On CUDA a Triton kernel each way: it writes both gradients side by side, where the product's backward pass reads them. Elsewhere its twin.
+On CUDA a Triton kernel each way: it writes both gradients side by side, where the product's
+backward pass reads them. Elsewhere its twin.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ BLOCK = 1024
 
 @torch.library.custom_op("tsugiki::gated", mutates_args=())
 def gated(product: torch.Tensor) -> torch.Tensor:
-    """[n, 2 m] → [n, m], in the product's dtype. Source: Shazeer 2020, "GLU Variants Improve Transformer", SwiGLU."""
+    """[n, 2 m] → [n, m], in the product's dtype. Source: Shazeer 2020, "GLU Variants Improve
+    Transformer", SwiGLU."""
     if not product.is_cuda:
         gate, up = product.chunk(2, dim=-1)
         return F.silu(gate) * up
@@ -32,7 +35,9 @@ def gated_backward(dout: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
         gate, up = product.float().chunk(2, dim=-1)
         share = gate.sigmoid()
         slopes = dout.float()
-        return torch.cat([slopes * up * share * (1 + gate * (1 - share)), slopes * gate * share], dim=-1).to(product.dtype)
+        return torch.cat(
+            [slopes * up * share * (1 + gate * (1 - share)), slopes * gate * share], dim=-1
+        ).to(product.dtype)
     dproduct = torch.empty_like(product)
     _kernels()[1][_grid(dout)](dout.contiguous(), product, dproduct, dout.shape[1], BLOCK=BLOCK)
     return dproduct

@@ -1,4 +1,5 @@
-"""The Triton kernels of `gated`: a program for each row and stretch of BLOCK columns. Only imported where Triton is."""
+"""The Triton kernels of `gated`: a program for each row and stretch of BLOCK columns. Only
+imported where Triton is."""
 
 from __future__ import annotations
 
@@ -13,7 +14,11 @@ def forward(product, out, width, BLOCK: tl.constexpr):
     inside = columns < width
     gate = tl.load(product + row * 2 * width + columns, mask=inside).to(tl.float32)
     up = tl.load(product + row * 2 * width + width + columns, mask=inside).to(tl.float32)
-    tl.store(out + row * width + columns, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
+    tl.store(
+        out + row * width + columns,
+        (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty),
+        mask=inside,
+    )
 
 
 @triton.jit
@@ -27,4 +32,8 @@ def backward(dout, product, dproduct, width, BLOCK: tl.constexpr):
     share = tl.sigmoid(gate)
     dgate = slopes * up * share * (1 + gate * (1 - share))
     tl.store(dproduct + row * 2 * width + columns, dgate.to(dproduct.dtype.element_ty), mask=inside)
-    tl.store(dproduct + row * 2 * width + width + columns, (slopes * gate * share).to(dproduct.dtype.element_ty), mask=inside)
+    tl.store(
+        dproduct + row * 2 * width + width + columns,
+        (slopes * gate * share).to(dproduct.dtype.element_ty),
+        mask=inside,
+    )

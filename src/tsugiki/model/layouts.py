@@ -1,17 +1,19 @@
 """Where the linear layers of a model are, by plain words: `q k v o` and the MLP's.
 
-    Llama      q_proj k_proj v_proj o_proj · gate_proj up_proj down_proj     one weight each
-    GPT-2      c_attn = [q | k | v] in one weight, c_proj · c_fc c_proj      q, k, v are ranges of outputs of c_attn
-    GPT-NeoX   query_key_value = [q0 k0 v0 | q1 k1 v1 | …], head by head     q is a range of each head's outputs
+    Llama      q_proj k_proj v_proj o_proj · gate_proj up_proj down_proj   one weight each
+    GPT-2      c_attn = [q | k | v] in one weight, c_proj · c_fc c_proj    q, k, v: its outputs
+    GPT-NeoX   query_key_value = [q0 k0 v0 | q1 k1 v1 | …], head by head   q: of each head's
 
-A layout is told by the modules that are there, not by the model's name: Mistral, Qwen2, Qwen3 and Gemma are of the Llama layout.
-`qkv` names a fused weight as a whole, as adapters made elsewhere have it.
+A layout is told by the modules that are there, not by the model's name: Mistral, Qwen2, Qwen3 and
+Gemma are of the Llama layout. `qkv` names a fused weight as a whole, as adapters made elsewhere
+have it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +24,8 @@ from tsugiki.errors import ModelError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One adaptable linear map: outputs `[start, stop)` of the module `path`, or of each of its `heads`; the whole module unless it is fused."""
+    """One adaptable linear map: outputs `[start, stop)` of the module `path`, or of each of its
+    `heads`; the whole module unless it is fused."""
 
     word: str
     path: str
@@ -39,17 +42,20 @@ class Place:
         return torch.arange(total).view(self.heads, -1)[:, self.start : self.stop].reshape(-1)
 
     def add(self, outputs: torch.Tensor, update: torch.Tensor) -> None:
-        """Adds an update [..., width] to its part of the module's outputs [..., total], in place."""
+        """Adds an update [..., width] to its part of the module's outputs [..., total], in
+        place."""
         if self.heads == 1:
             outputs[..., self.start : self.stop] += update
         else:
-            outputs.unflatten(-1, (self.heads, -1))[..., self.start : self.stop] += update.unflatten(-1, (self.heads, -1))
+            outputs.unflatten(-1, (self.heads, -1))[..., self.start : self.stop] += (
+                update.unflatten(-1, (self.heads, -1))
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Module paths inside one layer, by word; `fused` words share one module, in this order, in equal parts: of the
-    whole, or of each head's outputs where they are `interleaved`.
+    """Module paths inside one layer, by word; `fused` words share one module, in this order, in
+    equal parts: of the whole, or of each head's outputs where they are `interleaved`.
 
     `together` names the words whose modules read the same input, in the order they are called.
     """
@@ -79,7 +85,14 @@ LLAMA = Layout(
 GPT2 = Layout(
     name="GPT-2",
     layers="transformer.h",
-    modules={"q": "attn.c_attn", "k": "attn.c_attn", "v": "attn.c_attn", "o": "attn.c_proj", "fc": "mlp.c_fc", "proj": "mlp.c_proj"},
+    modules={
+        "q": "attn.c_attn",
+        "k": "attn.c_attn",
+        "v": "attn.c_attn",
+        "o": "attn.c_proj",
+        "fc": "mlp.c_fc",
+        "proj": "mlp.c_proj",
+    },
     fused=("q", "k", "v"),
 )
 NEOX = Layout(
@@ -108,19 +121,31 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """The layout whose modules the first layer has; raises `ModelError` naming the linear layers that are there."""
+    """The layout whose modules the first layer has; raises `ModelError` naming the linear layers
+    that are there."""
     for layout in LAYOUTS:
-        if all(_submodule(model, f"{layout.layers}.0.{path}") is not None for path in layout.modules.values()):
+        if all(
+            _submodule(model, f"{layout.layers}.0.{path}") is not None
+            for path in layout.modules.values()
+        ):
             return layout
-    there = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))})
+    there = sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+        }
+    )
     raise ModelError(
-        f"{type(model).__name__}: of none of the layouts that LoRA knows (Llama, GPT-2, GPT-NeoX). Its linear layers: {', '.join(there)}. "
+        f"{type(model).__name__}: of none of the layouts that LoRA knows (Llama, GPT-2, GPT-NeoX). "
+        f"Its linear layers: {', '.join(there)}. "
         'Full fine-tuning (method = "full") does not need to know the layout'
     )
 
 
 def missing_words(model: nn.Module, layout: Layout) -> dict[str, str]:
-    """Words of the layout that cannot be had in every layer, and why: no such linear layer, or a fused weight of unequal parts."""
+    """Words of the layout that cannot be had in every layer, and why: no such linear layer, or a
+    fused weight of unequal parts."""
     missing: dict[str, str] = {}
     for index in range(num_layers(model, layout)):
         for word, inner in layout.modules.items():
@@ -129,8 +154,14 @@ def missing_words(model: nn.Module, layout: Layout) -> dict[str, str]:
             module = getattr(module, "base", module)  # adapters may be on it
             if not isinstance(module, (nn.Linear, Conv1D)):
                 missing.setdefault(word, f"layer {index} has no linear layer {inner}")
-            elif word in layout.fused and out_features(module) != len(layout.fused) * in_features(module):
-                missing.setdefault(word, f"{path} has {out_features(module):,} outputs, not {len(layout.fused)} equal parts of {in_features(module):,}")
+            elif word in layout.fused and out_features(module) != len(layout.fused) * in_features(
+                module
+            ):
+                missing.setdefault(
+                    word,
+                    f"{path} has {out_features(module):,} outputs, not {len(layout.fused)} equal "
+                    f"parts of {in_features(module):,}",
+                )
     return missing
 
 
@@ -152,7 +183,8 @@ def in_features(module: nn.Module) -> int:
 
 
 def words_of(targets: str, layout: Layout) -> list[str]:
-    """`q+v` → [q, v]; `all-linear` → every linear layer of the layout. Raises `ModelError` for an unknown word."""
+    """`q+v` → [q, v]; `all-linear` → every linear layer of the layout. Raises `ModelError` for an
+    unknown word."""
     if targets == "all-linear":
         return list(layout.modules)
     words = [word.strip() for word in targets.split("+")]
@@ -160,7 +192,10 @@ def words_of(targets: str, layout: Layout) -> list[str]:
     for word in words:
         if word not in (*layout.modules, *whole):
             known = [*layout.modules, *whole, "all-linear"]
-            raise ModelError(f'lora.targets "{targets}": a model of the {layout.name} layout has no "{word}".{did_you_mean(word, known)}')
+            raise ModelError(
+                f'lora.targets "{targets}": a model of the {layout.name} layout has no '
+                f'"{word}".{did_you_mean(word, known)}'
+            )
     if len(set(words)) != len(words) or (WHOLE in words and set(words) & set(layout.fused)):
         raise ModelError(f'lora.targets "{targets}": names a layer twice')
     return words
@@ -171,38 +206,61 @@ def num_layers(model: nn.Module, layout: Layout) -> int:
 
 
 def find_places(model: nn.Module, targets: str) -> list[Place]:
-    """Every linear map that `targets` names, layer by layer. Raises `ModelError` for an unknown word or layout."""
+    """Every linear map that `targets` names, layer by layer. Raises `ModelError` for an unknown
+    word or layout."""
     layout = layout_of(model)
     words = words_of(targets, layout)
     missing = missing_words(model, layout)
     wanted = [word for word in (layout.fused if WHOLE in words else words) if word in missing]
     if wanted:
         left = "+".join(word for word in layout.modules if word not in missing) or "none"
-        raise ModelError(f'lora.targets "{targets}": {type(model).__name__}: {missing[wanted[0]]}. Targets that every layer has: {left}')
+        raise ModelError(
+            f'lora.targets "{targets}": {type(model).__name__}: {missing[wanted[0]]}. Targets that '
+            f"every layer has: {left}"
+        )
     return _places(model, layout, words)
 
 
 def every_place(model: nn.Module) -> list[Place]:
-    """Every linear map that could be named, layer by layer; a fused weight in its parts and as a whole."""
+    """Every linear map that could be named, layer by layer; a fused weight in its parts and as a
+    whole."""
     layout = layout_of(model)
     missing = missing_words(model, layout)
-    words = [word for word in (*layout.modules, *([WHOLE] if layout.fused else [])) if word not in missing]
-    return _places(model, layout, words if not set(layout.fused) & set(missing) else [word for word in words if word != WHOLE])
+    words = [
+        word
+        for word in (*layout.modules, *([WHOLE] if layout.fused else []))
+        if word not in missing
+    ]
+    return _places(
+        model,
+        layout,
+        words
+        if not set(layout.fused) & set(missing)
+        else [word for word in words if word != WHOLE],
+    )
 
 
 def _places(model: nn.Module, layout: Layout, words: Sequence[str]) -> list[Place]:
     places = []
     for index in range(num_layers(model, layout)):
         for word in words:
-            path = f"{layout.layers}.{index}.{layout.modules[layout.fused[0] if word == WHOLE else word]}"
+            path = (
+                f"{layout.layers}.{index}."
+                f"{layout.modules[layout.fused[0] if word == WHOLE else word]}"
+            )
             width = out_features(model.get_submodule(path))
-            heads = int(model.config.num_attention_heads) if layout.interleaved and word in layout.fused else 1  # type: ignore[union-attr, arg-type]
-            places.append(Place(word=word, path=path, heads=heads, **_range(layout, word, width // heads)))
+            config: Any = model.config
+            by_head = layout.interleaved and word in layout.fused
+            heads = int(config.num_attention_heads) if by_head else 1
+            places.append(
+                Place(word=word, path=path, heads=heads, **_range(layout, word, width // heads))
+            )
     return places
 
 
 def groups_of(model: nn.Module) -> list[list[str]]:
-    """Paths of all linear layers, layer by layer; those that read the same input stand in one group, in calling order."""
+    """Paths of all linear layers, layer by layer; those that read the same input stand in one
+    group, in calling order."""
     layout = layout_of(model)
     missing = missing_words(model, layout)
     groups: list[list[str]] = []
@@ -210,7 +268,13 @@ def groups_of(model: nn.Module) -> list[list[str]]:
         done: set[str] = set()
         for word in (one for one in layout.modules if one not in missing):
             words = next((group for group in layout.together if word in group), (word,))
-            paths = list(dict.fromkeys(f"{layout.layers}.{index}.{layout.modules[one]}" for one in words if one not in missing))
+            paths = list(
+                dict.fromkeys(
+                    f"{layout.layers}.{index}.{layout.modules[one]}"
+                    for one in words
+                    if one not in missing
+                )
+            )
             if paths[0] not in done:
                 groups.append(paths)
             done.update(paths)
@@ -231,7 +295,8 @@ def _range(layout: Layout, word: str, width: int) -> dict[str, int]:
 
 
 def by_module(places: Sequence[Place]) -> dict[str, list[Place]]:
-    """Places gathered by module path: a fused module is replaced once, with one adapter for each of its places."""
+    """Places gathered by module path: a fused module is replaced once, with one adapter for each
+    of its places."""
     gathered: dict[str, list[Place]] = {}
     for place in places:
         gathered.setdefault(place.path, []).append(place)

@@ -1,13 +1,16 @@
-"""A look at a loaded model with a few real tokens, instead of lists of names: does it do what training and generation rely on?
+"""A look at a loaded model with a few real tokens, instead of lists of names: does it do what
+training and generation rely on?
 
-logits       head(backbone(x)) are the model's own logits: the loss reads the output layer itself, generation asks the model
+logits       head(backbone(x)) are the model's own logits: the loss reads the output layer
+             itself, generation asks the model
 causal       what comes later changes nothing before it
 padding      a row padded on the right is the row alone
-cache        decoding token by token over a cache, padded on the left, gives what one full pass gives
-packing      of two packed rows the first does not move the second, by a bit (asked before rows are packed: `rows_stay_apart`)
+cache        decoding token by token over a cache, padded on the left, is one full pass
+packing      of two packed rows the first does not move the second, by a bit (asked before
+             rows are packed: `rows_stay_apart`)
 
-The first three are refused when they fail: training would be of another model. A cache that differs is left out, packing too:
-both have a plain path, which is slower.
+The first three are refused when they fail: training would be of another model. A cache that
+differs is left out, packing too: both have a plain path, which is slower.
 """
 
 from __future__ import annotations
@@ -26,14 +29,21 @@ from transformers import DynamicCache
 
 from tsugiki.errors import ModelError, first_line
 
-PROBE = "東京都の公園で、犬と猫が元気に走っています。質問に答えてください。それは何色ですか？　1. 青　2. 赤　3. 白"
+PROBE = (
+    "東京都の公園で、犬と猫が元気に走っています。質問に答えてください。それは何色ですか？　1. "
+    "青　2. 赤　3. 白"
+)
 TOKENS = 24
-LOUD = 100.0  # the largest logit of the look: caps and scales show however small a model's own logits are
+# the largest logit of the look: caps and scales show however small a model's own logits are
+LOUD = 100.0
 _LOOKS: WeakKeyDictionary[Any, Look] = WeakKeyDictionary()
 _APART: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
-WITHOUT_CACHE = "answers are written without a cache, one full pass a token, which is right and slow: this model's cache or padding changes them"
+WITHOUT_CACHE = (
+    "answers are written without a cache, one full pass a token, which is right and "
+    "slow: this model's cache or padding changes them"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +60,12 @@ def look_of(model: Any) -> Look:
 
 @torch.no_grad()
 def look_at(model: Any, tokenizer: Any, name: str, computing: AbstractContextManager[Any]) -> Look:
-    """Looks, and keeps what was seen with the model; `computing` is what it is trained under where its weights are in 16 bits.
+    """Looks, and keeps what was seen with the model; `computing` is what it is trained under where
+    its weights are in 16 bits.
 
     Raises:
-        ModelError: training and generation would be of two models (what differs is named), or the model cannot be run at all.
+        ModelError: training and generation would be of two models (what differs is named), or the
+            model cannot be run at all.
     """
     try:
         with computing:
@@ -68,7 +80,9 @@ def look_at(model: Any, tokenizer: Any, name: str, computing: AbstractContextMan
     except torch.OutOfMemoryError:
         raise
     except Exception as broken:
-        raise ModelError(f"model {name}: cannot be run on a few tokens: {first_line(broken)}") from broken
+        raise ModelError(
+            f"model {name}: cannot be run on a few tokens: {first_line(broken)}"
+        ) from broken
     _LOOKS[model] = seen
     return seen
 
@@ -77,7 +91,11 @@ def probe_ids(model: Any, tokenizer: Any) -> torch.Tensor:
     """[1, t] ids of a Japanese text that the model has rows for."""
     rows = model.get_input_embeddings().weight.shape[0]
     longest = min(TOKENS, int(getattr(model.config, "max_position_embeddings", 0) or TOKENS))
-    found = [token for token in tokenizer(PROBE * 2, add_special_tokens=False)["input_ids"] if token < rows]
+    found = [
+        token
+        for token in tokenizer(PROBE * 2, add_special_tokens=False)["input_ids"]
+        if token < rows
+    ]
     found = (found or list(range(rows))) * TOKENS
     return torch.tensor([found[:longest]], device=next(model.parameters()).device)
 
@@ -90,16 +108,22 @@ def split(model: Any) -> tuple[Callable[..., torch.Tensor], nn.Module]:
 
     def backbone(ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         mask = torch.ones_like(ids) if mask is None else mask
-        hidden: torch.Tensor = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden: torch.Tensor = model.base_model(
+            input_ids=ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
         return hidden
 
     return backbone, head
 
 
-def loss_is_of_the_model(model: Any, backbone: Callable[..., torch.Tensor], head: nn.Module, ids: torch.Tensor) -> None:
-    """Raises `ModelError` when the model changes its logits after the output layer, by a scale or a cap, say.
+def loss_is_of_the_model(
+    model: Any, backbone: Callable[..., torch.Tensor], head: nn.Module, ids: torch.Tensor
+) -> None:
+    """Raises `ModelError` when the model changes its logits after the output layer, by a scale or
+    a cap, say.
 
-    Both sides are made loud first, in fp32: a cap at 30 cannot be seen at a random model's logits of .3.
+    Both sides are made loud first, in fp32: a cap at 30 cannot be seen at a random model's logits
+    of .3.
     """
     hidden = backbone(ids)
     plain = head(hidden).float()
@@ -108,20 +132,26 @@ def loss_is_of_the_model(model: Any, backbone: Callable[..., torch.Tensor], head
     loud = head.register_forward_hook(lambda module, given, out: out.float() * factor)
     try:
         ours = head(hidden)
-        theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
+        theirs = model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+        ).logits.float()
     finally:
         loud.remove()
     allowed = LOUD * (1e-4 if plain_fp32(model) else 2e-2)
     if ours.shape != theirs.shape or not bool(((ours - theirs).abs() <= allowed).all()):
         raise ModelError(
-            f"{type(model).__name__} changes its logits after the output layer (a scale or a cap): training and generation would use different ones, "
+            f"{type(model).__name__} changes its logits after the output layer (a scale or a cap): "
+            "training and generation would use different ones, "
             "which is not implemented"
         )
 
 
 def _refuse_not_finite(states: torch.Tensor) -> None:
     if not bool(states.isfinite().all()):
-        raise ModelError("its logits are not finite numbers: weights are damaged, or it computes in too small a type")
+        raise ModelError(
+            "its logits are not finite numbers: weights are damaged, or it computes in too small a "
+            "type"
+        )
 
 
 def plain_fp32(model: Any) -> bool:
@@ -146,8 +176,13 @@ def looks_ahead(backbone: Callable[..., torch.Tensor], ids: torch.Tensor) -> Non
     other[0, half:] = ids[0, half:].flip(0).roll(1)
     before, after = backbone(ids)[:, :half], backbone(other)[:, :half]
     _refuse_not_finite(before)
-    if _distance(after, before) > (1e-3 if before.dtype == torch.float32 else 0.03):  # of one shape: nearly bit-equal in any type
-        raise ModelError("later tokens change what stands before them: it is not a causal language model (an encoder, perhaps)")
+    if _distance(after, before) > (
+        1e-3 if before.dtype == torch.float32 else 0.03
+    ):  # of one shape: nearly bit-equal in any type
+        raise ModelError(
+            "later tokens change what stands before them: it is not a causal language model (an "
+            "encoder, perhaps)"
+        )
 
 
 def padding_counts(backbone: Callable[..., torch.Tensor], ids: torch.Tensor) -> None:
@@ -157,57 +192,88 @@ def padding_counts(backbone: Callable[..., torch.Tensor], ids: torch.Tensor) -> 
     both[1, short.shape[1] :], mask[1, short.shape[1] :] = ids[0, 0], 0
     alone, padded = backbone(short), backbone(both, mask)[1:, : short.shape[1]]
     if _distance(padded, alone) > _tolerance(alone):
-        raise ModelError("a row padded on the right differs from the row alone, so a batch would train something else")
+        raise ModelError(
+            "a row padded on the right differs from the row alone, so a batch would train "
+            "something else"
+        )
 
 
 def cache_agrees(model: Any, ids: torch.Tensor) -> bool:
-    """Whether two prompts of unlike lengths, padded on the left and written on token by token over a cache, give the logits of full passes."""
+    """Whether two prompts of unlike lengths, padded on the left and written on token by token over
+    a cache, give the logits of full passes."""
     whole, start = ids.shape[1], max(1, ids.shape[1] - 3)
     short = max(1, start // 2)
-    rows = [ids[0], ids[0, start - short :]]  # the second begins later, and is written on with the same tokens
+    rows = [
+        ids[0],
+        ids[0, start - short :],
+    ]  # the second begins later, and is written on with the same tokens
     batch = torch.full((2, start), int(ids[0, 0]), device=ids.device)
     mask = torch.zeros_like(batch)
     batch[0], mask[0] = ids[0, :start], 1
     batch[1, start - short :], mask[1, start - short :] = ids[0, start - short : start], 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    kept = {cache_argument(model): DynamicCache(config=model.config), "use_cache": True, "logits_to_keep": 1}
+    kept = {
+        cache_argument(model): DynamicCache(config=model.config),
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
     found = []
     try:
         for place in range(start, whole + 1):
-            found.append(model(input_ids=batch, attention_mask=mask, position_ids=positions, **kept).logits[:, -1])
+            found.append(
+                model(input_ids=batch, attention_mask=mask, position_ids=positions, **kept).logits[
+                    :, -1
+                ]
+            )
             if place < whole:
                 batch = ids[:, place : place + 1].repeat(2, 1)
                 mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
                 positions = positions[:, -1:] + 1
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as broken:
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        IndexError,
+        NotImplementedError,
+    ) as broken:
         if isinstance(broken, torch.OutOfMemoryError):
             raise
         return False  # it takes no cache of this kind, or no positions
     written = torch.stack(found, dim=1)
     for number, row in enumerate(rows):
-        full = model(input_ids=row[None], attention_mask=torch.ones_like(row)[None], use_cache=False).logits[0, -written.shape[1] :]
+        full = model(
+            input_ids=row[None], attention_mask=torch.ones_like(row)[None], use_cache=False
+        ).logits[0, -written.shape[1] :]
         if _distance(written[number], full) > _tolerance(full):
             return False
     return True
 
 
 def cache_argument(model: Any) -> str:
-    """transformers renamed `past_key_values` to `cache` in 5.2x; both are in use under our lowest and newest version."""
+    """transformers renamed `past_key_values` to `cache` in 5.2x; both are in use under our lowest
+    and newest version."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @torch.no_grad()
-def rows_stay_apart(model: Any, run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> bool:
-    """Whether packed rows are independent: of two rows of fixed lengths the first is changed, and the second must not move by a bit.
+def rows_stay_apart(
+    model: Any, run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+) -> bool:
+    """Whether packed rows are independent: of two rows of fixed lengths the first is changed, and
+    the second must not move by a bit.
 
     Args:
-        run: (ids [n], positions [n], edges [3]) → hidden states [n, d] of the packed rows. Asked once for each model.
+        run: (ids [n], positions [n], edges [3]) → hidden states [n, d] of the packed rows. Asked
+            once for each model.
     """
     if model not in _APART:
         device = next(model.parameters()).device
         rows = model.get_input_embeddings().weight.shape[0]
         drawn = torch.Generator().manual_seed(0)
-        first, second = (torch.randint(0, rows, (2, 16), generator=drawn).to(device) for _ in range(2))
+        first, second = (
+            torch.randint(0, rows, (2, 16), generator=drawn).to(device) for _ in range(2)
+        )
         positions = torch.arange(16, device=device).repeat(2)
         edges = torch.tensor([0, 16, 32], dtype=torch.int32, device=device)
         try:

@@ -1,14 +1,17 @@
-"""LoRA on a frozen model: attach, detach, and the adapted linear layer, for one lane or for many over one base.
+"""LoRA on a frozen model: attach, detach, and the adapted linear layer, for one lane or for many
+over one base.
 
     h = W z + scale · B A z           W frozen, A random, B zero at the start
 
-A fused weight (GPT-2's `c_attn`) carries one adapter for each column range that was named: true q and v only.
-Adapters are kept in fp32 whatever the base is stored in; A's start depends on (seed, place), not on the order of attaching.
+A fused weight (GPT-2's `c_attn`) carries one adapter for each column range that was named: true q
+and v only. Adapters are kept in fp32 whatever the base is stored in; A's start depends on (seed,
+place), not on the order of attaching.
 
-Lanes share every product of the base and nothing else. The adapters of all lanes lie in one block, a row for each lane:
+Lanes share every product of the base and nothing else. The adapters of all lanes lie in one block,
+a row for each lane:
 
-    flat [k, P]     lane 0 | A A A | B B B | A … | B … |      layer by layer the A's of what reads one input, then their B's
-                    lane 1 | A A . | B B . | A … | B … |      a smaller rank, or a place it does not adapt, is zeros that stay zero
+    flat [k, P]     lane 0 | A A A | B B B | A … | B … |  by layer: A's of one input, then their B's
+                    lane 1 | A A . | B B . | A … | B … |  zeros where it has less: they stay zero
 """
 
 from __future__ import annotations
@@ -25,13 +28,24 @@ from torch import nn
 
 from tsugiki.config import LoraConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.layouts import Place, by_module, every_place, find_places, groups_of, in_features, out_features, replace_module, weight_of
+from tsugiki.model.layouts import (
+    Place,
+    by_module,
+    every_place,
+    find_places,
+    groups_of,
+    in_features,
+    out_features,
+    replace_module,
+    weight_of,
+)
 from tsugiki.model.lora_ops import dropout_mask, grouped_update, low_rank_update
 
 
 @dataclass
 class DropoutClock:
-    """What the dropout masks of one lane are drawn from, besides rows and positions. `step` may live on the device."""
+    """What the dropout masks of one lane are drawn from, besides rows and positions. `step` may
+    live on the device."""
 
     seed: int = 0
     step: int | torch.Tensor = 0
@@ -41,9 +55,9 @@ class DropoutClock:
 class AdapterBank:
     """What the adapted layers share: the adapters of all lanes, and which part of a batch is whose.
 
-    Tokens lie lane after lane: lane i has `shares[i]` of `sum(shares)` equal parts of the flattened batch.
-    `rows` [b, 1] and `positions` [1, t] of a padded batch, both [1, n] of a packed one, are what dropout reads; `rows` is
-    None when nothing is dropped out.
+    Tokens lie lane after lane: lane i has `shares[i]` of `sum(shares)` equal parts of the
+    flattened batch. `rows` [b, 1] and `positions` [1, t] of a padded batch, both [1, n] of a
+    packed one, are what dropout reads; `rows` is None when nothing is dropped out.
     """
 
     flat: torch.Tensor
@@ -65,7 +79,8 @@ class AdapterBank:
 
     @property
     def equal(self) -> bool:
-        """Whether every lane has the same part of the batch, so that one batched product serves all."""
+        """Whether every lane has the same part of the batch, so that one batched product serves
+        all."""
         return len(set(self.shares)) == 1
 
     def sizes(self, num_tokens: int) -> list[int]:
@@ -86,7 +101,8 @@ class AdapterBank:
 
 @dataclass(frozen=True, kw_only=True)
 class LaneAdapters:
-    """One lane's adapters in one layer: `where` holds, for each of the layer's places, its number among the layer's adapters, or None."""
+    """One lane's adapters in one layer: `where` holds, for each of the layer's places, its number
+    among the layer's adapters, or None."""
 
     scale: float
     dropout: float
@@ -94,16 +110,21 @@ class LaneAdapters:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and the low-rank adapters of one or more lanes, one for each adapted range of its outputs.
+    """A frozen linear layer and the low-rank adapters of one or more lanes, one for each adapted
+    range of its outputs.
 
-    `lora_a`, `lora_b` hold the adapters lane after lane; `offsets` say where those of each place begin in a lane's row of the bank.
+    `lora_a`, `lora_b` hold the adapters lane after lane; `offsets` say where those of each place
+    begin in a lane's row of the bank.
     """
 
     def __init__(self, base: nn.Module, places: list[Place], bank: AdapterBank):
         super().__init__()
         self.base, self.places, self.bank = base, places, bank
         # A tensor, not numbers: layers that differ in a number would each be compiled anew.
-        self.numbers = torch.tensor([_number(f"{place.path}:{place.word}") for place in places], device=weight_of(base).device)
+        self.numbers = torch.tensor(
+            [_number(f"{place.path}:{place.word}") for place in places],
+            device=weight_of(base).device,
+        )
         self.d_in = in_features(base)
         self.whole = len(places) == 1 and places[0].width == out_features(base)
         self.rank = max(config.rank for config in bank.configs)
@@ -134,15 +155,31 @@ class LoraLinear(nn.Module):
             return grouped_update(x, *self.stacked(place), bank.scales)
         sizes = bank.sizes(x.shape[:-1].numel())
         parts = x.reshape(-1, self.d_in).split(sizes)
-        counters: list[tuple[torch.Tensor | None, torch.Tensor | None]] = [(None, None)] * len(parts)
+        counters: list[tuple[torch.Tensor | None, torch.Tensor | None]] = [(None, None)] * len(
+            parts
+        )
         if bank.rows is not None:
             assert bank.positions is not None, "rows without positions"
-            rows, positions = (one.expand(x.shape[:-1]).reshape(-1).split(sizes) for one in (bank.rows, bank.positions))
+            rows, positions = (
+                one.expand(x.shape[:-1]).reshape(-1).split(sizes)
+                for one in (bank.rows, bank.positions)
+            )
             counters = list(zip(rows, positions, strict=True))
-        updates = [self._of_lane(lane, place, part, *counter) for lane, (part, counter) in enumerate(zip(parts, counters, strict=True)) if len(part)]
+        updates = [
+            self._of_lane(lane, place, part, *counter)
+            for lane, (part, counter) in enumerate(zip(parts, counters, strict=True))
+            if len(part)
+        ]
         return torch.cat(updates).view(*x.shape[:-1], -1)
 
-    def _of_lane(self, lane: int, place: int, x: torch.Tensor, rows: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor:
+    def _of_lane(
+        self,
+        lane: int,
+        place: int,
+        x: torch.Tensor,
+        rows: torch.Tensor | None,
+        positions: torch.Tensor | None,
+    ) -> torch.Tensor:
         adapters = self.lanes[lane]
         number = adapters.where[place]
         if number is None:
@@ -150,12 +187,21 @@ class LoraLinear(nn.Module):
         if adapters.dropout and rows is not None:
             assert positions is not None, "rows without positions"
             clock = self.bank.clocks[lane]
-            mask = dropout_mask(clock.seed, clock.step, self.numbers[place], rows, positions, x.shape[-1], adapters.dropout)
+            mask = dropout_mask(
+                clock.seed,
+                clock.step,
+                self.numbers[place],
+                rows,
+                positions,
+                x.shape[-1],
+                adapters.dropout,
+            )
             x = x * mask.to(x.dtype)
         return low_rank_update(x, self.lora_a[number], self.lora_b[number], adapters.scale)
 
     def stacked(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of the bank: A [k, r, d_in] and B [k, width, r] of one place, r the largest rank of any lane."""
+        """Views of the bank: A [k, r, d_in] and B [k, width, r] of one place, r the largest rank
+        of any lane."""
         flat, (first_a, first_b) = self.bank.flat, self.offsets[place]
         width = self.places[place].width
         a = flat[:, first_a : first_a + self.rank * self.d_in].view(len(flat), self.rank, self.d_in)
@@ -165,10 +211,15 @@ class LoraLinear(nn.Module):
     def adapters_of(self, lane: int) -> list[tuple[Place, nn.Parameter, nn.Parameter]]:
         """(place, A, B) of one lane."""
         where = self.lanes[lane].where
-        return [(place, self.lora_a[number], self.lora_b[number]) for place, number in zip(self.places, where, strict=True) if number is not None]
+        return [
+            (place, self.lora_a[number], self.lora_b[number])
+            for place, number in zip(self.places, where, strict=True)
+            if number is not None
+        ]
 
     def add_lane(self, lane: int, seed: int, adapted: set[tuple[str, str]]) -> None:
-        """Adds a lane's adapters on those places whose (path, word) is in `adapted`: views of its row of the bank, A drawn, B zero."""
+        """Adds a lane's adapters on those places whose (path, word) is in `adapted`: views of its
+        row of the bank, A drawn, B zero."""
         config = self.bank.configs[lane]
         where: list[int | None] = []
         for number, place in enumerate(self.places):
@@ -181,7 +232,9 @@ class LoraLinear(nn.Module):
             self.lora_b.append(nn.Parameter(b[:, : config.rank]))
             if self.bank.flat.device.type != "meta":
                 self.lora_a[-1].data.copy_(_start_a(place, config.rank, self.d_in, seed))
-        self.lanes.append(LaneAdapters(scale=config.scale, dropout=config.dropout, where=tuple(where)))
+        self.lanes.append(
+            LaneAdapters(scale=config.scale, dropout=config.dropout, where=tuple(where))
+        )
 
 
 def _number(text: str) -> int:
@@ -190,7 +243,8 @@ def _number(text: str) -> int:
 
 
 def _start_a(place: Place, rank: int, d_in: int, seed: int) -> torch.Tensor:
-    """Kaiming-uniform with a = √5, as in loralib and peft: U(-1/√d_in, 1/√d_in); drawn on the CPU from (seed, place)."""
+    """Kaiming-uniform with a = √5, as in loralib and peft: U(-1/√d_in, 1/√d_in); drawn on the CPU
+    from (seed, place)."""
     generator = torch.Generator().manual_seed(_number(f"{seed}:{place.path}:{place.word}"))
     bound = 1 / math.sqrt(d_in)
     return torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator)
@@ -198,7 +252,8 @@ def _start_a(place: Place, rank: int, d_in: int, seed: int) -> torch.Tensor:
 
 @dataclass(kw_only=True)
 class Grafted:
-    """One lane's adapters on a model: the parameters to train by name, all of them views of its row of the bank."""
+    """One lane's adapters on a model: the parameters to train by name, all of them views of its
+    row of the bank."""
 
     model: nn.Module
     config: LoraConfig
@@ -212,7 +267,8 @@ class Grafted:
 
 
 def attach(model: nn.Module, config: LoraConfig, seed: int) -> Grafted:
-    """Freezes the model and puts adapters on the layers that `config.targets` names. Undo with `detach`.
+    """Freezes the model and puts adapters on the layers that `config.targets` names. Undo with
+    `detach`.
 
     Raises:
         ModelError: a target word is unknown here, or the model's layout is.
@@ -221,19 +277,30 @@ def attach(model: nn.Module, config: LoraConfig, seed: int) -> Grafted:
 
 
 def adapted_places(model: nn.Module, config: LoraConfig) -> list[Place]:
-    """Where these adapters go. Raises `ModelError` for an unknown target, and for a rank that a matrix does not have."""
+    """Where these adapters go. Raises `ModelError` for an unknown target, and for a rank that a
+    matrix does not have."""
     places = find_places(model, config.targets)
     for place in places:
         most = min(in_features(model.get_submodule(place.path)), place.width)
         if config.rank > most:
-            raise ModelError(f"lora.rank = {config.rank}: {place.path} ({place.word}) has rank {most} at most, so a larger one only costs. Lower it")
+            raise ModelError(
+                f"lora.rank = {config.rank}: {place.path} ({place.word}) has rank {most} at most, "
+                "so a larger one only costs. Lower it"
+            )
     return places
 
 
 def attach_lanes(model: nn.Module, asked: Sequence[tuple[LoraConfig, int]]) -> list[Grafted]:
-    """`attach` for several (configuration, seed) at once; the lanes may differ in all they ask for."""
-    adapted = [{(place.path, place.word) for place in adapted_places(model, config)} for config, _ in asked]
-    union = [place for place in every_place(model) if any((place.path, place.word) in words for words in adapted)]
+    """`attach` for several (configuration, seed) at once; the lanes may differ in all they ask
+    for."""
+    adapted = [
+        {(place.path, place.word) for place in adapted_places(model, config)} for config, _ in asked
+    ]
+    union = [
+        place
+        for place in every_place(model)
+        if any((place.path, place.word) in words for words in adapted)
+    ]
     groups = groups_of(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -249,8 +316,11 @@ def attach_lanes(model: nn.Module, asked: Sequence[tuple[LoraConfig, int]]) -> l
         base = model.get_submodule(path)
         assert not isinstance(base, LoraLinear), f"{path} has adapters already: detach them first"
         replace_module(model, path, LoraLinear(base, here, bank))
-    # A smaller rank's B is every row's first part of a wider block; autograd adds into it, and says once that it is not dense.
-    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+    # A smaller rank's B is every row's first part of a wider block; autograd adds into it, and
+    # says once that it is not dense.
+    warnings.filterwarnings(
+        "ignore", message="grad and param do not obey the gradient layout contract"
+    )
     bank.flat = torch.zeros(len(asked), _lay_out(model, groups), device=device)
     for lane, (_, seed) in enumerate(asked):
         for _, layer in lora_layers(model):
@@ -259,10 +329,13 @@ def attach_lanes(model: nn.Module, asked: Sequence[tuple[LoraConfig, int]]) -> l
 
 
 def _lay_out(model: nn.Module, groups: list[list[str]]) -> int:
-    """Gives every place its stretch of a lane's row, in the order that the module's picture shows; returns the row's length."""
+    """Gives every place its stretch of a lane's row, in the order that the module's picture shows;
+    returns the row's length."""
     end = 0
     for paths in groups:
-        layers = [layer for layer in map(model.get_submodule, paths) if isinstance(layer, LoraLinear)]
+        layers = [
+            layer for layer in map(model.get_submodule, paths) if isinstance(layer, LoraLinear)
+        ]
         pairs = [(layer, place) for layer in layers for place in layer.places]
         starts_a, starts_b = [], []
         for layer, _ in pairs:
@@ -285,7 +358,9 @@ def grafted_of(model: nn.Module, lane: int = 0) -> Grafted:
         for place, a, b in layer.adapters_of(lane):
             parameters[f"{path}:{place.word}.A"] = a
             parameters[f"{path}:{place.word}.B"] = b
-    return Grafted(model=model, config=bank.configs[lane], parameters=parameters, bank=bank, lane=lane)
+    return Grafted(
+        model=model, config=bank.configs[lane], parameters=parameters, bank=bank, lane=lane
+    )
 
 
 def bank_of(model: nn.Module) -> AdapterBank | None:
@@ -301,7 +376,9 @@ def detach(model: nn.Module) -> None:
 
 
 def lora_layers(model: nn.Module) -> list[tuple[str, LoraLinear]]:
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, LoraLinear)]
+    return [
+        (path, module) for path, module in model.named_modules() if isinstance(module, LoraLinear)
+    ]
 
 
 @contextmanager

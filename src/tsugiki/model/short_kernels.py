@@ -1,6 +1,8 @@
-"""The Triton kernels of `short_attention`. Only imported where Triton is: it comes with PyTorch's CUDA builds.
+"""The Triton kernels of `short_attention`. Only imported where Triton is: it comes with PyTorch's
+CUDA builds.
 
-Queries and keys are handled in two halves, left and right: rotary embedding pairs an element with the one half a width away.
+Queries and keys are handled in two halves, left and right: rotary embedding pairs an element with
+the one half a width away.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ def _tile(base, start, length, first, stride, begin, BLOCK: tl.constexpr, WIDTH:
 
 
 @triton.jit
-def _put(base, values, start, length, first, stride, begin, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+def _put(
+    base, values, start, length, first, stride, begin, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+):
     """Writes rows [BLOCK, WIDTH] where `_tile` reads them."""
     rows = first + tl.arange(0, BLOCK)
     places = base + (start + rows)[:, None] * stride + begin + tl.arange(0, WIDTH)[None, :]
@@ -26,28 +30,71 @@ def _put(base, values, start, length, first, stride, begin, BLOCK: tl.constexpr,
 
 
 @triton.jit
-def _angles(cos, sin, start, length, first, stride, TURN: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
+def _angles(
+    cos,
+    sin,
+    start,
+    length,
+    first,
+    stride,
+    TURN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+):
     """cos and sin [BLOCK, HALF] of rows; no turn at all where there are none."""
     if TURN:
-        return _tile(cos, start, length, first, stride, 0, BLOCK, HALF), _tile(sin, start, length, first, stride, 0, BLOCK, HALF)
+        return _tile(cos, start, length, first, stride, 0, BLOCK, HALF), _tile(
+            sin, start, length, first, stride, 0, BLOCK, HALF
+        )
     else:
         return 1.0, 0.0
 
 
 @triton.jit
-def _turned(base, c, s, start, length, first, stride, begin, TURN: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
+def _turned(
+    base,
+    c,
+    s,
+    start,
+    length,
+    first,
+    stride,
+    begin,
+    TURN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+):
     """The halves [BLOCK, HALF] of rows, rotated where TURN."""
     left = _tile(base, start, length, first, stride, begin, BLOCK, HALF)
     right = _tile(base, start, length, first, stride, begin + HALF, BLOCK, HALF)
     if TURN:
         x, y = left.to(tl.float32), right.to(tl.float32)
-        left, right = (x * c - y * s).to(base.dtype.element_ty), (y * c + x * s).to(base.dtype.element_ty)
+        left, right = (
+            (x * c - y * s).to(base.dtype.element_ty),
+            (y * c + x * s).to(base.dtype.element_ty),
+        )
     return left, right
 
 
 @triton.jit
-def _put_turned_back(base, left, right, cos, sin, start, length, first, stride, begin, angles, TURN: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
-    """Writes the gradient of what `_turned` read. The angles are read again: kept, they would take registers from the products."""
+def _put_turned_back(
+    base,
+    left,
+    right,
+    cos,
+    sin,
+    start,
+    length,
+    first,
+    stride,
+    begin,
+    angles,
+    TURN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """Writes the gradient of what `_turned` read. The angles are read again: kept, they would take
+    registers from the products."""
     if TURN:
         c, s = _angles(cos, sin, start, length, first, angles, TURN, BLOCK, HALF)
         left, right = left * c + right * s, right * c - left * s
@@ -71,7 +118,8 @@ def _seen(row, column, length, BLOCK: tl.constexpr):
 @triton.jit
 def forward(
     q, k, v, cos, sin, out, sums, cu_seq, scale_log2, qn, qh, kn, kh, vn, vh, angles,
-    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     document, head = tl.program_id(0), tl.program_id(1)
     start = tl.load(cu_seq + document)
@@ -81,29 +129,65 @@ def forward(
     if length > BLOCK:
         for row in range(0, length, BLOCK):
             row_cos, row_sin = _angles(cos, sin, start, length, row, angles, TURN, BLOCK, HALF)
-            left, right = _turned(q, row_cos, row_sin, start, length, row, qn, head * qh, TURN, BLOCK, HALF)
+            left, right = _turned(
+                q, row_cos, row_sin, start, length, row, qn, head * qh, TURN, BLOCK, HALF
+            )
             largest = tl.full([BLOCK], -1e30, tl.float32)
             total = tl.zeros([BLOCK], tl.float32)
             mixed = tl.zeros([BLOCK, WIDTH], tl.float32)
             for column in range(0, row + BLOCK, BLOCK):
-                column_cos, column_sin = _angles(cos, sin, start, length, column, angles, TURN, BLOCK, HALF)
-                key_left, key_right = _turned(k, column_cos, column_sin, start, length, column, kn, key_head * kh, TURN, BLOCK, HALF)
+                column_cos, column_sin = _angles(
+                    cos, sin, start, length, column, angles, TURN, BLOCK, HALF
+                )
+                key_left, key_right = _turned(
+                    k,
+                    column_cos,
+                    column_sin,
+                    start,
+                    length,
+                    column,
+                    kn,
+                    key_head * kh,
+                    TURN,
+                    BLOCK,
+                    HALF,
+                )
                 values = _tile(v, start, length, column, vn, key_head * vh, BLOCK, WIDTH)
-                scores = tl.where(_seen(row, column, length, BLOCK), _scores(left, right, key_left, key_right) * scale_log2, -1e30)
+                scores = tl.where(
+                    _seen(row, column, length, BLOCK),
+                    _scores(left, right, key_left, key_right) * scale_log2,
+                    -1e30,
+                )
                 larger = tl.maximum(largest, tl.max(scores, 1))
                 weights = tl.exp2(scores - larger[:, None])
                 shrink = tl.exp2(largest - larger)
                 total = total * shrink + tl.sum(weights, 1)
                 mixed = mixed * shrink[:, None] + tl.dot(weights.to(values.dtype), values)
                 largest = larger
-            _put(out, mixed / total[:, None], start, length, row, HEADS * WIDTH, head * WIDTH, BLOCK, WIDTH)
+            _put(
+                out,
+                mixed / total[:, None],
+                start,
+                length,
+                row,
+                HEADS * WIDTH,
+                head * WIDTH,
+                BLOCK,
+                WIDTH,
+            )
             _put_sums(sums, largest + tl.log2(total), start, length, row, head, HEADS, BLOCK)
     elif length > 0:
         c, s = _angles(cos, sin, start, length, 0, angles, TURN, BLOCK, HALF)
         left, right = _turned(q, c, s, start, length, 0, qn, head * qh, TURN, BLOCK, HALF)
-        key_left, key_right = _turned(k, c, s, start, length, 0, kn, key_head * kh, TURN, BLOCK, HALF)
+        key_left, key_right = _turned(
+            k, c, s, start, length, 0, kn, key_head * kh, TURN, BLOCK, HALF
+        )
         values = _tile(v, start, length, 0, vn, key_head * vh, BLOCK, WIDTH)
-        scores = tl.where(_seen(0, 0, length, BLOCK), _scores(left, right, key_left, key_right) * scale_log2, -1e30)
+        scores = tl.where(
+            _seen(0, 0, length, BLOCK),
+            _scores(left, right, key_left, key_right) * scale_log2,
+            -1e30,
+        )
         largest = tl.max(scores, 1)
         weights = tl.exp2(scores - largest[:, None])
         total = tl.sum(weights, 1)
@@ -119,7 +203,21 @@ def _put_sums(sums, values, start, length, row, head, HEADS: tl.constexpr, BLOCK
 
 
 @triton.jit
-def _weights(left, right, key_left, key_right, sums, scale, start, length, row, column, head, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+def _weights(
+    left,
+    right,
+    key_left,
+    key_right,
+    sums,
+    scale,
+    start,
+    length,
+    row,
+    column,
+    head,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Attention weights [BLOCK, BLOCK], as the forward pass had them."""
     rows = row + tl.arange(0, BLOCK)
     norm = tl.load(sums + (start + rows) * HEADS + head, mask=rows < length, other=0.0)
@@ -128,29 +226,46 @@ def _weights(left, right, key_left, key_right, sums, scale, start, length, row, 
 
 
 @triton.jit
-def _mean_slope(out, slopes_out, start, length, row, head, HEADS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    """For each query Σ weight · gradient of the weight, [BLOCK], from what the forward pass gave."""
+def _mean_slope(
+    out,
+    slopes_out,
+    start,
+    length,
+    row,
+    head,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """For each query Σ weight · gradient of the weight, [BLOCK], from what the forward pass
+    gave."""
     outputs = _tile(out, start, length, row, HEADS * WIDTH, head * WIDTH, BLOCK, WIDTH)
     return tl.sum(slopes_out.to(tl.float32) * outputs.to(tl.float32), 1)
 
 
 @triton.jit
 def _slopes(weights, slopes_out, values, scale):
-    """Gradient of the scores before scaling, [BLOCK, BLOCK], where all keys are at hand: the mean slope needs no outputs then."""
+    """Gradient of the scores before scaling, [BLOCK, BLOCK], where all keys are at hand: the mean
+    slope needs no outputs then."""
     dweights = tl.dot(slopes_out, tl.trans(values))
     return (weights * (dweights - tl.sum(weights * dweights, 1)[:, None]) * scale).to(values.dtype)
 
 
 @triton.jit
 def _backward_keys(
-    q, k, v, cos, sin, out, dout, sums, dk, dv, scale, start, length, key_head, qn, qh, kn, kh, vn, vh, angles, dkn, dvn,
-    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    q, k, v, cos, sin, out, dout, sums, dk, dv, scale, start, length, key_head, qn, qh, kn, kh, vn,
+    vh, angles, dkn, dvn,
+    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the keys and values of a document of several blocks: for each block of them, over all queries that see it."""
+    """Gradients of the keys and values of a document of several blocks: for each block of them,
+    over all queries that see it."""
     HALF: tl.constexpr = WIDTH // 2
     for column in range(0, length, BLOCK):
         column_cos, column_sin = _angles(cos, sin, start, length, column, angles, TURN, BLOCK, HALF)
-        key_left, key_right = _turned(k, column_cos, column_sin, start, length, column, kn, key_head * kh, TURN, BLOCK, HALF)
+        key_left, key_right = _turned(
+            k, column_cos, column_sin, start, length, column, kn, key_head * kh, TURN, BLOCK, HALF
+        )
         values = _tile(v, start, length, column, vn, key_head * vh, BLOCK, WIDTH)
         dleft = tl.zeros([BLOCK, HALF], tl.float32)
         dright = tl.zeros([BLOCK, HALF], tl.float32)
@@ -159,47 +274,133 @@ def _backward_keys(
             head = key_head * GROUP + member
             for row in range(column, length, BLOCK):
                 row_cos, row_sin = _angles(cos, sin, start, length, row, angles, TURN, BLOCK, HALF)
-                left, right = _turned(q, row_cos, row_sin, start, length, row, qn, head * qh, TURN, BLOCK, HALF)
-                slopes_out = _tile(dout, start, length, row, HEADS * WIDTH, head * WIDTH, BLOCK, WIDTH)
+                left, right = _turned(
+                    q, row_cos, row_sin, start, length, row, qn, head * qh, TURN, BLOCK, HALF
+                )
+                slopes_out = _tile(
+                    dout, start, length, row, HEADS * WIDTH, head * WIDTH, BLOCK, WIDTH
+                )
                 mean = _mean_slope(out, slopes_out, start, length, row, head, HEADS, BLOCK, WIDTH)
-                weights = _weights(left, right, key_left, key_right, sums, scale, start, length, row, column, head, HEADS, BLOCK)
-                slopes = (weights * (tl.dot(slopes_out, tl.trans(values)) - mean[:, None]) * scale).to(left.dtype)
+                weights = _weights(
+                    left,
+                    right,
+                    key_left,
+                    key_right,
+                    sums,
+                    scale,
+                    start,
+                    length,
+                    row,
+                    column,
+                    head,
+                    HEADS,
+                    BLOCK,
+                )
+                slopes = (
+                    weights * (tl.dot(slopes_out, tl.trans(values)) - mean[:, None]) * scale
+                ).to(left.dtype)
                 dvalues += tl.dot(tl.trans(weights.to(slopes_out.dtype)), slopes_out)
                 dleft += tl.dot(tl.trans(slopes), left)
                 dright += tl.dot(tl.trans(slopes), right)
-        _put_turned_back(dk, dleft, dright, cos, sin, start, length, column, dkn, key_head * WIDTH, angles, TURN, BLOCK, HALF)
+        _put_turned_back(
+            dk,
+            dleft,
+            dright,
+            cos,
+            sin,
+            start,
+            length,
+            column,
+            dkn,
+            key_head * WIDTH,
+            angles,
+            TURN,
+            BLOCK,
+            HALF,
+        )
         _put(dv, dvalues, start, length, column, dvn, key_head * WIDTH, BLOCK, WIDTH)
 
 
 @triton.jit
 def _backward_queries(
-    q, k, v, cos, sin, out, dout, sums, dq, scale, start, length, head, key_head, qn, qh, kn, kh, vn, vh, angles, dqn,
+    q, k, v, cos, sin, out, dout, sums, dq, scale, start, length, head, key_head, qn, qh, kn, kh,
+    vn, vh, angles, dqn,
     TURN: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one head's queries of a document of several blocks: for each block of them, over all keys that it sees."""
+    """Gradients of one head's queries of a document of several blocks: for each block of them,
+    over all keys that it sees."""
     HALF: tl.constexpr = WIDTH // 2
     for row in range(0, length, BLOCK):
         row_cos, row_sin = _angles(cos, sin, start, length, row, angles, TURN, BLOCK, HALF)
-        left, right = _turned(q, row_cos, row_sin, start, length, row, qn, head * qh, TURN, BLOCK, HALF)
+        left, right = _turned(
+            q, row_cos, row_sin, start, length, row, qn, head * qh, TURN, BLOCK, HALF
+        )
         slopes_out = _tile(dout, start, length, row, HEADS * WIDTH, head * WIDTH, BLOCK, WIDTH)
         mean = _mean_slope(out, slopes_out, start, length, row, head, HEADS, BLOCK, WIDTH)
         dleft = tl.zeros([BLOCK, HALF], tl.float32)
         dright = tl.zeros([BLOCK, HALF], tl.float32)
         for column in range(0, row + BLOCK, BLOCK):
-            column_cos, column_sin = _angles(cos, sin, start, length, column, angles, TURN, BLOCK, HALF)
-            key_left, key_right = _turned(k, column_cos, column_sin, start, length, column, kn, key_head * kh, TURN, BLOCK, HALF)
+            column_cos, column_sin = _angles(
+                cos, sin, start, length, column, angles, TURN, BLOCK, HALF
+            )
+            key_left, key_right = _turned(
+                k,
+                column_cos,
+                column_sin,
+                start,
+                length,
+                column,
+                kn,
+                key_head * kh,
+                TURN,
+                BLOCK,
+                HALF,
+            )
             values = _tile(v, start, length, column, vn, key_head * vh, BLOCK, WIDTH)
-            weights = _weights(left, right, key_left, key_right, sums, scale, start, length, row, column, head, HEADS, BLOCK)
-            slopes = (weights * (tl.dot(slopes_out, tl.trans(values)) - mean[:, None]) * scale).to(left.dtype)
+            weights = _weights(
+                left,
+                right,
+                key_left,
+                key_right,
+                sums,
+                scale,
+                start,
+                length,
+                row,
+                column,
+                head,
+                HEADS,
+                BLOCK,
+            )
+            slopes = (weights * (tl.dot(slopes_out, tl.trans(values)) - mean[:, None]) * scale).to(
+                left.dtype
+            )
             dleft += tl.dot(slopes, key_left)
             dright += tl.dot(slopes, key_right)
-        _put_turned_back(dq, dleft, dright, cos, sin, start, length, row, dqn, head * WIDTH, angles, TURN, BLOCK, HALF)
+        _put_turned_back(
+            dq,
+            dleft,
+            dright,
+            cos,
+            sin,
+            start,
+            length,
+            row,
+            dqn,
+            head * WIDTH,
+            angles,
+            TURN,
+            BLOCK,
+            HALF,
+        )
 
 
 @triton.jit
 def _backward_of_one_block(
-    q, k, v, cos, sin, dout, sums, dq, dk, dv, scale, start, length, key_head, qn, qh, kn, kh, vn, vh, angles, dqn, dkn, dvn,
-    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    q, k, v, cos, sin, dout, sums, dq, dk, dv, scale, start, length, key_head, qn, qh, kn, kh, vn,
+    vh, angles, dqn, dkn, dvn,
+    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """All gradients of a document of one block: everything is read once."""
     HALF: tl.constexpr = WIDTH // 2
@@ -209,13 +410,67 @@ def _backward_of_one_block(
     if GROUP == 1:  # nothing is summed up: each result leaves as soon as it is known
         left, right = _turned(q, c, s, start, length, 0, qn, key_head * qh, TURN, BLOCK, HALF)
         slopes_out = _tile(dout, start, length, 0, HEADS * WIDTH, key_head * WIDTH, BLOCK, WIDTH)
-        weights = _weights(left, right, key_left, key_right, sums, scale, start, length, 0, 0, key_head, HEADS, BLOCK)
-        _put(dv, tl.dot(tl.trans(weights.to(values.dtype)), slopes_out), start, length, 0, dvn, key_head * WIDTH, BLOCK, WIDTH)
+        weights = _weights(
+            left,
+            right,
+            key_left,
+            key_right,
+            sums,
+            scale,
+            start,
+            length,
+            0,
+            0,
+            key_head,
+            HEADS,
+            BLOCK,
+        )
+        _put(
+            dv,
+            tl.dot(tl.trans(weights.to(values.dtype)), slopes_out),
+            start,
+            length,
+            0,
+            dvn,
+            key_head * WIDTH,
+            BLOCK,
+            WIDTH,
+        )
         slopes = _slopes(weights, slopes_out, values, scale)
         dleft, dright = tl.dot(tl.trans(slopes), left), tl.dot(tl.trans(slopes), right)
-        _put_turned_back(dk, dleft, dright, cos, sin, start, length, 0, dkn, key_head * WIDTH, angles, TURN, BLOCK, HALF)
+        _put_turned_back(
+            dk,
+            dleft,
+            dright,
+            cos,
+            sin,
+            start,
+            length,
+            0,
+            dkn,
+            key_head * WIDTH,
+            angles,
+            TURN,
+            BLOCK,
+            HALF,
+        )
         dleft, dright = tl.dot(slopes, key_left), tl.dot(slopes, key_right)
-        _put_turned_back(dq, dleft, dright, cos, sin, start, length, 0, dqn, key_head * WIDTH, angles, TURN, BLOCK, HALF)
+        _put_turned_back(
+            dq,
+            dleft,
+            dright,
+            cos,
+            sin,
+            start,
+            length,
+            0,
+            dqn,
+            key_head * WIDTH,
+            angles,
+            TURN,
+            BLOCK,
+            HALF,
+        )
     else:
         dleft = tl.zeros([BLOCK, HALF], tl.float32)
         dright = tl.zeros([BLOCK, HALF], tl.float32)
@@ -224,38 +479,87 @@ def _backward_of_one_block(
             head = key_head * GROUP + member
             left, right = _turned(q, c, s, start, length, 0, qn, head * qh, TURN, BLOCK, HALF)
             slopes_out = _tile(dout, start, length, 0, HEADS * WIDTH, head * WIDTH, BLOCK, WIDTH)
-            weights = _weights(left, right, key_left, key_right, sums, scale, start, length, 0, 0, head, HEADS, BLOCK)
+            weights = _weights(
+                left,
+                right,
+                key_left,
+                key_right,
+                sums,
+                scale,
+                start,
+                length,
+                0,
+                0,
+                head,
+                HEADS,
+                BLOCK,
+            )
             slopes = _slopes(weights, slopes_out, values, scale)
             dvalues += tl.dot(tl.trans(weights.to(values.dtype)), slopes_out)
             dleft += tl.dot(tl.trans(slopes), left)
             dright += tl.dot(tl.trans(slopes), right)
             query_left, query_right = tl.dot(slopes, key_left), tl.dot(slopes, key_right)
-            _put_turned_back(dq, query_left, query_right, cos, sin, start, length, 0, dqn, head * WIDTH, angles, TURN, BLOCK, HALF)
-        _put_turned_back(dk, dleft, dright, cos, sin, start, length, 0, dkn, key_head * WIDTH, angles, TURN, BLOCK, HALF)
+            _put_turned_back(
+                dq,
+                query_left,
+                query_right,
+                cos,
+                sin,
+                start,
+                length,
+                0,
+                dqn,
+                head * WIDTH,
+                angles,
+                TURN,
+                BLOCK,
+                HALF,
+            )
+        _put_turned_back(
+            dk,
+            dleft,
+            dright,
+            cos,
+            sin,
+            start,
+            length,
+            0,
+            dkn,
+            key_head * WIDTH,
+            angles,
+            TURN,
+            BLOCK,
+            HALF,
+        )
         _put(dv, dvalues, start, length, 0, dvn, key_head * WIDTH, BLOCK, WIDTH)
 
 
 @triton.jit
 def backward(
-    q, k, v, cos, sin, out, dout, sums, dq, dk, dv, cu_seq, scale, qn, qh, kn, kh, vn, vh, angles, dqn, dkn, dvn,
-    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    q, k, v, cos, sin, out, dout, sums, dq, dk, dv, cu_seq, scale, qn, qh, kn, kh, vn, vh, angles,
+    dqn, dkn, dvn,
+    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     document, key_head = tl.program_id(0), tl.program_id(1)
     start = tl.load(cu_seq + document)
     length = tl.load(cu_seq + document + 1) - start
     if length > BLOCK:
         _backward_keys(
-            q, k, v, cos, sin, out, dout, sums, dk, dv, scale, start, length, key_head, qn, qh, kn, kh, vn, vh, angles, dkn, dvn,
+            q, k, v, cos, sin, out, dout, sums, dk, dv, scale, start, length, key_head, qn, qh, kn,
+            kh, vn, vh, angles, dkn, dvn,
             TURN, HEADS, GROUP, WIDTH, BLOCK,
         )  # fmt: skip
         for member in range(0, GROUP):
             head = key_head * GROUP + member
             _backward_queries(
-                q, k, v, cos, sin, out, dout, sums, dq, scale, start, length, head, key_head, qn, qh, kn, kh, vn, vh, angles, dqn,
+                q, k, v, cos, sin, out, dout, sums, dq, scale, start, length, head, key_head, qn,
+                qh, kn, kh, vn, vh, angles, dqn,
                 TURN, HEADS, WIDTH, BLOCK,
             )  # fmt: skip
     elif length > 0:
         _backward_of_one_block(
-            q, k, v, cos, sin, dout, sums, dq, dk, dv, scale, start, length, key_head, qn, qh, kn, kh, vn, vh, angles, dqn, dkn, dvn,
+            q, k, v, cos, sin, dout, sums, dq, dk, dv, scale, start, length, key_head, qn, qh, kn,
+            kh, vn, vh, angles, dqn, dkn, dvn,
             TURN, HEADS, GROUP, WIDTH, BLOCK,
         )  # fmt: skip

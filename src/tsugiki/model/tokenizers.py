@@ -1,7 +1,9 @@
-"""Does a tokenizer keep the text? Round trips, and a converted SentencePiece model against `sentencepiece` itself.
+"""Does a tokenizer keep the text? Round trips, and a converted SentencePiece model against
+`sentencepiece` itself.
 
-A SentencePiece model holds its own normalisation (full-width letters become half-width, say). When transformers converts it under
-another class, that may be lost: the model then sees pieces that it was never trained on. So both are compared on real lines.
+A SentencePiece model holds its own normalisation (full-width letters become half-width, say). When
+transformers converts it under another class, that may be lost: the model then sees pieces that it
+was never trained on. So both are compared on real lines.
 """
 
 from __future__ import annotations
@@ -13,22 +15,46 @@ from typing import Any
 
 from tsugiki.errors import ModelError, first_line
 
-# What Japanese text holds and tokenizers lose: line ends, full-width letters, half-width kana, signs in circles, double spaces, rare characters.
-PROBES = ("一行目\n二行目", "ＡＢＣ１２３", "ｶﾀｶﾅ", "①②㈱", "空白  二つ", "𠮷野家の髙橋", "前提：「犬」\t仮説：『猫』")
+# What Japanese text holds and tokenizers lose: line ends, full-width letters, half-width kana,
+# signs in circles, double spaces, rare characters.
+PROBES = (
+    "一行目\n二行目",
+    "ＡＢＣ１２３",
+    "ｶﾀｶﾅ",
+    "①②㈱",
+    "空白  二つ",
+    "𠮷野家の髙橋",
+    "前提：「犬」\t仮説：『猫』",
+)
 
 
 def round_trip_losses(tokenizer: Any, lines: Sequence[str]) -> list[tuple[str, str]]:
-    """(line, what comes back) of every line that does not come back the same; `[SEP]` and its like count as text."""
-    back = [tokenizer.decode(tokenizer(line, add_special_tokens=False)["input_ids"], skip_special_tokens=False) for line in lines]
+    """(line, what comes back) of every line that does not come back the same; `[SEP]` and its like
+    count as text."""
+    back = [
+        tokenizer.decode(
+            tokenizer(line, add_special_tokens=False)["input_ids"], skip_special_tokens=False
+        )
+        for line in lines
+    ]
     return [(line, text) for line, text in zip(lines, back, strict=True) if text != line]
 
 
 def sentencepiece_model(folder: Path) -> Path | None:
     """The SentencePiece file in a model folder, if there is one."""
-    return next((folder / name for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model") if (folder / name).exists()), None)
+    return next(
+        (
+            folder / name
+            for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+            if (folder / name).exists()
+        ),
+        None,
+    )
 
 
-def conversion_differences(folder: Path, tokenizer: Any, lines: Sequence[str]) -> list[tuple[str, list[int], list[int]]]:
+def conversion_differences(
+    folder: Path, tokenizer: Any, lines: Sequence[str]
+) -> list[tuple[str, list[int], list[int]]]:
     """(line, ids by transformers, ids by sentencepiece) wherever they differ.
 
     Raises:
@@ -40,19 +66,33 @@ def conversion_differences(folder: Path, tokenizer: Any, lines: Sequence[str]) -
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
-        raise ModelError(f'model {path}: comparing it needs sentencepiece. Run: pip install "tsugiki[sentencepiece]"') from None
+        raise ModelError(
+            f"model {path}: comparing it needs sentencepiece. Run: pip install "
+            '"tsugiki[sentencepiece]"'
+        ) from None
     try:
         processor = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as broken:
-        raise ModelError(f"model {path}: damaged or no SentencePiece model: {str(broken).splitlines()[0]}") from None
-    found = [(line, list(tokenizer(line, add_special_tokens=False)["input_ids"]), list(processor.encode(line))) for line in lines]
+        raise ModelError(
+            f"model {path}: damaged or no SentencePiece model: {str(broken).splitlines()[0]}"
+        ) from None
+    found = [
+        (
+            line,
+            list(tokenizer(line, add_special_tokens=False)["input_ids"]),
+            list(processor.encode(line)),
+        )
+        for line in lines
+    ]
     return [one for one in found if one[1] != one[2]]
 
 
 def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None:
-    """Raises `ModelError` when transformers' tokenizer gives other ids than the folder's own tokenizer.json, and says what would not.
+    """Raises `ModelError` when transformers' tokenizer gives other ids than the folder's own
+    tokenizer.json, and says what would not.
 
-    A class named in tokenizer_config.json may rebuild the tokenizer its own way; the model was trained on the ids of the file.
+    A class named in tokenizer_config.json may rebuild the tokenizer its own way; the model was
+    trained on the ids of the file.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
@@ -63,42 +103,76 @@ def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None
     try:
         plain = Tokenizer.from_file(str(path))
     except Exception as broken:  # the library raises its own kind
-        raise ModelError(f"model {path}: damaged or cut short ({first_line(broken)}). Download again") from None
-    added = set(tokenizer.get_added_vocab()) - set(plain.get_vocab())  # pieces that the settings add are the user's own
+        raise ModelError(
+            f"model {path}: damaged or cut short ({first_line(broken)}). Download again"
+        ) from None
+    added = set(tokenizer.get_added_vocab()) - set(
+        plain.get_vocab()
+    )  # pieces that the settings add are the user's own
     lines = [line for line in lines if not any(piece in line for piece in added)]
-    plain.no_truncation()  # which a file may hold from an earlier training, and transformers does not read
+    # which a file may hold from an earlier training, and transformers does not read
+    plain.no_truncation()
     plain.no_padding()
     wanted = [plain.encode(line, add_special_tokens=False).ids for line in lines]
-    differing = [number for number, line in enumerate(lines) if list(tokenizer(line, add_special_tokens=False)["input_ids"]) != wanted[number]]
+    differing = [
+        number
+        for number, line in enumerate(lines)
+        if list(tokenizer(line, add_special_tokens=False)["input_ids"]) != wanted[number]
+    ]
     if not differing:
         return
     again = PreTrainedTokenizerFast(tokenizer_file=str(path))
-    left = sum(list(again(line, add_special_tokens=False)["input_ids"]) != ids for line, ids in zip(lines, wanted, strict=True))
-    remedy = f'With tokenizer_class = "PreTrainedTokenizerFast" in tokenizer_config.json {left} of {len(lines)} differ'
-    line, ours = lines[differing[0]], tokenizer(lines[differing[0]], add_special_tokens=False)["input_ids"]
+    left = sum(
+        list(again(line, add_special_tokens=False)["input_ids"]) != ids
+        for line, ids in zip(lines, wanted, strict=True)
+    )
+    remedy = (
+        f'With tokenizer_class = "PreTrainedTokenizerFast" in tokenizer_config.json {left} of '
+        f"{len(lines)} differ"
+    )
+    line, ours = (
+        lines[differing[0]],
+        tokenizer(lines[differing[0]], add_special_tokens=False)["input_ids"],
+    )
     raise ModelError(
-        f"model {folder}: its tokenizer ({type(tokenizer).__name__}) gives other ids than its tokenizer.json on {len(differing)} of {len(lines)} texts, "
-        f"like “{_short(line)}”: {list(ours)[:8]} against {wanted[differing[0]][:8]}. The model was trained on the latter. {remedy}"
+        f"model {folder}: its tokenizer ({type(tokenizer).__name__}) gives other ids than its "
+        f"tokenizer.json on {len(differing)} of {len(lines)} texts, "
+        f"like “{_short(line)}”: {list(ours)[:8]} against {wanted[differing[0]][:8]}. The model "
+        f"was trained on the latter. {remedy}"
     )
 
 
 def tokenizer_notes(folder: Path, tokenizer: Any, lines: Sequence[str]) -> Iterator[str]:
-    """What a user should know of a tokenizer before training, with examples; nothing where nothing is lost.
+    """What a user should know of a tokenizer before training, with examples; nothing where nothing
+    is lost.
 
     `lines` are the task's own; the probes stand beside them.
     """
-    for what, some in (("of the task's texts", list(dict.fromkeys(lines))), ("of Japanese signs", list(PROBES))):
+    for what, some in (
+        ("of the task's texts", list(dict.fromkeys(lines))),
+        ("of Japanese signs", list(PROBES)),
+    ):
         changed = round_trip_losses(tokenizer, some)
         lost = [(text, back) for text, back in changed if _folded(text) != _folded(back)]
         if lost:
             text, back = lost[0]
-            yield f"tokenizer: {len(lost)} of {len(some)} {what} do not come back the same, like “{_short(text)}” → “{_short(back)}”"
+            yield (
+                f"tokenizer: {len(lost)} of {len(some)} {what} do not come back the same, like "
+                f"“{_short(text)}” → “{_short(back)}”"
+            )
         elif changed:
             text, back = changed[0]
-            yield f"tokenizer: {len(changed)} of {len(some)} {what} come back normalised (NFKC, spaces), like “{_short(text)}” → “{_short(back)}”"
+            yield (
+                f"tokenizer: {len(changed)} of {len(some)} {what} come back normalised (NFKC, "
+                f"spaces), like “{_short(text)}” → “{_short(back)}”"
+            )
     if sentencepiece_model(folder) is not None:
         everything = [*dict.fromkeys(lines), *PROBES]
-        yield conversion_note(folder, tokenizer, everything) or f"tokenizer: transformers' conversion equals sentencepiece on {len(everything)} lines"
+        yield (
+            conversion_note(folder, tokenizer, everything)
+            or f"tokenizer: transformers' conversion equals sentencepiece on {len(everything)} "
+            "lines"
+        )
 
 
 class OtherIds(ModelError):
@@ -106,28 +180,35 @@ class OtherIds(ModelError):
 
 
 def refuse_other_unknown(folder: Path, tokenizer: Any) -> None:
-    """Raises `OtherIds` when an unknown character becomes something else than sentencepiece's unknown piece: an end, in transformers' T5 class,
-    where `</s>` stands at the place that it expects `<unk>` at."""
-    differing = conversion_differences(folder, tokenizer, ["\ue000\u0378"])  # no text has these: of private use, and not assigned
+    """Raises `OtherIds` when an unknown character becomes something else than sentencepiece's
+    unknown piece: an end, in transformers' T5 class, where `</s>` stands at the place that it
+    expects `<unk>` at."""
+    differing = conversion_differences(
+        folder, tokenizer, ["\ue000\u0378"]
+    )  # no text has these: of private use, and not assigned
     if not differing:
         return
     _, ours, theirs = differing[0]
     if tokenizer.eos_token_id in ours and tokenizer.eos_token_id not in theirs:
         raise OtherIds(
-            f"model {folder}: characters that its tokenizer does not know become its end mark ({ours} where sentencepiece has {theirs}), so texts would end in "
+            f"model {folder}: characters that its tokenizer does not know become its end mark "
+            f"({ours} where sentencepiece has {theirs}), so texts would end in "
             "their middle. Look for another tokenizer class, or its makers' tokenizer.json"
         )
 
 
 def conversion_note(folder: Path, tokenizer: Any, lines: Sequence[str]) -> str | None:
-    """Where transformers' conversion of a SentencePiece model gives other ids than the model itself; None where it gives the same, or there is none."""
+    """Where transformers' conversion of a SentencePiece model gives other ids than the model
+    itself; None where it gives the same, or there is none."""
     differing = conversion_differences(folder, tokenizer, lines)
     if not differing:
         return None
     text, ours, theirs = differing[0]
     return (
-        f"tokenizer: transformers' conversion differs from sentencepiece on {len(differing)} of {len(lines)} lines, like “{_short(text)}”: "
-        f"{ours[:8]} against {theirs[:8]}. It was probably trained on the latter: look for another tokenizer class or its makers' tokenizer.json"
+        f"tokenizer: transformers' conversion differs from sentencepiece on {len(differing)} of "
+        f"{len(lines)} lines, like “{_short(text)}”: "
+        f"{ours[:8]} against {theirs[:8]}. It was probably trained on the latter: look for another "
+        "tokenizer class or its makers' tokenizer.json"
     )
 
 

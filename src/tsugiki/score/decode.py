@@ -1,9 +1,11 @@
-"""Greedy answers near the device's limit: prompts read packed, tokens written by a recorded step over a fixed store.
+"""Greedy answers near the device's limit: prompts read packed, tokens written by a recorded step
+over a fixed store.
 
-read    p p p | p p p p p | p p          all prompts of a group in few packed passes, keys and values kept
-write   a a a → a . a → . . a            one token a row a step; rows that ended are retired by halving the group
+read    p p p | p p p p p | p p   all prompts of a group in few packed passes, keys, values kept
+write   a a a → a . a → . . a     one token a row a step; ended rows go by halving the group
 
-The same answers as `generate_ids`, its reference, up to the noise of the products; on a CPU the step runs unrecorded.
+The same answers as `generate_ids`, its reference, up to the noise of the products; on a CPU the
+step runs unrecorded.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ from tsugiki.model.attention import PACKED, STORED, KeyValueStore, attending
 from tsugiki.model.capture import Recorder
 from tsugiki.model.loading import Numerics, backbone_and_head
 
-PROMPT_TOKENS = 16_384  # of one reading pass: large enough to be bound by products, small enough for any card
+PROMPT_TOKENS = (
+    16_384  # of one reading pass: large enough to be bound by products, small enough for any card
+)
 SMALLEST_GROUP = 8
 
 
 class _Writer:
-    """One group of rows: its store, the tokens to come, and the recorded steps for its shrinking sizes.
+    """One group of rows: its store, the tokens to come, and the recorded steps for its shrinking
+    sizes.
 
-    With several lanes a group holds the same prompts once for each: rows lie lane after lane, `size` of each.
+    With several lanes a group holds the same prompts once for each: rows lie lane after lane,
+    `size` of each.
     """
 
     def __init__(self, model: Any, numerics: Numerics, lanes: int, room: int, longest: int):
@@ -42,7 +48,8 @@ class _Writer:
         return self.numerics.autocast(self.device)
 
     def read(self, prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-        """Reads the prompts into the first rows of each lane. Returns each lane's first token of every answer."""
+        """Reads the prompts into the first rows of each lane. Returns each lane's first token of
+        every answer."""
         passes, tokens = [0], 0
         for index, length in enumerate(map(len, prompts)):
             if tokens and (tokens + length) * self.lanes > PROMPT_TOKENS:
@@ -63,7 +70,10 @@ class _Writer:
         edges = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
         positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts]).repeat(self.lanes)
         ids = torch.tensor([token for prompt in prompts for token in prompt]).repeat(self.lanes)
-        rows = (size * torch.arange(self.lanes)[:, None] + torch.arange(first_row, first_row + len(prompts))).reshape(-1)
+        rows = (
+            size * torch.arange(self.lanes)[:, None]
+            + torch.arange(first_row, first_row + len(prompts))
+        ).reshape(-1)
         self.store.token_rows = torch.repeat_interleave(rows, lengths).to(self.device)
         self.store.token_positions = positions.to(self.device)
         with attending(self.model, PACKED), self._autocast():
@@ -78,7 +88,8 @@ class _Writer:
         self.tokens[rows.to(self.device)] = logits.argmax(-1)
 
     def write(self, size: int) -> list[list[int]]:
-        """Appends the waiting token of the first `size` rows of each lane and chooses the next ones."""
+        """Appends the waiting token of the first `size` rows of each lane and chooses the next
+        ones."""
         rows = self.lanes * size
         if self.recorder is None:
             self._step(rows)
@@ -101,7 +112,11 @@ class _Writer:
     def _step(self, rows: int) -> None:
         lengths = self.store.lengths[:rows]
         with attending(self.model, STORED), self._autocast():
-            out = self.backbone(inputs_embeds=self.embed(self.tokens[:rows, None]), position_ids=lengths[:, None], store=self.store)
+            out = self.backbone(
+                inputs_embeds=self.embed(self.tokens[:rows, None]),
+                position_ids=lengths[:, None],
+                store=self.store,
+            )
             logits = self.head(out.last_hidden_state[:, -1])
         self.tokens[:rows] = logits.argmax(-1)
         lengths += 1
@@ -124,11 +139,22 @@ def generate_all(
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of any number of prompts, in their order; an answer that ended closes with one of `stops`.
+    """Greedy continuations of any number of prompts, in their order; an answer that ended closes
+    with one of `stops`.
 
-    Groups hold prompts of like length, at most `batch` and as many as a quarter of the free memory holds keys for.
+    Groups hold prompts of like length, at most `batch` and as many as a quarter of the free memory
+    holds keys for.
     """
-    [answers] = generate_lanes(model, prompts, lanes=1, max_new_tokens=max_new_tokens, batch=batch, stops=stops, numerics=numerics, on_progress=on_progress)
+    [answers] = generate_lanes(
+        model,
+        prompts,
+        lanes=1,
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        stops=stops,
+        numerics=numerics,
+        on_progress=on_progress,
+    )
     return answers
 
 
@@ -144,37 +170,57 @@ def generate_lanes(
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[list[int]]]:
-    """`generate_all` for every lane of an adapted model at once: each lane's answers to the same prompts."""
+    """`generate_all` for every lane of an adapted model at once: each lane's answers to the same
+    prompts."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: list[dict[int, list[int]]] = [{} for _ in range(lanes)]
     writer: _Writer | None = None
     while (done := len(answers[0])) < len(order):
         longest = -(-(len(prompts[order[done]]) + max_new_tokens) // 64) * 64
-        room = writer.room if writer is not None and writer.store.longest == longest else max(1, _rows_that_fit(model, longest, lanes * batch) // lanes)
+        room = (
+            writer.room
+            if writer is not None and writer.store.longest == longest
+            else max(1, _rows_that_fit(model, longest, lanes * batch) // lanes)
+        )
         here = order[done : done + room]
         if writer is None or (writer.room, writer.store.longest) != (room, longest):
             writer = None  # its store is freed before the next is made
             writer = _Writer(model, numerics, lanes, room, longest)
-        for lane, found in zip(answers, _answer_group(writer, [prompts[index] for index in here], max_new_tokens, stops), strict=True):
+        for lane, found in zip(
+            answers,
+            _answer_group(writer, [prompts[index] for index in here], max_new_tokens, stops),
+            strict=True,
+        ):
             lane.update(zip(here, found, strict=True))
         if on_progress:
             on_progress(len(answers[0]), len(order))
     return [[lane[index] for index in range(len(prompts))] for lane in answers]
 
 
-def _answer_group(writer: _Writer, prompts: list[Sequence[int]], max_new_tokens: int, stops: Collection[int]) -> list[list[list[int]]]:
+def _answer_group(
+    writer: _Writer, prompts: list[Sequence[int]], max_new_tokens: int, stops: Collection[int]
+) -> list[list[list[int]]]:
     size = _group_size(len(prompts), writer.room)
     answers = [[[token] for token in lane] for lane in writer.read(prompts, size)]
     alive = [[*range(len(prompts))] for _ in answers]  # which answer each row of a lane belongs to
     for _ in range(max_new_tokens - 1):
-        going = [[place for place, index in enumerate(rows) if answer[index][-1] not in stops] for answer, rows in zip(answers, alive, strict=True)]
+        going = [
+            [place for place, index in enumerate(rows) if answer[index][-1] not in stops]
+            for answer, rows in zip(answers, alive, strict=True)
+        ]
         if not any(going):
             break
         smaller = _group_size(max(map(len, going)), writer.room)
         if smaller < size:
-            kept = [(places + [0] * smaller)[:smaller] for places in going]  # a lane with fewer drags some ended row along
-            writer.keep([lane * size + place for lane, places in enumerate(kept) for place in places])
-            alive = [[rows[place] for place in places] for rows, places in zip(alive, going, strict=True)]
+            kept = [
+                (places + [0] * smaller)[:smaller] for places in going
+            ]  # a lane with fewer drags some ended row along
+            writer.keep(
+                [lane * size + place for lane, places in enumerate(kept) for place in places]
+            )
+            alive = [
+                [rows[place] for place in places] for rows, places in zip(alive, going, strict=True)
+            ]
             size = smaller
         for answer, rows, tokens in zip(answers, alive, writer.write(size), strict=True):
             for index, token in zip(rows, tokens, strict=False):
@@ -184,7 +230,8 @@ def _answer_group(writer: _Writer, prompts: list[Sequence[int]], max_new_tokens:
 
 
 def _group_size(needed: int, room: int) -> int:
-    """The smallest of room, room / 2, room / 4 … (at least `SMALLEST_GROUP`) that holds `needed` rows: few sizes, few recordings."""
+    """The smallest of room, room / 2, room / 4 … (at least `SMALLEST_GROUP`) that holds `needed`
+    rows: few sizes, few recordings."""
     size = room
     while size // 2 >= max(needed, SMALLEST_GROUP):
         size //= 2
@@ -204,6 +251,10 @@ def _rows_that_fit(model: Any, longest: int, batch: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     row_bytes = 2 * 2 * config.num_hidden_layers * heads * width * longest
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = (
+        torch.cuda.mem_get_info(device)[0]
+        + torch.cuda.memory_reserved(device)
+        - torch.cuda.memory_allocated(device)
+    )
     rows = max(1, min(batch, free // 4 // row_bytes))
     return 1 << (rows.bit_length() - 1)

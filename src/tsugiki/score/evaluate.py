@@ -1,4 +1,5 @@
-"""Task × model → `Evaluation`: the scores of one set of answers, with intervals and failure classes."""
+"""Task × model → `Evaluation`: the scores of one set of answers, with intervals and failure
+classes."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from tsugiki.score.predict import Prediction, predict_lanes
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores by name (the task's metric first), failure classes, candidate rate (None for free text), seconds an answer."""
+    """Scores by name (the task's metric first), failure classes, candidate rate (None for free
+    text), seconds an answer."""
 
     part: str
     scores: tuple[Score, ...]
@@ -39,9 +41,13 @@ class Evaluation:
         return {**kept, "main": asdict(self.main)}
 
 
-def summarise(spec: TaskSpec, part: str, predictions: Sequence[Prediction], answer_s: float) -> Evaluation:
+def summarise(
+    spec: TaskSpec, part: str, predictions: Sequence[Prediction], answer_s: float
+) -> Evaluation:
     """Scores a set of answers; needs no model."""
-    values = per_example(spec.metric, [one.answer for one in predictions], [one.target for one in predictions])
+    values = per_example(
+        spec.metric, [one.answer for one in predictions], [one.target for one in predictions]
+    )
     groups = [one.group for one in predictions]
     counted = Counter(one.failure for one in predictions)
     closed = spec.kind != "generation"
@@ -49,22 +55,35 @@ def summarise(spec: TaskSpec, part: str, predictions: Sequence[Prediction], answ
         part=part,
         scores=tuple(score(name, column, groups, spec.metric) for name, column in values.items()),
         failures={name: counted[name] for name in CLASSES if counted[name]},
-        candidate_rate=sum(is_candidate(one.failure) for one in predictions) / len(predictions) if closed else None,
+        candidate_rate=sum(is_candidate(one.failure) for one in predictions) / len(predictions)
+        if closed
+        else None,
         answer_s=answer_s,
         predictions=tuple(predictions),
     )
 
 
 def evaluate(
-    base: Base, spec: TaskSpec, part: str, rows: Sequence[Tokens], config: ScoreConfig, on_progress: Callable[[int, int], None] | None = None
+    base: Base,
+    spec: TaskSpec,
+    part: str,
+    rows: Sequence[Tokens],
+    config: ScoreConfig,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Generates and scores the answers of one part. `answer_s` is wall time over answers, batches included."""
+    """Generates and scores the answers of one part. `answer_s` is wall time over answers, batches
+    included."""
     [evaluation] = evaluate_lanes(base, spec, part, rows, config, on_progress)
     return evaluation
 
 
 def evaluate_lanes(
-    base: Base, spec: TaskSpec, part: str, rows: Sequence[Tokens], config: ScoreConfig, on_progress: Callable[[int, int], None] | None = None
+    base: Base,
+    spec: TaskSpec,
+    part: str,
+    rows: Sequence[Tokens],
+    config: ScoreConfig,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Evaluation]:
     """`evaluate` for each lane of an adapted model."""
     started = time.perf_counter()

@@ -7,7 +7,17 @@ from typing import Literal, get_args
 
 from tsugiki.data.text import normalise
 
-FailureClass = Literal["right", "right_after_normalisation", "another_candidate", "contains_candidate", "outside", "empty", "repetition", "no_eos", "truncated"]
+FailureClass = Literal[
+    "right",
+    "right_after_normalisation",
+    "another_candidate",
+    "contains_candidate",
+    "outside",
+    "empty",
+    "repetition",
+    "no_eos",
+    "truncated",
+]
 CLASSES: tuple[FailureClass, ...] = get_args(FailureClass)
 ENGLISH = {
     "right": "right",
@@ -22,10 +32,14 @@ ENGLISH = {
 }
 
 
-def classify(answer: str, target: str, candidates: Sequence[str], *, ended: bool, was_cut: bool) -> FailureClass:
-    """The class of one answer of a closed task; for free text only the technical classes apply (`right` otherwise).
+def classify(
+    answer: str, target: str, candidates: Sequence[str], *, ended: bool, was_cut: bool
+) -> FailureClass:
+    """The class of one answer of a closed task; for free text only the technical classes apply
+    (`right` otherwise).
 
-    Order of the tests: right, empty, another candidate, repetition, no end mark, contains a candidate, cut, outside.
+    Order of the tests: right, empty, another candidate, repetition, no end mark, contains a
+    candidate, cut, outside.
     """
     text = normalise(answer)
     if answer == target:
@@ -49,7 +63,8 @@ def classify(answer: str, target: str, candidates: Sequence[str], *, ended: bool
 
 
 def repeats(text: str, times: int = 3) -> bool:
-    """Whether the text ends in one unit said `times` times or more (units of one character need twice as many)."""
+    """Whether the text ends in one unit said `times` times or more (units of one character need
+    twice as many)."""
     for length in range(1, len(text) // times + 1):
         needed = times * 2 if length == 1 else times
         if len(text) >= length * needed and text.endswith(text[-length:] * needed):
@@ -58,5 +73,6 @@ def repeats(text: str, times: int = 3) -> bool:
 
 
 def is_candidate(failure: FailureClass) -> bool:
-    """Whether the answer was one of the candidates, right or not: the candidate rate of section 3.4 counts these."""
+    """Whether the answer was one of the candidates, right or not: the candidate rate of section
+    3.4 counts these."""
     return failure in ("right", "right_after_normalisation", "another_candidate")

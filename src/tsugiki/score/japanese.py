@@ -1,4 +1,5 @@
-"""Japanese text for scoring: normalisation and segmentation, with the versions that make a number repeatable."""
+"""Japanese text for scoring: normalisation and segmentation, with the versions that make a number
+repeatable."""
 
 from __future__ import annotations
 
@@ -14,14 +15,20 @@ def _need(package: str) -> str:
     return f'ROUGE for Japanese needs {package}. Run: pip install "tsugiki[ja]"'
 
 
-# What lm-evaluation-harness takes out besides emoji: emoticons, symbols, transport, halves of flags, and all of the dingbats (✓, ❶).
-TAKEN_OUT = re.compile("[\U0001f600-\U0001f64f\U0001f300-\U0001f5ff\U0001f680-\U0001f6ff\U0001f1e0-\U0001f1ff\u2702-\u27b0]")
+# What lm-evaluation-harness takes out besides emoji: emoticons, symbols, transport, halves of
+# flags, and all of the dingbats (✓, ❶).
+TAKEN_OUT = re.compile(
+    "[\U0001f600-\U0001f64f\U0001f300-\U0001f5ff\U0001f680-\U0001f6ff\U0001f1e0-\U0001f1ff\u2702-"
+    "\u27b0]"
+)
 
 
 def clean_for_rouge(text: str) -> str:
-    """Emoji and dingbats off, neologdn normalisation, single spaces: what lm-evaluation-harness does before it segments.
+    """Emoji and dingbats off, neologdn normalisation, single spaces: what lm-evaluation-harness
+    does before it segments.
 
-    Source: lm-evaluation-harness, `lm_eval/tasks/japanese_leaderboard/ja_leaderboard_xlsum.py` (commit 8afb53b).
+    Source: lm-evaluation-harness, `lm_eval/tasks/japanese_leaderboard/ja_leaderboard_xlsum.py`
+    (commit 8afb53b).
     """
     try:
         import emoji
@@ -54,7 +61,10 @@ def _ipadic() -> Callable[[str], list[str]]:
         import fugashi
         import ipadic
     except ImportError as missing:
-        raise ConfigError(f'This rule needs {missing.name or "fugashi and ipadic"}. Run: pip install "tsugiki[ja,rules]"') from None
+        raise ConfigError(
+            f"This rule needs {missing.name or 'fugashi and ipadic'}. Run: pip install "
+            '"tsugiki[ja,rules]"'
+        ) from None
     tagger = fugashi.GenericTagger(f"{ipadic.MECAB_ARGS} -Owakati")
     return lambda text: tagger.parse(text.strip()).strip().split(" ")
 
@@ -66,4 +76,7 @@ def segment_ipadic(text: str) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of what segmentation and normalisation depend on."""
-    return {package: version(package) for package in ("fugashi", "unidic-lite", "neologdn", "rouge-score")}
+    return {
+        package: version(package)
+        for package in ("fugashi", "unidic-lite", "neologdn", "rouge-score")
+    }

@@ -1,6 +1,7 @@
-"""Greedy answers in batches: sorted by length, left-padded, finished rows retired. The same text for any batch size in fp32.
+"""Greedy answers in batches: sorted by length, left-padded, finished rows retired. The same text
+for any batch size in fp32.
 
-_ _ p p p p | a e            position ids count from the first real token, so padding changes nothing
+_ _ p p p p | a e   position ids count from the first real token, so padding changes nothing
 p p p p p p | a a a e
 """
 
@@ -41,10 +42,19 @@ class Prediction:
 
 
 @torch.inference_mode()
-def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stops: Collection[int], pad_id: int) -> list[list[int]]:
-    """Greedy continuations of one batch, without what follows an end; an answer that ended closes with one of `stops`.
+def generate_ids(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stops: Collection[int],
+    pad_id: int,
+) -> list[list[int]]:
+    """Greedy continuations of one batch, without what follows an end; an answer that ended closes
+    with one of `stops`.
 
-    Over a cache, padded on the left; a model that a cache or padding changes (`look_of`) is asked for each token anew, without either.
+    Over a cache, padded on the left; a model that a cache or padding changes (`look_of`) is asked
+    for each token anew, without either.
     """
     if not look_of(model).cached:
         return _generate_plainly(model, prompts, max_new_tokens, stops)
@@ -67,7 +77,9 @@ def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens
         host = chosen.tolist()
         for row, token in zip(alive.tolist(), host, strict=True):
             answers[row].append(token)
-        going = torch.tensor([place for place, token in enumerate(host) if token not in stops], dtype=torch.long)
+        going = torch.tensor(
+            [place for place, token in enumerate(host) if token not in stops], dtype=torch.long
+        )
         if not len(going):
             break
         if len(going) < len(host):
@@ -81,7 +93,9 @@ def generate_ids(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens
     return answers
 
 
-def _generate_plainly(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int]) -> list[list[int]]:
+def _generate_plainly(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: Collection[int]
+) -> list[list[int]]:
     """One full pass a token over rows of equal length: right for any causal model, and slow."""
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in prompts]
@@ -92,15 +106,27 @@ def _generate_plainly(model: Any, prompts: Sequence[Sequence[int]], max_new_toke
                 by_length.setdefault(len(prompts[row]) + len(answer), []).append(row)
         for rows in by_length.values():
             ids = torch.tensor([[*prompts[row], *answers[row]] for row in rows], device=device)
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, -1]
+            logits = model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+            ).logits[:, -1]
             for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
                 answers[row].append(token)
     return answers
 
 
-def predict(model: Any, tokenizer: Any, rows: Sequence[Tokens], *, max_new_tokens: int, config: ScoreConfig, numerics: Numerics) -> list[Prediction]:
+def predict(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Tokens],
+    *,
+    max_new_tokens: int,
+    config: ScoreConfig,
+    numerics: Numerics,
+) -> list[Prediction]:
     """Answers of a model of one lane, in the order of `rows`: see `predict_lanes`."""
-    [answers] = predict_lanes(model, tokenizer, rows, max_new_tokens=max_new_tokens, config=config, numerics=numerics)
+    [answers] = predict_lanes(
+        model, tokenizer, rows, max_new_tokens=max_new_tokens, config=config, numerics=numerics
+    )
     return answers
 
 
@@ -114,9 +140,11 @@ def predict_lanes(
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Prediction]]:
-    """Each lane's answers in the order of `rows`, by the recorded steps of `score/decode` where they exist, else by `generate_ids`.
+    """Each lane's answers in the order of `rows`, by the recorded steps of `score/decode` where
+    they exist, else by `generate_ids`.
 
-    A model without adapters is one lane. On a device that records, all lanes answer in one batch; elsewhere one after another.
+    A model without adapters is one lane. On a device that records, all lanes answer in one batch;
+    elsewhere one after another.
 
     Raises:
         RunError: `score.decode = "captured"` was asked for and does not exist here.
@@ -125,10 +153,19 @@ def predict_lanes(
     stops = rows[0].ending.stops if rows else frozenset()
     bank = bank_of(model)
     lanes = 1 if bank is None else len(bank.shares)
-    if takes_captured(config.decode, "score.decode", model, next(model.parameters()).device, numerics):
+    if takes_captured(
+        config.decode, "score.decode", model, next(model.parameters()).device, numerics
+    ):
         batch = config.batch or CAPTURED_BATCH
         answers = generate_lanes(
-            model, prompts, lanes=lanes, max_new_tokens=max_new_tokens, batch=batch, stops=stops, numerics=numerics, on_progress=on_progress
+            model,
+            prompts,
+            lanes=lanes,
+            max_new_tokens=max_new_tokens,
+            batch=batch,
+            stops=stops,
+            numerics=numerics,
+            on_progress=on_progress,
         )
     else:
         pad_id, batch = pad_id_of(tokenizer), config.batch or PLAIN_BATCH
@@ -136,9 +173,21 @@ def predict_lanes(
         for lane in range(lanes):
             with nullcontext() if bank is None else bank.only(lane):
                 answers.append(
-                    _generate_in_batches(model, prompts, max_new_tokens, batch, stops=stops, pad_id=pad_id, numerics=numerics, on_progress=on_progress)
+                    _generate_in_batches(
+                        model,
+                        prompts,
+                        max_new_tokens,
+                        batch,
+                        stops=stops,
+                        pad_id=pad_id,
+                        numerics=numerics,
+                        on_progress=on_progress,
+                    )
                 )
-    return [[_prediction(tokenizer, row, ids) for row, ids in zip(rows, lane, strict=True)] for lane in answers]
+    return [
+        [_prediction(tokenizer, row, ids) for row, ids in zip(rows, lane, strict=True)]
+        for lane in answers
+    ]
 
 
 def _generate_in_batches(
@@ -157,7 +206,13 @@ def _generate_in_batches(
     answers: dict[int, list[int]] = {}
     for here in longest_first([len(prompt) for prompt in prompts], partial(rows_at_once, batch)):
         with numerics.autocast(device):
-            generated = generate_ids(model, [prompts[i] for i in here], max_new_tokens=max_new_tokens, stops=stops, pad_id=pad_id)
+            generated = generate_ids(
+                model,
+                [prompts[i] for i in here],
+                max_new_tokens=max_new_tokens,
+                stops=stops,
+                pad_id=pad_id,
+            )
         answers.update(zip(here, generated, strict=True))
         if on_progress:
             on_progress(len(answers), len(prompts))
@@ -169,4 +224,11 @@ def _prediction(tokenizer: Any, row: Tokens, ids: list[int]) -> Prediction:
     text = answer_text(tokenizer, row.prompt_ids, ids[:-1] if ended else ids)
     example = row.example
     failure = classify(text, example.target, example.candidates, ended=ended, was_cut=row.was_cut)
-    return Prediction(id=example.id, group=example.group, target=example.target, answer=text, ended=ended, failure=failure)
+    return Prediction(
+        id=example.id,
+        group=example.group,
+        target=example.target,
+        answer=text,
+        ended=ended,
+        failure=failure,
+    )

@@ -1,11 +1,13 @@
-"""Scoring rules by name, each after the tool it is named for, and its signature. No model and no torch here.
+"""Scoring rules by name, each after the tool it is named for, and its signature. No model and no
+torch here.
 
 summaries     lm-eval    neologdn, emoji off, MeCab unidic-lite, google rouge-score
               xlsum      lower case, punctuation off, MeCab unidic-lite, google rouge-score
               flexeval   MeCab ipadic, pltrdy's rouge 1.0.1 (sets of n-grams, summary-level L)
               char       characters, google rouge-score
-closed tasks  tsugiki    equal after NFKC and strip        llm-jp-eval  the text before an empty line, NFKC, strip
-              flexeval   the same characters               (lm-eval compares log-likelihoods instead)
+closed tasks  tsugiki    equal after NFKC and strip
+              llm-jp-eval  the text before an empty line, NFKC, strip
+              flexeval   the same characters (lm-eval compares log-likelihoods instead)
 """
 
 from __future__ import annotations
@@ -36,25 +38,40 @@ def pick_rules(metric: str, names: str) -> list[str]:
     wanted = known if names == "all" else [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in known:
-            raise ConfigError(f'--rules "{name}": no such rule for {metric}.{did_you_mean(name, known)}')
+            raise ConfigError(
+                f'--rules "{name}": no such rule for {metric}.{did_you_mean(name, known)}'
+            )
     return wanted
 
 
-def score_by(rule: str, metric: str, answers: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
+def score_by(
+    rule: str, metric: str, answers: Sequence[str], targets: Sequence[str]
+) -> dict[str, list[float]]:
     """Values of every example under one rule, by the name of the score."""
-    rows = [rules_for(metric)[rule](answer, target) for answer, target in zip(answers, targets, strict=True)]
+    rows = [
+        rules_for(metric)[rule](answer, target)
+        for answer, target in zip(answers, targets, strict=True)
+    ]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def signature_of(rule: str, metric: str) -> str:
     """The rule in one line, with the versions it depends on."""
     if metric != "rouge":
-        return f"exact_match|rule:{rule}|norm:{ {'tsugiki': 'nfkc+strip', 'flexeval': 'none', 'llm-jp-eval': 'before-empty-line+nfkc+strip'}[rule] }"
+        norms = {
+            "tsugiki": "nfkc+strip",
+            "flexeval": "none",
+            "llm-jp-eval": "before-empty-line+nfkc+strip",
+        }
+        return f"exact_match|rule:{rule}|norm:{norms[rule]}"
     google = f"impl:rouge-score-{version('rouge-score')}"
     parts = {
         "lm-eval": lambda: f"norm:neologdn-{version('neologdn')}|{_unidic()}|{google}",
         "xlsum": lambda: f"norm:lower+no-punctuation|{_unidic()}|{google}",
-        "flexeval": lambda: f"norm:none|seg:mecab-ipadic-{version('ipadic')}|fugashi:{version('fugashi')}|impl:ours-as-rouge-1.0.1",
+        "flexeval": lambda: (
+            f"norm:none|seg:mecab-ipadic-{version('ipadic')}|fugashi:{version('fugashi')}|impl:ours"
+            "-as-rouge-1.0.1"
+        ),
         "char": lambda: f"norm:none|seg:characters|{google}",
     }
     return f"rouge|rule:{rule}|{parts[rule]()}|f1"
@@ -64,7 +81,7 @@ def _unidic() -> str:
     return f"seg:mecab-unidic-lite-{version('unidic-lite')}|fugashi:{version('fugashi')}"
 
 
-# ---- summaries -------------------------------------------------------------------------------------------------
+# ---- summaries ----------------------------------------------------------------------------------
 
 
 class _Segmented:
@@ -98,15 +115,19 @@ def _lm_eval_words(text: str) -> list[str]:
 def _xlsum_words(text: str) -> list[str]:
     """Lower case, control characters off, punctuation (ASCII signs too) a space, MeCab.
 
-    Source: XL-Sum's fork of rouge-score (Hasan et al. 2021; github.com/csebuetnlp/xl-sum, read 2026-11). Its dictionary is the
-    full unidic; ours is unidic-lite, as the signature says.
+    Source: XL-Sum's fork of rouge-score (Hasan et al. 2021; github.com/csebuetnlp/xl-sum, read
+    2026-11). Its dictionary is the full unidic; ours is unidic-lite, as the signature says.
     """
     return segment(" ".join("".join(map(_sanitised, text.lower())).split()))
 
 
 def _sanitised(char: str) -> str:
     kind = unicodedata.category(char)
-    if char in "\t\n\r" or kind in ("Zs", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po") or (char.isascii() and kind.startswith("S")):
+    if (
+        char in "\t\n\r"
+        or kind in ("Zs", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po")
+        or (char.isascii() and kind.startswith("S"))
+    ):
         return " "
     return "" if kind.startswith("C") or char == "\ufffd" else char
 
@@ -116,18 +137,25 @@ def _characters(text: str) -> list[str]:
 
 
 def _flexeval(answer: str, target: str) -> Values:
-    """flexeval's ROUGE: words joined by spaces, an empty answer (or a lone full stop) a blank, then pltrdy's rouge."""
+    """flexeval's ROUGE: words joined by spaces, an empty answer (or a lone full stop) a blank,
+    then pltrdy's rouge."""
     joined = " ".join(segment_ipadic(answer))
-    return pltrdy_rouge(joined if joined and joined != "." else " ", " ".join(segment_ipadic(target)))
+    return pltrdy_rouge(
+        joined if joined and joined != "." else " ", " ".join(segment_ipadic(target))
+    )
 
 
 def pltrdy_rouge(answer: str, target: str) -> Values:
-    """F1 of ROUGE-1, -2 and summary-level L as the package `rouge` 1.0.1 computes them: n-grams and longest common
-    subsequences are *sets*, so a repeated word counts once; sentences end at ASCII full stops.
+    """F1 of ROUGE-1, -2 and summary-level L as the package `rouge` 1.0.1 computes them: n-grams
+    and longest common subsequences are *sets*, so a repeated word counts once; sentences end at
+    ASCII full stops.
 
-    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"; behaviour of github.com/pltrdy/rouge 1.0.1.
+    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"; behaviour of
+    github.com/pltrdy/rouge 1.0.1.
     """
-    sentences = [[" ".join(part.split()) for part in text.split(".") if part] for text in (answer, target)]
+    sentences = [
+        [" ".join(part.split()) for part in text.split(".") if part] for text in (answer, target)
+    ]
     words = [[word for sentence in text for word in sentence.split(" ")] for text in sentences]
     values = {}
     for n in (1, 2):
@@ -146,11 +174,16 @@ def _f1(both: int, answer: int, target: int) -> float:
 
 
 def _common(x: list[str], y: list[str]) -> set[str]:
-    """The words of one longest common subsequence: where two are equally long, the one that drops y's last word first."""
+    """The words of one longest common subsequence: where two are equally long, the one that drops
+    y's last word first."""
     longest = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
     for i, one in enumerate(x, 1):
         for j, other in enumerate(y, 1):
-            longest[i][j] = longest[i - 1][j - 1] + 1 if one == other else max(longest[i - 1][j], longest[i][j - 1])
+            longest[i][j] = (
+                longest[i - 1][j - 1] + 1
+                if one == other
+                else max(longest[i - 1][j], longest[i][j - 1])
+            )
     i, j, found = len(x), len(y), set()
     while i and j:
         if x[i - 1] == y[j - 1]:
@@ -163,7 +196,7 @@ def _common(x: list[str], y: list[str]) -> set[str]:
     return found
 
 
-# ---- closed tasks ----------------------------------------------------------------------------------------------
+# ---- closed tasks -------------------------------------------------------------------------------
 
 
 def _tsugiki(answer: str, target: str) -> Values:
@@ -185,19 +218,31 @@ SUMMARY_RULES: dict[str, Rule] = {
     "flexeval": _flexeval,
     "char": _by_google(_characters),
 }
-CLOSED_RULES: dict[str, Rule] = {"tsugiki": _tsugiki, "flexeval": _flexeval_match, "llm-jp-eval": _llm_jp_match}
+CLOSED_RULES: dict[str, Rule] = {
+    "tsugiki": _tsugiki,
+    "flexeval": _flexeval_match,
+    "llm-jp-eval": _llm_jp_match,
+}
 
 
 def class_scores(answers: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> Values:
-    """Macro-F1 and balanced accuracy over the label words, as scikit-learn defines them; an answer outside the labels is no label's.
+    """Macro-F1 and balanced accuracy over the label words, as scikit-learn defines them; an answer
+    outside the labels is no label's.
 
-    macro_f1: mean over labels of 2·tp / (2·tp + fp + fn), 0 where that is 0/0. balanced_accuracy: mean recall of the labels that occur.
+    macro_f1: mean over labels of 2·tp / (2·tp + fp + fn), 0 where that is 0/0. balanced_accuracy:
+    mean recall of the labels that occur.
     """
-    pairs = [(normalise(answer), normalise(target)) for answer, target in zip(answers, targets, strict=True)]
+    pairs = [
+        (normalise(answer), normalise(target))
+        for answer, target in zip(answers, targets, strict=True)
+    ]
     f1, recalls = [], []
     for label in map(normalise, labels):
         right = sum(answer == target == label for answer, target in pairs)
-        said, there = sum(answer == label for answer, _ in pairs), sum(target == label for _, target in pairs)
+        said, there = (
+            sum(answer == label for answer, _ in pairs),
+            sum(target == label for _, target in pairs),
+        )
         f1.append(2 * right / (said + there) if said + there else 0.0)
         recalls += [right / there] if there else []
     return {"macro_f1": sum(f1) / len(f1), "balanced_accuracy": sum(recalls) / len(recalls)}

@@ -19,15 +19,23 @@ CURVE_POINTS = 80
 Figures = list[tuple[str, str]]
 
 
-def all_figures(result: StudyResult, words: Mapping[str, str], language: Language) -> dict[str, Figures]:
+def all_figures(
+    result: StudyResult, words: Mapping[str, str], language: Language
+) -> dict[str, Figures]:
     """Figures by section of the page; a section without data is empty."""
     chosen, cells = _by_task(result, chosen_only=True), _by_task(result, chosen_only=False)
     return {
-        "quality": [one for task, pairs in chosen.items() for one in _quality(result, task, pairs, words)],
+        "quality": [
+            one for task, pairs in chosen.items() for one in _quality(result, task, pairs, words)
+        ],
         "cost": [one for task, pairs in chosen.items() for one in _cost(task, pairs, words)],
-        "landscape": [one for task, pairs in cells.items() for one in _rates(result, task, pairs, words)],
+        "landscape": [
+            one for task, pairs in cells.items() for one in _rates(result, task, pairs, words)
+        ],
         "heat": [one for key in result.chosen for one in _heat(result, key, words)],
-        "curves": [one for task, pairs in chosen.items() for one in _course(task, pairs, words, language)],
+        "curves": [
+            one for task, pairs in chosen.items() for one in _course(task, pairs, words, language)
+        ],
     }
 
 
@@ -48,7 +56,9 @@ def _point(x: float, main: Mapping[str, float], strong: bool = False) -> Point:
     return Point(x=x, y=main["value"], low=main["low"], high=main["high"], strong=strong)
 
 
-def _quality(result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]) -> Figures:
+def _quality(
+    result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]
+) -> Figures:
     """Test score, over all seeds, against trained parameters."""
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
@@ -56,7 +66,12 @@ def _quality(result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]]
             if lost_seeds(result, cell):
                 continue  # no mean over the rest
             over = pooled(result.seeds(cell))
-            point = Point(x=record.happened["trainable"] / 1e6, y=over.means[over.main], low=over.low, high=over.high)
+            point = Point(
+                x=record.happened["trainable"] / 1e6,
+                y=over.means[over.main],
+                low=over.low,
+                high=over.high,
+            )
             series.setdefault(_name(cell), []).append(point)
     return _chart(task, series, words["parameters"], f"{words['test']}: {task}", log=True)
 
@@ -66,24 +81,45 @@ def _cost(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, st
     memory = {}
     for cell, record in pairs:
         measured = solo_measurement(record)
-        if peak := measured["peak_allocated_bytes"]:  # of a CPU only the whole process is known, which compares nothing
+        if peak := measured[
+            "peak_allocated_bytes"
+        ]:  # of a CPU only the whole process is known, which compares nothing
             memory[_name(cell)] = peak / 2**20
-    seconds = {_name(cell): value for cell, record in pairs if (value := solo_step_s(record)) is not None}
-    figures = [(f"{task}: {words['memory']}", bars(memory, f"{task}: {words['memory']}"))] if memory else []
-    return figures + ([(f"{task}: {words['seconds']}", bars(seconds, f"{task}: {words['seconds']}"))] if seconds else [])
+    seconds = {
+        _name(cell): value for cell, record in pairs if (value := solo_step_s(record)) is not None
+    }
+    figures = (
+        [(f"{task}: {words['memory']}", bars(memory, f"{task}: {words['memory']}"))]
+        if memory
+        else []
+    )
+    return figures + (
+        [(f"{task}: {words['seconds']}", bars(seconds, f"{task}: {words['seconds']}"))]
+        if seconds
+        else []
+    )
 
 
-def _rates(result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]) -> Figures:
-    """Validation score over the learning rate, one series for each other setting; of many settings the best at each rate, one series a method."""
+def _rates(
+    result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]
+) -> Figures:
+    """Validation score over the learning rate, one series for each other setting; of many settings
+    the best at each rate, one series a method."""
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
         if cell.config.adapter is not None:
             continue
-        extra = [f"{name} {value}" for name, value in cell.settings.items() if name not in ("learning_rate", "alpha")]
+        extra = [
+            f"{name} {value}"
+            for name, value in cell.settings.items()
+            if name not in ("learning_rate", "alpha")
+        ]
         evaluation = record.evaluation("validation")
         if evaluation is not None:
             strong = result.chosen.get(cell.key) is cell
-            series.setdefault(" · ".join([_name(cell), *extra]), []).append(_point(cell.config.train.learning_rate, evaluation["main"], strong))
+            series.setdefault(" · ".join([_name(cell), *extra]), []).append(
+                _point(cell.config.train.learning_rate, evaluation["main"], strong)
+            )
     if len(series) > MOST_SERIES:
         series = _best_by_rate(series, words["best"])
     return _chart(task, series, words["rate"], f"{words['validation']}: {task}", log=True)
@@ -102,11 +138,19 @@ def _best_by_rate(series: Mapping[str, list[Point]], best: str) -> dict[str, lis
 def _heat(result: StudyResult, key: Key, words: Mapping[str, str]) -> Figures:
     """Settings × learning rate, where a method searched both."""
     cells = [cell for cell in result.cells if cell.key == key]
-    varying = [name for name in cells[0].settings if len({str(cell.settings[name]) for cell in cells}) > 1]
+    varying = [
+        name for name in cells[0].settings if len({str(cell.settings[name]) for cell in cells}) > 1
+    ]
     if "learning_rate" not in varying or len(varying) < 2:
         return []
     others = [name for name in varying if name != "learning_rate"]
-    label = {id(cell): " · ".join(f"{cell.settings[name]}" if name == "targets" else f"{name} {cell.settings[name]}" for name in others) for cell in cells}
+    label = {
+        id(cell): " · ".join(
+            f"{cell.settings[name]}" if name == "targets" else f"{name} {cell.settings[name]}"
+            for name in others
+        )
+        for cell in cells
+    }
     rows = list(dict.fromkeys(label.values()))
     rates = sorted({cell.config.train.learning_rate for cell in cells})
     values: dict[tuple[int, int], float | None] = {}
@@ -119,21 +163,51 @@ def _heat(result: StudyResult, key: Key, words: Mapping[str, str]) -> Figures:
         if result.chosen.get(key) is cell:
             strong.append(place)
     title = " · ".join(key)
-    return [(title, heat_map(rows, [f"{rate:g}" for rate in rates], values, strong, f"{words['validation']}, {words['rate']}: {title}"))]
+    return [
+        (
+            title,
+            heat_map(
+                rows,
+                [f"{rate:g}" for rate in rates],
+                values,
+                strong,
+                f"{words['validation']}, {words['rate']}: {title}",
+            ),
+        )
+    ]
 
 
-def _course(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str], language: Language) -> Figures:
+def _course(
+    task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str], language: Language
+) -> Figures:
     """Loss, the sample of validation, and kinds of answers over the steps."""
     losses = {_name(cell): _smoothed(record) for cell, record in pairs}
-    figures = _chart(f"{task}: {words['loss']}", {k: v for k, v in losses.items() if v}, words["step"], f"{words['loss']}: {task}", lines=True)
-    scores = {_name(cell): [_point(one["step"], one["main"]) for one in record.during] for cell, record in pairs if record.during}
+    figures = _chart(
+        f"{task}: {words['loss']}",
+        {k: v for k, v in losses.items() if v},
+        words["step"],
+        f"{words['loss']}: {task}",
+        lines=True,
+    )
+    scores = {
+        _name(cell): [_point(one["step"], one["main"]) for one in record.during]
+        for cell, record in pairs
+        if record.during
+    }
     title = f"{task}: {words['sample']}"
     figures += _chart(title, scores, words["step"], f"{words['validation']}: {task}", lines=True)
     names: dict[str, str] = {kind: word(ENGLISH[kind], language) for kind in CLASSES}
     for cell, record in pairs:
         if record.during:
             title = f"{_name(cell)}, {task}: {words['answers']}"
-            figures.append((title, stacked({str(one["step"]): one["failures"] for one in record.during}, names, title)))
+            figures.append(
+                (
+                    title,
+                    stacked(
+                        {str(one["step"]): one["failures"] for one in record.during}, names, title
+                    ),
+                )
+            )
     return figures
 
 
@@ -141,14 +215,28 @@ def _smoothed(record: RunRecord) -> list[Point]:
     """Mean loss over at most `CURVE_POINTS` equal stretches of the training."""
     losses = record.losses
     width = max(1, math.ceil(len(losses) / CURVE_POINTS))
-    return [Point(x=start + width / 2, y=sum(part) / len(part)) for start in range(0, len(losses), width) if (part := losses[start : start + width])]
+    return [
+        Point(x=start + width / 2, y=sum(part) / len(part))
+        for start in range(0, len(losses), width)
+        if (part := losses[start : start + width])
+    ]
 
 
-def _chart(title: str, series: Mapping[str, list[Point]], x_label: str, y_label: str, *, log: bool = False, lines: bool = False) -> Figures:
+def _chart(
+    title: str,
+    series: Mapping[str, list[Point]],
+    x_label: str,
+    y_label: str,
+    *,
+    log: bool = False,
+    lines: bool = False,
+) -> Figures:
     """[(title, SVG)], or nothing where there is nothing to draw."""
     points = [point for column in series.values() for point in column]
     if not points:
         return []
     x = axis_over([point.x for point in points], x_label, log=log)
-    bounds = [value for point in points for value in (point.low, point.y, point.high) if value is not None]
+    bounds = [
+        value for point in points for value in (point.low, point.y, point.high) if value is not None
+    ]
     return [(title, chart(series, x, axis_over(bounds, y_label), y_label, lines=lines))]

@@ -1,4 +1,5 @@
-"""What a run is made from: the inputs that name it, its rows as ids, and who listens to its progress."""
+"""What a run is made from: the inputs that name it, its rows as ids, and who listens to its
+progress."""
 
 from __future__ import annotations
 
@@ -19,15 +20,17 @@ from tsugiki.study.preflight import rows_of
 from tsugiki.train.engine import Progress
 from tsugiki.train.meter import device_name
 
-# What the same words in a configuration mean. Raised whenever ids, ends, drawn rows or scores of the same inputs change: a run of an
-# earlier meaning is shown, and never taken as finished. 2 (2026-11): ends and control tokens, rows drawn by a seed, files that name a run.
-# 3 (2026-11): dingbats are taken out before ROUGE, as lm-evaluation-harness does.
+# What the same words in a configuration mean. Raised whenever ids, ends, drawn rows or scores of
+# the same inputs change: a run of an earlier meaning is shown, and never taken as finished. 2
+# (2026-11): ends and control tokens, rows drawn by a seed, files that name a run. 3 (2026-11):
+# dingbats are taken out before ROUGE, as lm-evaluation-harness does.
 SEMANTICS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Who wants to hear of progress: runs that start (together), training steps, answers (part, done, all), and remarks worth keeping."""
+    """Who wants to hear of progress: runs that start (together), training steps, answers (part,
+    done, all), and remarks worth keeping."""
 
     on_train: Callable[[Progress], None] | None = None
     on_score: Callable[[str, int, int], None] | None = None
@@ -55,7 +58,12 @@ def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
         "device": device_name(source.device),
         "threads": torch.get_num_threads(),
         "rows": {part: len(task.examples[part]) for part in SPLITS},
-        "task": {"name": task.name, "version": task.version, "split": task.split, "format": task.format},
+        "task": {
+            "name": task.name,
+            "version": task.version,
+            "split": task.split,
+            "format": task.format,
+        },
         **({"template_date": TEMPLATE_DATE.date().isoformat()} if task.format == CHAT else {}),
         "versions": {
             "python": platform.python_version(),
@@ -66,14 +74,29 @@ def with_what(source: BaseSource, task: Task) -> dict[str, Any]:
 
 
 def with_data(task: Task) -> dict[str, Any]:
-    """What of the inputs comes from the task: the sense of its file, and the git blob id of every data file."""
-    return {"task_sha256": task_digest(task), "data": {part: dict(task.files[part]) for part in SPLITS}}
+    """What of the inputs comes from the task: the sense of its file, and the git blob id of every
+    data file."""
+    return {
+        "task_sha256": task_digest(task),
+        "data": {part: dict(task.files[part]) for part in SPLITS},
+    }
 
 
-def tokens_of(base: Base, task: Task, config: RunConfig, part: str, left_out: list[str] | None = None) -> list[Tokens]:
+def tokens_of(
+    base: Base, task: Task, config: RunConfig, part: str, left_out: list[str] | None = None
+) -> list[Tokens]:
     """The rows of one part as ids: see `preflight.rows_of`."""
     longest = longest_of(base, config)
-    return rows_of(base.tokenizer, task, config, part, longest=longest, vocab_rows=base.vocab_rows, stops=base.stops, left_out=left_out)
+    return rows_of(
+        base.tokenizer,
+        task,
+        config,
+        part,
+        longest=longest,
+        vocab_rows=base.vocab_rows,
+        stops=base.stops,
+        left_out=left_out,
+    )
 
 
 def longest_of(base: Base, config: RunConfig) -> int:

@@ -1,4 +1,5 @@
-"""Looks before anything runs: rows as the model sees them, and a whole file checked with all it names."""
+"""Looks before anything runs: rows as the model sees them, and a whole file checked with all it
+names."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 from tsugiki.model.capture import why_plain
 from tsugiki.model.export import import_adapter
 from tsugiki.model.folder import resolve, stop_ids_of
-from tsugiki.model.loading import find_base, load_base, load_tokenizer, max_positions_of, num_parameters, pick_device, pick_numerics, read_model
+from tsugiki.model.loading import (
+    find_base,
+    load_base,
+    load_tokenizer,
+    max_positions_of,
+    num_parameters,
+    pick_device,
+    pick_numerics,
+    read_model,
+)
 from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.lora import adapted_places, detach
 from tsugiki.model.tokenizers import tokenizer_notes
@@ -67,7 +77,10 @@ def show_tokens(tokenizer: Any, row: Tokens) -> Iterator[str]:
     ids = [*row.prompt_ids, *row.target_ids]
     pieces = [piece.replace("\n", "⏎") for piece in tokenizer.convert_ids_to_tokens(ids)]
     trained = ["." for _ in row.prompt_ids] + ["x" for _ in row.target_ids]
-    yield f"{row.example.id}: {len(row.prompt_ids)} prompt + {len(row.target_ids)} answer tokens{', text cut to fit' if row.was_cut else ''}"
+    yield (
+        f"{row.example.id}: {len(row.prompt_ids)} prompt + {len(row.target_ids)} answer "
+        f"tokens{', text cut to fit' if row.was_cut else ''}"
+    )
     yield "  pieces " + " ".join(pieces)
     yield "  ids    " + " ".join(map(str, ids))
     yield "  loss   " + " ".join(trained)
@@ -77,14 +90,18 @@ def _named(path: Path) -> Path:
     """The file itself, or that of the built-in task or study of this name."""
     known = {**builtin_studies(), **builtin_tasks()}
     if str(path) not in known and not path.exists() and path.suffix != ".toml":
-        raise ConfigError(f"{path}: no such file, and no built-in task or study.{did_you_mean(str(path), known)}")
+        raise ConfigError(
+            f"{path}: no such file, and no built-in task or study.{did_you_mean(str(path), known)}"
+        )
     return known.get(str(path), path)
 
 
 def check_file(path: Path, changes: Sequence[str] = (), *, load: bool = False) -> Iterator[str]:
-    """Checks a task, run or study file and all it names; yields what was found in order. Raises the first error.
+    """Checks a task, run or study file and all it names; yields what was found in order. Raises
+    the first error.
 
-    Without weights all is looked at that does not need them; with `load` the models are loaded too, and all is refused that a run refuses.
+    Without weights all is looked at that does not need them; with `load` the models are loaded
+    too, and all is refused that a run refuses.
     """
     path = _named(path)
     given = beside(override(read_toml(path), changes), path.parent)
@@ -107,7 +124,9 @@ def check_file(path: Path, changes: Sequence[str] = (), *, load: bool = False) -
     for choice in {config.model: None for config in configs}:
         here = [config for config in configs if config.model == choice]
         yield from _check_model(choice, here, tasks, _raise)
-        yield from tokenizer_notes(resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values()))
+        yield from tokenizer_notes(
+            resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values())
+        )
         if load:
             yield from _load(choice, here)
     if not load:
@@ -129,7 +148,8 @@ def _check_task(choice: TaskChoice) -> Task:
 
 
 def look_first(configs: Sequence[RunConfig]) -> dict[RunConfig, TsugikiError]:
-    """Looks at every model, tokenizer, adapter, data file and scorer of a study before anything runs; what keeps which configuration from running."""
+    """Looks at every model, tokenizer, adapter, data file and scorer of a study before anything
+    runs; what keeps which configuration from running."""
     refused: dict[RunConfig, TsugikiError] = {}
 
     def refuse(error: TsugikiError, affected: Sequence[RunConfig]) -> None:
@@ -160,8 +180,14 @@ def _refusing(affected: Sequence[RunConfig], refuse: Refuse) -> Iterator[None]:
         refuse(error, affected)
 
 
-def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mapping[TaskChoice, Task], refuse: Refuse) -> Iterator[str]:
-    """Tokenizer, names and sizes of all tensors, LoRA targets, adapters, room for what is tuned in full, and every row as ids."""
+def _check_model(
+    choice: ModelChoice,
+    configs: Sequence[RunConfig],
+    tasks: Mapping[TaskChoice, Task],
+    refuse: Refuse,
+) -> Iterator[str]:
+    """Tokenizer, names and sizes of all tensors, LoRA targets, adapters, room for what is tuned in
+    full, and every row as ids."""
     folder = resolve(choice)
     tokenizer = load_tokenizer(folder)
     model = read_model(folder, torch.float32, only_names=True)
@@ -176,21 +202,47 @@ def _check_model(choice: ModelChoice, configs: Sequence[RunConfig], tasks: Mappi
         with _refusing([config for config in configs if config.lora == lora], refuse):
             adapted_places(model, lora)
     for precision in {config.train.precision for config in configs if config.method == "full"}:
-        with _refusing([config for config in configs if config.method == "full" and config.train.precision == precision], refuse):
-            refuse_no_room(num_parameters(model), pick_numerics("full", precision, pick_device()), pick_device())
+        with _refusing(
+            [
+                config
+                for config in configs
+                if config.method == "full" and config.train.precision == precision
+            ],
+            refuse,
+        ):
+            refuse_no_room(
+                num_parameters(model),
+                pick_numerics("full", precision, pick_device()),
+                pick_device(),
+            )
     for config, alike in _by_rows(configs, max_positions_of(model.config)).items():
         with _refusing(alike, refuse):
             longest = min(config.train.max_length, max_positions_of(model.config))
-            for note in _check_rows(folder, tokenizer, tasks[config.task], config, longest, model.get_input_embeddings().weight.shape[0]):
+            for note in _check_rows(
+                folder,
+                tokenizer,
+                tasks[config.task],
+                config,
+                longest,
+                model.get_input_embeddings().weight.shape[0],
+            ):
                 yield f"  note: {tasks[config.task].name}, {note}"
-    yield f"model {choice.label}: {len(tokenizer):,} pieces, {_ends_of(folder, tokenizer)}, {num_parameters(model) / 1e6:,.1f} M parameters"
+    yield (
+        f"model {choice.label}: {len(tokenizer):,} pieces, {_ends_of(folder, tokenizer)}, "
+        f"{num_parameters(model) / 1e6:,.1f} M parameters"
+    )
 
 
 def _by_rows(configs: Sequence[RunConfig], positions: int) -> dict[RunConfig, list[RunConfig]]:
     """One configuration of each kind of rows, with all that make the same ids."""
     found: dict[tuple[Any, ...], list[RunConfig]] = {}
     for config in configs:
-        key = (config.task, min(config.train.max_length, positions), config.score.max_new_tokens, config.train.long_rows)
+        key = (
+            config.task,
+            min(config.train.max_length, positions),
+            config.score.max_new_tokens,
+            config.train.long_rows,
+        )
         found.setdefault(key, []).append(config)
     return {alike[0]: alike for alike in found.values()}
 
@@ -199,7 +251,10 @@ def _load(choice: ModelChoice, configs: Sequence[RunConfig]) -> Iterator[str]:
     for method, precision in {(config.method, config.train.precision): None for config in configs}:
         source = find_base(choice, method, precision)
         base = load_base(source)
-        yield f"model {choice.label} for {method}: loaded, its weights in {source.numerics.base}, products in {source.numerics.compute}, {source.device}"
+        yield (
+            f"model {choice.label} for {method}: loaded, its weights in {source.numerics.base}, "
+            f"products in {source.numerics.compute}, {source.device}"
+        )
         if not look_of(base.model).cached:
             yield f"  note: {WITHOUT_CACHE}"
         if (said := why_plain(base.model, base.device, base.numerics, "auto")) is not None:
@@ -208,16 +263,34 @@ def _load(choice: ModelChoice, configs: Sequence[RunConfig]) -> Iterator[str]:
 
 def _ends_of(folder: Path, tokenizer: Any) -> str:
     ids = sorted({tokenizer.eos_token_id, *stop_ids_of(folder)})
-    return f"answers end at {' '.join(str(piece) for piece in tokenizer.convert_ids_to_tokens(ids))}"
+    return (
+        f"answers end at {' '.join(str(piece) for piece in tokenizer.convert_ids_to_tokens(ids))}"
+    )
 
 
-def _check_rows(folder: Path, tokenizer: Any, task: Task, config: RunConfig, longest: int, vocab_rows: int) -> list[str]:
+def _check_rows(
+    folder: Path, tokenizer: Any, task: Task, config: RunConfig, longest: int, vocab_rows: int
+) -> list[str]:
     left_out: list[str] = []
     rows = {
-        part: rows_of(tokenizer, task, config, part, longest=longest, vocab_rows=vocab_rows, stops=stop_ids_of(folder), left_out=left_out) for part in SPLITS
+        part: rows_of(
+            tokenizer,
+            task,
+            config,
+            part,
+            longest=longest,
+            vocab_rows=vocab_rows,
+            stops=stop_ids_of(folder),
+            left_out=left_out,
+        )
+        for part in SPLITS
     }
     notes = look_at_rows(folder, tokenizer, task, rows, config, vocab_rows=vocab_rows)
-    return [*notes, f"train: {len(left_out)} rows do not fit into {longest} tokens and are left out"] if left_out else notes
+    return (
+        [*notes, f"train: {len(left_out)} rows do not fit into {longest} tokens and are left out"]
+        if left_out
+        else notes
+    )
 
 
 def _lines_of(tasks: Iterable[Task], most: int = 1000) -> list[str]:
@@ -233,5 +306,8 @@ def next_command(path: Path) -> str:
     """What one does with a file that was found right."""
     given = read_toml(_named(path))
     if is_task_file(given):
-        return "name it under [[tasks]] in a study file (docs/tutorial.md), then: tsugiki study STUDY.toml"
+        return (
+            "name it under [[tasks]] in a study file (docs/tutorial.md), then: tsugiki study "
+            "STUDY.toml"
+        )
     return f"tsugiki study {path}" if "methods" in given else f"tsugiki run {path}"

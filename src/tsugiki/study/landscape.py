@@ -1,4 +1,5 @@
-"""What a searched grid says (the paper's section 3.5): how much a method depends on its hyper-parameters, and where a better cell may lie.
+"""What a searched grid says (the paper's section 3.5): how much a method depends on its
+hyper-parameters, and where a better cell may lie.
 
 No torch here.
 """
@@ -25,9 +26,11 @@ from tsugiki.study.words import Language, pick
 
 @dataclass(frozen=True, kw_only=True)
 class Landscape:
-    """The cells of one (model, task, method) that were run. `dead`: cells that failed, or whose score on validation cannot be told from what
-    needs no model (the lower end of their paired difference to it is not above zero); `below`: those of them that failed, or score no more.
-    `near`: cells whose paired difference to the best does not tell them from it. `losses`: (validation loss, score) where both are known."""
+    """The cells of one (model, task, method) that were run. `dead`: cells that failed, or whose
+    score on validation cannot be told from what needs no model (the lower end of their paired
+    difference to it is not above zero); `below`: those of them that failed, or score no more.
+    `near`: cells whose paired difference to the best does not tell them from it. `losses`:
+    (validation loss, score) where both are known."""
 
     key: Key
     best: Cell
@@ -51,7 +54,8 @@ class Landscape:
 
     @property
     def fall(self) -> float:
-        """How far the median cell lies below the best: what a user loses who takes some cell of the grid."""
+        """How far the median cell lies below the best: what a user loses who takes some cell of
+        the grid."""
         return float(self.main["value"]) - statistics.median(self.values)
 
 
@@ -60,7 +64,11 @@ def landscapes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Landscape
     for key, best in result.chosen.items():
         if best.config.adapter is not None or best.method.search.prune:
             continue  # nothing was searched, or what was pruned would be missing from the count
-        records = [record for cell in result.cells if cell.key == key and (record := result.record(cell)) is not None]
+        records = [
+            record
+            for cell in result.cells
+            if cell.key == key and (record := result.record(cell)) is not None
+        ]
         top = result.record(best)
         if top is not None and top.evaluation("validation") is not None:
             ran = [one for one in records if one.status in ("done", "failed")]
@@ -68,31 +76,59 @@ def landscapes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Landscape
     return found
 
 
-def _landscape(key: Key, best: Cell, top: RunRecord, ran: Sequence[RunRecord], task: Task | None) -> Landscape:
-    scored = [one for one in ran if one.status == "done" and one.evaluation("validation") is not None]
-    groups, mains = [one["group"] for one in top.answers("validation")], {one.folder: one.main_score("validation") or 0.0 for one in scored}
+def _landscape(
+    key: Key, best: Cell, top: RunRecord, ran: Sequence[RunRecord], task: Task | None
+) -> Landscape:
+    scored = [
+        one for one in ran if one.status == "done" and one.evaluation("validation") is not None
+    ]
+    groups, mains = (
+        [one["group"] for one in top.answers("validation")],
+        {one.folder: one.main_score("validation") or 0.0 for one in scored},
+    )
     above = {one.folder: _above_floor(one, task) for one in scored}
-    to_best = [paired_difference([values_of(one, "validation")], [values_of(top, "validation")], groups) for one in scored if _same_rows(one, top)]
+    to_best = [
+        paired_difference([values_of(one, "validation")], [values_of(top, "validation")], groups)
+        for one in scored
+        if _same_rows(one, top)
+    ]
     return Landscape(
         key=key,
         best=best,
         record=top,
         values=tuple(mains.get(one.folder, 0.0) for one in ran),
         near=sum(one.high >= 0 for one in to_best),
-        dead=len(ran) - len(scored) + sum(one is not None and one.low <= 0 for one in above.values()),
-        below=len(ran) - len(scored) + sum(one is not None and one.mean <= 0 for one in above.values()),
-        losses=tuple((one.happened["validation_loss"], mains[one.folder]) for one in scored if "validation_loss" in one.happened),
+        dead=len(ran)
+        - len(scored)
+        + sum(one is not None and one.low <= 0 for one in above.values()),
+        below=len(ran)
+        - len(scored)
+        + sum(one is not None and one.mean <= 0 for one in above.values()),
+        losses=tuple(
+            (one.happened["validation_loss"], mains[one.folder])
+            for one in scored
+            if "validation_loss" in one.happened
+        ),
     )
 
 
 def _above_floor(record: RunRecord, task: Task | None) -> Estimate | None:
     name = str((record.evaluation("validation") or {})["main"]["name"])
-    floor = None if task is None else floor_of(task, "validation", tuple(one["id"] for one in record.answers("validation")), name)
+    floor = (
+        None
+        if task is None
+        else floor_of(
+            task, "validation", tuple(one["id"] for one in record.answers("validation")), name
+        )
+    )
     return None if floor is None else against([record], "validation", floor.values)
 
 
 def _same_rows(one: RunRecord, other: RunRecord) -> bool:
-    first, second = ([(row["id"], row["target"]) for row in record.answers("validation")] for record in (one, other))
+    first, second = (
+        [(row["id"], row["target"]) for row in record.answers("validation")]
+        for record in (one, other)
+    )
     return first == second
 
 
@@ -112,13 +148,39 @@ def landscape_table(found: Sequence[Landscape], result: StudyResult, language: L
         for one in found
     ]
     for key in dict.fromkeys(cell.key for cell in result.cells):
-        failed = sum(cell.key == key and (record := result.record(cell)) is not None and record.status == "failed" for cell in result.cells)
+        failed = sum(
+            cell.key == key
+            and (record := result.record(cell)) is not None
+            and record.status == "failed"
+            for cell in result.cells
+        )
         if key not in result.chosen and failed:
-            rows.append((" · ".join(key), str(failed), "no result", "-", "-", f"{failed} (100%)", f"{failed} (100%)", "-", "-"))
-    header = ("Model · task · method", "Cells", "Best setting", "Validation", "Within noise of the best", "No better than the floor", "At or below it")
+            rows.append(
+                (
+                    " · ".join(key),
+                    str(failed),
+                    "no result",
+                    "-",
+                    "-",
+                    f"{failed} (100%)",
+                    f"{failed} (100%)",
+                    "-",
+                    "-",
+                )
+            )
+    header = (
+        "Model · task · method",
+        "Cells",
+        "Best setting",
+        "Validation",
+        "Within noise of the best",
+        "No better than the floor",
+        "At or below it",
+    )
     return Table(
         name="landscape",
-        title="ハイパーパラメータへの依存（検証データ） / How much depends on the hyper-parameters, by validation",
+        title="ハイパーパラメータへの依存（検証データ） / How much depends on the "
+        "hyper-parameters, by validation",
         header=(*header, "Median cell", "Best - median"),
         rows=tuple(rows),
         notes=(_legend(language), *landscape_notes(found, language), *edges(result, language)),
@@ -128,25 +190,41 @@ def landscape_table(found: Sequence[Landscape], result: StudyResult, language: L
 def _legend(language: Language) -> str:
     return pick(
         language,
-        "「基準を上回らない」: モデルなしの基準（最頻クラス、選択問題ではチャンスレベル、要約では冒頭文）との対応のある差の 95 % 区間の下端が 0 以下の設定"
-        "（テストでの判定と同じ規則）と、発散・停止した設定。「基準以下」: そのうち値が基準以下のもの。発散・停止した設定の値は 0 として中央値に含めます。"
-        "「最良と区別できず」: 最良の設定との対応のある差の 95 % 区間が 0 以上に届く設定。最良の値は多数の中の最大なので、通常の区間は付けません。",
-        "No better than the floor: cells whose 95 % interval of the paired difference to what needs no model (the most frequent class; chance, where "
-        "candidates differ by row; a text's lead) does not lie above zero, by the rule that holds on test, and cells that diverged or were stopped. "
-        "At or below it: those of them that score no more than it. Cells without a score count as 0 in the median. Within noise of the best: the "
-        "interval of the paired difference to the best cell reaches zero. The best of many has no ordinary interval, so none is printed.",
+        "「基準を上回らない」: モデルなしの基準（最頻クラス、選択問題ではチャンスレベル、"
+        "要約では冒頭文）との対応のある差の 95 % 区間の下端が 0 以下の設定"
+        "（テストでの判定と同じ規則）と、発散・停止した設定。「基準以下」: "
+        "そのうち値が基準以下のもの。発散・停止した設定の値は 0 として中央値に含めます。"
+        "「最良と区別できず」: 最良の設定との対応のある差の 95 % 区間が 0 以上に届く設定。"
+        "最良の値は多数の中の最大なので、通常の区間は付けません。",
+        "No better than the floor: cells whose 95 % interval of the paired difference to what "
+        "needs no model (the most frequent class; chance, where "
+        "candidates differ by row; a text's lead) does not lie above zero, by the rule that holds "
+        "on test, and cells that diverged or were stopped. "
+        "At or below it: those of them that score no more than it. Cells without a score count as "
+        "0 in the median. Within noise of the best: the "
+        "interval of the paired difference to the best cell reaches zero. The best of many has no "
+        "ordinary interval, so none is printed.",
     )
 
 
 def landscape_notes(found: Sequence[Landscape], language: Language) -> list[str]:
-    """LoRA against FT on one base, the larger base against the smaller under one method, LoRA's best rate over FT's, and loss against score."""
+    """LoRA against FT on one base, the larger base against the smaller under one method, LoRA's
+    best rate over FT's, and loss against score."""
     notes = [note for one in found for note in loss_note(one, language)]
     for one in found:
         for other in found:
-            if one.key[:2] == other.key[:2] and one.best.method.kind == "lora" and other.best.method.kind == "full":
+            if (
+                one.key[:2] == other.key[:2]
+                and one.best.method.kind == "lora"
+                and other.best.method.kind == "full"
+            ):
                 notes += [*_more_sensitive(one, other, language), *_ratio(one, other, language)]
             larger = one.record.happened["total"] > other.record.happened["total"]
-            if one.key[1:] == other.key[1:] and larger and one.record.with_what["model_sha256"] != other.record.with_what["model_sha256"]:
+            if (
+                one.key[1:] == other.key[1:]
+                and larger
+                and one.record.with_what["model_sha256"] != other.record.with_what["model_sha256"]
+            ):
                 notes += _more_sensitive(one, other, language)
     return notes
 
@@ -157,16 +235,21 @@ def _more_sensitive(one: Landscape, other: Landscape, language: Language) -> lis
     first, second = " ".join(one.key), " ".join(other.key)
     said = pick(
         language,
-        f"{first} と {second}: 基準を上回らない設定は {one.dead / one.num:.0%} と {other.dead / other.num:.0%}、最良と中央値の差は {one.fall:.3f} と "
-        f"{other.fall:.3f}（探索した設定は {one.num} 個と {other.num} 個で、同じ範囲とは限りません）。",
-        f"{first} against {second}: {one.dead / one.num:.0%} and {other.dead / other.num:.0%} of the cells are no better than the floor; the median cell "
-        f"lies {one.fall:.3f} and {other.fall:.3f} below the best ({one.num} and {other.num} cells, not always over the same ranges).",
+        f"{first} と {second}: 基準を上回らない設定は {one.dead / one.num:.0%} と "
+        f"{other.dead / other.num:.0%}、最良と中央値の差は {one.fall:.3f} と "
+        f"{other.fall:.3f}（探索した設定は {one.num} 個と {other.num} 個で、"
+        "同じ範囲とは限りません）。",
+        f"{first} against {second}: {one.dead / one.num:.0%} and {other.dead / other.num:.0%} of "
+        "the cells are no better than the floor; the median cell "
+        f"lies {one.fall:.3f} and {other.fall:.3f} below the best ({one.num} and {other.num} "
+        "cells, not always over the same ranges).",
     )
     return [said]
 
 
 def _ratio(one: Landscape, other: Landscape, language: Language) -> list[str]:
-    """The ratio of the best rates, where it can mean something: both tried three or more, and neither best lies at an edge."""
+    """The ratio of the best rates, where it can mean something: both tried three or more, and
+    neither best lies at an edge."""
     if not (_rate_lies_inside(one.best) and _rate_lies_inside(other.best)):
         return []
     lora, full = one.best.config.train.learning_rate, other.best.config.train.learning_rate
@@ -174,8 +257,10 @@ def _ratio(one: Landscape, other: Landscape, language: Language) -> list[str]:
     return [
         pick(
             language,
-            f"{place}: 最良の学習率は LoRA が FT の {lora / full:.3g} 倍（{names}: {lora:g} と {full:g}、どちらも 3 個以上の中から、端ではない値）。",
-            f"{place}: LoRA's best learning rate is {lora / full:.3g} times FT's ({names}: {lora:g} against {full:g}, each of three or more, at no edge).",
+            f"{place}: 最良の学習率は LoRA が FT の {lora / full:.3g} 倍（{names}: {lora:g} と "
+            f"{full:g}、どちらも 3 個以上の中から、端ではない値）。",
+            f"{place}: LoRA's best learning rate is {lora / full:.3g} times FT's ({names}: "
+            f"{lora:g} against {full:g}, each of three or more, at no edge).",
         )
     ]
 
@@ -187,20 +272,27 @@ def _rate_lies_inside(cell: Cell) -> bool:
 
 
 def loss_note(one: Landscape, language: Language) -> list[str]:
-    """How well validation loss orders the cells; a lowest loss that is not among the best scores is named."""
+    """How well validation loss orders the cells; a lowest loss that is not among the best scores
+    is named."""
     if len(one.losses) < 5:
         return []
-    agreement = -rank_correlation([loss for loss, _ in one.losses], [score for _, score in one.losses])
+    agreement = -rank_correlation(
+        [loss for loss, _ in one.losses], [score for _, score in one.losses]
+    )
     lowest = min(one.losses)[1]
     best = float(one.main["value"])
     place = " ".join(one.key)
     return [
         pick(
             language,
-            f"{place}: 検証データでの損失の低さと評価値の順位相関は {agreement:+.2f}（{len(one.losses)} 設定）。損失が最小の設定の評価値は {lowest:.3f}、"
-            f"最良は {best:.3f} です{'。損失の低さで選ぶと別の設定になります' if lowest < best else ''}。",
-            f"{place}: low loss on validation and score are rank-correlated by {agreement:+.2f} ({len(one.losses)} cells). The cell with the lowest loss "
-            f"scores {lowest:.3f}, the best {best:.3f}{': loss would choose another cell' if lowest < best else ''}.",
+            f"{place}: 検証データでの損失の低さと評価値の順位相関は "
+            f"{agreement:+.2f}（{len(one.losses)} 設定）。損失が最小の設定の評価値は {lowest:.3f}、"
+            f"最良は {best:.3f} "
+            f"です{'。損失の低さで選ぶと別の設定になります' if lowest < best else ''}。",
+            f"{place}: low loss on validation and score are rank-correlated by {agreement:+.2f} "
+            f"({len(one.losses)} cells). The cell with the lowest loss "
+            f"scores {lowest:.3f}, the best "
+            f"{best:.3f}{': loss would choose another cell' if lowest < best else ''}.",
         )
     ]
 
@@ -226,8 +318,16 @@ def settings_table(result: StudyResult, language: Language) -> Table:
         cells = [cell for cell in result.cells if cell.key == key and not cell.method.search.prune]
         for name, tried in (cells[0].method.grid if cells else {}).items():
             for value in tried if not isinstance(tried, Range) and len(tried) > 1 else ():
-                records = [record for cell in cells if cell.settings[name] == value and (record := result.record(cell)) is not None]
-                scores = [0.0 if (score := one.main_score("validation")) is None else score for one in records if one.status in ("done", "failed")]
+                records = [
+                    record
+                    for cell in cells
+                    if cell.settings[name] == value and (record := result.record(cell)) is not None
+                ]
+                scores = [
+                    0.0 if (score := one.main_score("validation")) is None else score
+                    for one in records
+                    if one.status in ("done", "failed")
+                ]
                 if scores:
                     mark = " ★" if best.settings[name] == value else ""
                     rows.append(
@@ -256,7 +356,8 @@ def settings_table(result: StudyResult, language: Language) -> Table:
 
 
 def edges(result: StudyResult, language: Language) -> list[str]:
-    """Chosen cells that lie on the edge of what was tried, and a wider grid for each: a better cell may lie outside."""
+    """Chosen cells that lie on the edge of what was tried, and a wider grid for each: a better
+    cell may lie outside."""
     notes = []
     for cell in result.chosen.values():
         for name, tried in cell.method.grid.items():
@@ -264,16 +365,25 @@ def edges(result: StudyResult, language: Language) -> list[str]:
                 continue
             if name == "learning_rate" and len(set(tried)) == 1:
                 notes.append(_one_rate(cell, language))
-            wider = _wider(sorted({value for value in tried if isinstance(value, (int, float))}), cell.settings[name])
+            wider = _wider(
+                sorted({value for value in tried if isinstance(value, (int, float))}),
+                cell.settings[name],
+            )
             if wider:
-                where = pick(language, "最小" if wider[0] < cell.settings[name] else "最大", "lowest" if wider[0] < cell.settings[name] else "highest")
+                where = pick(
+                    language,
+                    "最小" if wider[0] < cell.settings[name] else "最大",
+                    "lowest" if wider[0] < cell.settings[name] else "highest",
+                )
                 offer = ", ".join(f"{value:g}" for value in wider)
                 notes.append(
                     pick(
                         language,
-                        f"最良の設定が探索範囲の端にあります: {' '.join(cell.key)} の {name} {cell.settings[name]:g}（試した中の{where}）。範囲を "
+                        f"最良の設定が探索範囲の端にあります: {' '.join(cell.key)} の {name} "
+                        f"{cell.settings[name]:g}（試した中の{where}）。範囲を "
                         f"{offer} まで広げると、さらに良い設定があるかもしれません。",
-                        f"Best cell on the edge of the grid: {' '.join(cell.key)}, {name} {cell.settings[name]:g} (the {where} tried). A better one may "
+                        f"Best cell on the edge of the grid: {' '.join(cell.key)}, {name} "
+                        f"{cell.settings[name]:g} (the {where} tried). A better one may "
                         f"lie outside: add {offer}.",
                     )
                 )
@@ -285,13 +395,16 @@ def _one_rate(cell: Cell, language: Language) -> str:
     offer = ", ".join(f"{rate * step:.2g}" for step in (1 / 3, 3))
     return pick(
         language,
-        f"{place} は学習率を 1 つ（{rate:g}）しか試していません。どちらの側にもさらに良い値があるかもしれません（{offer} など）。",
-        f"{place} tried one learning rate ({rate:g}), which is both edges of its grid: a better one may lie on either side (try {offer} too).",
+        f"{place} は学習率を 1 つ（{rate:g}）しか試していません。"
+        f"どちらの側にもさらに良い値があるかもしれません（{offer} など）。",
+        f"{place} tried one learning rate ({rate:g}), which is both edges of its grid: a better "
+        f"one may lie on either side (try {offer} too).",
     )
 
 
 def _wider(tried: Sequence[float], chosen: Any) -> list[float]:
-    """Two more values beyond the edge that the choice lies on: the last ratio again, the last distance for whole numbers below 8."""
+    """Two more values beyond the edge that the choice lies on: the last ratio again, the last
+    distance for whole numbers below 8."""
     if len(tried) < 2 or chosen not in (tried[0], tried[-1]):
         return []
     down = chosen == tried[0]
@@ -306,7 +419,8 @@ def _wider(tried: Sequence[float], chosen: Any) -> list[float]:
 
 
 def shared_note(result: StudyResult, language: Language) -> list[str]:
-    """How the cells were trained: many in one pass, shorter ones from a longer run's checkpoints."""
+    """How the cells were trained: many in one pass, shorter ones from a longer run's
+    checkpoints."""
     records = [record for cell in result.cells if (record := result.record(cell)) is not None]
     shared = sum("shared" in record.happened for record in records)
     notes = []
@@ -315,9 +429,11 @@ def shared_note(result: StudyResult, language: Language) -> list[str]:
             pick(
                 language,
                 f"{len(records)} 設定のうち {shared} は、"
-                f"エポック数だけが大きい別の設定の途中のチェックポイントから続けたもの（学習率が途中まで同じになるスケジュールの場合に限る。"
+                "エポック数だけが大きい別の設定の途中のチェックポイントから続けたもの（学習率が途"
+                "中まで同じになるスケジュールの場合に限る。"
                 f"結果は初めから学習した場合と同じ）。",
-                f"{shared} of {len(records)} cells went on from a checkpoint of a cell that differs in its epochs alone (only where the schedule gives "
+                f"{shared} of {len(records)} cells went on from a checkpoint of a cell that "
+                "differs in its epochs alone (only where the schedule gives "
                 "both the same rates up to there; the result is that of training from the start).",
             )
         )
@@ -327,8 +443,10 @@ def shared_note(result: StudyResult, language: Language) -> list[str]:
         notes.append(
             pick(
                 language,
-                f"LoRA の設定は、1 つのベースモデルの上でまとめて学習しました（設定の数 × 同時に学習したアダプタの数: {text}）。",
-                f"LoRA cells trained together over one base (cells × adapters in one pass: {text}).",
+                "LoRA の設定は、1 つのベースモデルの上でまとめて学習しました（設定の数 × "
+                f"同時に学習したアダプタの数: {text}）。",
+                "LoRA cells trained together over one base (cells × adapters in one pass: "
+                f"{text}).",
             )
         )
     return notes

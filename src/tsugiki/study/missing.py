@@ -1,7 +1,9 @@
-"""What a study could not get, and why: kept beside its report, tried again on the next call. No torch here.
+"""What a study could not get, and why: kept beside its report, tried again on the next call. No
+torch here.
 
-A run that diverged or did not learn is a result and stands in its own record. What stands here is what may go otherwise another day: no room on
-the device, a file that is not there, a model that is refused, a worker that was killed.
+A run that diverged or did not learn is a result and stands in its own record. What stands here is
+what may go otherwise another day: no room on the device, a file that is not there, a model that is
+refused, a worker that was killed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ FILE = "missing.json"
 
 
 def study_folder(root: Path, study: StudySpec) -> Path:
-    """`ROOT/studies/NAME-digest`: a changed study file is another folder, so no report is overwritten by another study's."""
+    """`ROOT/studies/NAME-digest`: a changed study file is another folder, so no report is
+    overwritten by another study's."""
     digest = hashlib.sha256(study.model_dump_json().encode()).hexdigest()[:6]
     return root / "studies" / f"{study.name}-{digest}"
 
@@ -40,13 +43,21 @@ def reason_of(broken: BaseException) -> str:
     if isinstance(broken, TsugikiError):
         return str(broken)
     if isinstance(broken, OSError):
-        return f"{broken.filename}: {broken.strerror}" if broken.filename else str(broken.strerror or broken)
+        return (
+            f"{broken.filename}: {broken.strerror}"
+            if broken.filename
+            else str(broken.strerror or broken)
+        )
     return f"{type(broken).__name__}: {first_line(broken)}"
 
 
 def told(broken: BaseException) -> str:
-    """The same for whoever watches: with its traceback where it is no error that we know, but perhaps a bug."""
-    known = isinstance(broken, (TsugikiError, OSError, MemoryError)) or type(broken).__name__ == "OutOfMemoryError"
+    """The same for whoever watches: with its traceback where it is no error that we know, but
+    perhaps a bug."""
+    known = (
+        isinstance(broken, (TsugikiError, OSError, MemoryError))
+        or type(broken).__name__ == "OutOfMemoryError"
+    )
     return reason_of(broken) if known else "".join(traceback.format_exception(broken)).rstrip()
 
 
@@ -68,4 +79,7 @@ def read_missing(root: Path, study: StudySpec) -> dict[str, str]:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {str(label): str(reason) for label, reason in content.items()}
     except (OSError, ValueError, AttributeError) as broken:
-        raise RunError(f"{path}: damaged or cut short ({first_line(broken)}). Delete it: the next run of the study writes it anew") from None
+        raise RunError(
+            f"{path}: damaged or cut short ({first_line(broken)}). Delete it: the next run of the "
+            "study writes it anew"
+        ) from None

@@ -1,4 +1,5 @@
-"""The report as one self-contained HTML page, in Japanese or English: the answer first, then the evidence."""
+"""The report as one self-contained HTML page, in Japanese or English: the answer first, then the
+evidence."""
 
 from __future__ import annotations
 
@@ -19,12 +20,22 @@ NUMERIC = ("n", "Train", "Test", "Validation", "Trainable (M)", "Seeds")
 
 
 def render_page(material: Material, tables: Sequence[Table], language: Language) -> str:
-    """The page as text, from the tables in its language. Raises nothing for missing cells: what was not run is not drawn."""
+    """The page as text, from the tables in its language. Raises nothing for missing cells: what
+    was not run is not drawn."""
     from jinja2 import Environment, FileSystemLoader
 
     result = material.result
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    answers = [table for table in tables if table.name.startswith("table") and table.name[5:].isdigit() and int(table.name[5:]) > 3]
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    answers = [
+        table
+        for table in tables
+        if table.name.startswith("table") and table.name[5:].isdigit() and int(table.name[5:]) > 3
+    ]
     words = {key: value[language] for key, value in SECTIONS.items()}
     return environment.get_template(TEMPLATE.name).render(
         language=language,
@@ -40,7 +51,9 @@ def render_page(material: Material, tables: Sequence[Table], language: Language)
 
 
 def _drawn(table: Table, language: Language, *, marked: bool) -> dict[str, Any]:
-    numeric = {word(name, language) for name in NUMERIC} | {name for name in table.header if "/" in name or "率" in name or "rate" in name.lower()}
+    numeric = {word(name, language) for name in NUMERIC} | {
+        name for name in table.header if "/" in name or "率" in name or "rate" in name.lower()
+    }
     rows = [list(row) for row in table.rows]
     return {
         "name": table.name,
@@ -60,13 +73,17 @@ def _marked(rows: list[list[str]]) -> list[list[str]]:
         if name in REFERENCE:
             reference = text
         answer = name not in (*REFERENCE, *INPUT)
-        marked.append([escape(place), escape(name), _difference(reference, text) if answer else escape(text)])
+        marked.append(
+            [escape(place), escape(name), _difference(reference, text) if answer else escape(text)]
+        )
     return marked
 
 
 def _difference(reference: str, text: str) -> str:
     parts = []
-    for kind, _, _, start, stop in difflib.SequenceMatcher(None, reference, text, autojunk=False).get_opcodes():
+    for kind, _, _, start, stop in difflib.SequenceMatcher(
+        None, reference, text, autojunk=False
+    ).get_opcodes():
         piece = escape(text[start:stop])
         if piece:
             parts.append(piece if kind == "equal" else f"<mark>{piece}</mark>")

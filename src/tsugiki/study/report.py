@@ -1,4 +1,5 @@
-"""The report of a study, made from the run records alone: a page in HTML (Japanese and English) and Markdown, the tables as CSV and LaTeX."""
+"""The report of a study, made from the run records alone: a page in HTML (Japanese and English)
+and Markdown, the tables as CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -14,8 +15,11 @@ from tsugiki.study.words import SECTIONS, Language, half, pick
 MARKDOWN: dict[Language, str] = {"en": "report.md", "ja": "report.ja.md"}
 
 
-def write_report(material: Material, root: Path, language: Language = "en") -> tuple[Path, list[Table]]:
-    """Writes the page in HTML and Markdown for both languages, and the tables as CSV and LaTeX; returns the Markdown page and the tables in `language`."""
+def write_report(
+    material: Material, root: Path, language: Language = "en"
+) -> tuple[Path, list[Table]]:
+    """Writes the page in HTML and Markdown for both languages, and the tables as CSV and LaTeX;
+    returns the Markdown page and the tables in `language`."""
     folder = study_folder(root, material.result.study)
     by_language = {language: all_tables(material, language) for language in get_args(Language)}
     for one, tables in by_language.items():
@@ -26,14 +30,24 @@ def write_report(material: Material, root: Path, language: Language = "en") -> t
     return folder / MARKDOWN[language], by_language[language]
 
 
-def _write_pages(material: Material, folder: Path, root: Path, language: Language, tables: list[Table]) -> None:
+def _write_pages(
+    material: Material, folder: Path, root: Path, language: Language, tables: list[Table]
+) -> None:
     result = material.result
     title = half(result.study.title or result.study.name, language)
     runs = f"{len(result.records) + sum(map(len, result.repeats.values()))}"
     said = "\n\n".join(material.statements(language))
     if lacking := material.not_had(language):
-        said += f"\n\n**{SECTIONS['missing'][language]}**\n\n" + "\n".join(f"- {one}" for one in lacking)
-    made = pick(language, f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。", f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.")
+        said += f"\n\n**{SECTIONS['missing'][language]}**\n\n" + "\n".join(
+            f"- {one}" for one in lacking
+        )
+    made = pick(
+        language,
+        f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。",
+        f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.",
+    )
     text = f"# {title}\n\n{said}\n\n{made}\n\n" + "\n".join(table.to_markdown() for table in tables)
     write_atomically(folder / MARKDOWN[language], text.encode())
-    write_atomically(folder / f"report.{language}.html", render_page(material, tables, language).encode())
+    write_atomically(
+        folder / f"report.{language}.html", render_page(material, tables, language).encode()
+    )

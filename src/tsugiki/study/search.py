@@ -1,7 +1,8 @@
-"""Which settings of a method are tried: every combination of its grid, a random sample, or Optuna's TPE in rounds. No torch here.
+"""Which settings of a method are tried: every combination of its grid, a random sample, or
+Optuna's TPE in rounds. No torch here.
 
-TPE's choice is a function of (seed, scores of the rounds before): a resumed study, and a report made later, ask the same
-questions again and find the same cells in the records.
+TPE's choice is a function of (seed, scores of the rounds before): a resumed study, and a report
+made later, ask the same questions again and find the same cells in the records.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ def nothing_known(config: RunConfig) -> None:
     """The lookup of a study that has not begun."""
 
 
-def settings_of(method: MethodSpec, config_of: Callable[[Mapping[str, Any]], RunConfig], lookup: Lookup) -> Iterator[Settings]:
-    """The settings of every cell that is known by now, each once. Under TPE a round is known when all before it have records."""
+def settings_of(
+    method: MethodSpec, config_of: Callable[[Mapping[str, Any]], RunConfig], lookup: Lookup
+) -> Iterator[Settings]:
+    """The settings of every cell that is known by now, each once. Under TPE a round is known when
+    all before it have records."""
     if method.search.kind == "grid":
         lists = [values for values in method.grid.values() if not isinstance(values, Range)]
-        yield from (dict(zip(method.grid, values, strict=True)) for values in itertools.product(*lists))
+        yield from (
+            dict(zip(method.grid, values, strict=True)) for values in itertools.product(*lists)
+        )
     elif method.search.kind == "random":
         yield from _sample(method)
     else:
@@ -51,7 +57,11 @@ def _sample(method: MethodSpec) -> Iterator[Settings]:
 def _draw(dice: random.Random, values: Any) -> Any:
     if not isinstance(values, Range):
         return dice.choice(values)
-    even = dice.uniform(math.log(values.low), math.log(values.high)) if values.log else dice.uniform(values.low, values.high)
+    even = (
+        dice.uniform(math.log(values.low), math.log(values.high))
+        if values.log
+        else dice.uniform(values.low, values.high)
+    )
     return _plain(math.exp(even) if values.log else even, values)
 
 
@@ -62,22 +72,34 @@ def _plain(value: float, values: Range) -> float | int:
     return float(f"{value:.3g}")
 
 
-def _learnt(method: MethodSpec, config_of: Callable[[Mapping[str, Any]], RunConfig], lookup: Lookup) -> Iterator[Settings]:
+def _learnt(
+    method: MethodSpec, config_of: Callable[[Mapping[str, Any]], RunConfig], lookup: Lookup
+) -> Iterator[Settings]:
     try:
         import optuna
     except ImportError:
-        raise ConfigError(f'method "{method.name}": search.kind = "tpe" needs Optuna. Install it with: pip install "tsugiki[search]"') from None
+        raise ConfigError(
+            f'method "{method.name}": search.kind = "tpe" needs Optuna. Install it with: pip '
+            'install "tsugiki[search]"'
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    trials, rounds = method.search.trials or TRIALS, min(method.search.rounds or ROUNDS, method.search.trials or TRIALS)
+    trials, rounds = (
+        method.search.trials or TRIALS,
+        min(method.search.rounds or ROUNDS, method.search.trials or TRIALS),
+    )
     sizes = [trials // rounds + (number < trials % rounds) for number in range(rounds)]
-    sampler = optuna.samplers.TPESampler(seed=method.search.seed or 0, n_startup_trials=sizes[0], constant_liar=True)
+    sampler = optuna.samplers.TPESampler(
+        seed=method.search.seed or 0, n_startup_trials=sizes[0], constant_liar=True
+    )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     seen: list[Settings] = []
     for size in sizes:
         asked = []
         for _ in range(size):
             trial = study.ask()
-            asked.append((trial, {name: _ask(trial, name, values) for name, values in method.grid.items()}))
+            asked.append(
+                (trial, {name: _ask(trial, name, values) for name, values in method.grid.items()})
+            )
         for _, settings in asked:
             if settings not in seen:  # asked for twice: its score is told twice
                 seen.append(settings)
@@ -95,10 +117,17 @@ def _ask(trial: Any, name: str, values: Any) -> Any:
 
 
 def _tell(study: Any, trial: Any, record: RunRecord | None) -> bool:
-    """Tells the sampler how a cell did; False while that is not known. A cell that did not learn scored nothing."""
+    """Tells the sampler how a cell did; False while that is not known. A cell that did not learn
+    scored nothing."""
     if record is None or record.status not in ("done", "failed", "pruned"):
         return False
-    score = record.main_score("validation") if record.status == "done" else record.happened.get("pruned", {}).get("value")
-    score = record.happened.get("told", score)  # what was told before the cell was trained again: the later rounds follow from it
+    score = (
+        record.main_score("validation")
+        if record.status == "done"
+        else record.happened.get("pruned", {}).get("value")
+    )
+    score = record.happened.get(
+        "told", score
+    )  # what was told before the cell was trained again: the later rounds follow from it
     study.tell(trial, score or 0.0)
     return True

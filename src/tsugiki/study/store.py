@@ -1,9 +1,13 @@
-"""Run folders: what was asked, with what, what happened. Named by fingerprint, written atomically, found again.
+"""Run folders: what was asked, with what, what happened. Named by fingerprint, written atomically,
+found again.
 
 ROOT/runs/jnli-mame-lora-1a2b3c4d5e6f/
-    asked.json       the RunConfig                with_what.json   versions, checksums, device, precision
-    happened.json    status, scores, cost         answers-PART.jsonl   every prompt's answer, with its class
-    history.json     loss, norm, rate by step     checkpoint/ (while training)   weights/ (afterwards)
+    asked.json       the RunConfig
+    with_what.json   versions, checksums, device, precision
+    happened.json    status, scores, cost
+    answers-PART.jsonl   every prompt's answer, with its class
+    history.json     loss, norm, rate by step
+    checkpoint/ (while training)   weights/ (afterwards)
 """
 
 from __future__ import annotations
@@ -22,7 +26,16 @@ from tsugiki.errors import RunError, TsugikiError
 from tsugiki.toml import parse
 
 # What names a run besides its configuration.
-NAMING = ("semantics", "model_sha256", "settings_sha256", "task_sha256", "data", "numerics", "device_type", "adapter_sha256")
+NAMING = (
+    "semantics",
+    "model_sha256",
+    "settings_sha256",
+    "task_sha256",
+    "data",
+    "numerics",
+    "device_type",
+    "adapter_sha256",
+)
 
 
 class RunBusy(RunError):
@@ -31,7 +44,8 @@ class RunBusy(RunError):
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run as it stands on disk. `happened["status"]` is running, done or failed (with `reason`)."""
+    """One run as it stands on disk. `happened["status"]` is running, done or failed (with
+    `reason`)."""
 
     folder: Path
     config: RunConfig
@@ -93,7 +107,8 @@ class Run:
             return True
 
     def begin(self, config: RunConfig, with_what: Mapping[str, Any]) -> None:
-        """Writes what is asked and with what, unless it stands there from an earlier try that got anywhere."""
+        """Writes what is asked and with what, unless it stands there from an earlier try that got
+        anywhere."""
         new = self.status == "new"
         if new or "steps" not in self.record().happened:
             self.write("with_what.json", dict(with_what))
@@ -109,10 +124,13 @@ class Run:
         return self.folder / "weights"
 
     def write(self, name: str, content: Any) -> None:
-        write_atomically(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        write_atomically(
+            self.folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode()
+        )
 
     def read(self, name: str) -> Any:
-        """What `write` kept under this name, None if nothing was. Raises `RunError` for a damaged file."""
+        """What `write` kept under this name, None if nothing was. Raises `RunError` for a damaged
+        file."""
         path = self.folder / name
         return _read(path) if path.exists() else None
 
@@ -126,7 +144,13 @@ class Run:
 
     def start_over(self) -> dict[str, bytes]:
         """Forgets what happened; what was asked stays. Returns what was there, for `put_back`."""
-        patterns = ("happened.json", "history.json", "during.json", "answers-*.jsonl", "ways-*.json")
+        patterns = (
+            "happened.json",
+            "history.json",
+            "during.json",
+            "answers-*.jsonl",
+            "ways-*.json",
+        )
         paths = [path for pattern in patterns for path in self.folder.glob(pattern)]
         before = {path.name: path.read_bytes() for path in paths}
         self.write("happened.json", {"status": "running"})
@@ -151,7 +175,8 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run for this process; the system lets go of it when the process ends, however it ends.
+        """Holds the run for this process; the system lets go of it when the process ends, however
+        it ends.
 
         Raises:
             RunBusy: another process holds it.
@@ -162,7 +187,9 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = path.open("a+")
         except OSError as broken:
-            raise RunError(f"{path}: cannot be made: {broken.strerror}. Choose another folder with --out") from None
+            raise RunError(
+                f"{path}: cannot be made: {broken.strerror}. Choose another folder with --out"
+            ) from None
         with handle:
             try:
                 _hold(handle)
@@ -172,7 +199,8 @@ class Run:
 
 
 def _hold(handle: IO[str]) -> None:
-    """An exclusive lock of the system on an open file; raises `OSError` at once when it is taken."""
+    """An exclusive lock of the system on an open file; raises `OSError` at once when it is
+    taken."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -191,7 +219,9 @@ class Store:
 
     def open(self, config: RunConfig, with_what: Mapping[str, Any]) -> Run:
         """The run folder of this configuration with these inputs; it need not exist yet."""
-        print_of_it = config.fingerprint({key: with_what[key] for key in NAMING if key in with_what})
+        print_of_it = config.fingerprint(
+            {key: with_what[key] for key in NAMING if key in with_what}
+        )
         name = f"{Path(config.task.name).stem}-{config.model.label}-{config.method}-{print_of_it}"
         return Run(self.root / "runs" / name.replace("/", "_"))
 
@@ -215,10 +245,18 @@ def read_record(folder: Path) -> RunRecord:
     """Reads a run folder. Raises `RunError` naming the file that is missing or damaged."""
     if not (folder / "asked.json").exists():
         what = "not a run folder" if folder.exists() else "no such folder"
-        raise RunError(f"{folder}: {what}. tsugiki ls lists the runs; name their folder with --out there")
-    happened = _read(folder / "happened.json") if (folder / "happened.json").exists() else {"status": "running"}
+        raise RunError(
+            f"{folder}: {what}. tsugiki ls lists the runs; name their folder with --out there"
+        )
+    happened = (
+        _read(folder / "happened.json")
+        if (folder / "happened.json").exists()
+        else {"status": "running"}
+    )
     config = parse(RunConfig, _read(folder / "asked.json"), str(folder / "asked.json"))
-    return RunRecord(folder=folder, config=config, with_what=_read(folder / "with_what.json"), happened=happened)
+    return RunRecord(
+        folder=folder, config=config, with_what=_read(folder / "with_what.json"), happened=happened
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -228,4 +266,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(f"holds no object but {type(content).__name__}")
         return content
     except (OSError, ValueError) as broken:
-        raise RunError(f"{path}: damaged or cut short ({broken}). Restore it, or delete the folder {path.parent} to run again") from None
+        raise RunError(
+            f"{path}: damaged or cut short ({broken}). Restore it, or delete the folder "
+            f"{path.parent} to run again"
+        ) from None

@@ -1,6 +1,8 @@
-"""Runs the missing cells of a study, in this process or in several, and scores the best of each method on test, once.
+"""Runs the missing cells of a study, in this process or in several, and scores the best of each
+method on test, once.
 
-A study ends in a report: what goes wrong with one cell becomes its reason (`missing`), and everything else is run, chosen and tested.
+A study ends in a report: what goes wrong with one cell becomes its reason (`missing`), and
+everything else is run, chosen and tested.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ from functools import partial
 
 from tsugiki.config import RunConfig, StudySpec
 from tsugiki.model.loading import pick_device
-from tsugiki.study.cells import Cell, StudyResult, best_cells, choose, collect, expand, validation_score, with_seed
+from tsugiki.study.cells import (
+    Cell,
+    StudyResult,
+    best_cells,
+    choose,
+    collect,
+    expand,
+    validation_score,
+    with_seed,
+)
 from tsugiki.study.finished import drop_weights, measure_solo, score_run
 from tsugiki.study.inputs import Listener
 from tsugiki.study.inspect import look_first
@@ -28,7 +39,9 @@ from tsugiki.train.checkpoint import latest_checkpoint
 from tsugiki.train.engine import Interrupted
 from tsugiki.train.memory import MOST_LANES
 
-BUSY_S = 30.0  # how long a cell is waited for that another process works on: workers of a killed study finish their step first
+# how long a cell is waited for that another process works on: workers of a killed study finish
+# their step first
+BUSY_S = 30.0
 
 
 def run_study(
@@ -39,10 +52,11 @@ def run_study(
     on_cell: Callable[[str], None] | None = None,
     lost: Mapping[RunConfig, str] = {},
 ) -> StudyResult:
-    """Runs what is missing, chooses by validation, scores each chosen cell on test, once. Resumable at any moment.
+    """Runs what is missing, chooses by validation, scores each chosen cell on test, once.
+    Resumable at any moment.
 
-    What keeps a cell from its end stands in the result's `missing`, with the reason. `lost`: cells not to be tried, and why (their worker
-    was killed, twice).
+    What keeps a cell from its end stands in the result's `missing`, with the reason. `lost`: cells
+    not to be tried, and why (their worker was killed, twice).
 
     Raises:
         ConfigError: the study itself is wrong.
@@ -92,9 +106,14 @@ class _Way:
 
 
 def _look_first(way: _Way, before: StudyResult, lost: Mapping[RunConfig, str]) -> None:
-    """Every model, tokenizer, data file and scorer that is still needed, before the first cell: what is refused is told now, not in the night."""
+    """Every model, tokenizer, data file and scorer that is still needed, before the first cell:
+    what is refused is told now, not in the night."""
     result = way.result
-    open_cells = [cell for cell in result.cells if (record := before.record(cell)) is None or record.status not in ("done", "failed")]
+    open_cells = [
+        cell
+        for cell in result.cells
+        if (record := before.record(cell)) is None or record.status not in ("done", "failed")
+    ]
     refused = look_first([cell.config for cell in open_cells if cell.config not in lost])
     for cell in open_cells:
         if cell.config in lost:
@@ -105,11 +124,15 @@ def _look_first(way: _Way, before: StudyResult, lost: Mapping[RunConfig, str]) -
         raise next(iter(refused.values()))
     for reason in dict.fromkeys(result.missing.values()):
         labels = [label for label, said in result.missing.items() if said == reason]
-        way.listener.note(f"left out: {labels[0]}{f' and {len(labels) - 1} more' if len(labels) > 1 else ''}: {reason}")
+        way.listener.note(
+            f"left out: {labels[0]}{f' and {len(labels) - 1} more' if len(labels) > 1 else ''}: "
+            f"{reason}"
+        )
 
 
 def _train(way: _Way, cells: Sequence[Cell]) -> bool:
-    """Trains and scores cells that share a base; False, and nothing said of them, where another process works on one of them."""
+    """Trains and scores cells that share a base; False, and nothing said of them, where another
+    process works on one of them."""
     result, faults = way.result, dict[RunConfig, str]()
     try:
         records = _run_together(result.study, cells, way.store, way.heard, faults=faults)
@@ -133,7 +156,8 @@ def _train(way: _Way, cells: Sequence[Cell]) -> bool:
 
 
 def _wait_for(way: _Way, busy: list[list[Cell]]) -> None:
-    """Tries the cells again that another process worked on, for a while: a study that was killed may have workers that finish their step."""
+    """Tries the cells again that another process worked on, for a while: a study that was killed
+    may have workers that finish their step."""
     until = time.monotonic() + BUSY_S
     while busy and time.monotonic() < until:
         time.sleep(0.5)
@@ -141,12 +165,15 @@ def _wait_for(way: _Way, busy: list[list[Cell]]) -> None:
     for cell in (cell for cells in busy for cell in cells):
         way.result.missing[cell.label] = "another process is working on it"
     if busy:
-        way.listener.note(f"left out: {sum(map(len, busy))} cells that another process is working on")
+        way.listener.note(
+            f"left out: {sum(map(len, busy))} cells that another process is working on"
+        )
 
 
 def _test_the_chosen(way: _Way) -> None:
-    """Chooses by validation and scores what is chosen on test. A cell whose weights are gone is trained again, which on another
-    device may give another validation score: then there is another choice, until what is chosen has been tested."""
+    """Chooses by validation and scores what is chosen on test. A cell whose weights are gone is
+    trained again, which on another device may give another validation score: then there is another
+    choice, until what is chosen has been tested."""
     result, done = way.result, set[str]()
     choose(result)
     while due := [cell for cell in result.chosen.values() if cell.label not in done]:
@@ -171,45 +198,82 @@ def _test_the_chosen(way: _Way) -> None:
 
 
 def _take_what_was_finished(result: StudyResult, before: StudyResult) -> None:
-    """Records of an earlier day stay in the report where their cells could not even be looked for today (data that is gone, say)."""
+    """Records of an earlier day stay in the report where their cells could not even be looked for
+    today (data that is gone, say)."""
     for cell in result.cells:
         record = before.record(cell)
-        if cell.label not in result.records and record is not None and record.status in ("done", "failed"):
+        if (
+            cell.label not in result.records
+            and record is not None
+            and record.status in ("done", "failed")
+        ):
             result.records[cell.label] = record
     choose(result)
     for key, cell in result.chosen.items():
-        if key not in result.repeats and key in before.repeats and before.chosen[key].label == cell.label:
+        if (
+            key not in result.repeats
+            and key in before.repeats
+            and before.chosen[key].label == cell.label
+        ):
             result.repeats[key] = before.repeats[key]
 
 
 def _missing(result: StudyResult, known: Mapping[RunConfig, RunRecord]) -> list[Cell]:
-    """Looks which cells there are by now (TPE's next round among them); those that are to be run."""
+    """Looks which cells there are by now (TPE's next round among them); those that are to be
+    run."""
     result.cells = expand(result.study, known.get)
-    return [cell for cell in result.cells if cell.label not in result.records and cell.label not in result.missing]
+    return [
+        cell
+        for cell in result.cells
+        if cell.label not in result.records and cell.label not in result.missing
+    ]
 
 
 def _run_together(
-    study: StudySpec, cells: Sequence[Cell], store: Store, listener: Listener, *, faults: dict[RunConfig, str], alone: bool = True, skip_busy: bool = False
+    study: StudySpec,
+    cells: Sequence[Cell],
+    store: Store,
+    listener: Listener,
+    *,
+    faults: dict[RunConfig, str],
+    alone: bool = True,
+    skip_busy: bool = False,
 ) -> list[RunRecord]:
     """One group's cells. Those that are pruned must train together to be compared, on a CPU too."""
     pruned = cells[0].method.search.prune
     lanes = study.lanes or (MOST_LANES if pruned and pick_device().type == "cpu" else None)
     configs = [cell.config for cell in cells]
-    return run_group(configs, store, listener, alone=alone, study=study.name, lanes=lanes, skip_busy=skip_busy, prune=pruned, faults=faults)
+    return run_group(
+        configs,
+        store,
+        listener,
+        alone=alone,
+        study=study.name,
+        lanes=lanes,
+        skip_busy=skip_busy,
+        prune=pruned,
+        faults=faults,
+    )
 
 
 def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells that can train together, in the order of their first ones."""
     groups: dict[tuple[RunConfig, str], list[Cell]] = {}
     for cell in cells:
-        rivals = cell.method.name if cell.method.search.prune else ""  # one method's cells must not end another's
+        rivals = (
+            cell.method.name if cell.method.search.prune else ""
+        )  # one method's cells must not end another's
         groups.setdefault((group_key(cell.config), rivals), []).append(cell)
     return list(groups.values())
 
 
-def _announce(result: StudyResult, on_cell: Callable[[str], None], configs: list[RunConfig]) -> None:
+def _announce(
+    result: StudyResult, on_cell: Callable[[str], None], configs: list[RunConfig]
+) -> None:
     """Says which cells start now."""
-    first = {cell.config: number for number, cell in reversed(list(enumerate(result.cells)))}  # one run may be a cell of two methods
+    first = {
+        cell.config: number for number, cell in reversed(list(enumerate(result.cells)))
+    }  # one run may be a cell of two methods
     numbers = sorted(first[config] for config in configs if config in first)
     if not numbers:  # another seed of a chosen cell
         return
@@ -217,16 +281,22 @@ def _announce(result: StudyResult, on_cell: Callable[[str], None], configs: list
     if len(numbers) == 1:
         on_cell(f"[{numbers[0] + 1}/{total}] {labels[0]}")
     else:
-        on_cell(f"[{numbers[0] + 1} … {numbers[-1] + 1}/{total}] {len(numbers)} together: {labels[0]} … {labels[-1]}")
+        on_cell(
+            f"[{numbers[0] + 1} … {numbers[-1] + 1}/{total}] {len(numbers)} together: {labels[0]} "
+            f"… {labels[-1]}"
+        )
 
 
 def _other_seeds(way: _Way, cell: Cell) -> None:
-    """Trains the chosen cell with the study's other seeds and scores each on test; a full model's weights are dropped then."""
+    """Trains the chosen cell with the study's other seeds and scores each on test; a full model's
+    weights are dropped then."""
     result = way.result
     for number in range(1, cell.seeds(result.study.seeds)):
         way.say(f"seed {number + 1} of {result.study.seeds}: {cell.label}")
         try:
-            record = run_group([with_seed(cell.config, number)], way.store, way.listener, study=result.study.name)[0]
+            record = run_group(
+                [with_seed(cell.config, number)], way.store, way.listener, study=result.study.name
+            )[0]
             if record.status == "done":
                 record = score_run(record, "test", way.listener)
         except Interrupted:
@@ -240,11 +310,19 @@ def _other_seeds(way: _Way, cell: Cell) -> None:
 
 
 def _with_weights(record: RunRecord, way: _Way) -> RunRecord:
-    """The record of a chosen cell; trained again when its weights are gone (it had lost in an earlier, wider grid, or they stayed on
-    another machine). A search that learns goes on from the score that it was told."""
-    if record.evaluation("test") is not None or record.config.adapter is not None or latest_checkpoint(record.folder / "weights") is not None:
+    """The record of a chosen cell; trained again when its weights are gone (it had lost in an
+    earlier, wider grid, or they stayed on another machine). A search that learns goes on from the
+    score that it was told."""
+    if (
+        record.evaluation("test") is not None
+        or record.config.adapter is not None
+        or latest_checkpoint(record.folder / "weights") is not None
+    ):
         return record
-    run, told_before = Run(record.folder), record.happened.get("told", record.main_score("validation"))
+    run, told_before = (
+        Run(record.folder),
+        record.happened.get("told", record.main_score("validation")),
+    )
     before = run.start_over()
     run.update(told=told_before)
     try:
@@ -257,20 +335,28 @@ def _with_weights(record: RunRecord, way: _Way) -> RunRecord:
 
 
 def _keep_best_weights(result: StudyResult, latest: Cell) -> None:
-    """Full fine-tuning leaves a whole model a cell: only the best so far of a (model, task, method) keeps its weights."""
+    """Full fine-tuning leaves a whole model a cell: only the best so far of a (model, task,
+    method) keeps its weights."""
     if latest.method.kind != "full":
         return
     scored = [cell for cell in result.cells if validation_score(result, cell) is not None]
-    kept = {result.records[cell.label].folder for cell in best_cells(result).values()}  # one run may be a cell of two methods
+    kept = {
+        result.records[cell.label].folder for cell in best_cells(result).values()
+    }  # one run may be a cell of two methods
     for cell in scored:
         record = result.records[cell.label]
-        if cell.key == latest.key and record.folder not in kept and record.happened.get("study") == result.study.name:
+        if (
+            cell.key == latest.key
+            and record.folder not in kept
+            and record.happened.get("study") == result.study.name
+        ):
             drop_weights(record.folder)
 
 
 def run_cells(study: StudySpec, store: Store, listener: Listener = Listener()) -> None:
-    """What one worker of `--jobs` does: takes cells that no other live process works on, until none is left. What goes wrong with one is
-    left to the study's own process, which tries it again and says what it was."""
+    """What one worker of `--jobs` does: takes cells that no other live process works on, until
+    none is left. What goes wrong with one is left to the study's own process, which tries it again
+    and says what it was."""
     for cells in groups_of_cells(expand(study)):
         try:
             _run_together(study, cells, store, listener, alone=False, skip_busy=True, faults={})
@@ -280,28 +366,42 @@ def run_cells(study: StudySpec, store: Store, listener: Listener = Listener()) -
             listener.note(f"{cells[0].label}: {reason_of(broken)}")
 
 
-def run_in_parallel(study: StudySpec, store: Store, arguments: Sequence[str], jobs: int, note: Callable[[str], None]) -> dict[RunConfig, str]:
-    """Starts `jobs` workers (`tsugiki study … --worker`) and waits for them; they end when this process does, however it ends.
+def run_in_parallel(
+    study: StudySpec, store: Store, arguments: Sequence[str], jobs: int, note: Callable[[str], None]
+) -> dict[RunConfig, str]:
+    """Starts `jobs` workers (`tsugiki study … --worker`) and waits for them; they end when this
+    process does, however it ends.
 
-    Where workers were killed, what they left is given to one more. Returns the cells that this one was killed over, too, with the reason:
-    whatever it is about them would take the study's own process as well.
+    Where workers were killed, what they left is given to one more. Returns the cells that this one
+    was killed over, too, with the reason: whatever it is about them would take the study's own
+    process as well.
     """
     codes = _workers(arguments, jobs)
     killed = [code for code in codes if code < 0]
     if not killed:
         return {}
-    note(f"{len(killed)} of {jobs} workers were killed ({_signal(killed[0])}); what they left is run by one more")
+    note(
+        f"{len(killed)} of {jobs} workers were killed ({_signal(killed[0])}); what they left is "
+        "run by one more"
+    )
     start = time.time()
     [code] = _workers(arguments, 1)
     if code >= 0:
         return {}
-    begun = [cell.config for cell, record in collect(study, store).begun() if (record.folder / "happened.json").stat().st_mtime >= start]
-    why = f"its worker was killed twice ({_signal(code)}): by the system, perhaps, for want of memory"
+    begun = [
+        cell.config
+        for cell, record in collect(study, store).begun()
+        if (record.folder / "happened.json").stat().st_mtime >= start
+    ]
+    why = (
+        f"its worker was killed twice ({_signal(code)}): by the system, perhaps, for want of memory"
+    )
     return dict.fromkeys(begun, why)
 
 
 def _workers(arguments: Sequence[str], jobs: int) -> list[int]:
-    """Their exit codes. Each reads a pipe that nothing is written to: when it ends, this process has ended (`stop_with_parent`)."""
+    """Their exit codes. Each reads a pipe that nothing is written to: when it ends, this process
+    has ended (`stop_with_parent`)."""
     command = [sys.executable, "-m", "tsugiki", "study", *arguments, "--worker"]
     workers = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(jobs)]
     try:
@@ -320,10 +420,16 @@ def _signal(code: int) -> str:
 
 
 def stop_with_parent() -> None:
-    """In a worker: when the process that started it ends, however it ends, the worker stops as on Ctrl-C: a finished step, a checkpoint."""
+    """In a worker: when the process that started it ends, however it ends, the worker stops as on
+    Ctrl-C: a finished step, a checkpoint."""
 
     def wait() -> None:
-        while os.read(0, 4096):  # not through sys.stdin, whose lock a thread that waits would hold when the interpreter ends
+        while os.read(
+            0,
+            4096,
+            # not through sys.stdin, whose lock a thread that waits would hold when the interpreter
+            # ends
+        ):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

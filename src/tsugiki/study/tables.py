@@ -1,4 +1,5 @@
-"""The paper's tables from run records: 1 data, 2 results, 3 grid, 4–6 generated answers of every method side by side."""
+"""The paper's tables from run records: 1 data, 2 results, 3 grid, 4–6 generated answers of every
+method side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ from tsugiki.study.compare import pooled
 from tsugiki.study.finding import Finding, findings, solo_measurement, statements
 from tsugiki.study.landscape import landscape_table, landscapes, settings_table, shared_note
 from tsugiki.study.missing import reason_of, test_of
-from tsugiki.study.notes import PAPER, PAPER_ROWS, best_text, chosen_text, leak_notes, results_notes, score_text, values_text
+from tsugiki.study.notes import (
+    PAPER,
+    PAPER_ROWS,
+    best_text,
+    chosen_text,
+    leak_notes,
+    results_notes,
+    score_text,
+    values_text,
+)
 from tsugiki.study.paired import comparison_table, search_table
 from tsugiki.study.shortfall import not_had, shortfalls
 from tsugiki.study.standing import Standing, lost_seeds, reason_text, standings, why_nothing
@@ -29,7 +39,8 @@ ANSWERS_HEADER = ("Example", "Method", "Text")
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a report is made from, read and compared once for both languages. `unread`: tasks that cannot be read now, and why."""
+    """What a report is made from, read and compared once for both languages. `unread`: tasks that
+    cannot be read now, and why."""
 
     result: StudyResult
     tasks: Mapping[str, Task]
@@ -58,7 +69,9 @@ def gather(result: StudyResult) -> Material:
         except (TsugikiError, OSError) as broken:
             unread[task_label(choice)] = reason_of(broken)
     found = standings(result, tasks)
-    return Material(result=result, tasks=tasks, unread=unread, standings=found, found=findings(result, found))
+    return Material(
+        result=result, tasks=tasks, unread=unread, standings=found, found=findings(result, found)
+    )
 
 
 def data_table(tasks: Mapping[str, Task], unread: Mapping[str, str], language: Language) -> Table:
@@ -67,9 +80,18 @@ def data_table(tasks: Mapping[str, Task], unread: Mapping[str, str], language: L
     for label, task in tasks.items():
         counts = [f"{len(task.examples[part]):,}" for part in SPLITS]
         version = f" v{task.version}" if task.version else ""
-        rows.append((f"{label}{version}", *counts, f"{task.split} / {task.format}", task.template + "{answer}"))
+        rows.append(
+            (
+                f"{label}{version}",
+                *counts,
+                f"{task.split} / {task.format}",
+                task.template + "{answer}",
+            )
+        )
         note = task.spec.splits[task.split].note
-        notes.append(f"{label}: {task.spec.licence}; {task.spec.citation}.{' ' + note if note else ''}")
+        notes.append(
+            f"{label}: {task.spec.licence}; {task.spec.citation}.{' ' + note if note else ''}"
+        )
         notes += [f"{label}: {said}" for said in leak_notes(task, language)]
     rows += [(label, "-", "-", "-", "-", why) for label, why in unread.items()]
     return Table(
@@ -90,8 +112,14 @@ def memory_text(measurement: Mapping[str, Any], language: Language = "en") -> st
     if measurement["peak_allocated_bytes"] is None and measurement["peak_process_bytes"] is None:
         return "-"
     if measurement["peak_allocated_bytes"] is not None:
-        return f"{measurement['peak_allocated_bytes'] / 2**20:,.0f} / {measurement['peak_reserved_bytes'] / 2**20:,.0f}"
-    return f"{measurement['peak_process_bytes'] / 2**20:,.0f} ({pick(language, 'プロセス', 'process')})"
+        return (
+            f"{measurement['peak_allocated_bytes'] / 2**20:,.0f} / "
+            f"{measurement['peak_reserved_bytes'] / 2**20:,.0f}"
+        )
+    return (
+        f"{measurement['peak_process_bytes'] / 2**20:,.0f} "
+        f"({pick(language, 'プロセス', 'process')})"
+    )
 
 
 def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Language) -> Table:
@@ -115,24 +143,59 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
     for choice in result.study.tasks:
         label, task = task_label(choice), tasks.get(task_label(choice))
         for model in result.study.models:
-            for name in dict.fromkeys(cell.method.name for cell in result.cells if cell.key[:2] == (model.label, label)):
+            for name in dict.fromkeys(
+                cell.method.name for cell in result.cells if cell.key[:2] == (model.label, label)
+            ):
                 cell = result.chosen.get((model.label, label, name))
                 record = result.record(cell) if cell else None
                 if cell is not None and record is not None:
                     rows.append(_result_row(label, cell, record, result, language))
                 else:
-                    _, why = why_nothing(result, [one for one in result.cells if one.key == (model.label, label, name)])
+                    _, why = why_nothing(
+                        result,
+                        [one for one in result.cells if one.key == (model.label, label, name)],
+                    )
                     said = reason_text(why, language)
-                    rows.append((label, f"{model.label}-{name}", f"{pick(language, '結果なし', 'no result')}: {said}", *["-"] * 11))
+                    rows.append(
+                        (
+                            label,
+                            f"{model.label}-{name}",
+                            f"{pick(language, '結果なし', 'no result')}: {said}",
+                            *["-"] * 11,
+                        )
+                    )
         if task is not None:
-            rows += [(label, name, value, str(len(task.examples["test"])), *["-"] * 10) for name, value in baselines(task)]
+            rows += [
+                (label, name, value, str(len(task.examples["test"])), *["-"] * 10)
+                for name, value in baselines(task)
+            ]
         if result.study.reference_rows:
             for name, trainable, memory, seconds, value in PAPER_ROWS.get(label.split(" (")[0], []):
-                rows.append((label, f"{name} ({PAPER}) †", value, "-", "-", trainable, memory, seconds, *["-"] * 6))
-    return Table(name="table2", title="表 2: 評価結果 / Table 2: results", header=header, rows=tuple(rows), notes=tuple(results_notes(result, language)))
+                rows.append(
+                    (
+                        label,
+                        f"{name} ({PAPER}) †",
+                        value,
+                        "-",
+                        "-",
+                        trainable,
+                        memory,
+                        seconds,
+                        *["-"] * 6,
+                    )
+                )
+    return Table(
+        name="table2",
+        title="表 2: 評価結果 / Table 2: results",
+        header=header,
+        rows=tuple(rows),
+        notes=tuple(results_notes(result, language)),
+    )
 
 
-def _result_row(label: str, cell: Cell, record: RunRecord, result: StudyResult, language: Language) -> tuple[str, ...]:
+def _result_row(
+    label: str, cell: Cell, record: RunRecord, result: StudyResult, language: Language
+) -> tuple[str, ...]:
     happened, measured = record.happened, record.happened["measurement"]
     solo = happened.get("solo") or {}
     own = solo.get(str(record.config.train.batch)) or {}
@@ -157,15 +220,24 @@ def _result_row(label: str, cell: Cell, record: RunRecord, result: StudyResult, 
 
 
 def _test_text(result: StudyResult, cell: Cell, language: Language) -> str:
-    """`0.401 [0.360, 0.440]`; over several seeds their mean, with `± .012 (3 seeds)`; each seed's score where another failed."""
+    """`0.401 [0.360, 0.440]`; over several seeds their mean, with `± .012 (3 seeds)`; each seed's
+    score where another failed."""
     records, lost = result.seeds(cell), lost_seeds(result, cell)
     if not records:
         why = result.missing.get(test_of(cell.label))
         return word("not scored yet", language) + (f": {why}" if why else "")
     if lost:
-        scores = " · ".join(values_text(_values(record), main["name"]) for record in records for main in [(record.evaluation("test") or {})["main"]])
+        scores = " · ".join(
+            values_text(_values(record), main["name"])
+            for record in records
+            for main in [(record.evaluation("test") or {})["main"]]
+        )
         total = len(records) + len(lost)
-        return pick(language, f"{scores}（{total} シードのうち {len(lost)} 個が失敗）", f"{scores} ({len(lost)} of {total} seeds failed)")
+        return pick(
+            language,
+            f"{scores}（{total} シードのうち {len(lost)} 個が失敗）",
+            f"{scores} ({len(lost)} of {total} seeds failed)",
+        )
     over = pooled(records)
     text = values_text(over.means, over.main, over.low, over.high)
     seeds = pick(language, f"{len(records)} シード", f"{len(records)} seeds")
@@ -188,25 +260,42 @@ def baselines(task: Task) -> list[tuple[str, str]]:
     test = task.examples["test"]
     if task.spec.kind == "generation":
         field = task.spec.cut or task.spec.fields[0]
-        lead = lead_baseline(task.spec.metric, [one.fields[field] for one in test], [one.target for one in test])
+        lead = lead_baseline(
+            task.spec.metric, [one.fields[field] for one in test], [one.target for one in test]
+        )
         means = {name: fmean(values) for name, values in lead.items()}
         main = "rougeL" if "rougeL" in means else task.spec.metric
         return [("lead (first characters)", values_text(means, main))]
     rows = [("chance", f"{fmean(chance_baseline([one.candidates for one in test])):.3f}")]
     if task.spec.kind == "classification":
-        most = fmean(majority_baseline([one.target for one in task.examples["train"]], [one.target for one in test]))
+        most = fmean(
+            majority_baseline(
+                [one.target for one in task.examples["train"]], [one.target for one in test]
+            )
+        )
         rows.insert(0, ("majority", f"{most:.3f}"))
     return rows
 
 
 def failure_table(result: StudyResult, language: Language) -> Table:
     rows = []
-    used = [name for name in CLASSES if any(name in (evaluation["failures"]) for evaluation in _tests(result).values())]
+    used = [
+        name
+        for name in CLASSES
+        if any(name in (evaluation["failures"]) for evaluation in _tests(result).values())
+    ]
     for key, evaluation in _tests(result).items():
-        rows.append((" · ".join(key), *(str(evaluation["failures"].get(name, 0)) for name in used), str(evaluation["main"]["n"])))
+        rows.append(
+            (
+                " · ".join(key),
+                *(str(evaluation["failures"].get(name, 0)) for name in used),
+                str(evaluation["main"]["n"]),
+            )
+        )
     note = pick(
         language,
-        "要約では技術的な種類（空、繰り返し、終わらない、切り詰め）だけを数え、残りは「正解」に入ります。",
+        "要約では技術的な種類（空、繰り返し、終わらない、切り詰め）だけを数え、残りは「正解」"
+        "に入ります。",
         "For summaries only the technical classes apply; the rest counts as “right”.",
     )
     return Table(
@@ -235,7 +324,11 @@ def grid_table(result: StudyResult, language: Language) -> Table:
         evaluation = record.evaluation("validation") if record else None
         chosen = result.chosen.get(cell.key) is cell
         if evaluation is not None:
-            status = best_text(evaluation, sum(one.key == cell.key for one in result.cells), language) if chosen else score_text(evaluation)
+            status = (
+                best_text(evaluation, sum(one.key == cell.key for one in result.cells), language)
+                if chosen
+                else score_text(evaluation)
+            )
         else:
             why = record.happened.get("reason", record.status) if record else "not run"
             status = reason_text(result.missing.get(cell.label, why), language)
@@ -252,7 +345,8 @@ def grid_table(result: StudyResult, language: Language) -> Table:
 
 
 def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table]:
-    """Tables 4–6: the same test examples answered by every method; the first where methods disagree, else the first."""
+    """Tables 4–6: the same test examples answered by every method; the first where methods
+    disagree, else the first."""
     tables = []
     for number, (label, task) in enumerate(tasks.items(), 4):
         answers: dict[str, Sequence[Mapping[str, Any]]] = {}
@@ -264,14 +358,23 @@ def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table
             continue
         columns = list(answers.values())
         places = range(len(columns[0]))
-        differing = [place for place in places if len({column[place]["answer"] for column in columns}) > 1]
-        shown = [*differing, *(place for place in places if place not in set(differing))][: result.study.answers_shown]
+        differing = [
+            place for place in places if len({column[place]["answer"] for column in columns}) > 1
+        ]
+        shown = [*differing, *(place for place in places if place not in set(differing))][
+            : result.study.answers_shown
+        ]
         rows: list[tuple[str, ...]] = []
         for place in shown:
             example = task.examples["test"][place]
-            rows.append((example.id, "Input", _short(task.template.format_map(dict(example.fields)))))
+            rows.append(
+                (example.id, "Input", _short(task.template.format_map(dict(example.fields))))
+            )
             rows.append(("", "reference", example.target))
-            rows += [("", name, column[place]["answer"] + ("" if column[place]["ended"] else " …")) for name, column in answers.items()]
+            rows += [
+                ("", name, column[place]["answer"] + ("" if column[place]["ended"] else " …"))
+                for name, column in answers.items()
+            ]
         tables.append(
             Table(
                 name=f"table{number}",
@@ -293,13 +396,27 @@ def all_tables(material: Material, language: Language) -> list[Table]:
     searched = landscapes(result, tasks)
     head = [data_table(tasks, material.unread, language), results_table(result, tasks, language)]
     head[1] = replace(head[1], notes=(*head[1].notes, *material.shortfalls(language)))
-    head += [comparison_table(material.found, result, language), search_table(result, language), failure_table(result, language)]
-    head += [landscape_table(searched, result, language), settings_table(result, language), grid_table(result, language)]
+    head += [
+        comparison_table(material.found, result, language),
+        search_table(result, language),
+        failure_table(result, language),
+    ]
+    head += [
+        landscape_table(searched, result, language),
+        settings_table(result, language),
+        grid_table(result, language),
+    ]
     return [_localised(table, language) for table in [*head, *answers_tables(result, tasks)]]
 
 
 def _localised(table: Table, language: Language) -> Table:
     header = tuple(word(name, language) for name in table.header)
     answers = table.header == ANSWERS_HEADER  # what models wrote stays as it is
-    rows = tuple(tuple(cell if answers and place != 1 else word(cell, language) for place, cell in enumerate(row)) for row in table.rows)
+    rows = tuple(
+        tuple(
+            cell if answers and place != 1 else word(cell, language)
+            for place, cell in enumerate(row)
+        )
+        for row in table.rows
+    )
     return replace(table, title=half(table.title, language), header=header, rows=rows)

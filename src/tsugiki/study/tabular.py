@@ -18,7 +18,9 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def to_markdown(self) -> str:
-        lines = ["| " + " | ".join(_cell(one) for one in row) + " |" for row in (self.header, *self.rows)]
+        lines = [
+            "| " + " | ".join(_cell(one) for one in row) + " |" for row in (self.header, *self.rows)
+        ]
         lines.insert(1, "|" + " --- |" * len(self.header))
         notes = "".join(f"\n{note}\n" for note in self.notes)
         return f"### {self.title}\n\n" + "\n".join(lines) + "\n" + notes
@@ -33,12 +35,24 @@ class Table:
         return text.getvalue()
 
 
-LATEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "⏎": " "}
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "⏎": " ",
+}
 
 
 def _latex(text: str) -> str:
-    """Special signs escaped; what no engine sets (control characters, bytes that are no text) as a box; a leading [ or * kept from `\\\\`."""
-    escaped = "".join(LATEX.get(char, "□" if char == "\ufffd" or not (char.isprintable() or char == " ") else char) for char in text)
+    """Special signs escaped; what no engine sets (control characters, bytes that are no text) as a
+    box; a leading [ or * kept from `\\\\`."""
+    escaped = "".join(
+        LATEX.get(
+            char, "□" if char == "\ufffd" or not (char.isprintable() or char == " ") else char
+        )
+        for char in text
+    )
     return "{}" + escaped if escaped[:1] in ("[", "*") else escaped
 
 
@@ -49,6 +63,19 @@ def _cell(text: str) -> str:
 def _as_latex(table: Table) -> str:
     lines = [" & ".join(_latex(one) for one in row) + r" \\" for row in table.rows]
     head = " & ".join(_latex(one) for one in table.header) + r" \\"
-    body = "\n".join([rf"\begin{{tabular}}{{{'l' * len(table.header)}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"])
+    body = "\n".join(
+        [
+            rf"\begin{{tabular}}{{{'l' * len(table.header)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
     notes = "\n".join(f"% {note}" for note in table.notes)
-    return f"% {table.title}; needs \\usepackage{{booktabs}} and a class for Japanese\n{body}\n{notes}\n"
+    return (
+        f"% {table.title}; needs \\usepackage{{booktabs}} and a class for "
+        f"Japanese\n{body}\n{notes}\n"
+    )

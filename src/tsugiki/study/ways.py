@@ -1,4 +1,5 @@
-"""Three scores from one checkpoint: answers generated freely, spelled among the candidates, and chosen by log-likelihood."""
+"""Three scores from one checkpoint: answers generated freely, spelled among the candidates, and
+chosen by log-likelihood."""
 
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ from tsugiki.study.inputs import Listener, tokens_of
 from tsugiki.study.store import Run, RunRecord
 
 
-def three_ways(record: RunRecord, part: str, listener: Listener = Listener()) -> list[dict[str, Any]]:
-    """One row a way: its score with interval, and what it gains over free generation (paired, by group; McNemar's p).
+def three_ways(
+    record: RunRecord, part: str, listener: Listener = Listener()
+) -> list[dict[str, Any]]:
+    """One row a way: its score with interval, and what it gains over free generation (paired, by
+    group; McNemar's p).
 
     The choices are kept as `ways-PART.json`; what stands there is not computed again.
 
@@ -23,19 +27,36 @@ def three_ways(record: RunRecord, part: str, listener: Listener = Listener()) ->
     """
     spec = load_task(record.config.task).spec
     if spec.kind == "generation":
-        raise ConfigError(f'--ways: task "{spec.name}" has no candidates to choose among: its answers are free text')
+        raise ConfigError(
+            f'--ways: task "{spec.name}" has no candidates to choose among: its answers are free '
+            "text"
+        )
     record = score_run(record, part, listener)
     answers = record.answers(part)
     targets, groups = ([one[key] for one in answers] for key in ("target", "group"))
     texts = {"free": [one["answer"] for one in answers], **_chosen(record, part, listener)}
-    values = {way: per_example(spec.metric, some, targets)[spec.metric] for way, some in texts.items()}
+    values = {
+        way: per_example(spec.metric, some, targets)[spec.metric] for way, some in texts.items()
+    }
     rows = []
     for way, here in values.items():
         low, high = interval(here, groups)
-        row = {"way": way, "score": spec.metric, "value": sum(here) / len(here), "low": low, "high": high, "n": len(here)}
+        row = {
+            "way": way,
+            "score": spec.metric,
+            "value": sum(here) / len(here),
+            "low": low,
+            "high": high,
+            "n": len(here),
+        }
         if way != "free":
             gain = paired_difference([here], [values["free"]], groups)
-            row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high, "p": mcnemar(here, values["free"], groups).p}
+            row |= {
+                "gain": gain.mean,
+                "gain_low": gain.low,
+                "gain_high": gain.high,
+                "p": mcnemar(here, values["free"], groups).p,
+            }
         rows.append(row)
     return rows
 
@@ -47,6 +68,12 @@ def _chosen(record: RunRecord, part: str, listener: Listener) -> dict[str, list[
     base, task = load_trained(record), load_task(record.config.task)
     heard = listener.on_score
     rows = tokens_of(base, task, record.config, part)
-    chosen = choose_all(base.model, base.tokenizer, rows, base.numerics, (lambda done, total: heard(part, done, total)) if heard else None)
+    chosen = choose_all(
+        base.model,
+        base.tokenizer,
+        rows,
+        base.numerics,
+        (lambda done, total: heard(part, done, total)) if heard else None,
+    )
     run.write(f"ways-{part}.json", chosen)
     return {way: list(chosen[way]) for way in WAYS}

@@ -77,7 +77,10 @@ JAPANESE = {
 }
 SECTIONS: dict[str, dict[Language, str]] = {
     "finding": {"ja": "結論", "en": "Finding"},
-    "none": {"ja": "比較できる手法の組がありません。", "en": "There is no pair of methods to compare."},
+    "none": {
+        "ja": "比較できる手法の組がありません。",
+        "en": "There is no pair of methods to compare.",
+    },
     "missing": {"ja": "足りないもの", "en": "What is missing"},
     "quality": {"ja": "評価値とコスト", "en": "Quality against cost"},
     "cost": {"ja": "メモリと時間", "en": "Memory and time"},
@@ -96,44 +99,66 @@ SECTIONS: dict[str, dict[Language, str]] = {
     "seconds": {"ja": "秒/ステップ（バッチ 8、中央値）", "en": "seconds a step (batch 8, median)"},
     "answers": {"ja": "解答の種類", "en": "kinds of answers"},
     "bars": {
-        "ja": "縦棒は各設定の 95 % 区間、輪で囲んだ点は選ばれた設定（最良を選んだ値なので、もう一度測ればふつう下がります）。",
-        "en": "Bars: each cell's own 95 % interval; ringed: the chosen cell (the best of them all: measured again it would mostly score less).",
+        "ja": "縦棒は各設定の 95 % 区間、輪で囲んだ点は選ばれた設定（最良を選んだ値なので、"
+        "もう一度測ればふつう下がります）。",
+        "en": "Bars: each cell's own 95 % interval; ringed: the chosen cell (the best of them all: "
+        "measured again it would mostly score less).",
     },
     "intervals": {"ja": "縦棒は 95 % 区間。", "en": "Bars: 95 % intervals."},
     "heat": {
-        "ja": "検証での評価値。太枠は選ばれた設定（最良を選んだ値）、「–」は評価値のない設定（発散など）。",
-        "en": "Scores on validation. Framed: the chosen cell, the best of them all; “–”: a cell without a score (diverged, say).",
+        "ja": "検証での評価値。太枠は選ばれた設定（最良を選んだ値）、「–」"
+        "は評価値のない設定（発散など）。",
+        "en": "Scores on validation. Framed: the chosen cell, the best of them all; “–”: a cell "
+        "without a score (diverged, say).",
     },
 }
-# How a difference of the methods {a} and {b} is read from three seeds on; {m} is the margin in points. With one seed it is said of that run,
-# with two of their mean: how far runs vary is not known then.
+# How a difference of the methods {a} and {b} is read from three seeds on; {m} is the margin in
+# points. With one seed it is said of that run, with two of their mean: how far runs vary is not
+# known then.
 VERDICTS: dict[str, dict[Language, str]] = {
     "better": {"ja": "{a} が {b} を上回りました", "en": "{a} is better than {b}"},
     "worse": {"ja": "{a} は {b} を下回りました", "en": "{a} is worse than {b}"},
-    "equal": {"ja": "{a} と {b} の差は ±{m:g} ポイントの範囲に収まり、同等です", "en": "{a} and {b} are equal within ±{m:g} points"},
-    "undecided": {"ja": "{a} と {b} の優劣は、この件数では決まりません", "en": "this many examples do not decide between {a} and {b}"},
+    "equal": {
+        "ja": "{a} と {b} の差は ±{m:g} ポイントの範囲に収まり、同等です",
+        "en": "{a} and {b} are equal within ±{m:g} points",
+    },
+    "undecided": {
+        "ja": "{a} と {b} の優劣は、この件数では決まりません",
+        "en": "this many examples do not decide between {a} and {b}",
+    },
 }
 VERDICTS_OF_ONE: dict[str, dict[Language, str]] = {
-    "better": {"ja": "この実行（シード 1 個）では {a} が {b} を上回りました", "en": "in this run (one seed) {a} did better than {b}"},
-    "worse": {"ja": "この実行（シード 1 個）では {a} は {b} を下回りました", "en": "in this run (one seed) {a} did worse than {b}"},
+    "better": {
+        "ja": "この実行（シード 1 個）では {a} が {b} を上回りました",
+        "en": "in this run (one seed) {a} did better than {b}",
+    },
+    "worse": {
+        "ja": "この実行（シード 1 個）では {a} は {b} を下回りました",
+        "en": "in this run (one seed) {a} did worse than {b}",
+    },
     "equal": {
-        "ja": "この実行（シード 1 個）では {a} と {b} の差は ±{m:g} ポイントの範囲に収まり、同等です",
+        "ja": "この実行（シード 1 個）では {a} と {b} の差は ±{m:g} ポイントの範囲に収まり、"
+        "同等です",
         "en": "in this run (one seed) {a} and {b} are equal within ±{m:g} points",
     },
     "undecided": VERDICTS["undecided"],
 }
 VERDICTS_OF_TWO: dict[str, dict[Language, str]] = {
     "better": {
-        "ja": "シード 2 個の平均では {a} の方が高い値でした（2 個では実行ごとのばらつきは分かりません）",
+        "ja": "シード 2 個の平均では {a} の方が高い値でした（2 "
+        "個では実行ごとのばらつきは分かりません）",
         "en": "over two seeds {a} scored higher than {b} (two do not show how far runs vary)",
     },
     "worse": {
-        "ja": "シード 2 個の平均では {a} の方が低い値でした（2 個では実行ごとのばらつきは分かりません）",
+        "ja": "シード 2 個の平均では {a} の方が低い値でした（2 "
+        "個では実行ごとのばらつきは分かりません）",
         "en": "over two seeds {a} scored lower than {b} (two do not show how far runs vary)",
     },
     "equal": {
-        "ja": "シード 2 個の平均では {a} と {b} の差は ±{m:g} ポイントの範囲に収まります（2 個では実行ごとのばらつきは分かりません）",
-        "en": "over two seeds {a} and {b} lie within ±{m:g} points (two do not show how far runs vary)",
+        "ja": "シード 2 個の平均では {a} と {b} の差は ±{m:g} ポイントの範囲に収まります（2 "
+        "個では実行ごとのばらつきは分かりません）",
+        "en": "over two seeds {a} and {b} lie within ±{m:g} points (two do not show how far runs "
+        "vary)",
     },
     "undecided": VERDICTS["undecided"],
 }

@@ -1,9 +1,11 @@
 """Checkpoints: written whole or not at all, checked when read, one kept.
 
-    FOLDER/step-00000120/   lane.safetensors (parameters, moments)   state.json (counters, history, sha256 of the former)
+    FOLDER/step-00000120/   lane.safetensors   parameters, moments
+                            state.json         counters, history, sha256 of the former
 
-The folder is written under a hidden name and renamed; a killed process leaves the one before. What is removed is renamed first, so that
-a kill while files go leaves no folder that looks like a checkpoint.
+The folder is written under a hidden name and renamed; a killed process leaves the one before. What
+is removed is renamed first, so that a kill while files go leaves no folder that looks like a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -22,16 +24,28 @@ from safetensors.torch import load, save_file
 from tsugiki.errors import RunError
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], *, keep: bool = False) -> Path:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    *,
+    keep: bool = False,
+) -> Path:
     """Writes `FOLDER/step-…` atomically and removes older ones, unless they are to be kept."""
     final = folder / f"step-{step:08d}"
     draft = folder / f".step-{step:08d}.{os.getpid()}"
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, draft / "lane.safetensors")
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+            draft / "lane.safetensors",
+        )
         digest = hashlib.sha256((draft / "lane.safetensors").read_bytes()).hexdigest()
-        (draft / "state.json").write_text(json.dumps({**state, "step": step, "sha256": digest}), encoding="utf-8")
+        (draft / "state.json").write_text(
+            json.dumps({**state, "step": step, "sha256": digest}), encoding="utf-8"
+        )
         for name in ("lane.safetensors", "state.json"):
             with (draft / name).open("r+b") as file:
                 os.fsync(file.fileno())
@@ -40,7 +54,10 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         os.replace(draft, final)
     except (OSError, SafetensorError) as broken:
         shutil.rmtree(draft, ignore_errors=True)
-        raise RunError(f"{folder}: the checkpoint of step {step} cannot be written: {broken}. Free some space and run again: it resumes") from None
+        raise RunError(
+            f"{folder}: the checkpoint of step {step} cannot be written: {broken}. Free some space "
+            "and run again: it resumes"
+        ) from None
     if not keep:
         drop_older_checkpoints(folder)
     return final
@@ -49,20 +66,26 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
 def drop_older_checkpoints(folder: Path) -> None:
     """Leaves the latest checkpoint alone, and nothing of what killed processes wrote or removed."""
     latest = latest_checkpoint(folder)
-    for other in [*(path for path in folder.glob("step-*") if path != latest), *folder.glob(".step-*")]:
+    for other in [
+        *(path for path in folder.glob("step-*") if path != latest),
+        *folder.glob(".step-*"),
+    ]:
         _remove(other)
 
 
 def _remove(path: Path) -> None:
     """Takes a checkpoint out of sight in one move, then deletes its files."""
-    hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.gone.{os.getpid()}")
+    hidden = (
+        path if path.name.startswith(".") else path.with_name(f".{path.name}.gone.{os.getpid()}")
+    )
     if hidden != path:
         os.replace(path, hidden)
     shutil.rmtree(hidden)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, earliest first; those without a state (a kill while files were removed) only where no whole one is there."""
+    """The checkpoints in a folder, earliest first; those without a state (a kill while files were
+    removed) only where no whole one is there."""
     found = sorted(folder.glob("step-*"))
     return [path for path in found if (path / "state.json").exists()] or found
 
@@ -81,7 +104,10 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as broken:
-        raise RunError(f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the start") from None
+        raise RunError(
+            f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the "
+            "start"
+        ) from None
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -90,7 +116,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         state = read_state(path)
         content = (path / "lane.safetensors").read_bytes()
         if hashlib.sha256(content).hexdigest() != state["sha256"]:
-            raise RunError(f"{path / 'lane.safetensors'}: damaged or cut short (checksum differs). Delete {path} to train from the start")
+            raise RunError(
+                f"{path / 'lane.safetensors'}: damaged or cut short (checksum differs). Delete "
+                f"{path} to train from the start"
+            )
         return load(content), state
     except (OSError, ValueError, KeyError, SafetensorError) as broken:
-        raise RunError(f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the start") from None
+        raise RunError(
+            f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the "
+            "start"
+        ) from None

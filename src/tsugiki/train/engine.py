@@ -1,4 +1,5 @@
-"""The loop. Moves lanes to their ends, together: steps, logs, checkpoints, health, resume. Knows nothing of LoRA or of tasks."""
+"""The loop. Moves lanes to their ends, together: steps, logs, checkpoints, health, resume. Knows
+nothing of LoRA or of tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ from typing import Any
 import torch
 
 from tsugiki.errors import RunError
-from tsugiki.train.checkpoint import checkpoints, drop_older_checkpoints, read_checkpoint, read_state, save_checkpoint
+from tsugiki.train.checkpoint import (
+    checkpoints,
+    drop_older_checkpoints,
+    read_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from tsugiki.train.lane import DidNotLearn, Lane
 from tsugiki.train.meter import Measurement, Meter
 from tsugiki.train.step import StepResult
@@ -48,7 +55,8 @@ class Progress:
 class History:
     """One entry a step: mean loss a target token, gradient norm, learning rate, seconds, tokens.
 
-    Of lanes that trained together, `step_s` is the step's time divided by the lanes that were in it.
+    Of lanes that trained together, `step_s` is the step's time divided by the lanes that were in
+    it.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -60,7 +68,8 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """`failure` says why the lane's result is worth nothing, if it is: it diverged or did not learn. `pruned`: who visited it ended it."""
+    """`failure` says why the lane's result is worth nothing, if it is: it diverged or did not
+    learn. `pruned`: who visited it ended it."""
 
     history: History
     measurement: Measurement
@@ -71,7 +80,8 @@ class FitResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """A lane after one of its `visits`; `save(folder)` writes a checkpoint of it there, from which another run can go on; `prune()` ends it."""
+    """A lane after one of its `visits`; `save(folder)` writes a checkpoint of it there, from which
+    another run can go on; `prune()` ends it."""
 
     lane: Lane
     save: Callable[[Path], None]
@@ -88,13 +98,15 @@ def fit(
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     visit: Callable[[list[Visit]], None] | None = None,
 ) -> list[FitResult]:
-    """Trains the lanes together, each to its own end, resuming from the checkpoints in their folders if there are any.
+    """Trains the lanes together, each to its own end, resuming from the checkpoints in their
+    folders if there are any.
 
-    A lane that diverges or does not learn leaves the others; its result says why. `visit` is called after each step that
-    is among some lanes' `visits`, outside what is measured.
+    A lane that diverges or does not learn leaves the others; its result says why. `visit` is
+    called after each step that is among some lanes' `visits`, outside what is measured.
 
     Raises:
-        Interrupted: on Ctrl-C, after the running step; the same call goes on from there, to the same result.
+        Interrupted: on Ctrl-C, after the running step; the same call goes on from there, to the
+            same result.
         RunError: a checkpoint cannot be written or read.
     """
     courses = [_Course(lane, folder) for lane, folder in zip(lanes, folders, strict=True)]
@@ -102,7 +114,8 @@ def fit(
 
 
 def is_end(state: Mapping[str, Any], lane: Lane) -> bool:
-    """Whether a checkpoint's state is the lane's end: its last step was made, it failed, or it was pruned."""
+    """Whether a checkpoint's state is the lane's end: its last step was made, it failed, or it was
+    pruned."""
     return state["step"] >= lane.steps or state["failure"] is not None or state["pruned"]
 
 
@@ -130,7 +143,10 @@ class _Course:
         history.step_tokens.append(tokens)
         if not math.isfinite(loss) and self.failure is None:
             rate = self.lane.config.learning_rate
-            self.failure = f"{self.lane.name}: the loss is {loss} at step {len(history.loss)}: training diverged. Lower the learning rate ({rate:g})"
+            self.failure = (
+                f"{self.lane.name}: the loss is {loss} at step {len(history.loss)}: "
+                f"training diverged. Lower the learning rate ({rate:g})"
+            )
 
     def prune(self) -> None:
         self.pruned = True
@@ -142,8 +158,15 @@ class _Course:
             self.failure = str(dead)
 
     def save(self, folder: Path, moment: Mapping[str, Any], *, keep: bool = False) -> None:
-        """Writes a checkpoint; `moment` says of which group and at which of its steps, so that lanes resume from one moment."""
-        state = {"moving_steps": self.lane.moving_steps, "failure": self.failure, "pruned": self.pruned, **moment, **asdict(self.history)}
+        """Writes a checkpoint; `moment` says of which group and at which of its steps, so that
+        lanes resume from one moment."""
+        state = {
+            "moving_steps": self.lane.moving_steps,
+            "failure": self.failure,
+            "pruned": self.pruned,
+            **moment,
+            **asdict(self.history),
+        }
         save_checkpoint(folder, self.lane.step, self.lane.state_tensors(), state, keep=keep)
 
     def resume(self, path: Path) -> None:
@@ -158,8 +181,22 @@ class _Course:
 class _Together:
     """The loop over one or more courses."""
 
-    def __init__(self, step: Any, courses: list[_Course], device: torch.device, on_progress: Any, every_s: float, visit: Any):
-        self.step, self.courses, self.on_progress, self.every_s, self.visit = step, courses, on_progress, every_s, visit
+    def __init__(
+        self,
+        step: Any,
+        courses: list[_Course],
+        device: torch.device,
+        on_progress: Any,
+        every_s: float,
+        visit: Any,
+    ):
+        self.step, self.courses, self.on_progress, self.every_s, self.visit = (
+            step,
+            courses,
+            on_progress,
+            every_s,
+            visit,
+        )
         self.meter = Meter(device, getattr(step, "peak_bytes", 0))
         self.pending: list[tuple[list[_Course], list[StepResult]]] = []
         names = sorted("/".join(course.folder.parts[-2:]) for course in courses if course.folder)
@@ -182,7 +219,9 @@ class _Together:
                 if self.moment % LOG_EVERY == 0 or ended or interrupted:
                     self._fetch()
                     self._tell()
-                due = self.going and time.monotonic() - saved > max(self.every_s, 20 * self.saving_s)
+                due = self.going and time.monotonic() - saved > max(
+                    self.every_s, 20 * self.saving_s
+                )
                 if interrupted or due:
                     self._fetch()
                     self._save()
@@ -191,12 +230,26 @@ class _Together:
                     raise KeyboardInterrupt
                 if interrupted:
                     furthest = self.going[0].lane
-                    where = f"checkpoint at step {furthest.step} of {furthest.steps}" if self.going[0].folder else "nothing was kept"
-                    raise Interrupted(f"{self._name()}: stopped; {where}. Run the same command again to go on")
+                    where = (
+                        f"checkpoint at step {furthest.step} of {furthest.steps}"
+                        if self.going[0].folder
+                        else "nothing was kept"
+                    )
+                    raise Interrupted(
+                        f"{self._name()}: stopped; {where}. Run the same command again to go on"
+                    )
         if len(self.courses) > 1:
-            self._save()  # their ends: while they are scored one after another, a kill must not send some of them back
+            # their ends: while they are scored one after another, a kill must not send some of
+            # them back
+            self._save()
         return [
-            FitResult(history=one.history, measurement=self._measurement(one), resumed_from=one.resumed_from, failure=one.failure, pruned=one.pruned)
+            FitResult(
+                history=one.history,
+                measurement=self._measurement(one),
+                resumed_from=one.resumed_from,
+                failure=one.failure,
+                pruned=one.pruned,
+            )
             for one in self.courses
         ]
 
@@ -210,7 +263,11 @@ class _Together:
         self.moment += 1
 
     def _check(self, going: list[_Course]) -> None:
-        due = [course for course in going if course.lane.moving_steps == HEALTH_STEP or course.lane.done]
+        due = [
+            course
+            for course in going
+            if course.lane.moving_steps == HEALTH_STEP or course.lane.done
+        ]
         if due:
             self._fetch()
         for course in due:
@@ -218,17 +275,30 @@ class _Together:
                 course.check_health()
 
     def _visit(self, going: list[_Course]) -> None:
-        here = [course for course in going if course.lane.step in course.lane.visits and course.failure is None]
+        here = [
+            course
+            for course in going
+            if course.lane.step in course.lane.visits and course.failure is None
+        ]
         if here and self.visit is not None:
             self._fetch()
             with self.meter.set_aside():
-                self.visit([Visit(lane=one.lane, save=partial(one.save, moment={}), prune=one.prune) for one in here if one.failure is None])
+                self.visit(
+                    [
+                        Visit(lane=one.lane, save=partial(one.save, moment={}), prune=one.prune)
+                        for one in here
+                        if one.failure is None
+                    ]
+                )
 
     def _fetch(self) -> None:
         """Brings losses and norms to the host: the only place that waits for the device."""
         if not self.pending:
             return
-        numbers = [torch.stack([torch.stack([one.loss.float(), one.norm.float()]) for one in results]) for _, results in self.pending]
+        numbers = [
+            torch.stack([torch.stack([one.loss.float(), one.norm.float()]) for one in results])
+            for _, results in self.pending
+        ]
         fetched = torch.cat(numbers).tolist()
         seconds = self.meter.settle()
         for (courses, results), step_s in zip(self.pending, seconds, strict=True):
@@ -254,17 +324,21 @@ class _Together:
                 step=leading.lane.step,
                 steps=leading.lane.steps,
                 loss=sum(losses) / len(losses),
-                tokens_per_s=sum(leading.history.step_tokens[-len(recent) :]) / max(sum(recent), 1e-9),
+                tokens_per_s=sum(leading.history.step_tokens[-len(recent) :])
+                / max(sum(recent), 1e-9),
                 memory_bytes=self.meter.memory_bytes,
                 left_s=pace * len(going) * (leading.lane.steps - leading.lane.step),
             )
         )
 
     def _measurement(self, course: _Course) -> Measurement:
-        return self.meter.measurement(course.history.step_s, course.history.step_tokens, lanes=len(self.courses))
+        return self.meter.measurement(
+            course.history.step_s, course.history.step_tokens, lanes=len(self.courses)
+        )
 
     def _save(self) -> None:
-        """Every lane's checkpoint of this moment; older ones are removed only when all are written, so that a kill leaves one moment of all."""
+        """Every lane's checkpoint of this moment; older ones are removed only when all are
+        written, so that a kill leaves one moment of all."""
         start = time.monotonic()
         for course in self.courses:
             if course.folder and not course.settled:
@@ -276,13 +350,33 @@ class _Together:
         self.saving_s = time.monotonic() - start
 
     def _resume(self) -> int:
-        """Loads the checkpoints; of those that this very group wrote, the latest moment that all its lanes have. Returns that moment."""
-        found = {id(course): [(path, read_state(path)) for path in checkpoints(course.folder)] if course.folder else [] for course in self.courses}
-        ours = [max((state["moment"] for _, state in one if state.get("group") == self.group), default=0) for one in found.values()]
-        ended = [bool(one) and is_end(one[-1][1], course.lane) for course, one in zip(self.courses, found.values(), strict=True)]
-        moment = min((last for last, over in zip(ours, ended, strict=True) if not over), default=max(ours))
+        """Loads the checkpoints; of those that this very group wrote, the latest moment that all
+        its lanes have. Returns that moment."""
+        found = {
+            id(course): [(path, read_state(path)) for path in checkpoints(course.folder)]
+            if course.folder
+            else []
+            for course in self.courses
+        }
+        ours = [
+            max(
+                (state["moment"] for _, state in one if state.get("group") == self.group), default=0
+            )
+            for one in found.values()
+        ]
+        ended = [
+            bool(one) and is_end(one[-1][1], course.lane)
+            for course, one in zip(self.courses, found.values(), strict=True)
+        ]
+        moment = min(
+            (last for last, over in zip(ours, ended, strict=True) if not over), default=max(ours)
+        )
         for course in self.courses:
-            usable = [path for path, state in found[id(course)] if state.get("group") != self.group or state["moment"] <= moment]
+            usable = [
+                path
+                for path, state in found[id(course)]
+                if state.get("group") != self.group or state["moment"] <= moment
+            ]
             if usable:
                 course.resume(usable[-1])
         return int(moment)
@@ -290,8 +384,9 @@ class _Together:
 
 @contextmanager
 def _finish_step_on_interrupt() -> Iterator[list[int]]:
-    """Within it the first Ctrl-C (or SIGTERM) only fills the list; the same one again is a KeyboardInterrupt at once. (A worker may get
-    both for one Ctrl-C: from the terminal, and from the process that started it.)"""
+    """Within it the first Ctrl-C (or SIGTERM) only fills the list; the same one again is a
+    KeyboardInterrupt at once. (A worker may get both for one Ctrl-C: from the terminal, and from
+    the process that started it.)"""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:

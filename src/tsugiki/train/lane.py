@@ -1,7 +1,7 @@
 """A `Lane` is one job: parameters to move, where its rows come from, and the optimiser's course.
 
-LoRA is one lane over a frozen base; full fine-tuning is one lane that holds the base's own parameters. The engine
-sees no difference.
+LoRA is one lane over a frozen base; full fine-tuning is one lane that holds the base's own
+parameters. The engine sees no difference.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class DoesNotFit(RunError):
 
 
 def rate_share(config: TrainConfig, step: int, steps: int) -> float:
-    """Share of the learning rate at `step` (from 0) of `steps`: linear warm-up, then the schedule's course.
+    """Share of the learning rate at `step` (from 0) of `steps`: linear warm-up, then the
+    schedule's course.
 
-    constant: 1 · linear: down to 0 · cosine: half a period down to 0 · wsd: 1, then linear to 0 over the last `decay`.
+    constant: 1 · linear: down to 0 · cosine: half a period down to 0 · wsd: 1, then linear to 0
+    over the last `decay`.
     """
     warm = round(config.warmup * steps)
     if step < warm:
@@ -49,23 +51,30 @@ def rate_share(config: TrainConfig, step: int, steps: int) -> float:
 
 
 def shared_steps(one: TrainConfig, one_steps: int, other: TrainConfig, other_steps: int) -> int:
-    """How many first steps two runs have in common that differ in their epochs alone: as long as their rates are the same.
+    """How many first steps two runs have in common that differ in their epochs alone: as long as
+    their rates are the same.
 
-    All steps of the shorter under a constant rate without warm-up; those before its decay under wsd; none under linear and cosine.
+    All steps of the shorter under a constant rate without warm-up; those before its decay under
+    wsd; none under linear and cosine.
     """
     shorter = min(one_steps, other_steps)
-    same = (rate_share(one, step, one_steps) == rate_share(other, step, other_steps) for step in range(shorter))
+    same = (
+        rate_share(one, step, one_steps) == rate_share(other, step, other_steps)
+        for step in range(shorter)
+    )
     return next((step for step, equal in enumerate(same) if not equal), shorter)
 
 
 class Lane:
     """One job's parameters, optimiser, schedule, row order and counters.
 
-    Made from `grafted`, its parameters are views of one row of the bank of adapters: gradients and moments are then
-    vectors too, and clipping and the optimiser take one kernel each instead of one for each matrix.
+    Made from `grafted`, its parameters are views of one row of the bank of adapters: gradients and
+    moments are then vectors too, and clipping and the optimiser take one kernel each instead of
+    one for each matrix.
 
-    `watched` names the parameters that must be non-zero once training has begun (LoRA's B), `must_learn` those that
-    must have received a gradient; `visits` are the steps after which someone wants to look at it.
+    `watched` names the parameters that must be non-zero once training has begun (LoRA's B),
+    `must_learn` those that must have received a gradient; `visits` are the steps after which
+    someone wants to look at it.
     """
 
     def __init__(
@@ -81,7 +90,9 @@ class Lane:
         self.name, self.config, self.grafted = name, config, grafted
         self.parameters = dict(parameters)
         self.watched = watched
-        self.must_learn = watched or tuple(name for name, p in self.parameters.items() if p.ndim == 2)
+        self.must_learn = watched or tuple(
+            name for name, p in self.parameters.items() if p.ndim == 2
+        )
         self.order = Order(num_rows=num_rows, batch=config.batch, seed=config.seed)
         self.steps = num_steps(num_rows, config.batch, config.epochs)
         self.step = 0
@@ -100,13 +111,19 @@ class Lane:
     def views(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parts of a vector laid out like the lane's row of the bank, by parameter name."""
         start = self.moved[0].storage_offset() - vector.storage_offset()
-        return {name: vector.as_strided(p.shape, p.stride(), p.storage_offset() - start) for name, p in self.parameters.items()}
+        return {
+            name: vector.as_strided(p.shape, p.stride(), p.storage_offset() - start)
+            for name, p in self.parameters.items()
+        }
 
     def moments(self, key: str) -> dict[str, torch.Tensor]:
         """AdamW's `exp_avg` or `exp_avg_sq` by parameter name."""
         if self.grafted is not None:
             return self.views(self.optimizer.state[self.moved[0]][key])
-        return {name: self.optimizer.state[parameter][key] for name, parameter in self.parameters.items()}
+        return {
+            name: self.optimizer.state[parameter][key]
+            for name, parameter in self.parameters.items()
+        }
 
     @property
     def done(self) -> bool:
@@ -125,7 +142,8 @@ class Lane:
         return self.order.rows_of(self.step)
 
     def update(self) -> torch.Tensor:
-        """Clips, moves the parameters, clears the gradients. Returns the gradient norm before clipping."""
+        """Clips, moves the parameters, clears the gradients. Returns the gradient norm before
+        clipping."""
         self.set_rate()
         norm = self.move()
         self.optimizer.zero_grad(set_to_none=self.grafted is None)
@@ -142,7 +160,8 @@ class Lane:
                 group["lr"] = rate
 
     def move(self) -> torch.Tensor:
-        """Clips and moves: the part of `update` that runs on the device alone, so that it can be recorded."""
+        """Clips and moves: the part of `update` that runs on the device alone, so that it can be
+        recorded."""
         norm = nn.utils.clip_grad_norm_(self.moved, self.config.clip)
         self.optimizer.step()
         return norm
@@ -153,19 +172,26 @@ class Lane:
         self.step += 1
 
     def check_health(self) -> None:
-        """Raises `DidNotLearn` naming what does not learn: a B that is still zero, or a matrix no gradient ever reached."""
+        """Raises `DidNotLearn` naming what does not learn: a B that is still zero, or a matrix no
+        gradient ever reached."""
         dead = [name for name in self.watched if not bool(self.parameters[name].detach().any())]
         moved = self.moments("exp_avg_sq")
-        dead += [name for name in self.must_learn if name not in dead and not bool(moved[name].any())]
+        dead += [
+            name for name in self.must_learn if name not in dead and not bool(moved[name].any())
+        ]
         if dead:
             raise DidNotLearn(
-                f"{self.name}: after {self.moving_steps} steps {len(dead)} of {len(self.must_learn)} trained matrices have not moved, "
+                f"{self.name}: after {self.moving_steps} steps {len(dead)} of "
+                f"{len(self.must_learn)} trained matrices have not moved, "
                 f"the first is {dead[0]}. The run was stopped: its result would be the base model's"
             )
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and optimiser moments by name; with `step` and `moving_steps` all that a resumed run needs."""
-        tensors = {f"param/{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        """Parameters and optimiser moments by name; with `step` and `moving_steps` all that a
+        resumed run needs."""
+        tensors = {
+            f"param/{name}": parameter.detach() for name, parameter in self.parameters.items()
+        }
         for key in MOMENTS:
             tensors |= {f"adam/{key}/{name}": value for name, value in self.moments(key).items()}
         tensors["adam/step"] = self.optimizer.state[self.moved[0]]["step"]
@@ -173,15 +199,20 @@ class Lane:
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, torch.Tensor], step: int, moving_steps: int) -> None:
-        """Puts back what `state_tensors` gave. Raises `RunError` when a tensor is missing or of another shape."""
+        """Puts back what `state_tensors` gave. Raises `RunError` when a tensor is missing or of
+        another shape."""
         for name, parameter in self.parameters.items():
             kept = tensors.get(f"param/{name}")
             if kept is None or kept.shape != parameter.shape:
-                raise RunError(f"checkpoint of {self.name}: {name} is missing or of another shape: it belongs to another run")
+                raise RunError(
+                    f"checkpoint of {self.name}: {name} is missing or of another shape: it belongs "
+                    "to another run"
+                )
             parameter.copy_(kept)
         if step and "adam/step" not in tensors:
             raise RunError(
-                f"checkpoint of {self.name}: the optimiser's state is missing: it was written by another version. Delete its folder to train from the start"
+                f"checkpoint of {self.name}: the optimiser's state is missing: it was written by "
+                "another version. Delete its folder to train from the start"
             )
         if step:
             for key in MOMENTS:
@@ -193,11 +224,21 @@ class Lane:
 
 
 def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """PyTorch's fused AdamW with its state made beforehand; on CUDA its step count and rate live on the device, so that a recorded step reads them."""
+    """PyTorch's fused AdamW with its state made beforehand; on CUDA its step count and rate live
+    on the device, so that a recorded step reads them."""
     device = parameters[0].device
     cuda = device.type == "cuda"
     rate: Any = torch.tensor(config.learning_rate, device=device) if cuda else config.learning_rate
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"), capturable=cuda)
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=rate,
+        weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+        capturable=cuda,
+    )
     for parameter in parameters:
-        optimizer.state[parameter] = {"step": torch.zeros((), device=device), **{key: torch.zeros_like(parameter.detach()) for key in MOMENTS}}
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=device),
+            **{key: torch.zeros_like(parameter.detach()) for key in MOMENTS},
+        }
     return optimizer

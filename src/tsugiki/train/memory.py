@@ -1,6 +1,8 @@
-"""Foretells what a device holds: how many lanes, and whether full fine-tuning fits at all, before anything is made.
+"""Foretells what a device holds: how many lanes, and whether full fine-tuning fits at all, before
+anything is made.
 
-Foretold, not measured: the step that is then recorded says whether it fits, and if not, fewer lanes are taken.
+Foretold, not measured: the step that is then recorded says whether it fits, and if not, fewer
+lanes are taken.
 """
 
 from __future__ import annotations
@@ -20,28 +22,45 @@ from tsugiki.model.loading import Numerics, num_parameters
 
 ADAPTER_BYTES = 4 + 4 + 8 + 2 + 2  # fp32 value, gradient, two moments; bf16 copy, its gradient
 USABLE = 0.88  # of the device's memory; the rest is for the libraries' workspaces and for fragments
-FULL_BYTES = {"fp32": 4 + 4 + 8, "bf16": 4 + 4 + 8 + 2}  # a parameter: fp32 value, gradient, two moments; where products are in bf16 its copy
+FULL_BYTES = {
+    "fp32": 4 + 4 + 8,
+    "bf16": 4 + 4 + 8 + 2,
+}  # a parameter: fp32 value, gradient, two moments; where products are in bf16 its copy
 MOST_LANES = 96  # beyond, a step only gets longer: products are bound by arithmetic long before
 
 
-def lanes_that_fit(model: Any, device: torch.device, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
-    """How many of the LoRA runs `configs` can train together on a device; 1 on a CPU, where lanes save no arithmetic."""
+def lanes_that_fit(
+    model: Any, device: torch.device, configs: Sequence[RunConfig], rows: Sequence[Tokens]
+) -> int:
+    """How many of the LoRA runs `configs` can train together on a device; 1 on a CPU, where lanes
+    save no arithmetic."""
     if device.type != "cuda":
         return 1
     total = torch.cuda.get_device_properties(device).total_memory
     own = USABLE * total - num_parameters(model) * next(model.parameters()).element_size()
-    # Beside other processes (--jobs) less is there; alone the first bound holds, so that a resumed study makes the same groups.
-    there = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    # Beside other processes (--jobs) less is there; alone the first bound holds, so that a resumed
+    # study makes the same groups.
+    there = (
+        torch.cuda.mem_get_info(device)[0]
+        + torch.cuda.memory_reserved(device)
+        - torch.cuda.memory_allocated(device)
+    )
     free = min(own, 0.95 * there)
     return max(1, min(MOST_LANES, len(configs), int(free // lane_bytes(model, configs, rows))))
 
 
 def lane_bytes(model: Any, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
-    """What one more lane of these takes: its adapters with their optimiser, and what its rows leave behind for the backward pass."""
+    """What one more lane of these takes: its adapters with their optimiser, and what its rows
+    leave behind for the backward pass."""
     rank = max(config.lora.rank for config in configs if config.lora)
     targets = {config.lora.targets for config in configs if config.lora}
-    places = {(place.path, place.word): place for words in targets for place in find_places(model, words)}
-    adapters = sum(rank * (in_features(model.get_submodule(place.path)) + place.width) for place in places.values())
+    places = {
+        (place.path, place.word): place for words in targets for place in find_places(model, words)
+    }
+    adapters = sum(
+        rank * (in_features(model.get_submodule(place.path)) + place.width)
+        for place in places.values()
+    )
     batch = max(config.train.micro_batch or config.train.batch for config in configs)
     tokens = _upper_sum([len(row) for row in rows], batch)
     answers = _upper_sum([len(row.target_ids) for row in rows], batch)
@@ -50,22 +69,27 @@ def lane_bytes(model: Any, configs: Sequence[RunConfig], rows: Sequence[Tokens])
 
 
 def token_bytes(config: Any) -> int:
-    """What one token leaves behind in bf16 for the backward pass: eight vectors of the model's width a layer (norms' inputs and
-    outputs, q, k, v, attention, residuals) and three of the MLP's."""
+    """What one token leaves behind in bf16 for the backward pass: eight vectors of the model's
+    width a layer (norms' inputs and outputs, q, k, v, attention, residuals) and three of the
+    MLP's."""
     width = config.hidden_size
-    mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    mlp = (
+        getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    )
     return int(2 * config.num_hidden_layers * (8 * width + 3 * mlp))
 
 
 def _upper_sum(lengths: Sequence[int], count: int) -> float:
-    """What the sum of `count` random ones of these hardly ever exceeds: the mean and four standard deviations."""
+    """What the sum of `count` random ones of these hardly ever exceeds: the mean and four standard
+    deviations."""
     mean = sum(lengths) / len(lengths)
     variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
     return min(count * max(lengths), count * mean + 4 * math.sqrt(count * variance))
 
 
 def room(device: torch.device) -> tuple[int, int]:
-    """(bytes this process can have, bytes there are) on a device; of the machine's memory for a CPU."""
+    """(bytes this process can have, bytes there are) on a device; of the machine's memory for a
+    CPU."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device), total
@@ -74,28 +98,46 @@ def room(device: torch.device) -> tuple[int, int]:
 
 
 def refuse_no_room(parameters: int, numerics: Numerics, device: torch.device) -> None:
-    """Raises `RunError` where full fine-tuning cannot fit, whatever the rows are: so many parameters with their gradients and moments alone."""
+    """Raises `RunError` where full fine-tuning cannot fit, whatever the rows are: so many
+    parameters with their gradients and moments alone."""
     needed, (free, _) = parameters * FULL_BYTES[numerics.compute], room(device)
     if needed > free:
         raise RunError(
-            f"full fine-tuning needs {_gib(needed)} GiB on {device} ({parameters / 1e6:,.0f} M parameters with gradients and moments, "
-            f"{FULL_BYTES[numerics.compute]} bytes each), {_gib(free)} free. Shorter or fewer rows do not help: take LoRA, a smaller model, or more memory"
+            f"full fine-tuning needs {_gib(needed)} GiB on {device} ({parameters / 1e6:,.0f} M "
+            "parameters with gradients and moments, "
+            f"{FULL_BYTES[numerics.compute]} bytes each), {_gib(free)} free. Shorter or fewer rows "
+            "do not help: take LoRA, a smaller model, or more memory"
         )
 
 
 def what_helps(model: Any, config: RunConfig, numerics: Numerics, device: torch.device) -> str:
-    """What to do when one run alone did not fit: rows can be made fewer, what the weights take cannot."""
+    """What to do when one run alone did not fit: rows can be made fewer, what the weights take
+    cannot."""
     size, (free, total) = num_parameters(model), room(device)
-    fixed = size * FULL_BYTES[numerics.compute] if config.method == "full" else size * next(model.parameters()).element_size()
+    fixed = (
+        size * FULL_BYTES[numerics.compute]
+        if config.method == "full"
+        else size * next(model.parameters()).element_size()
+    )
     taken = total - free
-    others = f"; other programs hold {_gib(taken)} GiB of it: let nothing else use the device (--jobs 1)" if taken > total / 10 else ""
+    others = (
+        f"; other programs hold {_gib(taken)} GiB of it: let nothing else use the device (--jobs 1)"
+        if taken > total / 10
+        else ""
+    )
     kind = "weights, gradients and moments" if config.method == "full" else "frozen weights"
     said = f"{kind} take {_gib(fixed)} of {_gib(total)} GiB on {device}{others}"
     if fixed > 0.9 * free:
-        return f"{said}. Fewer rows do not help: take {'LoRA, ' if config.method == 'full' else ''}a smaller model or more memory"
+        return (
+            f"{said}. Fewer rows do not help: take "
+            f"{'LoRA, ' if config.method == 'full' else ''}a smaller model or more memory"
+        )
     rows = config.train.micro_batch or config.train.batch
     smaller = f"train.micro_batch (now {rows} rows a backward pass) or " if rows > 1 else ""
-    return f"{said}; the rest was not enough for the rows. Lower {smaller}train.max_length (now {config.train.max_length:,})"
+    return (
+        f"{said}; the rest was not enough for the rows. Lower {smaller}train.max_length (now "
+        f"{config.train.max_length:,})"
+    )
 
 
 def _gib(amount: float) -> str:

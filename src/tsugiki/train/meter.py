@@ -1,7 +1,9 @@
-"""Measures a run: seconds a step, tokens a second, memory. Says what it measures and on which device.
+"""Measures a run: seconds a step, tokens a second, memory. Says what it measures and on which
+device.
 
-On CUDA: peak allocated and reserved bytes of the caching allocator, step times from events. On a CPU: the largest
-resident size of the whole process (Python and libraries included), step times from the wall clock.
+On CUDA: peak allocated and reserved bytes of the caching allocator, step times from events. On a
+CPU: the largest resident size of the whole process (Python and libraries included), step times
+from the wall clock.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ WARM_UP_STEPS = 5
 class Measurement:
     """What one run cost. Times exclude the first `WARM_UP_STEPS` steps; memory covers all of it.
 
-    Of `lanes` that trained together, times are a lane's share of the step, and memory is that of all.
+    Of `lanes` that trained together, times are a lane's share of the step, and memory is that of
+    all.
     """
 
     device: str
@@ -46,13 +49,21 @@ class Measurement:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = torch.cpu.get_capabilities().get("cpu_name") if hasattr(torch.cpu, "get_capabilities") else None
-    return f"CPU ({model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+    model = (
+        torch.cpu.get_capabilities().get("cpu_name")
+        if hasattr(torch.cpu, "get_capabilities")
+        else None
+    )
+    return (
+        f"CPU ({model or platform.processor() or platform.machine()}, {torch.get_num_threads()} "
+        "threads)"
+    )
 
 
 def free_memory(device: torch.device) -> int:
-    """Frees what nobody refers to any more on a device (models go in cycles), and the workspaces of products, so that every run pays for its
-    own; returns the bytes that are still held: no part of what a run that begins now costs. No recorded step may be open."""
+    """Frees what nobody refers to any more on a device (models go in cycles), and the workspaces
+    of products, so that every run pays for its own; returns the bytes that are still held: no part
+    of what a run that begins now costs. No recorded step may be open."""
     gc.collect()
     if device.type != "cuda":
         return 0
@@ -72,7 +83,8 @@ def peak_process_bytes() -> int:
 
 
 class Meter:
-    """Call `begin` before and `end` after each step; `settle` when the device was synchronised anyway."""
+    """Call `begin` before and `end` after each step; `settle` when the device was synchronised
+    anyway."""
 
     def __init__(self, device: torch.device, peak_bytes: int = 0):
         """`peak_bytes` were allocated on the device while the steps to come were recorded."""
@@ -111,7 +123,8 @@ class Meter:
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """What is allocated on the device within does not count. (A process's resident size only grows: on a CPU it does.)"""
+        """What is allocated on the device within does not count. (A process's resident size only
+        grows: on a CPU it does.)"""
         if self.device.type == "cuda":
             self.recorded_bytes = self.memory_bytes
         try:
@@ -127,7 +140,9 @@ class Meter:
             return self.process_bytes
         return max(self.recorded_bytes, torch.cuda.max_memory_allocated(self.device))
 
-    def measurement(self, step_s: Sequence[float], step_tokens: Sequence[int], *, lanes: int) -> Measurement:
+    def measurement(
+        self, step_s: Sequence[float], step_tokens: Sequence[int], *, lanes: int
+    ) -> Measurement:
         """Of a lane whose steps took so long and read so many tokens."""
         cuda = self.device.type == "cuda"
         times, tokens = timed(step_s), timed(step_tokens)

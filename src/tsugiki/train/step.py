@@ -1,4 +1,5 @@
-"""One optimiser step of one or more lanes, eager: forward and backward of every micro-batch, then the updates.
+"""One optimiser step of one or more lanes, eager: forward and backward of every micro-batch, then
+the updates.
 
 This is the reference path and the CPU path; a captured step has the same face.
 """
@@ -22,7 +23,8 @@ from tsugiki.train.loss import summed_losses
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Mean loss a target token and gradient norm (both on the device, not yet fetched), and what was read."""
+    """Mean loss a target token and gradient norm (both on the device, not yet fetched), and what
+    was read."""
 
     loss: torch.Tensor
     norm: torch.Tensor
@@ -35,22 +37,36 @@ class EagerStep:
     kind = "eager"
     peak_bytes = 0  # what was allocated before the first step and belongs to every step: nothing
 
-    def __init__(self, model: Any, rows: Sequence[Tokens], pad_id: int, device: torch.device, numerics: Numerics):
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[Tokens],
+        pad_id: int,
+        device: torch.device,
+        numerics: Numerics,
+    ):
         self.backbone, self.head = backbone_and_head(model)
         self.rows, self.pad_id, self.device, self.numerics = rows, pad_id, device, numerics
 
     def __call__(self, lanes: Sequence[Lane]) -> list[StepResult]:
-        """The coming step of each lane. Lanes share the base's products; all but the last micro-batches hold rows of every lane."""
+        """The coming step of each lane. Lanes share the base's products; all but the last
+        micro-batches hold rows of every lane."""
         numbers = [lane.rows() for lane in lanes]
-        num_targets = [sum(len(self.rows[number].target_ids) for number in here) for here in numbers]
+        num_targets = [
+            sum(len(self.rows[number].target_ids) for number in here) for here in numbers
+        ]
         losses = [torch.zeros((), device=self.device) for _ in lanes]
         for parts in _micro_batches(lanes, numbers):
             here = [place for place, part in enumerate(parts) if part]
             batch = self._batch([number for part in parts for number in part]).to(self.device)
             _tell(lanes, parts, batch)
             with self.numerics.autocast(self.device):
-                sums = summed_losses(self.backbone, self.head, batch, [len(parts[place]) for place in here])
-                means = [one / num_targets[place] for place, one in zip(here, sums.unbind(), strict=True)]
+                sums = summed_losses(
+                    self.backbone, self.head, batch, [len(parts[place]) for place in here]
+                )
+                means = [
+                    one / num_targets[place] for place, one in zip(here, sums.unbind(), strict=True)
+                ]
                 loss = torch.stack(means).sum()
             loss.backward()
             for place, mean in zip(here, means, strict=True):
@@ -74,7 +90,8 @@ class EagerStep:
 
 
 def _micro_batches(lanes: Sequence[Lane], numbers: Sequence[list[int]]) -> list[list[list[int]]]:
-    """One entry for each backward pass: the row numbers of each lane in it (none where a lane needs fewer passes)."""
+    """One entry for each backward pass: the row numbers of each lane in it (none where a lane
+    needs fewer passes)."""
     parts = []
     for lane, here in zip(lanes, numbers, strict=True):
         micro = lane.config.micro_batch or lane.config.batch
