@@ -44,7 +44,7 @@ from step_vs_peers import (
     where_the_time_goes,
 )
 
-from tsugiki.config import LoraConfig, RunConfig
+from tsugiki.config.run import LoraConfig, RunConfig
 from tsugiki.model.loading import Numerics
 from tsugiki.model.lora import attach_lanes, detach
 from tsugiki.train.captured import open_step

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tsugiki.config import LoraConfig, ModelChoice, ScoreConfig, TaskChoice, TrainConfig
+from tsugiki.config.run import LoraConfig, ModelChoice, ScoreConfig, TaskChoice, TrainConfig
 from tsugiki.data.batch import Order, collate
 from tsugiki.data.prompts import Tokens, pad_id_of, tokenize
 from tsugiki.data.tasks import load_task

@@ -35,11 +35,11 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
-from tsugiki.config import LoraConfig, TrainConfig
+from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.batch import Order, collate
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Example
-from tsugiki.model.capture import Recorder
+from tsugiki.fast.cuda_graphs import Recorder
 from tsugiki.model.layouts import groups_of
 from tsugiki.model.loading import Numerics, no_dropout
 from tsugiki.model.lora import attach, detach

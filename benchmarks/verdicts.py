@@ -10,7 +10,7 @@ latent normal variable lies below the seed's threshold: a part of it belongs to 
 methods see it), a part to row and method, the rest to row, method and seed. A seed's accuracy is
 the method's plus a normal deviate of the sd given, so that the true difference is known exactly.
 Agreement "high" is .80 + .10 of shared variance, "low" .50 + .20. Intervals and verdicts are those
-of `tsugiki.score.metrics` and `tsugiki.study.finding`; the margin is 2 points, method B's true
+of `tsugiki.score.metrics` and `tsugiki.report.finding`; the margin is 2 points, method B's true
 accuracy .70.
 """
 
@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
+from tsugiki.report.finding import verdict_of
 from tsugiki.score.metrics import mean_over_seeds, paired_difference
-from tsugiki.study.finding import verdict_of
 
 MARGIN, BASE = 0.02, 0.70
 ROWS, SEEDS, SPREADS, DIFFERENCES = (

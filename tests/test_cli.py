@@ -40,8 +40,8 @@ def test_help_names_every_command_and_loads_no_torch() -> None:
     for command in COMMANDS:
         assert command in done.stdout
     code = (
-        "import sys, tsugiki.cli; print([name for name in ('torch', 'transformers', 'pydantic') "
-        "if name in sys.modules])"
+        "import sys, tsugiki.cli.commands; "
+        "print([name for name in ('torch', 'transformers', 'pydantic') if name in sys.modules])"
     )
     assert (
         subprocess.run(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsugiki.config import RunConfig, StudySpec
+from tsugiki.config.run import RunConfig
+from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, DataError
 from tsugiki.toml import override, parse, read_toml
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import file_map
+
 pytestmark = pytest.mark.precision
 
 ROOT = Path(__file__).parents[1]
@@ -22,11 +24,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-def test_the_file_tree_names_every_module() -> None:
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[-2]
-    for path in (ROOT / "src" / "tsugiki").rglob("*.py"):
-        if not path.name.startswith("__"):
-            assert str(path.relative_to(ROOT / "src" / "tsugiki")) in tree, path.name
+def test_the_map_of_the_files_is_that_of_the_docstrings() -> None:
+    page = file_map.PAGE.read_text(encoding="utf-8")
+    assert page.split(file_map.START)[1].split(file_map.END)[0] == file_map.file_map(), (
+        "python -m tests.file_map"
+    )
+    assert "`runs/group.py`" in page
 
 
 def test_both_readmes_quote_the_benchmark() -> None:

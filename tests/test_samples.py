@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.config import TaskChoice
+from tsugiki.config.run import TaskChoice
 from tsugiki.data.tasks import load_task
 
 ROOT = Path(__file__).parents[1]

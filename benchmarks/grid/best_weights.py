@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tsugiki.study.store import Store
+from tsugiki.runs.store import Store
 
 PAPER_RATES = (1e-5, 2e-5, 5e-5, 2e-4)
 

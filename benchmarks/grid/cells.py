@@ -10,7 +10,7 @@ import csv
 import sys
 from pathlib import Path
 
-from tsugiki.study.store import Store
+from tsugiki.runs.store import Store
 
 HEADER = (
     "model", "task", "method", "learning_rate", "epochs", "batch", "targets", "rank", "seed",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tsugiki.runs.finished import measure_solo
+from tsugiki.runs.store import Run, Store, read_record
 from tsugiki.study.cells import collect, find_study, parse_study
-from tsugiki.study.finished import measure_solo
-from tsugiki.study.store import Run, Store, read_record
 from tsugiki.toml import override
 
 

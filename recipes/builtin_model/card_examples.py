@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from tsugiki.data.tasks import load_task
+from tsugiki.runs.store import Store
 from tsugiki.study.cells import collect, find_study, parse_study, task_label
-from tsugiki.study.store import Store
 
 PLACES = (3, 10, 17)
 

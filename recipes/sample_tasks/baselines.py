@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from tsugiki.config import TaskChoice
+from tsugiki.config.run import TaskChoice
 from tsugiki.data.tasks import Example, load_task
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 

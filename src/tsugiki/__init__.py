@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tsugiki.config import RunConfig
+    from tsugiki.config.run import RunConfig
+    from tsugiki.runs.store import RunRecord
     from tsugiki.study.cells import StudyResult
-    from tsugiki.study.store import RunRecord
 
 __version__ = "0.1.0"
 __all__ = ["run", "run_study"]
@@ -30,9 +30,9 @@ def run(config: RunConfig | Mapping[str, Any], out: str | Path = "tsugiki-runs")
     Raises:
         TsugikiError: something in the configuration, the data or the model is wrong.
     """
-    from tsugiki.config import RunConfig
-    from tsugiki.study.run import run_group
-    from tsugiki.study.store import Store
+    from tsugiki.config.run import RunConfig
+    from tsugiki.runs.group import run_group
+    from tsugiki.runs.store import Store
     from tsugiki.toml import parse
 
     asked = config if isinstance(config, RunConfig) else parse(RunConfig, config, "tsugiki.run")
@@ -42,11 +42,11 @@ def run(config: RunConfig | Mapping[str, Any], out: str | Path = "tsugiki-runs")
 def run_study(study: str | Path, out: str | Path = "tsugiki-runs") -> StudyResult:
     """Runs what is missing of a study (a built-in name or a file) and writes its report under
     `out`/studies."""
+    from tsugiki.report.tables import gather
+    from tsugiki.report.write import write_report
+    from tsugiki.runs.store import Store
     from tsugiki.study.cells import find_study, parse_study
-    from tsugiki.study.report import write_report
-    from tsugiki.study.store import Store
     from tsugiki.study.sweep import run_study as run_all
-    from tsugiki.study.tables import gather
 
     result = run_all(parse_study(find_study(str(study)), str(study)), Store(Path(out)))
     write_report(gather(result), Path(out))

@@ -1,3 +1,3 @@
-from tsugiki.cli import main
+from tsugiki.cli.commands import main
 
 main()

@@ -4,6 +4,7 @@ is a bug of ours."""
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -41,3 +42,26 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return f"{hint} Known: {', '.join(names)}"
+
+
+def reason_of(broken: BaseException) -> str:
+    """Why something could not be done, in one line."""
+    if isinstance(broken, TsugikiError):
+        return str(broken)
+    if isinstance(broken, OSError):
+        return (
+            f"{broken.filename}: {broken.strerror}"
+            if broken.filename
+            else str(broken.strerror or broken)
+        )
+    return f"{type(broken).__name__}: {first_line(broken)}"
+
+
+def told(broken: BaseException) -> str:
+    """The same for whoever watches: with its traceback where it is no error that we know, but
+    perhaps a bug."""
+    known = (
+        isinstance(broken, (TsugikiError, OSError, MemoryError))
+        or type(broken).__name__ == "OutOfMemoryError"
+    )
+    return reason_of(broken) if known else "".join(traceback.format_exception(broken)).rstrip()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tsugiki.config import TaskSpec
+from tsugiki.config.task import TaskSpec
 from tsugiki.errors import ConfigError, DataError, TsugikiError, did_you_mean
 
 T = TypeVar("T", bound=BaseModel)

@@ -712,7 +712,7 @@ def _adapter(
     how: Callable[[dict[str, torch.Tensor], str], Any] | None,
 ) -> Input:
     def make(folder: Path, dice: random.Random) -> list[str]:
-        from tsugiki.config import LoraConfig
+        from tsugiki.config.run import LoraConfig
         from tsugiki.model.export import export_adapter
         from tsugiki.model.lora import attach
 
@@ -783,7 +783,7 @@ class Hang(BaseException):
 
 def outcome_of(arguments: list[str], folder: Path) -> tuple[str, str]:
     """(outcome, what was said) of one command in a folder, as a process of its own would end."""
-    from tsugiki import cli
+    from tsugiki.cli import commands as cli
 
     def late(number: int, frame: Any) -> None:
         raise Hang

@@ -50,13 +50,14 @@ import torch
 
 from tests import tiny
 from tests.campaign.doors import ROOT, code_now
-from tsugiki.config import RunConfig, StudySpec
-from tsugiki.printing import print_report
-from tsugiki.study import run as run_module
+from tsugiki.cli.printing import print_report
+from tsugiki.config.run import RunConfig
+from tsugiki.config.study import StudySpec
+from tsugiki.runs import group as run_module
+from tsugiki.runs.store import Store
 from tsugiki.study import sweep
 from tsugiki.study.cells import Cell, StudyResult, collect, parse_study
 from tsugiki.study.missing import study_folder
-from tsugiki.study.store import Store
 from tsugiki.train import memory
 from tsugiki.train.step import EagerStep
 
@@ -207,7 +208,7 @@ def full_disk(trial: Trial) -> tuple[Touched, str]:
     """Nothing more is written of one kind of runs, after so many files."""
     kind, touched = some_method(trial)
     left = [trial.dice.randrange(1, 12)]
-    from tsugiki.study import store
+    from tsugiki.runs import store
 
     real = store.write_atomically
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tsugiki.config import TaskChoice
+from tsugiki.config.run import TaskChoice
 from tsugiki.data.prompts import tokenize
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import DataError, ModelError
-from tsugiki.study.run import run_group
-from tsugiki.study.store import Store
+from tsugiki.runs.group import run_group
+from tsugiki.runs.store import Store
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role not in ['user', 'assistant', 'system'] %}{{ "

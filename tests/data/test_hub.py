@@ -35,7 +35,7 @@ def run(code: str, address: str, home: Path, **more: str) -> subprocess.Complete
 
 
 MODEL = """
-from tsugiki.config import ModelChoice
+from tsugiki.config.run import ModelChoice
 from tsugiki.errors import TsugikiError
 from tsugiki.model.loading import find_base, load_base
 try:
@@ -73,7 +73,7 @@ def test_an_unknown_repository_and_one_without_safetensors_are_named(tmp_path: P
 
 
 XLSUM = """
-from tsugiki.config import TaskChoice
+from tsugiki.config.run import TaskChoice
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import TsugikiError
 try:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from tsugiki.config import TaskChoice
+from tsugiki.config.run import TaskChoice
 from tsugiki.data.batch import IGNORED, Order, collate
 from tsugiki.data.prompts import (
     Tokens,

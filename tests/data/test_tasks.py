@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tsugiki.config import FileSpec, TaskChoice
+from tsugiki.config.run import TaskChoice
+from tsugiki.config.task import FileSpec
 from tsugiki.data import sources
 from tsugiki.data.tasks import Shared, builtin_tasks, load_task, refuse_leak, shared_rows
 from tsugiki.errors import DataError
-from tsugiki.study.notes import leak_notes
+from tsugiki.report.notes import leak_notes
 from tsugiki.toml import read_task
 
 
@@ -105,7 +106,7 @@ def test_unknown_names_are_met_with_the_known_ones(task_file: Path) -> None:
 def test_a_wrong_task_file_is_one_line(
     task_file: Path, change: tuple[str, str], message: str | None
 ) -> None:
-    from tsugiki.study.inspect import check_file
+    from tsugiki.cli.check import check_file
 
     task_file.write_text(task_file.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
     if message is None:

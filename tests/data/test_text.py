@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tsugiki.config import TaskChoice, TaskSpec
+from tsugiki.config.run import TaskChoice
+from tsugiki.config.task import TaskSpec
 from tsugiki.data.sources import read_rows
 from tsugiki.data.tasks import drawn, load_task
 from tsugiki.data.text import as_text

@@ -14,7 +14,7 @@ import torch
 
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
-from tsugiki.config import TaskChoice
+from tsugiki.config.run import TaskChoice
 from tsugiki.data.prompts import render, tokenize
 from tsugiki.data.tasks import builtin_tasks, load_task
 from tsugiki.train.engine import fit

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tsugiki.config import RunConfig, TaskChoice
+from tsugiki.config.run import RunConfig, TaskChoice
 from tsugiki.data.tasks import load_task, task_digest
 
 GIVEN = {"model": {"path": "builtin"}, "task": {"name": "sample_nli"}}

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
-from tsugiki.config import LoraConfig
+from tsugiki.config.run import LoraConfig
 from tsugiki.model.loading import Numerics, no_dropout, pick_numerics
 from tsugiki.score.decode import generate_all
 from tsugiki.score.predict import generate_ids

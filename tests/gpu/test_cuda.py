@@ -10,9 +10,9 @@ import torch
 
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
-from tsugiki.model.attention import by_document
+from tsugiki.fast.attention import by_document
+from tsugiki.fast.short_document_attention import short_attention
 from tsugiki.model.loading import Numerics, no_dropout, pick_numerics
-from tsugiki.model.short_attention import short_attention
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane
@@ -133,9 +133,9 @@ def test_short_attention_equals_its_fp32_twin(
 def test_the_memory_of_a_probe_does_not_hold_what_earlier_ones_left(tmp_path: Path) -> None:
     """Rank 16 had less than rank 8, which was probed after it: each left a workspace on a stream
     of its own."""
+    from tsugiki.report.finding import solo_measurement
+    from tsugiki.runs.store import Store
     from tsugiki.study.cells import parse_study
-    from tsugiki.study.finding import solo_measurement
-    from tsugiki.study.store import Store
     from tsugiki.study.sweep import run_study
 
     grid = {"targets": ["q+k+v+o"], "learning_rate": [1e-3]}

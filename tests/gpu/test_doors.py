@@ -12,15 +12,15 @@ import torch
 from tests import tiny
 from tests.model.test_look import REFUSED, TAKEN, saved
 from tests.study.test_study import TRAIN, asked
-from tsugiki.config import ModelChoice
+from tsugiki.config.run import ModelChoice
 from tsugiki.errors import ModelError
-from tsugiki.model.attention import packed_states
-from tsugiki.model.capture import why_not_captured, why_plain
+from tsugiki.fast.attention import packed_states
+from tsugiki.fast.cuda_graphs import why_not_captured, why_plain
 from tsugiki.model.loading import find_base, load_base
 from tsugiki.model.look import look_of, rows_stay_apart
-from tsugiki.study.finished import score_run
-from tsugiki.study.run import run_group
-from tsugiki.study.store import Store
+from tsugiki.runs.finished import score_run
+from tsugiki.runs.group import run_group
+from tsugiki.runs.store import Store
 
 pytestmark = [
     pytest.mark.gpu,

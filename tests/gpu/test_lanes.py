@@ -12,7 +12,7 @@ import torch
 from tests import tiny
 from tests.parity.test_training import config, rows
 from tests.train.test_lanes import LANES, Asked, StopAt, lanes_of
-from tsugiki.config import LoraConfig
+from tsugiki.config.run import LoraConfig
 from tsugiki.model.loading import no_dropout, pick_numerics
 from tsugiki.score.decode import generate_lanes
 from tsugiki.score.predict import generate_ids

@@ -72,7 +72,7 @@ def make_tasks() -> None:
 def make_runs() -> None:
     """Trains the study (its imported adapter is a run of its own, exported), then drops what a
     report does not read."""
-    from tsugiki.cli import main
+    from tsugiki.cli.commands import main
 
     def tsugiki(*arguments: str) -> None:
         sys.argv = ["tsugiki", *arguments]
@@ -96,7 +96,7 @@ def make_runs() -> None:
 def pages(root: Path = ROOT) -> dict[str, bytes]:
     """Every file of the report and the list of runs, by name; the current folder must be this one
     or a copy."""
-    from tsugiki.cli import main
+    from tsugiki.cli.commands import main
     from tsugiki.study.cells import find_study, parse_study
     from tsugiki.study.missing import study_folder
 

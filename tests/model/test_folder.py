@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from tsugiki.config import ModelChoice
+from tsugiki.config.run import ModelChoice
 from tsugiki.errors import ModelError
 from tsugiki.model.folder import INDEX, SINGLE, settings_checksum, stop_ids_of, weight_files
 from tsugiki.model.loading import find_base, load_base, load_tokenizer, read_model

@@ -14,12 +14,12 @@ import transformers as tf
 from torch import nn
 
 from tests import tiny
-from tsugiki.config import LoraConfig, ModelChoice
+from tsugiki.config.run import LoraConfig, ModelChoice
 from tsugiki.data.batch import collate
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Example
 from tsugiki.errors import ModelError
-from tsugiki.model.attention import packed_states
+from tsugiki.fast.attention import packed_states
 from tsugiki.model.layouts import find_places
 from tsugiki.model.loading import Base, Numerics, backbone_and_head, find_base, load_base
 from tsugiki.model.look import look_of, rows_stay_apart
@@ -265,7 +265,7 @@ def test_a_rank_above_the_matrix_is_refused() -> None:
 
 
 def test_the_fast_step_asks_for_what_compiles_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tsugiki.model import capture
+    from tsugiki.fast import cuda_graphs as capture
 
     monkeypatch.setattr(capture, "find_spec", lambda name: object())
     monkeypatch.setattr(capture.shutil, "which", lambda name: None)
@@ -277,7 +277,7 @@ def test_the_fast_step_asks_for_what_compiles_its_kernels(monkeypatch: pytest.Mo
 def test_whether_rows_stay_apart_is_asked_of_the_base_however_many_lanes_are_on_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tsugiki.model import capture
+    from tsugiki.fast import cuda_graphs as capture
     from tsugiki.model.lora import attach_lanes
 
     monkeypatch.setattr(capture, "missing_tools", lambda: None)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, OPTForCausalLM
 
 from tests import tiny
-from tsugiki.config import LoraConfig
+from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
 from tsugiki.model.layouts import find_places
 from tsugiki.model.loading import num_parameters

@@ -13,19 +13,19 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests import tiny
-from tsugiki.config import LoraConfig
-from tsugiki.model import attention
-from tsugiki.model.fused import fused
-from tsugiki.model.gated import gated
+from tsugiki.config.run import LoraConfig
+from tsugiki.fast import attention
+from tsugiki.fast.fused_linears import fused
+from tsugiki.fast.rotary import KINDS, Unturned, rotation_left
+from tsugiki.fast.short_document_attention import LONGEST, serves
+from tsugiki.fast.swiglu import gated
 from tsugiki.model.lora import attach
-from tsugiki.model.rotary import KINDS, Unturned, rotation_left
-from tsugiki.model.short_attention import LONGEST, serves
 
 CODE = """
 import torch
-from tsugiki.model.attention import by_document
-from tsugiki.model.rotary import Unturned, turned
-from tsugiki.model.short_attention import joined_attention, short_attention
+from tsugiki.fast.attention import by_document
+from tsugiki.fast.rotary import Unturned, turned
+from tsugiki.fast.short_document_attention import joined_attention, short_attention
 torch.manual_seed(0)
 for heads, group, width, edges, turning in (
     (4, 1, 32, [0, 5, 5, 70, 198, 200], True), (4, 2, 64, [0, 64, 65, 193, 193], False),
@@ -56,7 +56,7 @@ for heads, group, width, edges, turning in (
     assert torch.equal(same, out)
     [joined] = torch.autograd.grad(same, side_by_side, slopes)
     assert torch.equal(joined, torch.cat([one.flatten(1) for one in found[1:]], dim=1))
-from tsugiki.model import gated, gated_kernels
+from tsugiki.fast import swiglu, swiglu_kernels
 for width in (48, 1500):
     product = torch.randn(3, 2 * width, dtype=torch.float16)
     slopes = torch.randn(3, width, dtype=torch.float16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tsugiki.config import LoraConfig
+from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
 from tsugiki.model.export import export_adapter, import_adapter, merge_adapter
 from tsugiki.model.lora import Grafted, attach, detach, lora_layers, switched_off

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tsugiki.config import LoraConfig, TrainConfig
+from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.batch import collate
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Example

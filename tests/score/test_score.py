@@ -9,7 +9,7 @@ import torch
 from rouge_score import rouge_scorer
 
 from tests import tiny
-from tsugiki.config import ScoreConfig
+from tsugiki.config.run import ScoreConfig
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Example
 from tsugiki.data.text import normalise

@@ -9,13 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tsugiki.config import RunConfig, StudySpec, TaskChoice
+from tsugiki.config.run import RunConfig, TaskChoice
+from tsugiki.config.study import StudySpec
 from tsugiki.data.tasks import Task, load_task
+from tsugiki.runs.inputs import SEMANTICS, with_data
+from tsugiki.runs.store import Run, Store
 from tsugiki.score.evaluate import summarise
 from tsugiki.score.predict import Prediction
 from tsugiki.study.cells import parse_study
-from tsugiki.study.inputs import SEMANTICS, with_data
-from tsugiki.study.store import Run, Store
 
 LABELS = ("含意", "中立", "矛盾")
 TASK = """

@@ -21,15 +21,15 @@ import torch
 
 from tests import tiny
 from tests.study.test_study import asked, study_of
-from tsugiki import cli
-from tsugiki.config import RunConfig
+from tsugiki.cli import commands as cli
+from tsugiki.config.run import RunConfig
 from tsugiki.errors import ModelError, RunError
-from tsugiki.study import run as run_module
+from tsugiki.runs import group as run_module
+from tsugiki.runs.group import run_group
+from tsugiki.runs.inputs import Listener
+from tsugiki.runs.store import Run, Store, read_record
 from tsugiki.study import sweep
 from tsugiki.study.cells import collect, parse_study
-from tsugiki.study.inputs import Listener
-from tsugiki.study.run import run_group
-from tsugiki.study.store import Run, Store, read_record
 from tsugiki.study.sweep import run_study
 from tsugiki.train import checkpoint, memory
 from tsugiki.train.checkpoint import (
@@ -347,8 +347,8 @@ def test_loss_on_validation_is_that_of_the_answers(
     from tsugiki.data.batch import collate
     from tsugiki.data.tasks import load_task
     from tsugiki.model.loading import backbone_and_head
-    from tsugiki.study.finished import load_trained
-    from tsugiki.study.inputs import tokens_of
+    from tsugiki.runs.finished import load_trained
+    from tsugiki.runs.inputs import tokens_of
     from tsugiki.train.loss import summed_losses
 
     configs = [

@@ -18,15 +18,15 @@ import pytest
 import torch
 
 from tests.study.test_study import TRAIN, asked, study_of
-from tsugiki.config import RunConfig
-from tsugiki.study import run as run_module
+from tsugiki.config.run import RunConfig
+from tsugiki.report.tables import gather
+from tsugiki.report.write import write_report
+from tsugiki.runs import group as run_module
+from tsugiki.runs.group import group_key, run_group
+from tsugiki.runs.inputs import Listener
+from tsugiki.runs.store import Run, RunRecord, Store
 from tsugiki.study.cells import parse_study
-from tsugiki.study.inputs import Listener
-from tsugiki.study.report import write_report
-from tsugiki.study.run import group_key, run_group
-from tsugiki.study.store import Run, RunRecord, Store
 from tsugiki.study.sweep import run_study
-from tsugiki.study.tables import gather
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 from tsugiki.train.lane import DoesNotFit, Lane
 
@@ -228,8 +228,8 @@ def test_kill_9_in_the_middle_of_a_group_resumes_to_the_same_bits(
         "import json, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; import tsugiki.train.engine as engine\n"
         "engine.fit.__kwdefaults__['checkpoint_every_s'] = 0.0\n"
-        "from tsugiki.config import RunConfig; from tsugiki.study.run import run_group; from "
-        "tsugiki.study.store import Store\n"
+        "from tsugiki.config.run import RunConfig; from tsugiki.runs.group import run_group; from "
+        "tsugiki.runs.store import Store\n"
         "run_group([RunConfig(**one) for one in json.loads(Path(sys.argv[1]).read_text())], "
         "Store(Path(sys.argv[2])), lanes=6)"
     )

@@ -13,19 +13,19 @@ import torch
 
 from tests import tiny
 from tests.study.test_study import TRAIN, asked, study_of
-from tsugiki.config import RunConfig
+from tsugiki.config.run import RunConfig
 from tsugiki.data.prompts import prompt_ids_of, render
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import ConfigError, ModelError
-from tsugiki.study.answer import export_run
+from tsugiki.report.tables import gather
+from tsugiki.report.write import write_report
+from tsugiki.runs.finished import score_run
+from tsugiki.runs.group import run_group
+from tsugiki.runs.inputs import Listener
+from tsugiki.runs.store import Store
+from tsugiki.runs.use import export_run
 from tsugiki.study.cells import parse_study
-from tsugiki.study.finished import score_run
-from tsugiki.study.inputs import Listener
-from tsugiki.study.report import write_report
-from tsugiki.study.run import run_group
-from tsugiki.study.store import Store
 from tsugiki.study.sweep import run_study
-from tsugiki.study.tables import gather
 from tsugiki.toml import parse
 
 MADE = {

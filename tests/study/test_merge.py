@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
 from tests.study.test_study import TRAIN, asked
-from tsugiki.config import LoraConfig
+from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
 from tsugiki.model.export import merge_adapter
 from tsugiki.model.lora import attach
-from tsugiki.study.answer import answer_texts, export_merged
-from tsugiki.study.run import run_group
-from tsugiki.study.store import Store
+from tsugiki.runs.group import run_group
+from tsugiki.runs.store import Store
+from tsugiki.runs.use import answer_texts, export_merged
 
 pytestmark = pytest.mark.precision
 
@@ -95,7 +95,7 @@ def test_a_merge_into_the_current_folder_is_refused(
 def test_a_merge_that_changes_the_model_is_refused_and_writes_nothing(
     model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tsugiki.study import answer
+    from tsugiki.runs import use as answer
 
     [record] = run_group(
         [asked(model_folder, task_file, train={**TRAIN, "epochs": 20})], Store(tmp_path)
@@ -159,7 +159,7 @@ def test_only_the_weights_of_a_merged_model_are_new(
 def test_an_exported_adapter_names_its_base_so_that_peft_finds_it_from_anywhere(
     model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tsugiki.study.answer import export_run
+    from tsugiki.runs.use import export_run
 
     monkeypatch.chdir(model_folder.parent)
     [record] = run_group([asked(Path(model_folder.name), task_file)], Store(tmp_path))

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.study.test_study import study_of
+from tsugiki.report.finding import verdict_of
+from tsugiki.report.page import _difference
+from tsugiki.report.svg import Point, axis_over, chart
+from tsugiki.report.tables import Table, gather
+from tsugiki.report.write import write_report
+from tsugiki.runs.store import Store
 from tsugiki.study.cells import parse_study
-from tsugiki.study.finding import verdict_of
-from tsugiki.study.page import _difference
-from tsugiki.study.plots import Point, axis_over, chart
-from tsugiki.study.report import write_report
-from tsugiki.study.store import Store
 from tsugiki.study.sweep import run_study
-from tsugiki.study.tables import Table, gather
 
 VOID = {"meta", "link", "br", "line", "circle", "rect", "polygon", "polyline"}
 

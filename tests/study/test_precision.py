@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.study.test_study import TRAIN, asked
-from tsugiki.study.answer import answer_texts, export_merged
-from tsugiki.study.finished import score_run
-from tsugiki.study.run import run_group
-from tsugiki.study.store import RunRecord, Store
+from tsugiki.runs.finished import score_run
+from tsugiki.runs.group import run_group
+from tsugiki.runs.store import RunRecord, Store
+from tsugiki.runs.use import answer_texts, export_merged
 
 pytestmark = pytest.mark.precision
 

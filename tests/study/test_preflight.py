@@ -15,17 +15,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests import tiny
 from tests.study.test_study import TRAIN, asked
-from tsugiki.config import ModelChoice, TaskChoice
+from tsugiki.cli.check import check_file
+from tsugiki.config.run import ModelChoice, TaskChoice
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.model.loading import load_tokenizer
 from tsugiki.model.tokenizers import refuse_other_ids
-from tsugiki.study.compare import compare_runs
-from tsugiki.study.finished import score_run
-from tsugiki.study.inputs import SEMANTICS, Listener
-from tsugiki.study.inspect import check_file
-from tsugiki.study.run import run_group
-from tsugiki.study.store import Run, Store
+from tsugiki.report.compare import compare_runs
+from tsugiki.runs.finished import score_run
+from tsugiki.runs.group import run_group
+from tsugiki.runs.inputs import SEMANTICS, Listener
+from tsugiki.runs.store import Run, Store
 
 CHAT = (
     "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '[SEP]' }}{% endfor %}{% if "

@@ -14,18 +14,18 @@ import pytest
 
 from tests import tiny
 from tests.study.test_study import study_of
-from tsugiki.config import StudySpec
+from tsugiki.config.study import StudySpec
 from tsugiki.errors import RunError
+from tsugiki.report.compare import compare_methods
+from tsugiki.report.svg import bars, heat_map, stacked
+from tsugiki.report.tables import all_tables, gather
+from tsugiki.report.words import JAPANESE
+from tsugiki.report.write import write_report
+from tsugiki.runs.group import watch_steps
+from tsugiki.runs.store import Store, read_record
 from tsugiki.score.metrics import paired_difference
 from tsugiki.study.cells import StudyResult, collect, parse_study
-from tsugiki.study.compare import compare_methods
-from tsugiki.study.plots import bars, heat_map, stacked
-from tsugiki.study.report import write_report
-from tsugiki.study.run import watch_steps
-from tsugiki.study.store import Store, read_record
 from tsugiki.study.sweep import run_study
-from tsugiki.study.tables import all_tables, gather
-from tsugiki.study.words import JAPANESE
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_latex_compiles_where_there_is_a_latex(
 def test_the_tables_are_json_too(
     wide: tuple[StudySpec, StudyResult, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tsugiki.printing import print_report
+    from tsugiki.cli.printing import print_report
 
     _, result, root = wide
     assert not print_report(result, root, "tsugiki study again", True), "nine rows teach nothing"

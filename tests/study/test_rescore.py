@@ -12,11 +12,11 @@ import pytest
 from tests import tiny
 from tests.study.test_study import asked
 from tsugiki.errors import RunError
-from tsugiki.study.finished import score_run
-from tsugiki.study.rescore import rescore
-from tsugiki.study.run import run_group
-from tsugiki.study.store import Store, read_record
-from tsugiki.study.ways import three_ways
+from tsugiki.runs.answer_modes import three_ways
+from tsugiki.runs.finished import score_run
+from tsugiki.runs.group import run_group
+from tsugiki.runs.rescore import rescore
+from tsugiki.runs.store import Store, read_record
 
 pytestmark = pytest.mark.precision
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.study.test_study import study_of
-from tsugiki.config import RunConfig, StudySpec
+from tsugiki.config.run import RunConfig
+from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError
+from tsugiki.report.tables import all_tables, gather
+from tsugiki.report.write import write_report
+from tsugiki.runs.store import Store
 from tsugiki.study.cells import collect, expand, parse_study
-from tsugiki.study.report import write_report
 from tsugiki.study.search import settings_of
-from tsugiki.study.store import Store
 from tsugiki.study.sweep import run_study
-from tsugiki.study.tables import all_tables, gather
 
 RATES = {"low": 1e-4, "high": 3e-2, "log": True}
 
@@ -187,7 +188,7 @@ def test_successive_halving_ends_the_lower_half_twice(
 def test_a_pruned_group_killed_between_rungs_ends_the_same_lanes(
     model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tsugiki.study.run import run_group
+    from tsugiki.runs.group import run_group
     from tsugiki.train import engine
     from tsugiki.train.step import EagerStep
 
@@ -270,7 +271,7 @@ def test_one_methods_cells_do_not_end_anothers(
 def test_a_grid_from_nought_has_no_ratio_to_widen_by(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    from tsugiki.study.landscape import _wider
+    from tsugiki.report.landscape import _wider
 
     assert _wider([0.0, 0.1], 0.1) == []
     assert _wider([0.0, 0.1], 0.0) == []

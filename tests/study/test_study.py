@@ -16,18 +16,19 @@ import torch
 
 import tsugiki
 from tests import tiny
-from tsugiki.config import RunConfig, StudySpec
+from tsugiki.cli.check import check_file, show_task
+from tsugiki.config.run import RunConfig
+from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
-from tsugiki.study.answer import answer_texts, export_run
+from tsugiki.report.compare import compare_runs
+from tsugiki.report.tables import gather
+from tsugiki.report.write import write_report
+from tsugiki.runs.finished import load_trained, score_run
+from tsugiki.runs.group import run_group
+from tsugiki.runs.store import Run, RunBusy, Store, read_record
+from tsugiki.runs.use import answer_texts, export_run
 from tsugiki.study.cells import collect, expand, parse_study
-from tsugiki.study.compare import compare_runs
-from tsugiki.study.finished import load_trained, score_run
-from tsugiki.study.inspect import check_file, show_task
-from tsugiki.study.report import write_report
-from tsugiki.study.run import run_group
-from tsugiki.study.store import Run, RunBusy, Store, read_record
 from tsugiki.study.sweep import run_study
-from tsugiki.study.tables import gather
 from tsugiki.toml import parse
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 
@@ -359,7 +360,7 @@ def test_two_runs_are_compared_answer_by_answer(
 
 
 def test_tokens_are_shown_with_their_loss_mask(model_folder: Path, task_file: Path) -> None:
-    from tsugiki.config import TaskChoice
+    from tsugiki.config.run import TaskChoice
 
     lines = list(show_task(TaskChoice(name=str(task_file)), "train", 1, str(model_folder)))
     ids, loss = (
@@ -511,7 +512,7 @@ def test_a_full_disk_is_no_failed_run(
 def test_a_run_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     run = Run(tmp_path / "runs" / "x")
     code = (
-        "import sys; from pathlib import Path; from tsugiki.study.store import Run, RunBusy\n"
+        "import sys; from pathlib import Path; from tsugiki.runs.store import Run, RunBusy\n"
         "try:\n    Run(Path(sys.argv[1])).lock().__enter__(); print('held')\n"
         "except RunBusy: print('busy')"
     )

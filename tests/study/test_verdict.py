@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from tests.study.kept import keep, part_right, save_made, study_of
-from tsugiki.config import StudySpec
-from tsugiki.printing import print_report
+from tsugiki.cli.printing import print_report
+from tsugiki.config.study import StudySpec
+from tsugiki.report.compare import Comparison
+from tsugiki.report.finding import DETECT, EQUAL, examples_needed, verdict_of
+from tsugiki.report.landscape import _ranks, _rate_lies_inside, rank_correlation
+from tsugiki.report.tables import Material, all_tables, gather
+from tsugiki.report.write import write_report
+from tsugiki.runs.store import Store
 from tsugiki.score.metrics import mean_over_seeds, paired_difference, student_t
 from tsugiki.study.cells import collect, expand, with_seed
-from tsugiki.study.compare import Comparison
-from tsugiki.study.finding import DETECT, EQUAL, examples_needed, verdict_of
-from tsugiki.study.landscape import _ranks, _rate_lies_inside, rank_correlation
 from tsugiki.study.missing import keep_missing, read_missing
-from tsugiki.study.report import write_report
-from tsugiki.study.store import Store
-from tsugiki.study.tables import Material, all_tables, gather
 
 N = 300
 

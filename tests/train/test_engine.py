@@ -13,7 +13,7 @@ import torch
 
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
-from tsugiki.config import LoraConfig, TrainConfig
+from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.errors import RunError
 from tsugiki.model.lora import attach
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, rows
-from tsugiki.config import LoraConfig, TrainConfig
+from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.packing import PackableRows, PackedBatch, largest_of, plan_shapes, shape_for
-from tsugiki.model.attention import PACKED, attending
-from tsugiki.model.fused import can_fuse, fused
+from tsugiki.fast.attention import PACKED, attending
+from tsugiki.fast.fused_linears import can_fuse, fused
 from tsugiki.model.lora import attach_lanes, grafted_of
 from tsugiki.score.decode import generate_all, generate_lanes
 from tsugiki.score.predict import generate_ids

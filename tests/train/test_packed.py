@@ -22,14 +22,14 @@ from transformers import (
 
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
-from tsugiki.config import LoraConfig
+from tsugiki.config.run import LoraConfig
 from tsugiki.data.packing import PackableRows, PackedBatch, PackedShape
 from tsugiki.errors import ModelError, RunError
-from tsugiki.model.attention import PACKED, attending
-from tsugiki.model.capture import why_not_captured
-from tsugiki.model.fused import can_fuse, fused
+from tsugiki.fast.attention import PACKED, attending
+from tsugiki.fast.cuda_graphs import why_not_captured
+from tsugiki.fast.fused_linears import can_fuse, fused
+from tsugiki.fast.rotary import rotation_left
 from tsugiki.model.loading import Numerics, no_dropout
-from tsugiki.model.rotary import rotation_left
 from tsugiki.score.decode import generate_all
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.captured import PackedForward, open_step, recomputed_layers
@@ -270,7 +270,7 @@ def test_what_packed_attention_does_not_do_is_refused() -> None:
 
 
 def test_models_that_cannot_be_recorded_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tsugiki.model import capture
+    from tsugiki.fast import cuda_graphs as capture
 
     monkeypatch.setattr(
         capture, "missing_tools", lambda: None

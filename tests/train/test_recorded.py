@@ -15,7 +15,7 @@ import torch
 from tests import tiny
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tests.train.test_lanes import KINDS, LANES, Asked, StopAt, lanes_of, together
-from tsugiki.config import LoraConfig
+from tsugiki.config.run import LoraConfig
 from tsugiki.score.predict import generate_ids
 from tsugiki.train import captured
 from tsugiki.train.captured import captured_step

@@ -13,15 +13,15 @@ import hashlib
 import http.client
 import json
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tsugiki.config import FileSpec
+from tsugiki.config.task import FileSpec
 from tsugiki.errors import DataError, first_line
+from tsugiki.files import sha256_of, write_atomically
 
 TIMEOUT_S = 60.0
 
@@ -34,42 +34,6 @@ def cache_dir() -> Path:
 def git_blob_id(content: bytes) -> str:
     """The id git gives to a file of this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the target and renames: a reader sees the old file or the new one, never a
-    half."""
-    name = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(
-            name, 0o666 & ~umask()
-        )  # a temporary file is its owner's alone; a report is meant to be read
-        os.replace(name, path)
-    except OSError as broken:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
-        raise DataError(
-            f"{path}: cannot be written: {broken.strerror}. Free some space or choose another "
-            "folder"
-        ) from None
-
-
-def umask() -> int:
-    """The process's file mode mask; it can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def verify(path: Path, spec: FileSpec) -> None:

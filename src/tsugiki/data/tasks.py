@@ -20,7 +20,8 @@ from typing import Any
 
 import regex
 
-from tsugiki.config import FileSpec, PartSpec, TaskChoice, TaskSpec
+from tsugiki.config.run import TaskChoice
+from tsugiki.config.task import FileSpec, PartSpec, TaskSpec
 from tsugiki.data.sources import at_hand, git_blob_id, locate, read_rows
 from tsugiki.data.text import as_text, normalise
 from tsugiki.errors import DataError, did_you_mean
@@ -278,7 +279,7 @@ def equal_candidates(example: Example) -> tuple[str, str] | None:
 
 def _refuse_equal_candidates(spec: TaskSpec, part: str, rows: Sequence[Example]) -> None:
     """Raises `DataError` where a wrong answer would count as the right one. (In training it does
-    no harm: `study/preflight` counts it.)"""
+    no harm: `runs/preflight` counts it.)"""
     for row in rows if spec.kind == "choice" else ():
         found = equal_candidates(row)
         if found is not None and found[0] == row.target:

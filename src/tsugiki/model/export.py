@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from tsugiki.config import LoraConfig
+from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError, first_line
 from tsugiki.model.layouts import (
     WHOLE,

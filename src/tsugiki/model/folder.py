@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tsugiki.config import ModelChoice
+from tsugiki.config.run import ModelChoice
 from tsugiki.errors import ModelError, first_line
 
 BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"

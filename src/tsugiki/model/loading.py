@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tsugiki.config import Method, ModelChoice, Precision
+from tsugiki.config.run import Method, ModelChoice, Precision
 from tsugiki.errors import ModelError, RunError, first_line
 from tsugiki.model.folder import (
     check_settings,

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from tsugiki.model.attention import PACKED, STORED, KeyValueStore, attending
-from tsugiki.model.capture import Recorder
+from tsugiki.fast.attention import PACKED, STORED, KeyValueStore, attending
+from tsugiki.fast.cuda_graphs import Recorder
 from tsugiki.model.loading import Numerics, backbone_and_head
 
 PROMPT_TOKENS = (

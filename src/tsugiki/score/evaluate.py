@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tsugiki.config import ScoreConfig, TaskSpec
+from tsugiki.config.run import ScoreConfig
+from tsugiki.config.task import TaskSpec
 from tsugiki.data.prompts import Tokens
 from tsugiki.model.loading import Base
 from tsugiki.score.failures import CLASSES, is_candidate

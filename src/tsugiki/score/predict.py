@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from tsugiki.config import ScoreConfig
+from tsugiki.config.run import ScoreConfig
 from tsugiki.data.batch import longest_first
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
-from tsugiki.model.capture import takes_captured
+from tsugiki.fast.cuda_graphs import takes_captured
 from tsugiki.model.loading import Numerics
 from tsugiki.model.look import cache_argument, look_of
 from tsugiki.model.lora import bank_of

@@ -9,21 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tsugiki.config import (
-    LoraConfig,
-    MethodSpec,
-    ModelChoice,
-    Range,
-    RunConfig,
-    StudySpec,
-    TaskChoice,
-    TrainConfig,
-)
+from tsugiki.config.run import LoraConfig, ModelChoice, RunConfig, TaskChoice, TrainConfig
+from tsugiki.config.study import MethodSpec, Range, StudySpec
 from tsugiki.data.tasks import Task, load_task, task_digest
 from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
+from tsugiki.runs.store import RunRecord, Store
 from tsugiki.study.missing import read_missing, seed_of, test_of
 from tsugiki.study.search import Lookup, nothing_known, settings_of
-from tsugiki.study.store import RunRecord, Store
 from tsugiki.toml import beside, parse, read_toml, refuse_task_file
 
 PRESETS = Path(__file__).parent.parent / "presets" / "studies"

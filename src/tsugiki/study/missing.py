@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from tsugiki.config import StudySpec
-from tsugiki.data.sources import write_atomically
-from tsugiki.errors import RunError, TsugikiError, first_line
+from tsugiki.config.study import StudySpec
+from tsugiki.errors import RunError, first_line
+from tsugiki.files import write_atomically
 
 FILE = "missing.json"
 
@@ -36,29 +35,6 @@ def test_of(label: str) -> str:
 def seed_of(label: str, number: int) -> str:
     """What a cell's run with another seed is called (the study's first seed is 1)."""
     return f"{label} · seed {number}"
-
-
-def reason_of(broken: BaseException) -> str:
-    """Why something could not be done, in one line."""
-    if isinstance(broken, TsugikiError):
-        return str(broken)
-    if isinstance(broken, OSError):
-        return (
-            f"{broken.filename}: {broken.strerror}"
-            if broken.filename
-            else str(broken.strerror or broken)
-        )
-    return f"{type(broken).__name__}: {first_line(broken)}"
-
-
-def told(broken: BaseException) -> str:
-    """The same for whoever watches: with its traceback where it is no error that we know, but
-    perhaps a bug."""
-    known = (
-        isinstance(broken, (TsugikiError, OSError, MemoryError))
-        or type(broken).__name__ == "OutOfMemoryError"
-    )
-    return reason_of(broken) if known else "".join(traceback.format_exception(broken)).rstrip()
 
 
 def keep_missing(root: Path, study: StudySpec, missing: Mapping[str, str]) -> None:

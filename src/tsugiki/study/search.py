@@ -13,9 +13,10 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tsugiki.config import MethodSpec, Range, RunConfig
+from tsugiki.config.run import RunConfig
+from tsugiki.config.study import MethodSpec, Range
 from tsugiki.errors import ConfigError
-from tsugiki.study.store import RunRecord
+from tsugiki.runs.store import RunRecord
 
 Lookup = Callable[[RunConfig], RunRecord | None]
 Settings = dict[str, Any]

@@ -17,8 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from tsugiki.config import RunConfig, StudySpec
+from tsugiki.config.run import RunConfig
+from tsugiki.config.study import StudySpec
+from tsugiki.errors import reason_of, told
 from tsugiki.model.loading import pick_device
+from tsugiki.runs.finished import drop_weights, measure_solo, score_run
+from tsugiki.runs.group import group_key, run_group
+from tsugiki.runs.inputs import Listener
+from tsugiki.runs.store import Run, RunBusy, RunRecord, Store, read_record
 from tsugiki.study.cells import (
     Cell,
     StudyResult,
@@ -29,12 +35,8 @@ from tsugiki.study.cells import (
     validation_score,
     with_seed,
 )
-from tsugiki.study.finished import drop_weights, measure_solo, score_run
-from tsugiki.study.inputs import Listener
-from tsugiki.study.inspect import look_first
-from tsugiki.study.missing import keep_missing, reason_of, seed_of, test_of, told
-from tsugiki.study.run import group_key, run_group
-from tsugiki.study.store import Run, RunBusy, RunRecord, Store, read_record
+from tsugiki.study.missing import keep_missing, seed_of, test_of
+from tsugiki.study.preflight import look_first
 from tsugiki.train.checkpoint import latest_checkpoint
 from tsugiki.train.engine import Interrupted
 from tsugiki.train.memory import MOST_LANES

@@ -31,11 +31,11 @@ from tsugiki.data.packing import (
 )
 from tsugiki.data.prompts import Tokens
 from tsugiki.errors import RunError
-from tsugiki.model.attention import PACKED, attending
-from tsugiki.model.capture import Recorder, layer_calls, repeated_layers, takes_captured
-from tsugiki.model.fused import Shadow, can_fuse, fused
+from tsugiki.fast.attention import PACKED, attending
+from tsugiki.fast.cuda_graphs import Recorder, layer_calls, repeated_layers, takes_captured
+from tsugiki.fast.fused_linears import Shadow, can_fuse, fused
+from tsugiki.fast.rotary import rotation_left
 from tsugiki.model.loading import Numerics, backbone_and_head
-from tsugiki.model.rotary import rotation_left
 from tsugiki.train.lane import DoesNotFit, Lane
 from tsugiki.train.loss import packed_losses
 from tsugiki.train.step import EagerStep, StepResult

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tsugiki.config import TrainConfig
+from tsugiki.config.run import TrainConfig
 from tsugiki.data.batch import Order, num_steps
 from tsugiki.errors import RunError
 from tsugiki.model.lora import Grafted

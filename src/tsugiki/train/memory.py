@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from tsugiki.config import RunConfig
+from tsugiki.config.run import RunConfig
 from tsugiki.data.prompts import Tokens
 from tsugiki.errors import RunError
 from tsugiki.model.layouts import find_places, in_features

@@ -1,0 +1,235 @@
+"""What the command line prints of results: scores, reports, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tsugiki.report.compare import Comparison
+    from tsugiki.report.words import Language
+    from tsugiki.runs.store import Store
+    from tsugiki.study.cells import StudyResult
+
+
+def print_damaged(store: Store) -> None:
+    """Runs that cannot be read, on standard error: what is printed of the others stays whole."""
+    for said in store.damaged():
+        print(f"tsugiki: {said}", file=sys.stderr)
+
+
+def print_json(content: Any) -> None:
+    print(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def print_report(
+    result: StudyResult, out: Path, again: str, as_json: bool, lang: Language = "en"
+) -> bool:
+    """Writes and prints a study's report; `again` is the command that goes on with it. False when
+    something is missing or did not learn."""
+    from dataclasses import asdict
+
+    from tsugiki.cli.progress import show_tables
+    from tsugiki.errors import reason_of
+    from tsugiki.report.tables import all_tables, gather
+    from tsugiki.report.write import write_report
+
+    material = gather(result)
+    said, lacking = material.statements(lang), material.shortfalls(lang)
+    where: Path | None
+    try:
+        where, tables = write_report(material, out, lang)
+    except OSError as broken:
+        where, tables = None, all_tables(material, lang)
+        lacking.append(f"the report could not be written: {reason_of(broken)}")
+    if as_json:
+        verdicts = [one.to_json() for one in material.found]
+        found = {"findings": said, "verdicts": verdicts, "missing": lacking}
+        print_json(
+            {
+                "report": str(where) if where else None,
+                **found,
+                "tables": [asdict(table) for table in tables],
+            }
+        )
+        return not lacking
+    show_tables(tables)
+    print("\n".join(said))
+    if where is not None:
+        print(
+            f"Report: {where.parent / 'report.ja.html'} · {where.parent / 'report.en.html'}   "
+            "(Markdown, CSV and LaTeX beside them)"
+        )
+    folders = [
+        record.folder
+        for cell in result.chosen.values()
+        if (record := result.record(cell)) is not None and record.status == "done"
+    ]
+    if folders:
+        print(
+            f"Next: tsugiki generate {folders[0]} --text 'PROMPT'   (the prompt's form stands in "
+            "Table 1)"
+        )
+    for line in lacking[:-1]:
+        print(f"Not whole: {line}")
+    if lacking:
+        if len(lacking) > len(
+            [one for one in material.standings.values() if one.kind in ("no better", "failed")]
+        ):
+            print(
+                f"Not whole: {lacking[-1]}. What is missing is tried again, finished runs are "
+                f"kept, by: {again}"
+            )
+        else:  # they would end the same way again
+            print(
+                f"Not whole: {lacking[-1]}. Other settings may help (learning rates, epochs, "
+                f"rows); finished runs are kept by: {again}"
+            )
+    return not lacking
+
+
+def print_scores(record: Any, part: str) -> None:
+    evaluation = record.evaluation(part)
+    for one in evaluation["scores"]:
+        print(
+            f"{part} {one['name']}: {one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}] "
+            f"n={one['n']} ({one['signature']})"
+        )
+    from tsugiki.score.failures import ENGLISH
+
+    failures = evaluation["failures"]
+    print("answers: " + ", ".join(f"{ENGLISH[name]} {count}" for name, count in failures.items()))
+    unended = failures.get("no_eos", 0) + failures.get("repetition", 0)
+    if unended > sum(failures.values()) / 2:
+        print(
+            "Most answers did not end: the model has not learned the form of the answer yet. More "
+            "steps or a higher learning rate may help."
+        )
+    print(f"Every answer: {record.folder / f'answers-{part}.jsonl'}")
+
+
+def print_rules(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Scores of kept answers by rule."""
+    from tsugiki.cli.progress import show_tables
+    from tsugiki.report.table import Table
+
+    if as_json:
+        print_json(rows)
+        return
+    cells = []
+    for row in rows:
+        bounds = "" if row["low"] is None else f" [{row['low']:.4f}, {row['high']:.4f}]"
+        cells.append(
+            (row["rule"], row["labels"], row["score"], f"{row['value']:.4f}{bounds}", str(row["n"]))
+        )
+    signatures = tuple(dict.fromkeys(row["signature"] for row in rows if "|" in row["signature"]))
+    header = ("Rule", "Labels", "Score", "Value", "n")
+    show_tables(
+        [
+            Table(
+                name="rules",
+                title="Kept answers by rule",
+                header=header,
+                rows=tuple(cells),
+                notes=signatures,
+            )
+        ]
+    )
+
+
+def print_ways(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Three scores from one checkpoint."""
+    from tsugiki.cli.progress import show_tables
+    from tsugiki.report.table import Table
+
+    if as_json:
+        print_json(rows)
+        return
+    cells = []
+    for row in rows:
+        gain = (
+            f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
+            if "gain" in row
+            else "-"
+        )
+        cells.append(
+            (
+                row["way"],
+                f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]",
+                gain,
+                f"{row['p']:.3g}" if "p" in row else "-",
+                str(row["n"]),
+            )
+        )
+    header = ("Way", rows[0]["score"], "Against free generation", "McNemar p", "n")
+    note = (
+        "free: any text; constrained: may only spell a candidate; sum, per_char: largest "
+        "log-likelihood. What constrained gains over free was form, not knowledge."
+    )
+    show_tables(
+        [
+            Table(
+                name="ways",
+                title="Three scores from one checkpoint",
+                header=header,
+                rows=tuple(cells),
+                notes=(note,),
+            )
+        ]
+    )
+
+
+def print_record(record: Any, as_json: bool) -> None:
+    """What a run was asked, with what, and what happened."""
+    asked = record.config.model_dump(mode="json", exclude_none=True)
+    if as_json:
+        print_json({"asked": asked, "with_what": record.with_what, "happened": record.happened})
+        return
+    reason = record.happened.get("reason") if record.status in ("failed", "pruned") else None
+    print(f"{record.folder}: {record.status}" + (f" ({reason})" if reason else ""))
+    for name, settings in asked.items():
+        print(
+            f"  {name:8} "
+            + (
+                ", ".join(f"{key} {value}" for key, value in settings.items())
+                if isinstance(settings, dict)
+                else str(settings)
+            )
+        )
+    print(
+        f"  device   {record.with_what['device']}; rows {record.with_what['rows']}; weights of "
+        f"sha256 {record.with_what['model_sha256'][:16]}…"
+    )
+    for part in record.happened.get("evaluations", {}):
+        print_scores(record, part)
+    following = (
+        f"score {record.folder} --part test"
+        if record.evaluation("test") is None
+        else f"compare {record.folder} ANOTHER-RUN"
+    )
+    print(f"Next: tsugiki {following}")
+
+
+def print_comparison(found: Comparison, part: str, rows: int, as_json: bool) -> None:
+    """Paired difference of two runs, and some of the answers that changed."""
+    from dataclasses import asdict
+
+    if as_json:
+        print_json(asdict(found))
+        return
+    print(f"{found.score} on {part}, n = {found.n}: {found.first:.4f} against {found.second:.4f}")
+    print(
+        f"difference {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] (paired "
+        "bootstrap by group, 95 %)"
+    )
+    if found.mcnemar is not None:
+        test = found.mcnemar
+        print(
+            f"right by the first alone {test.only_first}, by the second alone {test.only_second}: "
+            f"p = {test.p:.3g} (McNemar, by group)"
+        )
+    print(f"{len(found.changed)} answers differ" + (":" if rows and found.changed else ""))
+    for one in found.changed[:rows]:
+        print(f"  {one['id']}: {one['first']} | {one['second']}   (right: {one['target']})")

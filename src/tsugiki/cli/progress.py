@@ -1,0 +1,106 @@
+"""What a terminal shows: one line with the time left while something runs, and tables that fit it.
+Plain text elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table as Drawn
+from rich.text import Text
+
+from tsugiki.report.tables import Table
+from tsugiki.runs.inputs import Listener
+
+PLAIN_EVERY_S = 15.0
+# What Table 2 leaves out on a terminal; the report has it all.
+REPORT_ONLY = frozenset(
+    {"Weights file (MiB)", "s/step (batch)", "tokens/s", "s/answer", "Validation", "n"}
+)
+
+
+def show_tables(tables: Sequence[Table]) -> None:
+    """Prints tables: drawn to the width of a terminal, or as Markdown into a pipe or file."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print("\n".join(table.to_markdown() for table in tables))
+        return
+    for table in tables:
+        kept = [
+            place
+            for place, name in enumerate(table.header)
+            if name not in REPORT_ONLY or table.name != "table2"
+        ]
+        drawn = Drawn(title=table.title, title_justify="left", title_style="bold", box=SIMPLE)
+        for place in kept:
+            drawn.add_column(table.header[place], overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*(Text(row[place]) for place in kept))
+        console.print(drawn)
+        for note in table.notes if table.name != "table2" else ():
+            console.print(Text(note, style="dim"))
+
+
+class Display:
+    """A live status line on a terminal; elsewhere a plain line every quarter of a minute."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.status: Status | None = None
+        self.head = ""
+        self.told = 0.0
+        self.listener = Listener(
+            on_train=self._on_train, on_score=self._on_score, on_note=self._on_note
+        )
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.status = self.console.status("starting …")
+            self.status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.status:
+            self.status.stop()
+
+    def on_cell(self, text: str) -> None:
+        """A new piece of work begins: what the coming lines are about."""
+        self.head = text
+        self.told = 0.0
+        self._show("")
+
+    def _on_train(self, now: Any) -> None:
+        memory = f"{now.memory_bytes / 2**30:.1f} GiB"
+        self._show(
+            f"step {now.step}/{now.steps} loss {now.loss:.3f} {now.tokens_per_s:,.0f} tokens/s "
+            f"{memory} {_clock(now.left_s)} left"
+        )
+
+    def _on_score(self, part: str, done: int, total: int) -> None:
+        self._show(f"answers on {part} {done}/{total}")
+
+    def _on_note(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def _show(self, text: str) -> None:
+        line = f"{self.head} {text}".strip()
+        if self.status:
+            self.status.update(line.replace("[", r"\["))
+        elif time.monotonic() - self.told > PLAIN_EVERY_S:
+            self.told = time.monotonic()
+            self.console.print(line, markup=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,52 @@
+"""A study for the command line: shown while it runs, in one process or several, and reported at
+its end."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsugiki.cli.printing import print_report
+from tsugiki.cli.progress import Display
+from tsugiki.errors import RunError
+from tsugiki.runs.store import Store
+from tsugiki.study.sweep import run_cells, run_in_parallel, run_study, stop_with_parent
+
+if TYPE_CHECKING:
+    from tsugiki.config.study import StudySpec
+    from tsugiki.report.words import Language
+
+
+def run_and_report(
+    spec: StudySpec,
+    arguments: list[str],
+    out: Path,
+    jobs: int = 1,
+    as_json: bool = False,
+    lang: Language = "en",
+) -> bool:
+    """Runs what is missing and prints the report; `arguments` are those of `tsugiki study`. False
+    when something is missing or did not learn."""
+    store = Store(out)
+    with Display() as display:
+        lost = (
+            run_in_parallel(spec, store, arguments, jobs, display.listener.note) if jobs > 1 else {}
+        )
+        try:
+            result = run_study(spec, store, display.listener, on_cell=display.on_cell, lost=lost)
+        except RunError as stopped:
+            if type(stopped).__name__ == "Interrupted":
+                stopped.args = (
+                    f"{stopped}. What is finished: tsugiki report {shlex.join(arguments)}",
+                )
+            raise
+    return print_report(result, out, f"tsugiki study {shlex.join(arguments)}", as_json, lang)
+
+
+def work(spec: StudySpec, out: Path) -> None:
+    """What a worker of `--jobs` does until no cell is left, or until the process that started it
+    ends."""
+    stop_with_parent()
+    with Display() as display:
+        run_cells(spec, Store(out), display.listener)

@@ -1,0 +1,208 @@
+"""The schema of a run: one `RunConfig` asks for it; `fingerprint()` names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from tsugiki.config.fields import Above0, Count, IsNumber, Positive, Record, Seed, Share
+
+Method = Literal["lora", "full"]
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+StepKind = Literal["auto", "captured", "eager"]
+Precision = Literal["auto", "fp32", "bf16"]
+LongRows = Literal["refuse", "leave_out"]
+
+
+# ---- a run --------------------------------------------------------------------------------------
+
+
+class TaskChoice(Record):
+    """Which task, which version of its data, which split, which prompt format, how many rows."""
+
+    name: str = Field(description="built-in task name or path of a task file")
+    version: Annotated[
+        str | None, BeforeValidator(lambda v: str(v) if isinstance(v, float) else v)
+    ] = Field(None, description="version of the data (default: the task file's)")
+    split: str | None = Field(None, description="named split (default: the task file's)")
+    format: str | None = Field(None, description="prompt format (default: the task file's)")
+    data_dir: str | None = Field(None, description="folder with local copies of the data files")
+    train_rows: Positive | None = Field(
+        None, description="use only so many training rows, drawn by a fixed seed"
+    )
+    eval_rows: Positive | None = Field(
+        None, description="use only so many rows of validation and of test, drawn by a fixed seed"
+    )
+
+
+class ModelChoice(Record):
+    """Which causal language model."""
+
+    path: str = Field(description='folder, Hub id, or "builtin"')
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    name: str | None = Field(None, description="short name in tables (default: last part of path)")
+
+    @property
+    def label(self) -> str:
+        return self.name or Path(self.path).name
+
+
+class LoraConfig(Record):
+    """h = W z + scale · B A z with scale = alpha / rank; alpha = rank (the paper's h = W z + B A
+    z) unless given."""
+
+    targets: str = Field("all-linear", description="q+v, q+k+v+o, all-linear, or words joined by +")
+    rank: Positive = 16
+    alpha: Above0 | None = Field(None, description="default: rank, so that the scale is 1")
+    dropout: Annotated[float, IsNumber, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha or self.rank) / self.rank
+
+
+class TrainConfig(Record):
+    """The optimiser and its course. LoRA and FT read the same fields."""
+
+    learning_rate: Above0
+    epochs: Annotated[float, IsNumber, Field(gt=0, le=10_000)] = 3
+    batch: Positive = Field(8, description="rows an optimiser step")
+    micro_batch: Positive | None = Field(None, description="rows a backward pass (default: batch)")
+    schedule: Schedule = "constant"
+    warmup: Share = 0.0
+    decay: Share | None = Field(
+        None, description="share of all steps that wsd spends on its decay (default 0.1)"
+    )
+    weight_decay: Annotated[float, IsNumber, Field(ge=0, le=1e6)] = 0.0
+    clip: Above0 = Field(1.0, description="gradient norm")
+    max_length: Positive = Field(2048, description="prompt + answer, in tokens")
+    long_rows: LongRows = Field(
+        "refuse", description="training rows that do not fit and may not be cut (left out: counted)"
+    )
+    precision: Precision = "auto"
+    step: StepKind = Field(
+        "auto",
+        description="captured: packed rows, CUDA graphs; eager: the plain reference; auto: "
+        "captured on CUDA in bf16",
+    )
+    seed: Seed = 0
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, given: Any) -> Any:
+        if given in ("fp16", "float16", "half"):
+            raise ValueError(
+                "fp16 is not offered: its gradients under- and overflow. A card without bf16 "
+                "(Turing: T4) trains in fp32; use auto"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(
+                f"micro_batch: must divide batch ({self.batch}), got {self.micro_batch}"
+            )
+        if self.decay is not None and self.schedule != "wsd":
+            raise ValueError(
+                'decay: only schedule = "wsd" reads it; remove it or change the schedule'
+            )
+        if self.warmup + self.decay_share > 1:
+            raise ValueError("warmup + decay: must not exceed 1")
+        return self
+
+    @property
+    def decay_share(self) -> float:
+        """Share of all steps spent on wsd's decay; 0 under any other schedule."""
+        return (0.1 if self.decay is None else self.decay) if self.schedule == "wsd" else 0.0
+
+
+class ScoreConfig(Record):
+    """How answers are generated. Greedy, always; `batch` changes the speed, not the rule."""
+
+    batch: Positive | None = Field(
+        None, description="rows at a time (default: 64; 256 where decoding is captured)"
+    )
+    decode: StepKind = Field(
+        "auto",
+        description="captured: packed prompts, recorded steps; eager: the plain reference; auto: "
+        "captured on CUDA in bf16",
+    )
+    max_new_tokens: Positive | None = Field(None, description="default: the task file's")
+    during: Count = Field(
+        0, description="times a sample of validation is scored during training, evenly (0: never)"
+    )
+    during_rows: Positive = Field(
+        100, description="rows of that sample of validation, drawn by a fixed seed"
+    )
+
+
+class RunConfig(Record):
+    """One run: model × task × method × hyper-parameters."""
+
+    model: ModelChoice
+    task: TaskChoice
+    method: Method = "lora"
+    lora: LoraConfig | None = None
+    adapter: str | None = Field(
+        None,
+        description="folder of a PEFT adapter that was trained elsewhere: it is scored, nothing is "
+        "trained",
+    )
+    train: TrainConfig
+    score: ScoreConfig = ScoreConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_adapter(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("method", "lora") != "lora":
+            return given
+        if given.get("adapter") is not None:
+            train = given.get("train") or {}
+            if isinstance(train, Mapping):
+                for name, value in train.items():
+                    known = TrainConfig.model_fields.get(name)
+                    if (
+                        known is not None
+                        and name not in ("learning_rate", "max_length", "long_rows", "precision")
+                        and value != known.default
+                    ):
+                        raise ValueError(
+                            f"train.{name}: an adapter that was trained elsewhere does not read "
+                            "it; remove it"
+                        )
+                return {
+                    **given,
+                    "train": {"learning_rate": 1.0, **train},
+                }  # nothing is trained: no rate is read
+            return given
+        return given if given.get("lora") is not None else {**given, "lora": {}}
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.method == "full" and self.lora is not None:
+            raise ValueError(
+                'lora: method = "full" would ignore it; remove it or use method = "lora"'
+            )
+        if self.adapter is not None and (self.method == "full" or self.lora is not None):
+            raise ValueError(
+                'adapter: needs method = "lora" and no [lora]: rank, targets and α are those of '
+                "the adapter"
+            )
+        return self
+
+    def fingerprint(self, with_what: Mapping[str, Any]) -> str:
+        """12 hexadecimal digits that name this run: what was asked, and the checksums and
+        precision it ran with."""
+        settings = self.model_dump(mode="json")
+        if self.adapter is None:
+            del settings[
+                "adapter"
+            ]  # runs keep the names that they had before adapters could be imported
+        asked = {"asked": settings, "with": dict(with_what)}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]

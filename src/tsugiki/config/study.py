@@ -1,0 +1,137 @@
+"""The schema of a study file; `study/cells` expands it into runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tsugiki.config.fields import Count, IsNumber, Positive, Record, Seed
+from tsugiki.config.run import Method, ModelChoice, ScoreConfig, TaskChoice
+
+
+class Range(Record):
+    """Any value between two; whole numbers when both are."""
+
+    low: Annotated[float | int, IsNumber, Field(allow_inf_nan=False)]
+    high: Annotated[float | int, IsNumber, Field(allow_inf_nan=False)]
+    log: bool = Field(False, description="spread evenly over orders of magnitude")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                f"low must be below high, and above 0 with log; got {self.low:g} and {self.high:g}"
+            )
+        return self
+
+
+class SearchSpec(Record):
+    """How a method's settings are searched: every combination, a random sample, or Optuna's TPE,
+    which learns from round to round."""
+
+    kind: Literal["grid", "random", "tpe"] = "grid"
+    trials: Positive | None = Field(None, description="cells to try (random, tpe; default 24)")
+    rounds: Positive | None = Field(
+        None, description="tpe: rounds that the trials are spread over (default 3)"
+    )
+    seed: Seed | None = Field(None, description="of the sample (random, tpe; default 0)")
+    prune: bool = Field(
+        False,
+        description="successive halving: at 1/4 and 1/2 of the steps the lower half of the cells "
+        "that train together ends",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        ignored = [
+            name
+            for name in ("trials", "rounds", "seed")
+            if getattr(self, name) is not None
+            and (self.kind == "grid" or (name, self.kind) == ("rounds", "random"))
+        ]
+        if ignored:
+            raise ValueError(
+                f"{', '.join(ignored)}: kind = {self.kind} does not read it; remove it or change "
+                "kind"
+            )
+        return self
+
+
+class MethodSpec(Record):
+    """One row of the table: a method and the grid it is searched over, for all tasks or for those
+    it names."""
+
+    name: str = Field(description="what the table calls it: LoRA, FT")
+    kind: Annotated[
+        Method,
+        BeforeValidator(
+            lambda v: (
+                {"ft": "full", "FT": "full", "LoRA": "lora"}.get(v, v) if isinstance(v, str) else v
+            )
+        ),
+    ]
+    tasks: tuple[str, ...] | None = Field(None, description="only these tasks (names)")
+    adapter: str | None = Field(
+        None,
+        description="folder of a PEFT adapter that was trained elsewhere; then there is no grid",
+    )
+    grid: dict[str, tuple[Any, ...] | Range] = Field(
+        {}, description="setting -> values, or { low, high, log } for random and tpe"
+    )
+    search: SearchSpec = SearchSpec()
+
+    @model_validator(mode="after")
+    def _can_be_searched(self) -> Self:
+        ranges = [name for name, values in self.grid.items() if isinstance(values, Range)]
+        if ranges and self.search.kind == "grid":
+            raise ValueError(
+                f'grid.{ranges[0]}: a range needs search.kind = "random" or "tpe"; a grid needs '
+                "values in square brackets"
+            )
+        if self.search.prune and {"epochs", "batch"} & set(self.grid):
+            raise ValueError(
+                "search.prune: compares cells after equally many steps; take epochs and batch out "
+                "of the grid"
+            )
+        if self.adapter is not None and (
+            self.grid or self.kind != "lora" or self.search != SearchSpec()
+        ):
+            raise ValueError(
+                'adapter: needs kind = "lora", no grid and no search: nothing is trained'
+            )
+        if self.search.prune and self.kind != "lora":
+            raise ValueError(
+                "search.prune: compares LoRA cells that train together; full fine-tuning trains "
+                "one cell at a time"
+            )
+        return self
+
+
+class StudySpec(Record):
+    """A study file: models × tasks × methods, each method with its grid."""
+
+    name: str = Field(pattern="^[A-Za-z0-9_.-]+$")
+    title: str = ""
+    models: tuple[ModelChoice, ...] = Field(min_length=1)
+    tasks: tuple[TaskChoice, ...] = Field(min_length=1)
+    methods: tuple[MethodSpec, ...] = Field(min_length=1)
+    train: dict[str, Any] = Field({}, description="settings shared by every cell")
+    score: ScoreConfig = ScoreConfig()
+    margin: Annotated[float, IsNumber, Field(gt=0, lt=100)] = Field(
+        2.0, description="points of 100 within which methods count as equal: fix it before"
+    )
+    lanes: Positive | None = Field(
+        None,
+        description="adapters trained in one pass over their base (default: as many as a CUDA "
+        "device holds; 1 on a CPU)",
+    )
+    seeds: Annotated[int, IsNumber, Field(gt=0, le=1000)] = Field(
+        1, description="seeds of the chosen cells; the grid is searched with the first"
+    )
+    answers_shown: Count = Field(
+        3,
+        description="test examples shown with every method's answer; 0 where the texts may not be "
+        "passed on",
+    )
+    reference_rows: bool = Field(False, description="quote the paper's own figures under the table")

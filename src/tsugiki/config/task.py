@@ -1,0 +1,210 @@
+"""The schema of a task file."""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import regex
+from pydantic import BeforeValidator, Field, model_validator
+
+from tsugiki.config.fields import Positive, Record, Word
+from tsugiki.errors import did_you_mean
+
+
+class FileSpec(Record):
+    """One data file: where it is and what its content must be.
+
+    `path` is relative to the task file, or to `data_dir` when the user names one. `url` is fetched
+    once and cached; `hub` names a Parquet file of a Hub dataset. A given checksum is always held
+    to, wherever the file came from.
+    """
+
+    path: str | None = None
+    url: str | None = None
+    hub: str | None = None
+    hub_file: str | None = None
+    hub_revision: str = "main"
+    git_blob: str | None = Field(None, pattern="^[0-9a-f]{40}$")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    rows: Positive | None = None
+    has_group: bool = Field(
+        True, description="whether the rows carry the task's group field (training files need not)"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Self:
+        if not (self.path or self.url or self.hub):
+            raise ValueError("give path, url or hub: nothing says where this file is")
+        if (self.hub is None) != (self.hub_file is None):
+            raise ValueError("hub and hub_file belong together")
+        return self
+
+
+class PartSpec(Record):
+    """Which rows of which files make one split. `half` cuts in file order, or whole groups at a
+    time by `by`."""
+
+    files: Annotated[
+        tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v))
+    ]
+    half: Literal["first", "second"] | None = None
+    by: Literal["row", "group"] = "row"
+
+
+class SplitSpec(Record):
+    """A named way to cut the files into train, validation and test."""
+
+    train: PartSpec
+    validation: PartSpec
+    test: PartSpec
+    note: str = ""
+
+
+class TaskSpec(Record):
+    """A task file. `kind` decides what an answer may be: one of fixed label words, one of the
+    row's candidates, or free text."""
+
+    name: str = Field(pattern="^[a-z0-9_]+$")
+    title: str
+    kind: Literal["classification", "choice", "generation"]
+    licence: str
+    citation: str
+    metric: Literal["accuracy", "exact_match", "rouge"]
+    target: str
+    fields: tuple[str, ...]
+    labels: dict[str, Word] = Field({})
+    choices: tuple[str, ...] = ()
+    id: Word | None = None
+    group: Word | None = None
+    group_pattern: str = "^(.*)$"
+    cut: Word | None = None
+    cut_chars: Positive | None = None
+    max_new_tokens: Positive
+    messages: str | None = Field(
+        None,
+        description="column of conversations [{role, content}, …]: every assistant turn is an "
+        "answer",
+    )
+    formats: dict[str, str]
+    default_format: str = "paper"
+    files: dict[str, FileSpec] = Field({})
+    versions: dict[str, dict[str, FileSpec]] = Field({})
+    default_version: str | None = None
+    splits: dict[str, SplitSpec]
+    default_split: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conversations(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("messages") is None:
+            return given
+        for name in (
+            "fields",
+            "target",
+            "formats",
+            "cut",
+            "cut_chars",
+            "id",
+            "group",
+            "group_pattern",
+            "default_format",
+        ):
+            if name in given:
+                raise ValueError(f"{name}: a task with messages does not read it; remove it")
+        return {
+            **given,
+            "fields": ("conversation",),
+            "target": "",
+            "formats": {"chat": "{conversation}"},
+            "default_format": "chat",
+        }
+
+    @model_validator(mode="after")
+    def _is_coherent(self) -> Self:
+        if self.messages is not None and self.kind != "generation":
+            raise ValueError("messages: needs kind = generation: answers are free text")
+        if (self.kind == "classification") != bool(self.labels):
+            raise ValueError("labels: needed by kind = classification, and by no other")
+        if len(
+            {unicodedata.normalize("NFKC", word).strip() for word in self.labels.values()}
+        ) < len(self.labels):
+            raise ValueError(
+                "labels: two labels share one word (after NFKC and without spaces around), so "
+                "answers could not be told apart"
+            )
+        if (self.kind == "choice") != bool(self.choices):
+            raise ValueError("choices: needed by kind = choice, and by no other")
+        if (self.kind == "generation") != (self.metric == "rouge"):
+            raise ValueError(
+                "metric: rouge for kind = generation, accuracy or exact_match for the others"
+            )
+        if self.cut and self.cut not in self.fields:
+            raise ValueError(f"cut: {self.cut!r} is not one of fields")
+        for name, template in self.formats.items():
+            _check_format(name, template, self.fields)
+        if self.default_format not in self.formats:
+            raise ValueError(
+                f"default_format: no such format.{did_you_mean(self.default_format, self.formats)}"
+            )
+        if self.default_split not in self.splits:
+            raise ValueError(
+                f"default_split: no such split.{did_you_mean(self.default_split, self.splits)}"
+            )
+        if (
+            any(
+                part.by == "group"
+                for split in self.splits.values()
+                for part in (split.train, split.validation, split.test)
+            )
+            and not self.group
+        ):
+            raise ValueError('group: must name a field, since a split says by = "group"')
+        _check_pattern(self.group_pattern)
+        if self.versions and self.default_version not in self.versions:
+            raise ValueError("default_version: must name one of versions")
+        return self
+
+
+def _check_format(name: str, template: str, fields: tuple[str, ...]) -> None:
+    """A format is text with the task's fields in curly brackets, and nothing of what else Python's
+    formats can do."""
+    where = f"formats.{name}: “{template[:60]}”"
+    try:
+        parts = [
+            (field, spec, conversion)
+            for _, field, spec, conversion in string.Formatter().parse(template)
+            if field is not None
+        ]
+    except ValueError as broken:
+        raise ValueError(
+            f"{where}: {broken}. Write {{{{ and }}}} for curly brackets that are meant as text"
+        ) from None
+    if not parts:
+        raise ValueError(
+            f"{where} holds none of the fields ({', '.join(fields)}): every prompt would be the "
+            "same"
+        )
+    for field, spec, conversion in parts:
+        if field not in fields:
+            raise ValueError(f'{where}: no field "{field}".{did_you_mean(field, fields)}')
+        if spec or conversion:
+            raise ValueError(
+                f"{where}: only the field's name may stand between the brackets, as in {{{field}}}"
+            )
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        groups = regex.compile(pattern).groups
+    except (regex.error, RecursionError, OverflowError) as broken:
+        raise ValueError(
+            f"group_pattern: {pattern[:60]!r} is no regular expression ({broken})"
+        ) from None
+    if groups < 1:
+        raise ValueError(
+            f"group_pattern: {pattern!r} needs one group in round brackets: what it matches names "
+            "the group"
+        )

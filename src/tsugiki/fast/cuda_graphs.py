@@ -1,0 +1,160 @@
+"""CUDA graphs that share one memory pool: record once, replay without Python or launches in
+between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tsugiki.config.run import StepKind
+from tsugiki.errors import RunError
+from tsugiki.fast.attention import packed_states
+from tsugiki.model.loading import Numerics
+from tsugiki.model.look import rows_stay_apart
+from tsugiki.model.lora import bank_of, switched_off
+
+
+def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> str | None:
+    """Why the fast paths do not exist here, or None: they need CUDA, 16-bit products and attention
+    that can be exchanged."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, this is {device.type}"
+    if numerics.compute != "bf16":
+        return (
+            "flash attention over packed rows needs 16-bit products, this run computes in "
+            f"{numerics.compute}"
+        )
+    if not getattr(model, "_supports_attention_backend", False) or not repeated_layers(model):
+        return f"the attention of {type(model).__name__} cannot be exchanged"
+    if getattr(model.config, "attn_logit_softcapping", None):
+        return f"{type(model).__name__} caps its attention scores"
+    if _rope_kinds(model.config) & {"dynamic", "longrope"}:
+        return (
+            f"the rotary angles of {type(model).__name__} depend on the longest row, which the "
+            "host would have to ask the device for"
+        )
+    if (missing := missing_tools()) is not None:
+        return f"its kernels are compiled when they are first used, and {missing}"
+    with (
+        switched_off(model) if bank_of(model) is not None else nullcontext()
+    ):  # adapters split a batch by lanes, which is not the question
+        apart = rows_stay_apart(
+            model, partial(packed_states, model, numerics.autocast(next(model.parameters()).device))
+        )
+    if not apart:
+        return (
+            f"the layers of {type(model).__name__} carry something from one packed row into the "
+            "next"
+        )
+    return None
+
+
+def why_plain(model: Any, device: torch.device, numerics: Numerics, kind: StepKind) -> str | None:
+    """What to tell the user of a card that could record, when `auto` takes the plain step for this
+    model; None where there is nothing to say."""
+    if kind != "auto" or device.type != "cuda" or numerics.compute != "bf16":
+        return None
+    missing = why_not_captured(model, device, numerics)
+    return (
+        f"this run takes the plain step, which is right and slower: {missing}" if missing else None
+    )
+
+
+def missing_tools() -> str | None:
+    """What Triton would not find when it compiles a kernel, or None."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang", "cl")):
+        return "no C compiler is there (gcc or clang)"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "Python's headers are not there (python3-dev)"
+    return None
+
+
+def takes_captured(
+    kind: StepKind, setting: str, model: Any, device: torch.device, numerics: Numerics
+) -> bool:
+    """Whether `setting = kind` means the fast path here: `auto` is captured wherever that exists.
+
+    Raises:
+        RunError: `captured` was asked for and does not exist here.
+    """
+    missing = why_not_captured(model, device, numerics)
+    if kind == "captured" and missing:
+        raise RunError(f'{setting} = "captured": {missing}. Use "auto" or "eager"')
+    return kind != "eager" and not missing
+
+
+def _rope_kinds(config: Any) -> set[str]:
+    """The kinds of rotary embedding that a configuration names (one, or one for each kind of
+    layer)."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    records = [given, *(one for one in given.values() if isinstance(one, dict))]
+    return {str(one.get("rope_type") or one.get("type")) for one in records}
+
+
+def repeated_layers(model: Any) -> list[nn.Module]:
+    """The transformer layers, by the class names that transformers keeps for splitting a model
+    over devices."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.base_model.modules() if type(module).__name__ in names]
+
+
+@contextmanager
+def layer_calls(model: Any, changed: Callable[[nn.Module, Any], Any]) -> Iterator[None]:
+    """Within it each layer is called through `changed(layer, its compiled call or None)`; None
+    calls it as written."""
+    layers = repeated_layers(model)
+    before = [layer._compiled_call_impl for layer in layers]
+    try:
+        for layer, compiled in zip(layers, before, strict=True):
+            layer._compiled_call_impl = changed(layer, compiled)
+        yield
+    finally:
+        for layer, compiled in zip(layers, before, strict=True):
+            layer._compiled_call_impl = compiled
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all that is recorded: PyTorch keeps a workspace of products for every stream
+    that ever ran one, for good."""
+    return torch.cuda.Stream(device)
+
+
+class Recorder:
+    """Records work on one stream into graphs of one pool. Record the largest first: later ones
+    then reuse its memory.
+
+    The graphs of a pool must not run at the same time, and what one leaves in memory of the pool
+    may be overwritten by the next: results that outlive a replay belong into tensors made before.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stream = _stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Runs `work` once, unrecorded: compiles, loads kernels, makes workspaces."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            work()
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Records `work`, which must read and write fixed tensors and never wait for the device."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            work()
+        return graph

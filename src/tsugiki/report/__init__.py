@@ -1,0 +1,1 @@
+"""What is said of a study: numbers, tables, figures, pages."""

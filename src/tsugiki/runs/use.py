@@ -1,0 +1,207 @@
+"""Uses a finished run: answers to one's own text, the adapter as a PEFT folder, the merged
+model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from tsugiki.data.prompts import answer_text, ending_of, pad_id_of, prompt_ids_of
+from tsugiki.data.tasks import CHAT, load_task
+from tsugiki.errors import ModelError
+from tsugiki.files import new_folder, umask
+from tsugiki.model.export import export_adapter, merge_adapter, refuse_filled, store_frozen
+from tsugiki.model.folder import resolve, settings_files
+from tsugiki.model.lora import grafted_of
+from tsugiki.runs.finished import load_trained
+from tsugiki.runs.inputs import tokens_of
+from tsugiki.runs.store import RunRecord
+from tsugiki.score.evaluate import evaluate
+from tsugiki.score.predict import PLAIN_BATCH, generate_ids
+
+Stored = Literal["fp32", "bf16", "fp16"]
+STORED = get_args(Stored)
+
+
+def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """Greedy answers to prompts as they are: no template is added."""
+    base = load_trained(record)
+    tokenizer = base.tokenizer
+    ids = [prompt_ids_of(tokenizer, prompt) for prompt in prompts]
+    for prompt, one in zip(prompts, ids, strict=True):
+        if not one or len(one) + max_new_tokens > base.max_positions:
+            raise ModelError(
+                f"prompt “{prompt[:30]}”: has {len(one)} tokens; from 1 to "
+                f"{base.max_positions - max_new_tokens} fit beside {max_new_tokens} new ones"
+            )
+    pad, stops = (
+        pad_id_of(tokenizer),
+        ending_of(tokenizer, chat=record.config.task.format == CHAT, stops=base.stops).stops,
+    )
+    batch = record.config.score.batch or PLAIN_BATCH
+    answers: list[list[int]] = []
+    with base.numerics.autocast(base.device):
+        for start in range(0, len(ids), batch):
+            answers += generate_ids(
+                base.model,
+                ids[start : start + batch],
+                max_new_tokens=max_new_tokens,
+                stops=stops,
+                pad_id=pad,
+            )
+    return [
+        answer_text(
+            tokenizer, prompt, answer[:-1] if answer[-1:] and answer[-1] in stops else answer
+        )
+        for prompt, answer in zip(ids, answers, strict=True)
+    ]
+
+
+def export_run(record: RunRecord, folder: Path) -> None:
+    """Writes the run's adapter for peft. Raises `ModelError` for a full fine-tuning run: it has no
+    adapter."""
+    if record.config.method == "full":
+        raise ModelError(
+            f"{record.folder}: full fine-tuning has no adapter to export. Write the whole model "
+            "with --merge"
+        )
+    base = load_trained(record)
+    export_adapter(grafted_of(base.model), folder, _base_name(record), record.config.model.revision)
+    _readable(folder)
+
+
+def _base_name(record: RunRecord) -> str:
+    """How an adapter names its base: the absolute path of a folder, so that peft finds it from
+    anywhere; a Hub id as it is."""
+    path = record.config.model.path
+    return (
+        str(resolve(record.config.model).resolve())
+        if path == "builtin" or Path(path).exists()
+        else path
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What the merge gate saw: scores of the same rows of validation before and after, answers
+    that changed, what rounding took."""
+
+    rows: int
+    score: str
+    before: float
+    after: float
+    changed: int
+    lost: float
+    stored_before: str
+    stored_after: str
+
+
+def export_merged(
+    record: RunRecord,
+    folder: Path,
+    stored: Stored,
+    *,
+    rows: int = 200,
+    tolerance: float = 0.5,
+    answers: float = 2.0,
+) -> Merged:
+    """Writes the trained model as an ordinary model folder, adapters added to the weights, unless
+    that changes what it does.
+
+    The gate: the first `rows` of validation are answered before and after, by adapters over
+    weights of the stored kind and by the merged ones, in fp32 where those are stored; the main
+    score may move by `tolerance` points of 100, and of a closed task `answers` percent of the
+    answers may change. Only the weights are
+    new: every other file is the base's own.
+
+    Raises:
+        ModelError: the folder holds something already, or the gate is not passed: nothing is
+            written then.
+    """
+    folder = folder.resolve()
+    refuse_filled(folder)
+    if folder == Path.cwd():
+        raise ModelError(f"{folder}: is the current folder. Name a new one")
+    base, config = load_trained(record), record.config
+    task = load_task(config.task)
+    dtype = getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[stored])
+    compute = "fp32" if stored == "fp32" else base.numerics.compute
+    gate = replace(
+        base, source=replace(base.source, numerics=replace(base.numerics, compute=compute))
+    )
+    if config.method == "lora":
+        store_frozen(
+            base.model, dtype
+        )  # the adapter is judged, not the type that the base is stored in
+    sample = tokens_of(base, task, config, "validation")[:rows]
+    before = evaluate(gate, task.spec, "validation", sample, config.score)
+    lost = merge_adapter(base.model, dtype)
+    after = evaluate(gate, task.spec, "validation", sample, config.score)
+    changed = sum(
+        one.answer != other.answer
+        for one, other in zip(before.predictions, after.predictions, strict=True)
+    )
+    seen = Merged(
+        rows=len(sample), score=before.main.name, before=before.main.value, after=after.main.value,
+        changed=changed, lost=lost,
+        stored_before=base.numerics.base, stored_after=stored,
+    )  # fmt: skip
+    moved = 100 * abs(seen.after - seen.before)
+    if moved > tolerance or (
+        task.spec.kind != "generation" and 100 * changed > answers * len(sample)
+    ):
+        raise ModelError(
+            f"{record.folder}: merged into {stored} weights it is another model: {seen.score} "
+            f"{seen.before:.4f} → {seen.after:.4f}, {changed} of "
+            f"{len(sample)} answers changed, {lost:.1%} of the adapter lost to rounding (allowed: "
+            f"{tolerance:g} points, {answers:g} % of the answers). "
+            f"Nothing was written.{'' if stored == 'fp32' else ' Try --dtype fp32'}"
+        )
+    try:
+        with new_folder(folder) as draft:
+            base.model.save_pretrained(draft)
+            _own_files(base.source.folder, draft, str(dtype).removeprefix("torch."))
+            said = json.dumps({**asdict(seen), "run": record.folder.name}, indent=1)
+            (draft / "merged.json").write_text(said, encoding="utf-8")
+    except OSError as broken:
+        raise ModelError(f"{folder}: cannot be written: {broken.strerror}") from None
+    return seen
+
+
+def _own_files(source: Path, draft: Path, dtype: str) -> None:
+    """Lays the base's own files over what was written beside the weights: settings, tokenizer,
+    template, licence, to the byte but for the type that config.json names. (What transformers
+    writes anew, older versions of it read otherwise.)"""
+    wanted = [
+        *settings_files(source),
+        *(path for pattern in ("LICEN[CS]E*", "NOTICE*") for path in sorted(source.glob(pattern))),
+    ]
+    kept = {path.relative_to(source) for path in wanted}
+    for path in (draft / name for name in ("config.json", "generation_config.json")):
+        if path.exists() and path.relative_to(draft) not in kept:
+            path.unlink()
+    for path in wanted:
+        to = draft / path.relative_to(source)
+        to.parent.mkdir(exist_ok=True)
+        to.write_bytes(path.read_bytes())
+    config = draft / "config.json"
+    config.write_bytes(
+        re.sub(
+            rb'("(?:torch_)?dtype"\s*:\s*)"[^"]*"',
+            rb'\1"' + dtype.encode() + b'"',
+            config.read_bytes(),
+        )
+    )
+    _readable(draft)
+
+
+def _readable(folder: Path) -> None:
+    """safetensors makes its files their owner's alone; what is exported is meant to be read."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~umask())
