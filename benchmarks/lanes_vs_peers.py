@@ -49,7 +49,7 @@ from tsugiki.model.loading import Numerics
 from tsugiki.model.lora import attach_lanes, detach
 from tsugiki.train.captured import open_step
 from tsugiki.train.engine import fit
-from tsugiki.train.lane import Lane
+from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.memory import lane_bytes
 
 RATES, TARGETS, RANKS = (1e-5, 2e-5, 5e-5, 2e-4), ("q+v", "q+k+v+o"), (4, 8, 16)
@@ -78,7 +78,7 @@ def ours(size: str, work: str, steps: int, lanes: int) -> dict[str, Any]:
     foretold = lane_bytes(model, configs, rows) * lanes
     made = attach_lanes(model, [(lora, train.seed) for lora, train in asked])
     group = [
-        Lane(f"lane {n}", one.parameters, train, len(rows), grafted=one)
+        Lane(f"lane {n}", one.parameters, train, len(rows), moves=OneVector(one))
         for n, (one, (_, train)) in enumerate(zip(made, asked, strict=True))
     ]
     start = time.perf_counter()
@@ -126,7 +126,7 @@ def wall_clock(size: str, work: str, steps: int, lanes: int) -> dict[str, Any]:
         start = time.perf_counter()
         made = attach_lanes(model, asked)
         group = [
-            Lane(f"lane {n}", one.parameters, train, len(rows), grafted=one)
+            Lane(f"lane {n}", one.parameters, train, len(rows), moves=OneVector(one))
             for n, one in enumerate(made)
         ]
         with open_step(model, group, rows, pad_id=0, device=DEVICE, numerics=numerics) as opened:

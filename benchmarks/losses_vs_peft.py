@@ -29,7 +29,7 @@ from tsugiki.model.lora import attach, detach
 from tsugiki.score.predict import predict
 from tsugiki.train.captured import open_step
 from tsugiki.train.engine import fit
-from tsugiki.train.lane import Lane
+from tsugiki.train.lane import Lane, OneVector
 
 STEPS, BATCH = 50, 8
 LORA = LoraConfig(targets="q+k+v+o", rank=16, alpha=32)
@@ -43,7 +43,7 @@ def ours(
     base: Base, rows: list[Tokens], step: str, device: torch.device, numerics: Numerics
 ) -> list[float]:
     grafted = attach(base.model.to(device), LORA, seed=0)
-    lane = Lane("LoRA", grafted.parameters, settings(step), len(rows), grafted=grafted)
+    lane = Lane("LoRA", grafted.parameters, settings(step), len(rows), moves=OneVector(grafted))
     with open_step(
         base.model, [lane], rows, pad_id=pad_id_of(base.tokenizer), device=device, numerics=numerics
     ) as opened:

@@ -45,7 +45,7 @@ from tsugiki.model.loading import Numerics, no_dropout
 from tsugiki.model.lora import attach, detach
 from tsugiki.train.captured import open_step
 from tsugiki.train.engine import fit
-from tsugiki.train.lane import Lane
+from tsugiki.train.lane import Lane, OneVector
 
 VOCAB, BATCH, RANK = 51_200, 8, 16
 SIZES = {
@@ -107,7 +107,7 @@ def settings(epochs: float, **changes: Any) -> TrainConfig:
 
 def lora_lane(model: Any, rows: list[Tokens], train: TrainConfig) -> Lane:
     grafted = attach(model, LoraConfig(targets="q+k+v+o", rank=RANK, alpha=2 * RANK), seed=0)
-    return Lane("LoRA", grafted.parameters, train, len(rows), grafted=grafted)
+    return Lane("LoRA", grafted.parameters, train, len(rows), moves=OneVector(grafted))
 
 
 def ours(

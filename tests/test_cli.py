@@ -132,7 +132,7 @@ def test_sigterm_keeps_a_checkpoint_and_the_same_command_says_that_it_goes_on(
     command = [sys.executable, "-m", "tsugiki", "run", "run.toml", "--out", "runs"]
     first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.rglob("happened.json")):
+    while time.monotonic() < deadline and not list(tmp_path.rglob("outcome.json")):
         time.sleep(0.05)
     time.sleep(0.5)
     first.send_signal(signal.SIGTERM)
@@ -174,10 +174,11 @@ def test_a_stopped_run_is_listed_as_stopped_and_found_by_its_name(tmp_path: Path
         "train": {"learning_rate": 1e-3},
     }
     what = {"device": "CPU", "rows": {"train": 1}, "model_sha256": "0" * 64}
+    what["numerics"] = {"compute": "fp32", "base": "fp32", "trained": "fp32"}
     for name, content in (
-        ("asked.json", asked),
-        ("with_what.json", what),
-        ("happened.json", {"status": "running"}),
+        ("config.json", asked),
+        ("provenance.json", what),
+        ("outcome.json", {"status": "running"}),
     ):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     listed = tsugiki("ls", "--json", cwd=tmp_path)

@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from tsugiki.runs.finished import measure_solo
-from tsugiki.runs.store import Run, Store, read_record
+from tsugiki.runs.reading import read_record
+from tsugiki.runs.store import Run, Store
 from tsugiki.study.cells import collect, find_study, parse_study
 from tsugiki.toml import override
 
@@ -29,7 +30,7 @@ def main() -> None:
         happened = {key: value for key, value in record.happened.items() if key != "solo"}
         Run(record.folder).write("happened.json", happened)
         measure_solo(read_record(record.folder))
-        for batch, measured in read_record(record.folder).happened["solo"].items():
+        for batch, measured in read_record(record.folder).outcome.exclusive_cost.items():
             print(
                 f"{cell.label} batch {batch}: {measured['step_s_median']:.4f} s median, "
                 f"{measured['step_s_mean']:.4f} s mean, {measured['num_steps']} steps",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsugiki.config.run import RunConfig
-    from tsugiki.runs.store import RunRecord
+    from tsugiki.runs.reading import RunRecord
     from tsugiki.study.cells import StudyResult
 
 __version__ = "0.1.0"
@@ -31,7 +31,7 @@ def run(config: RunConfig | Mapping[str, Any], out: str | Path = "tsugiki-runs")
         TsugikiError: something in the configuration, the data or the model is wrong.
     """
     from tsugiki.config.run import RunConfig
-    from tsugiki.runs.group import run_group
+    from tsugiki.runs.rounds import run_group
     from tsugiki.runs.store import Store
     from tsugiki.toml import parse
 

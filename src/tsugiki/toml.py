@@ -15,6 +15,8 @@ from tsugiki.config.task import TaskSpec
 from tsugiki.errors import ConfigError, DataError, TsugikiError, did_you_mean
 
 T = TypeVar("T", bound=BaseModel)
+Given = Mapping[str, Any]
+"""What a TOML file says, before a schema has read it."""
 
 
 def parse(

@@ -54,6 +54,7 @@ from tsugiki.cli.printing import print_report
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.runs import group as run_module
+from tsugiki.runs import shared as shared_module
 from tsugiki.runs.store import Store
 from tsugiki.study import sweep
 from tsugiki.study.cells import Cell, StudyResult, collect, parse_study
@@ -157,14 +158,14 @@ def no_room(trial: Trial) -> tuple[Touched, str]:
 
 def out_of_memory(trial: Trial) -> tuple[Touched, str]:
     kind, touched = some_method(trial)
-    real = run_module.open_step
+    real = shared_module.open_step
 
     def open_step(model: Any, lanes: Any, *others: Any, **named: Any) -> Any:
-        if (lanes[0].grafted is not None) == (kind == "lora"):
+        if lanes[0].moves.keeps_gradients == (kind == "lora"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, lanes, *others, **named)
 
-    trial.patch.setattr(run_module, "open_step", open_step)
+    trial.patch.setattr(shared_module, "open_step", open_step)
     return touched, "does not fit"
 
 
@@ -228,7 +229,7 @@ def bug(trial: Trial) -> tuple[Touched, str]:
     real = run_module.fit
 
     def fit(step: Any, lanes: Any, *others: Any, **named: Any) -> Any:
-        if (lanes[0].grafted is not None) == (kind == "lora"):
+        if lanes[0].moves.keeps_gradients == (kind == "lora"):
             raise RuntimeError("something that nobody thought of")
         return real(step, lanes, *others, **named)
 
@@ -241,7 +242,7 @@ def second_seed(trial: Trial) -> tuple[Touched, str]:
     real = run_module.fit
 
     def fit(step: Any, lanes: Any, *others: Any, **named: Any) -> Any:
-        if lanes[0].config.seed == 1 and lanes[0].grafted is None:
+        if lanes[0].config.seed == 1 and not lanes[0].moves.keeps_gradients:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(step, lanes, *others, **named)
 
@@ -259,8 +260,8 @@ def damaged_record(trial: Trial) -> tuple[Touched, str]:
     )
     touched = trial.store.root / "runs" / victim.name
     config = next(record.config for record in trial.store.records() if record.folder == touched)
-    (touched / "happened.json").write_text(trial.dice.choice(("", "{", "[1]")), encoding="utf-8")
-    return lambda one: one == config, "happened.json"
+    (touched / "outcome.json").write_text(trial.dice.choice(("", "{", "[1]")), encoding="utf-8")
+    return lambda one: one == config, "outcome.json"
 
 
 def data_gone_later(trial: Trial) -> tuple[Touched, str]:
@@ -336,7 +337,7 @@ def killed_worker(trial: Trial) -> tuple[Touched, str]:
     workers: list[psutil.Process] = []
     until = time.monotonic() + 60
     while time.monotonic() < until and not (
-        workers and list((trial.folder / "out" / "runs").glob("*/happened.json"))
+        workers and list((trial.folder / "out" / "runs").glob("*/outcome.json"))
     ):
         time.sleep(0.2)
         workers = psutil.Process(started.pid).children() if started.poll() is None else []
@@ -422,16 +423,13 @@ def finished_now(store: Store) -> dict[str, dict[str, str]]:
     """What every finished run scored, by part."""
     done = [record for record in store.records() if record.status == "done"]
     return {
-        one.folder.name: {
-            part: json.dumps(scores["scores"])
-            for part, scores in one.happened["evaluations"].items()
-        }
+        one.folder.name: {scores.part: str(scores.scores) for scores in one.outcome.scores}
         for one in done
     }
 
 
 def config_of(store: Store, name: str) -> RunConfig:
-    path = store.root / "runs" / name / "asked.json"
+    path = store.root / "runs" / name / "config.json"
     return RunConfig(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -450,7 +448,7 @@ def lost_of(result: StudyResult, touched: Touched, fault: Fault) -> list[str]:
         if not any(touched(cell.config) for cell in some):
             chosen = result.chosen.get(key)
             record = None if chosen is None else result.record(chosen)
-            if record is None or record.evaluation("test") is None:
+            if record is None or record.scores("test") is None:
                 lost.append(f"{' · '.join(key)}: test")
     return lost
 

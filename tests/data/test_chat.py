@@ -14,7 +14,7 @@ from tsugiki.config.run import TaskChoice
 from tsugiki.data.prompts import tokenize
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import DataError, ModelError
-from tsugiki.runs.group import run_group
+from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
 
 TEMPLATE = (
@@ -150,7 +150,7 @@ def test_a_chat_model_is_trained_on_conversations_and_answers(tmp_path: Path) ->
     chatty().save_pretrained(folder)
     record = run_group([asked(folder, talk(tmp_path / "task", ROWS * 4))], Store(tmp_path))[0]
     assert record.status == "done"
-    assert record.evaluation("validation")["main"]["n"] == 1
+    assert record.scored("validation").main.n == 1
 
 
 def test_a_conversation_is_never_torn_between_two_parts(tmp_path: Path) -> None:

@@ -90,9 +90,7 @@ def test_greedy_answers_equal_the_cpus(kind: str) -> None:
 def test_memory_and_times_are_measured() -> None:
     model = tiny.llama().to(CUDA)
     lane = lane_of(model, config(), "full", 10)
-    measured = fit(EagerStep(model, rows(), 3, CUDA, FP32), [lane], CUDA, folders=[None])[
-        0
-    ].measurement
+    measured = fit(EagerStep(model, rows(), 3, CUDA, FP32), [lane], CUDA, folders=[None])[0].cost
     assert measured.device == torch.cuda.get_device_name()
     assert measured.peak_reserved_bytes >= measured.peak_allocated_bytes > 0
     assert measured.step_s_median > 0

@@ -19,7 +19,7 @@ from tsugiki.fast.cuda_graphs import why_not_captured, why_plain
 from tsugiki.model.loading import find_base, load_base
 from tsugiki.model.look import look_of, rows_stay_apart
 from tsugiki.runs.finished import score_run
-from tsugiki.runs.group import run_group
+from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
 
 pytestmark = [
@@ -70,7 +70,7 @@ def test_a_run_from_one_end_to_the_other(method: str, task_file: Path, tmp_path:
         [asked(folder, task_file, train={**TRAIN, "precision": "auto"}, **changes)], Store(tmp_path)
     )
     record = score_run(record, "test")
-    assert record.with_what["numerics"]["compute"] == "bf16"
-    assert record.happened["step"].startswith("captured")
-    assert record.happened["ends"] == ["</s>"]
+    assert record.provenance.numerics.compute == "bf16"
+    assert record.outcome.step.startswith("captured")
+    assert record.outcome.ends == ["</s>"]
     assert record.losses[-1] < record.losses[0]

@@ -146,7 +146,7 @@ def test_captured_answers_of_all_lanes_equal_the_plain_ones(kind: str) -> None:
         model, prompts, lanes=4, max_new_tokens=8, batch=16, stops=(), numerics=numerics
     )
     assert len({str(answers) for answers in together}) > 1
-    bank = lanes[0].grafted.bank
+    bank = lanes[0].moves.bank
     for number, answers in enumerate(together):
         with numerics.autocast(CUDA), bank.only(number):
             plain = generate_ids(model, prompts, max_new_tokens=8, stops=(), pad_id=3)

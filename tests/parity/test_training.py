@@ -14,7 +14,7 @@ from tsugiki.data.tasks import Example
 from tsugiki.model.loading import Numerics
 from tsugiki.model.lora import attach
 from tsugiki.train.engine import fit
-from tsugiki.train.lane import Lane
+from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.step import EagerStep
 
 FP32 = Numerics(compute="fp32", base="fp32", trained="fp32")
@@ -53,7 +53,7 @@ def lane_of(
         return Lane("FT", dict(model.named_parameters()), train, count)
     grafted = attach(model, lora or LoraConfig(targets="all-linear", rank=4), seed=train.seed)
     watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
-    return Lane("LoRA", grafted.parameters, train, count, grafted=grafted, watched=watched)
+    return Lane("LoRA", grafted.parameters, train, count, moves=OneVector(grafted), watched=watched)
 
 
 def train(kind: str, method: str, settings: TrainConfig) -> tuple[Lane, list[float]]:

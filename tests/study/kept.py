@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tsugiki.config.run import RunConfig, TaskChoice
 from tsugiki.config.study import StudySpec
-from tsugiki.data.tasks import Task, load_task
-from tsugiki.runs.inputs import SEMANTICS, with_data
+from tsugiki.data.tasks import Task, load_task, task_digest
+from tsugiki.runs.identity import SEMANTICS, key_of, recipe_of
+from tsugiki.runs.record import Outcome, Provenance, StoredNumerics
+from tsugiki.runs.scoring import unkeyed
 from tsugiki.runs.store import Run, Store
 from tsugiki.score.evaluate import summarise
 from tsugiki.score.predict import Prediction
@@ -117,40 +118,33 @@ def keep(
     config: RunConfig,
     right: Mapping[str, Sequence[bool]],
     *,
-    reason: str | None = None,
-    **happened: Any,
+    reason: str = "",
+    **outcome: Any,
 ) -> Run:
     """Writes a run's folder: its answers by part, or the reason why it failed."""
     task = load_task(config.task)
-    what = {
-        "semantics": SEMANTICS, "model_sha256": "m" * 64, "settings_sha256": "s" * 64,
-        **with_data(task), "device_type": "cuda", "device": "made up",
-        "numerics": {"compute": "bf16", "base": "bf16", "trained": "fp32"}, "rows": {},
-        "versions": {"torch": "2", "transformers": "5", "tsugiki": "0"},
-    }  # fmt: skip
-    run = store.open(config, what)
-    run.begin(config, what)
-    evaluations = {}
+    provenance = Provenance(
+        semantics=SEMANTICS, recipe_sha256=recipe_of(config, task), model_sha256="m" * 64,
+        settings_sha256="s" * 64, task_sha256=task_digest(task),
+        data={part: dict(files) for part, files in task.files.items()},
+        device_type="cuda", device="made up",
+        numerics=StoredNumerics(compute="bf16", base="bf16", trained="fp32"),
+        versions={"torch": "2", "transformers": "5", "tsugiki": "0"},
+    )  # fmt: skip
+    run = store.open(config, provenance)
+    run.start(config, provenance, Outcome())
+    scores = []
     for part, some in right.items():
         made = answers_of(task, part, some)
-        run.write_answers(part, [asdict(one) for one in made])
-        evaluations[part] = summarise(task.spec, part, made, 0.01).to_json()
-    state: dict[str, Any] = (
-        {"status": "done", "evaluations": evaluations}
-        if reason is None
-        else {"status": "failed", "reason": reason}
-    )
-    state |= {
-        "trainable": 10,
-        "total": 100,
-        "steps": 9,
-        "max_length": 128,
-        "measurement": COST,
-        "weights_bytes": 40,
-        "lanes": 1,
-        "alone": True,
-    }
-    run.update(**{**state, **happened})
+        evaluation = summarise(task.spec, part, made, 0.01)
+        key = key_of(config, task, part)
+        scores.append(unkeyed(evaluation).model_copy(update={"key": key}))
+        run.add_scores(scores[-1], made)
+    made_up = {
+        "status": "failed" if reason else "done", "reason": reason, "trainable": 10, "total": 100,
+        "steps": 9, "max_length": 128, "cost": COST, "weights_bytes": 40, "lanes": 1,
+    }  # fmt: skip
+    run.change(**{**made_up, **outcome})
     return run
 
 

@@ -21,18 +21,22 @@ import torch
 
 from tests import tiny
 from tests.study.test_study import asked, study_of
+from tsugiki import files
 from tsugiki.cli import commands as cli
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import ModelError, RunError
 from tsugiki.runs import group as run_module
-from tsugiki.runs.group import run_group
-from tsugiki.runs.inputs import Listener
-from tsugiki.runs.store import Run, Store, read_record
+from tsugiki.runs import methods
+from tsugiki.runs.events import Events
+from tsugiki.runs.reading import read_record
+from tsugiki.runs.rounds import run_group
+from tsugiki.runs.store import Run, Store
 from tsugiki.study import sweep
 from tsugiki.study.cells import collect, parse_study
 from tsugiki.study.sweep import run_study
-from tsugiki.train import checkpoint, memory
+from tsugiki.train import memory
 from tsugiki.train.checkpoint import (
+    LaneState,
     checkpoints,
     drop_older_checkpoints,
     latest_checkpoint,
@@ -89,7 +93,7 @@ def test_full_fine_tuning_without_room_leaves_loras_score_and_exit_code_3(
     )
     assert out.splitlines()[-1].endswith(f"by: tsugiki study {path} --out {tmp_path / 'out'}")
     assert [
-        record.evaluation("test") is not None
+        record.scores("test") is not None
         for record in Store(tmp_path / "out").records()
         if record.config.method == "lora"
     ].count(True) == 1
@@ -122,7 +126,7 @@ def test_what_nothing_can_be_made_of_is_refused_in_one_line(
         run_study(
             parse_study(study_of(broken, task_file), "study"),
             Store(tmp_path / "out"),
-            Listener(on_note=notes.append),
+            Events(on_note=notes.append),
         )
     assert notes == []
 
@@ -135,14 +139,14 @@ def test_one_lane_that_cannot_be_written_does_not_take_the_others(
         asked(model_folder, task_file, lora={"targets": "q+v", "rank": rank})
         for rank in (1, 2, 3, 4)
     ]
-    real = run_module.make_lanes
+    real = methods.LORA.lanes
 
     def make_lanes(base: Any, some: Sequence[RunConfig], rows: int) -> Any:
         if any(one.lora is not None and one.lora.rank == 3 for one in some):
             raise OSError(28, "No space left on device", "weights")
         return real(base, some, rows)
 
-    monkeypatch.setattr(run_module, "make_lanes", make_lanes)
+    monkeypatch.setattr(methods.LORA, "lanes", make_lanes)
     faults: dict[RunConfig, str] = {}
     records = run_group(configs, Store(tmp_path), lanes=4, faults=faults)
     assert [record.config.lora.rank for record in records] == [1, 2, 4]
@@ -162,14 +166,19 @@ def test_advice_names_what_helps_there(
     numerics = find_base(full.model, "full", "fp32").numerics
     size = 16 * sum(parameter.numel() for parameter in model.parameters())
     monkeypatch.setattr(memory, "room", lambda device: (size, size))
-    assert "Fewer rows do not help: take LoRA" in memory.what_helps(model, full, numerics, cpu)
+
+    def helps() -> str:
+        kind, other = "weights, gradients and moments", "LoRA, a smaller model or more memory"
+        return memory.what_helps(size, kind, other, full.train, cpu)
+
+    assert "Fewer rows do not help: take LoRA" in helps()
     monkeypatch.setattr(memory, "room", lambda device: (20 * size, 20 * size))
     assert (
         "Lower train.micro_batch (now 8 rows a backward pass) or train.max_length (now 2,048)"
-        in memory.what_helps(model, full, numerics, cpu)
+        in helps()
     )
     monkeypatch.setattr(memory, "room", lambda device: (20 * size, 40 * size))
-    assert "other programs hold" in memory.what_helps(model, full, numerics, cpu)
+    assert "other programs hold" in helps()
     monkeypatch.setattr(memory, "room", lambda device: (22 * GIB, 24 * GIB))
     bf16 = type(numerics)(compute="bf16", base="fp32", trained="fp32")
     said = (
@@ -215,11 +224,11 @@ def test_a_choice_that_cannot_be_trained_again_keeps_its_score(
     configs = [cell.config for cell in sweep.expand(study) if cell.method.name == "FT"]
     for record in [run_group([config], store)[0] for config in configs]:
         shutil.rmtree(record.folder / "weights", ignore_errors=True)
-    before = {record.folder.name: record.happened.get("evaluations") for record in store.records()}
+    before = {record.folder.name: record.outcome.scores for record in store.records()}
     real = run_module.fit
 
     def fit(step: Any, lanes: Any, *others: Any, **named: Any) -> Any:
-        if lanes[0].grafted is None:
+        if not lanes[0].moves.keeps_gradients:
             raise RuntimeError("no luck today")
         return real(step, lanes, *others, **named)
 
@@ -229,7 +238,7 @@ def test_a_choice_that_cannot_be_trained_again_keeps_its_score(
     assert label.endswith("· test")
     assert reason == "RuntimeError: no luck today"
     for name, evaluations in before.items():
-        assert read_record(store.root / "runs" / name).happened.get("evaluations") == evaluations
+        assert read_record(store.root / "runs" / name).outcome.scores == evaluations
         if evaluations:
             assert read_record(store.root / "runs" / name).answers("validation")
 
@@ -242,15 +251,15 @@ def test_a_kill_while_an_older_checkpoint_is_removed_does_not_block_a_restart(
 ) -> None:
     """It had left a folder without its state: “checkpoint cannot be read”, for ever."""
     tensors = {"a": torch.zeros(2)}
-    save_checkpoint(tmp_path, 3, tensors, {"x": 1}, keep=True)
-    save_checkpoint(tmp_path, 5, tensors, {"x": 2}, keep=True)
+    save_checkpoint(tmp_path, 3, tensors, LaneState(moving_steps=1), keep=True)
+    save_checkpoint(tmp_path, 5, tensors, LaneState(moving_steps=2), keep=True)
 
     def killed(path: Path, **named: Any) -> None:
         (Path(path) / "state.json").unlink()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        patched.setattr(files.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             drop_older_checkpoints(tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000005"]
@@ -260,7 +269,7 @@ def test_a_kill_while_an_older_checkpoint_is_removed_does_not_block_a_restart(
     (tmp_path / "step-00000003" / "lane.safetensors").write_bytes(b"half")
     latest = latest_checkpoint(tmp_path)
     assert latest is not None
-    assert read_checkpoint(latest)[1]["x"] == 2
+    assert read_checkpoint(latest)[1].moving_steps == 2
     drop_older_checkpoints(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     (tmp_path / "step-00000005" / "state.json").unlink()
@@ -319,9 +328,7 @@ def test_the_end_of_a_study_ends_its_workers_and_the_same_command_goes_on(
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     started = subprocess.Popen(arguments, **quiet, preexec_fn=heard)  # noqa: PLW1509
     until = time.monotonic() + 60
-    while time.monotonic() < until and not list(
-        (tmp_path / "out" / "runs").glob("*/happened.json")
-    ):
+    while time.monotonic() < until and not list((tmp_path / "out" / "runs").glob("*/outcome.json")):
         time.sleep(0.1)
     workers = psutil.Process(started.pid).children()
     assert len(workers) == 2
@@ -363,7 +370,7 @@ def test_loss_on_validation_is_that_of_the_answers(
             total = summed_losses(
                 backbone, head, collate(rows, list(range(len(rows))), 3), [len(rows)]
             ).item()
-        assert record.happened["validation_loss"] == pytest.approx(
+        assert record.outcome.validation_loss == pytest.approx(
             total / sum(len(row.target_ids) for row in rows), rel=1e-4
         )
 

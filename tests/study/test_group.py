@@ -3,6 +3,7 @@ equal those of single runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -21,10 +22,13 @@ from tests.study.test_study import TRAIN, asked, study_of
 from tsugiki.config.run import RunConfig
 from tsugiki.report.tables import gather
 from tsugiki.report.write import write_report
-from tsugiki.runs import group as run_module
-from tsugiki.runs.group import group_key, run_group
-from tsugiki.runs.inputs import Listener
-from tsugiki.runs.store import Run, RunRecord, Store
+from tsugiki.runs import shared as run_module
+from tsugiki.runs.events import Events
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.record import Branch
+from tsugiki.runs.rounds import run_group
+from tsugiki.runs.store import Run, Store
 from tsugiki.study.cells import parse_study
 from tsugiki.study.sweep import run_study
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
@@ -59,7 +63,7 @@ def test_lanes_leave_the_records_of_single_runs(
     together = run_group(
         configs,
         Store(tmp_path / "group"),
-        Listener(on_start=lambda some: heard.append(len(some))),
+        Events(on_start=lambda some: heard.append(len(some))),
         lanes=4,
     )
     assert heard == [3, 3], "six in rounds of at most four: evenly filled"
@@ -68,11 +72,11 @@ def test_lanes_leave_the_records_of_single_runs(
         assert record.folder.name == alone.folder.name
         assert losses(record) == pytest.approx(losses(alone), rel=1e-5)
         assert record.answers("validation") == alone.answers("validation")
-        assert record.evaluation("validation")["scores"] == alone.evaluation("validation")["scores"]
+        assert record.scored("validation").scores == alone.scored("validation").scores
         for key in ("trainable", "total", "steps", "step", "status"):
-            assert record.happened[key] == alone.happened[key], key
-        assert (record.happened["alone"], alone.happened["alone"]) == (False, True)
-        assert (record.happened["lanes"], record.happened["measurement"]["lanes"]) == (3, 3)
+            assert getattr(record.outcome, key) == getattr(alone.outcome, key), key
+        assert (record.outcome.exclusive, alone.outcome.exclusive) == (False, True)
+        assert (record.outcome.lanes, record.outcome.cost.lanes) == (3, 3)
         mine, theirs = weights(record), weights(alone)
         assert mine.keys() == theirs.keys()
         for name, tensor in theirs.items():
@@ -98,13 +102,13 @@ def test_epochs_come_from_one_run_where_the_schedule_allows_it(
         for epochs in (2, 4, 6)
     ]
     records = run_group(configs, Store(tmp_path / "group"))
-    assert [record.happened["steps"] for record in records] == [6, 12, 18]
+    assert [record.outcome.steps for record in records] == [6, 12, 18]
     gifts = [
-        record.happened.get("shared") or {"steps": 0, "from": records[2].folder.name}
+        record.outcome.branch or Branch(steps=0, source=records[2].folder.name)
         for record in records
     ]
-    assert [gift["steps"] for gift in gifts] == [*shared, 0]
-    assert {gift["from"] for gift in gifts} == {records[2].folder.name}
+    assert [gift.steps for gift in gifts] == [*shared, 0]
+    assert {gift.source for gift in gifts} == {records[2].folder.name}
     for config, record in zip(configs, records, strict=True):
         [alone] = run_group([config], Store(tmp_path / "alone"))
         assert losses(record) == losses(alone)
@@ -132,11 +136,13 @@ def test_epochs_and_lanes_together_in_a_study(
     ]
     records = list(result.records.values())
     assert {record.status for record in records} == {"done"}
-    assert ["shared" in record.happened for record in records] == [True, False] * 4
+    assert [record.outcome.branch is not None for record in records] == [True, False] * 4
     chosen = result.records[next(iter(result.chosen.values())).label]
-    assert chosen.evaluation("test") is not None
-    assert set(chosen.happened["solo"]) == {"8"}, "measured alone, whatever it cost among others"
-    assert sum(record.evaluation("test") is not None for record in records) == 1
+    assert chosen.scores("test") is not None
+    assert set(chosen.outcome.exclusive_cost) == {8}, (
+        "measured alone, whatever it cost among others"
+    )
+    assert sum(record.scores("test") is not None for record in records) == 1
 
 
 def test_a_lane_that_diverges_leaves_the_others(
@@ -148,8 +154,8 @@ def test_a_lane_that_diverges_leaves_the_others(
     ]
     first, broken, last = run_group(configs, Store(tmp_path), lanes=3)
     assert (first.status, broken.status, last.status) == ("done", "failed", "done")
-    assert "training diverged" in broken.happened["reason"]
-    assert broken.evaluation("validation") is None
+    assert "training diverged" in broken.outcome.reason
+    assert broken.scores("validation") is None
 
 
 def test_a_group_that_does_not_fit_is_split(
@@ -168,7 +174,7 @@ def test_a_group_that_does_not_fit_is_split(
     monkeypatch.setattr(run_module, "open_step", open_step)
     notes: list[str] = []
     records = run_group(
-        grid(model_folder, task_file), Store(tmp_path), Listener(on_note=notes.append), lanes=6
+        grid(model_folder, task_file), Store(tmp_path), Events(on_note=notes.append), lanes=6
     )
     assert sizes == [6, 3, 2, 2, 2]
     assert notes == [
@@ -176,9 +182,9 @@ def test_a_group_that_does_not_fit_is_split(
         "3 runs do not fit together; going on with 2 at a time",
     ]
     assert {record.status for record in records} == {"done"}
-    assert [
-        (record.happened["lanes"], record.happened["measurement"]["lanes"]) for record in records
-    ] == [(2, 2)] * 6, "as it was, not as it was tried"
+    assert [(record.outcome.lanes, record.outcome.cost.lanes) for record in records] == [
+        (2, 2)
+    ] * 6, "as it was, not as it was tried"
 
 
 def test_what_may_train_together(model_folder: Path, task_file: Path) -> None:
@@ -202,17 +208,17 @@ def test_what_may_train_together(model_folder: Path, task_file: Path) -> None:
         {"score": {"batch": 3}},
         {"task": {"name": str(task_file), "train_rows": 5}},
     ]
-    assert all(
-        group_key(asked(model_folder, task_file, **change)) == group_key(one) for change in same
-    )
-    assert all(
-        group_key(asked(model_folder, task_file, **change)) != group_key(one) for change in other
-    )
+    assert all(alike(asked(model_folder, task_file, **change)) == alike(one) for change in same)
+    assert all(alike(asked(model_folder, task_file, **change)) != alike(one) for change in other)
     full = [
         asked(model_folder, task_file, method="full", lora=None, train={**TRAIN, "epochs": epochs})
         for epochs in (1, 2)
     ]
-    assert group_key(full[0]) == group_key(full[1])
+    assert alike(full[0]) == alike(full[1])
+
+
+def alike(config: RunConfig) -> RunConfig:
+    return method_of(config).alike(config)
 
 
 def test_kill_9_in_the_middle_of_a_group_resumes_to_the_same_bits(
@@ -228,7 +234,7 @@ def test_kill_9_in_the_middle_of_a_group_resumes_to_the_same_bits(
         "import json, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; import tsugiki.train.engine as engine\n"
         "engine.fit.__kwdefaults__['checkpoint_every_s'] = 0.0\n"
-        "from tsugiki.config.run import RunConfig; from tsugiki.runs.group import run_group; from "
+        "from tsugiki.config.run import RunConfig; from tsugiki.runs.rounds import run_group; from "
         "tsugiki.runs.store import Store\n"
         "run_group([RunConfig(**one) for one in json.loads(Path(sys.argv[1]).read_text())], "
         "Store(Path(sys.argv[2])), lanes=6)"
@@ -279,7 +285,7 @@ def test_a_worker_leaves_a_busy_runs_heirs_alone(
     assert {(record.config.train.learning_rate, record.status) for record in records} == {
         (1e-3, "done")
     }
-    assert len(list((store.root / "runs").glob("*/asked.json"))) == 2
+    assert len(list((store.root / "runs").glob("*/config.json"))) == 2
     assert {record.status for record in run_group(configs, store)} == {"done"}
 
 
@@ -292,9 +298,9 @@ def test_a_runs_times_are_never_taken_for_solo_when_others_trained_for_it(
         for epochs in (1, 2)
     ]
     records = run_group(configs, Store(tmp_path), lanes=2)
-    assert [record.happened["alone"] for record in records] == [False] * 4
-    assert [record.happened["lanes"] for record in records] == [2] * 4
-    assert [record.happened["measurement"]["lanes"] for record in records] == [2] * 4
+    assert [record.outcome.exclusive for record in records] == [False] * 4
+    assert [record.outcome.lanes for record in records] == [2] * 4
+    assert [record.outcome.cost.lanes for record in records] == [2] * 4
     longest, shorter = run_group(
         [
             asked(model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": 5e-3})
@@ -302,7 +308,7 @@ def test_a_runs_times_are_never_taken_for_solo_when_others_trained_for_it(
         ],
         Store(tmp_path),
     )
-    assert (longest.happened["alone"], shorter.happened["alone"]) == (True, False), (
+    assert (longest.outcome.exclusive, shorter.outcome.exclusive) == (True, False), (
         "the shorter one's memory was never measured"
     )
 
@@ -360,19 +366,20 @@ def test_a_chosen_cell_that_scores_less_when_trained_again_is_chosen_no_more(
     )
     for cell, better in ((loser, True), (best, False)):
         run = Run(tmp_path / "second" / "runs" / straight.records[cell.label].folder.name)
-        evaluations = run.record().happened["evaluations"]
-        evaluations.pop("test", None)
+        scores = run.record().scored("validation")
         if better:
-            evaluations["validation"]["main"]["value"] = 2.0
-        run.update(evaluations=evaluations)
+            main = dataclasses.replace(scores.main, value=2.0)
+            scores = scores.model_copy(update={"main": main})
+        run.change(scores=(scores,))
     resumed = run_study(study, Store(tmp_path / "second"))
     assert resumed.records[loser.label].main_score("validation") == expected
     assert list(resumed.chosen.values()) == [best]
     assert resumed.records[best.label].main_score("test") == straight.records[
         best.label
     ].main_score("test")
-    happened = resumed.records[loser.label].happened
-    assert (happened["told"], happened["lanes"], happened["alone"], "shared" in happened) == (
+    outcome = resumed.records[loser.label].outcome
+    told = (outcome.search_score, outcome.lanes, outcome.exclusive, outcome.branch is not None)
+    assert told == (
         2.0,
         1,
         True,

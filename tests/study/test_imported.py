@@ -19,9 +19,9 @@ from tsugiki.data.tasks import load_task
 from tsugiki.errors import ConfigError, ModelError
 from tsugiki.report.tables import gather
 from tsugiki.report.write import write_report
+from tsugiki.runs.events import Events
 from tsugiki.runs.finished import score_run
-from tsugiki.runs.group import run_group
-from tsugiki.runs.inputs import Listener
+from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
 from tsugiki.runs.use import export_run
 from tsugiki.study.cells import parse_study
@@ -76,7 +76,7 @@ def test_an_adapter_of_peft_is_scored_as_peft_answers_and_leaves_again(
         out = theirs.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=3)[
             0, ids.shape[1] :
         ]
-        assert kept["answer"].strip() == tokenizer.decode(out, skip_special_tokens=True).strip()
+        assert kept.answer.strip() == tokenizer.decode(out, skip_special_tokens=True).strip()
     export_run(record, tmp_path / "again")
     again = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "again").eval()
     probe = torch.tensor([[5, 9, 30, 41]])
@@ -252,6 +252,6 @@ def test_an_adapter_made_for_another_base_is_told(
     )
     notes: list[str] = []
     run_group(
-        [imported(model_folder, task_file, made)], Store(tmp_path), Listener(on_note=notes.append)
+        [imported(model_folder, task_file, made)], Store(tmp_path), Events(on_note=notes.append)
     )
     assert any("says that it was made for someone/another-7b" in note for note in notes)

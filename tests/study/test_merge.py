@@ -15,7 +15,7 @@ from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
 from tsugiki.model.export import merge_adapter
 from tsugiki.model.lora import attach
-from tsugiki.runs.group import run_group
+from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
 from tsugiki.runs.use import answer_texts, export_merged
 
@@ -178,7 +178,7 @@ def test_a_merge_into_fp32_is_judged_in_fp32(
         [asked(model_folder, task_file, train={**TRAIN, "precision": "auto", "epochs": 10})],
         Store(tmp_path),
     )
-    assert record.with_what["numerics"]["base"] == "bf16"
+    assert record.provenance.numerics.base == "bf16"
     seen = export_merged(record, tmp_path / "merged", "fp32")
     assert seen.changed == 0
     assert seen.before == seen.after

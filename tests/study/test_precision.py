@@ -9,8 +9,10 @@ import pytest
 
 from tests.study.test_study import TRAIN, asked
 from tsugiki.runs.finished import score_run
-from tsugiki.runs.group import run_group
-from tsugiki.runs.store import RunRecord, Store
+from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.record import StoredNumerics
+from tsugiki.runs.rounds import run_group
+from tsugiki.runs.store import Store
 from tsugiki.runs.use import answer_texts, export_merged
 
 pytestmark = pytest.mark.precision
@@ -37,7 +39,7 @@ def test_a_run_in_each_kind_is_trained_scored_and_asked(
 ) -> None:
     record = score_run(run_of(method, model_folder, task_file, tmp_path), "test")
     stored = kind if method == "lora" else "fp32"
-    assert record.with_what["numerics"] == {"compute": kind, "base": stored, "trained": "fp32"}
+    assert record.provenance.numerics == StoredNumerics(compute=kind, base=stored, trained="fp32")
     assert record.losses[-1] < record.losses[0]
     prompt = "文1: 犬が公園を走っています。[SEP]文2: 動物が外にいます。[SEP]"
     assert answer_texts(record, [prompt], 6) == answer_texts(record, [prompt], 6)

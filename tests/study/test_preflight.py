@@ -22,9 +22,10 @@ from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.model.loading import load_tokenizer
 from tsugiki.model.tokenizers import refuse_other_ids
 from tsugiki.report.compare import compare_runs
+from tsugiki.runs.events import Events
 from tsugiki.runs.finished import score_run
-from tsugiki.runs.group import run_group
-from tsugiki.runs.inputs import SEMANTICS, Listener
+from tsugiki.runs.identity import SEMANTICS
+from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Run, Store
 
 CHAT = (
@@ -35,7 +36,7 @@ CHAT = (
 
 def run_of(config: object, store: Path) -> tuple[object, list[str]]:
     notes: list[str] = []
-    listener = Listener(on_note=notes.append)
+    listener = Events(on_note=notes.append)
     [record] = run_group([config], Store(store), listener)  # type: ignore[list-item]
     return record, notes
 
@@ -129,8 +130,8 @@ def test_label_words_that_are_control_tokens_are_kept(
     task_file.write_text(text, encoding="utf-8")
     record, _ = run_of(asked(folder, task_file, train={**TRAIN, "learning_rate": 1e-9}), tmp_path)
     answers = record.answers("validation")  # type: ignore[attr-defined]
-    assert {one["target"] for one in answers} == set(words)
-    assert any("<|" in one["answer"] for one in answers)
+    assert {one.target for one in answers} == set(words)
+    assert any("<|" in one.answer for one in answers)
 
 
 def test_free_answers_that_cannot_be_whole_are_counted_and_an_end_inside_one_is_refused(
@@ -144,9 +145,8 @@ def test_free_answers_that_cannot_be_whole_are_counted_and_an_end_inside_one_is_
         "given whole"
     )
     assert any(note.startswith(said) for note in notes)
-    assert [note for note in record.happened["notes"] if note.startswith(said)], (
-        "kept in the record"
-    )  # type: ignore[attr-defined]
+    kept = record.outcome.notes  # type: ignore[attr-defined]
+    assert [note for note in kept if note.startswith(said)], "kept in the record"
     with pytest.raises(
         DataError, match=r"train row train:2: the answer becomes the tokenizer's “</s>”"
     ):
@@ -229,8 +229,8 @@ def test_a_conversation_that_is_too_long_is_left_out_by_a_setting_and_counted(
     assert "with cut" not in str(caught.value)
     record, notes = run_of(asked(folder, task, train={**TRAIN, "long_rows": "leave_out"}), tmp_path)
     assert record.status == "done"  # type: ignore[attr-defined]
-    assert record.happened["left_out"] == 1  # type: ignore[attr-defined]
-    assert record.happened["ends"] == ["</s>", "[SEP]"]  # type: ignore[attr-defined]
+    assert record.outcome.left_out == 1  # type: ignore[attr-defined]
+    assert record.outcome.ends == ("</s>", "[SEP]")  # type: ignore[attr-defined]
     assert any(
         "1 rows do not fit into 128 tokens and are left out (first: row train:7.1)" in note
         for note in notes
@@ -262,11 +262,11 @@ def test_a_run_of_an_earlier_meaning_is_shown_and_never_taken_as_finished(
     folder = record.folder  # type: ignore[attr-defined]
     old = folder.with_name(folder.name[:-12] + "0" * 12)
     shutil.copytree(folder, old)
-    what = json.loads((old / "with_what.json").read_text(encoding="utf-8"))
+    what = json.loads((old / "provenance.json").read_text(encoding="utf-8"))
     assert what.pop("semantics") == SEMANTICS == 3
-    (old / "with_what.json").write_text(json.dumps(what), encoding="utf-8")
+    (old / "provenance.json").write_text(json.dumps(what), encoding="utf-8")
     earlier = Run(old).record()
-    assert earlier.semantics == 1
+    assert earlier.provenance.semantics == 1
     shutil.rmtree(folder)
     again, notes = run_of(config, tmp_path)
     assert again.folder == folder  # type: ignore[attr-defined]
@@ -412,4 +412,4 @@ def test_a_model_that_writes_without_a_cache_says_so_and_is_trained_and_scored(
         tmp_path,
     )
     assert WITHOUT_CACHE in notes
-    assert score_run(record, "test").evaluation("test") is not None  # type: ignore[arg-type]
+    assert score_run(record, "test").scores("test") is not None  # type: ignore[arg-type]

@@ -21,8 +21,9 @@ from tsugiki.report.svg import bars, heat_map, stacked
 from tsugiki.report.tables import all_tables, gather
 from tsugiki.report.words import JAPANESE
 from tsugiki.report.write import write_report
-from tsugiki.runs.group import watch_steps
-from tsugiki.runs.store import Store, read_record
+from tsugiki.runs.reading import read_record
+from tsugiki.runs.store import Store
+from tsugiki.runs.watch import watch_steps
 from tsugiki.score.metrics import paired_difference
 from tsugiki.study.cells import StudyResult, collect, parse_study
 from tsugiki.study.sweep import run_study
@@ -100,9 +101,9 @@ def test_with_several_seeds_their_spread_widens_the_interval() -> None:
 def test_validation_is_looked_at_during_training(wide: tuple[StudySpec, StudyResult, Path]) -> None:
     _, result, _ = wide
     for record in result.records.values():
-        seen = record.during
-        assert [one["step"] for one in seen] == watch_steps(record.happened["steps"], 2)
-        assert all(sum(one["failures"].values()) == one["main"]["n"] == 5 for one in seen)
+        seen = record.validations
+        assert [one.step for one in seen] == watch_steps(record.outcome.steps, 2)
+        assert all(sum(one.scores.failures.values()) == one.scores.main.n == 5 for one in seen)
     assert watch_steps(10, 4) == [2, 4, 6, 8]
     assert watch_steps(2, 5) == [1]
     assert watch_steps(9, 0) == []
@@ -193,7 +194,7 @@ def test_runs_on_other_examples_are_not_paired(
     first, second = (result.seeds(cell) for cell in result.chosen.values())
     assert compare_methods(first, second, "test").seeds == 3
     shutil.copytree(second[0].folder, tmp_path / "other")
-    path = tmp_path / "other" / "answers-test.jsonl"
+    path = tmp_path / "other" / second[0].scored("test").file
     path.write_text(
         "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8"
     )

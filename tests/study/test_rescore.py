@@ -14,9 +14,10 @@ from tests.study.test_study import asked
 from tsugiki.errors import RunError
 from tsugiki.runs.answer_modes import three_ways
 from tsugiki.runs.finished import score_run
-from tsugiki.runs.group import run_group
+from tsugiki.runs.reading import read_record
 from tsugiki.runs.rescore import rescore
-from tsugiki.runs.store import Store, read_record
+from tsugiki.runs.rounds import run_group
+from tsugiki.runs.store import Store
 
 pytestmark = pytest.mark.precision
 
@@ -57,14 +58,14 @@ def test_a_run_is_scored_by_every_rule_and_both_versions_of_the_labels(
     with pytest.raises(RunError, match=r"was not scored on test\. Run: tsugiki score"):
         rescore(record, "test", "all")
     record = score_run(record, "test")
-    answers = record.answers("test")
+    answers = [answer.model_dump() for answer in record.answers("test")]
     answers[0]["answer"] = f" {answers[0]['target']}\n"
-    (record.folder / "answers-test.jsonl").write_text(
+    (record.folder / record.scored("test").file).write_text(
         "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in answers), encoding="utf-8"
     )
     rows = rescore(record, "test", "all")
-    found = {(row["rule"], row["labels"], row["score"]): row["value"] for row in rows}
-    assert {row["labels"] for row in rows} == {"v2", "v1"}
+    found = {(row.rule, row.labels, row.score): row.value for row in rows}
+    assert {row.labels for row in rows} == {"v2", "v1"}
     assert found["tsugiki", "v2", "exact_match"] - found[
         "flexeval", "v2", "exact_match"
     ] == pytest.approx(1 / 9), "the spaces"
@@ -87,7 +88,7 @@ def test_three_scores_from_one_checkpoint(
 ) -> None:
     [record] = run_group([asked(model_folder, task_file)], Store(tmp_path))
     rows = three_ways(record, "test")
-    assert [row["way"] for row in rows] == ["free", "sum", "per_char", "constrained"]
+    assert [row.way for row in rows] == ["free", "sum", "per_char", "constrained"]
     kept = json.loads((record.folder / "ways-test.json").read_text(encoding="utf-8"))
     assert set(kept["constrained"]) <= {"含意", "中立", "矛盾"}
     (record.folder / "weights").rename(record.folder / "gone")

@@ -14,6 +14,7 @@ from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError
 from tsugiki.report.tables import all_tables, gather
 from tsugiki.report.write import write_report
+from tsugiki.runs.record import Outcome
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import collect, expand, parse_study
 from tsugiki.study.search import settings_of
@@ -128,7 +129,7 @@ def test_what_tpe_is_told_changes_what_it_asks(model_folder: Path, task_file: Pa
         status = "done"
 
         def __init__(self, rate: float, sign: float, again: bool):
-            self.happened = {"told": sign * rate} if again else {}
+            self.outcome = Outcome(status="done", search_score=sign * rate if again else None)
             self.value = 0.0 if again else sign * rate
 
         def main_score(self, part: str) -> float:
@@ -162,17 +163,15 @@ def test_successive_halving_ends_the_lower_half_twice(
     result = run_study(study, Store(tmp_path))
     records = [result.records[cell.label] for cell in result.cells]
     assert sorted(record.status for record in records) == ["done", "done", *["pruned"] * 4]
-    assert {record.happened["lanes"] for record in records} == {6}
+    assert {record.outcome.lanes for record in records} == {6}
     for record in records:
-        seen = [one["step"] for one in record.during]
-        assert record.happened["steps"] == 12
-        assert seen == ([3] if record.happened.get("reason") == "pruned after step 3" else [3, 6])
+        seen = [one.step for one in record.validations]
+        assert record.outcome.steps == 12
+        assert seen == ([3] if record.outcome.reason == "pruned after step 3" else [3, 6])
         assert not (record.folder / "checkpoint").exists()
-    at_first = {one: record.during[0]["main"]["value"] for one, record in enumerate(records)}
+    at_first = {one: record.validations[0].scores.main.value for one, record in enumerate(records)}
     ended = [
-        one
-        for one, record in enumerate(records)
-        if record.happened.get("reason") == "pruned after step 3"
+        one for one, record in enumerate(records) if record.outcome.reason == "pruned after step 3"
     ]
     assert len(ended) == 3
     assert max(at_first[one] for one in ended) <= min(
@@ -188,7 +187,7 @@ def test_successive_halving_ends_the_lower_half_twice(
 def test_a_pruned_group_killed_between_rungs_ends_the_same_lanes(
     model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tsugiki.runs.group import run_group
+    from tsugiki.runs.rounds import run_group
     from tsugiki.train import engine
     from tsugiki.train.step import EagerStep
 
@@ -213,8 +212,8 @@ def test_a_pruned_group_killed_between_rungs_ends_the_same_lanes(
     resumed = run_group(configs, Store(tmp_path / "killed"), lanes=4, prune=True)
     for one, other in zip(resumed, whole, strict=True):
         assert one.status == other.status
-        assert [(seen["step"], seen["main"]) for seen in one.during] == [
-            (seen["step"], seen["main"]) for seen in other.during
+        assert [(seen.step, seen.scores.main) for seen in one.validations] == [
+            (seen.step, seen.scores.main) for seen in other.validations
         ]
         if one.status == "done":
             assert (
@@ -243,7 +242,7 @@ def test_pruned_cells_are_trained_in_full_when_they_are_wanted_so(
     assert "landscape" in names
     whole = run_study(searched(model_folder, task_file, {}, grid, train=train), Store(tmp_path))
     assert {record.status for record in whole.records.values()} == {"done"}
-    assert all("pruned" not in record.happened for record in whole.records.values())
+    assert all(record.outcome.pruned_score is None for record in whole.records.values())
 
 
 def test_one_methods_cells_do_not_end_anothers(

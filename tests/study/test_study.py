@@ -24,8 +24,9 @@ from tsugiki.report.compare import compare_runs
 from tsugiki.report.tables import gather
 from tsugiki.report.write import write_report
 from tsugiki.runs.finished import load_trained, score_run
-from tsugiki.runs.group import run_group
-from tsugiki.runs.store import Run, RunBusy, Store, read_record
+from tsugiki.runs.reading import read_record
+from tsugiki.runs.rounds import run_group
+from tsugiki.runs.store import Run, RunBusy, Store
 from tsugiki.runs.use import answer_texts, export_run
 from tsugiki.study.cells import collect, expand, parse_study
 from tsugiki.study.sweep import run_study
@@ -60,23 +61,22 @@ def test_one_run_leaves_exactly_these_files_and_is_only_read_again(
         str(path.relative_to(record.folder)) for path in record.folder.rglob("*") if path.is_file()
     }
     assert names == {
-        "asked.json",
-        "with_what.json",
-        "happened.json",
+        "config.json",
+        "provenance.json",
+        "outcome.json",
         "history.json",
-        "answers-validation.jsonl",
+        record.scored("validation").file,
         "weights/step-00000006/lane.safetensors",
         "weights/step-00000006/state.json",
     }
-    evaluation = record.evaluation("validation")
-    assert evaluation is not None
-    assert sum(evaluation["failures"].values()) == evaluation["main"]["n"] == 9
-    assert record.happened["trainable"] == (
-        2 * 2 * 2 * (32 + 32) - 2 * 2 * 16 if method == "lora" else record.happened["total"]
+    scores = record.scored("validation")
+    assert sum(scores.failures.values()) == scores.main.n == 9
+    assert record.outcome.trainable == (
+        2 * 2 * 2 * (32 + 32) - 2 * 2 * 16 if method == "lora" else record.outcome.total
     )
     before = {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")}
     again = run_group([config], Store(tmp_path))[0]
-    assert again.happened == record.happened
+    assert again.outcome == record.outcome
     assert before == {path: path.stat().st_mtime_ns for path in record.folder.rglob("*")}
 
 
@@ -101,13 +101,11 @@ def test_the_kept_weights_give_the_same_answers(
 ) -> None:
     record = run_group([asked(gpt2_folder, task_file)], Store(tmp_path))[0]
     scored = score_run(record, "test")
-    assert scored.evaluation("test") is not None
-    os.remove(scored.folder / "answers-validation.jsonl")
-    happened = dict(scored.happened)
-    happened["evaluations"] = {"test": happened["evaluations"]["test"]}
-    (scored.folder / "happened.json").write_text(json.dumps(happened), encoding="utf-8")
+    assert scored.scores("test") is not None
+    os.remove(scored.folder / scored.scored("validation").file)
+    Run(scored.folder).change(scores=(scored.scored("test"),))
     again = score_run(read_record(scored.folder), "validation")
-    assert again.evaluation("validation")["scores"] == record.evaluation("validation")["scores"]
+    assert again.scored("validation").scores == record.scored("validation").scores
 
 
 def test_scoring_on_training_data_is_refused(
@@ -119,8 +117,8 @@ def test_scoring_on_training_data_is_refused(
             Store(tmp_path),
         )
     record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
-    Run(record.folder).update(
-        trained_on={"mine": next(iter(record.with_what["data"]["test"].values()))}
+    Run(record.folder).change(
+        trained_on={"mine": next(iter(record.provenance.data["test"].values()))}
     )
     with pytest.raises(DataError, match="cut from the same rows as the training data"):
         score_run(read_record(record.folder), "test")
@@ -134,7 +132,7 @@ def test_a_diverged_run_is_recorded_as_failed_with_its_reason(
     )
     record = run_group([config], Store(tmp_path))[0]
     assert record.status == "failed"
-    assert "diverged" in record.happened["reason"]
+    assert "diverged" in record.outcome.reason
     with pytest.raises(RunError, match="this run failed"):
         score_run(record, "test")
 
@@ -148,8 +146,8 @@ def test_damage_is_named_not_guessed_at(
     (path / "lane.safetensors").write_bytes(b"cut")
     with pytest.raises(RunError, match=r"lane\.safetensors: damaged or cut short"):
         load_trained(record)
-    (record.folder / "happened.json").write_text("{", encoding="utf-8")
-    with pytest.raises(RunError, match=r"happened\.json: damaged or cut short"):
+    (record.folder / "outcome.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match=r"outcome\.json: damaged or cut short"):
         read_record(record.folder)
 
 
@@ -230,7 +228,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
     result = run_study(study, store)
     assert len(result.cells) == 4
     assert set(result.chosen) == {("tiny", "tiny", "LoRA"), ("tiny", "tiny", "FT")}
-    tested = [record for record in store.records() if record.evaluation("test")]
+    tested = [record for record in store.records() if record.scores("test")]
     assert len(tested) == 2
     for key, cell in result.chosen.items():
         best = max(
@@ -256,8 +254,8 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
     assert "compared cells differ in batch: LoRA 8, FT 16" in text
     assert "at most 128 tokens" in text, "the model has 128 positions"
     assert "| tiny | majority |" in text
-    solo = result.records[result.chosen["tiny", "tiny", "FT"].label].happened["solo"]
-    assert set(solo) == {"8", "16"}
+    solo = result.records[result.chosen["tiny", "tiny", "FT"].label].outcome.exclusive_cost
+    assert set(solo) == {8, 16}
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
     run_study(study, store)
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
@@ -341,9 +339,7 @@ def test_two_runs_are_compared_answer_by_answer(
     assert found.first == first.main_score("validation")
     assert found.low <= found.difference <= found.high
     answers = [record.answers("validation") for record in (first, second)]
-    assert len(found.changed) == sum(
-        a["answer"] != b["answer"] for a, b in zip(*answers, strict=True)
-    )
+    assert len(found.changed) == sum(a.answer != b.answer for a, b in zip(*answers, strict=True))
     with pytest.raises(RunError, match="was not scored on test"):
         compare_runs(first, second, "test")
     for arguments in (
@@ -454,17 +450,21 @@ def test_what_changes_an_answer_changes_the_run(task_file: Path, tmp_path: Path)
     for change in (
         ("[SEP]文2", " 文2"),
         ("含意", "田園"),
-        ("max_new_tokens = 6", "max_new_tokens = 5"),
     ):
         task_file.write_text(text.replace(*change), encoding="utf-8")
         names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
     task_file.write_text(text.replace('title = "tiny"', 'title = "other"'), encoding="utf-8")
     names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
-    assert len(names) == 4, "a title changes nothing"
+    assert len(names) == 3, "a title changes nothing"
+    task_file.write_text(text.replace("max_new_tokens = 6", "max_new_tokens = 5"), encoding="utf-8")
+    [shorter] = run_group([asked(folder, task_file)], store)
+    assert shorter.folder.name in names, "how long an answer may be changes its scores alone"
+    assert [one.key.max_new_tokens for one in shorter.outcome.scores if one.key] == [6, 5]
+    assert shorter.scored("validation").key.max_new_tokens == 5
     tokenizer = folder / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
-    assert len(names) == 5
+    assert len(names) == 4
 
 
 def test_a_cell_that_lost_and_was_dropped_is_trained_again_when_it_is_chosen(
@@ -483,10 +483,9 @@ def test_a_cell_that_lost_and_was_dropped_is_trained_again_when_it_is_chosen(
     loser = next(cell for cell in wide.cells if cell not in wide.chosen.values())
     narrow = run_study(study([loser.config.train.learning_rate]), Store(tmp_path))
     record = narrow.records[loser.label]
-    assert record.evaluation("test") is not None
+    assert record.scores("test") is not None
     assert (
-        record.evaluation("validation")["scores"]
-        == wide.records[loser.label].evaluation("validation")["scores"]
+        record.scored("validation").scores == wide.records[loser.label].scored("validation").scores
     )
 
 
@@ -524,20 +523,32 @@ def test_a_run_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "held"
 
 
+def shorten(path: Path) -> None:
+    """Leaves the first five rows."""
+    kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:5]
+    path.write_text("".join(kept), encoding="utf-8")
+
+
 def test_data_that_changed_since_training_is_not_scored_under_the_old_name(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     study = parse_study(study_of(model_folder, task_file), "study")
     result = run_study(study, Store(tmp_path))
-    test = task_file.parent / "test.jsonl"
-    test.write_text(
-        "".join(test.read_text(encoding="utf-8").splitlines(keepends=True)[:5]), encoding="utf-8"
-    )
+    chosen = next(iter(result.chosen.values()))
+    before = result.records[chosen.label].scored("test")
+    shorten(task_file.parent / "test.jsonl")
+    today = collect(study, Store(tmp_path))
+    assert len(today.records) == 4, "they were trained on the same rows"
+    assert all(record.scores("test") is None for record in today.records.values())
+    again = score_run(today.records[chosen.label], "test").scored("test")
+    assert (before.main.n, again.main.n) == (9, 5)
+    assert before.file != again.file, "both are kept"
+    shorten(task_file.parent / "train.jsonl")
     assert not collect(study, Store(tmp_path)).records, "yesterday's records are of other data"
     record = next(
-        one
-        for one in result.records.values()
-        if one.status == "done" and not one.evaluation("test")
+        record
+        for label, record in result.records.items()
+        if record.status == "done" and label not in {one.label for one in result.chosen.values()}
     )
     with pytest.raises(RunError, match="its data changed since this run was trained"):
         score_run(record, "test")
@@ -589,8 +600,8 @@ def test_cells_side_by_side_give_the_same_choice(
         assert done.returncode == 3, done.stderr  # nine rows teach nothing
         records = Store(tmp_path / jobs).records()
         outputs[jobs] = {str(record.config): record.main_score("validation") for record in records}
-        tested = [record for record in records if record.evaluation("test")]
+        tested = [record for record in records if record.scores("test")]
         assert len(tested) == 2
-        assert all(record.happened["alone"] == (jobs == "1") for record in records)
-        assert all("8" in record.happened["solo"] for record in tested)
+        assert all(record.outcome.exclusive == (jobs == "1") for record in records)
+        assert all(8 in record.outcome.exclusive_cost for record in tested)
     assert outputs["1"] == outputs["2"]

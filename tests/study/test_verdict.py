@@ -19,7 +19,7 @@ from tsugiki.report.finding import DETECT, EQUAL, examples_needed, verdict_of
 from tsugiki.report.landscape import _ranks, _rate_lies_inside, rank_correlation
 from tsugiki.report.tables import Material, all_tables, gather
 from tsugiki.report.write import write_report
-from tsugiki.runs.store import Store
+from tsugiki.runs.store import Run, Store
 from tsugiki.score.metrics import mean_over_seeds, paired_difference, student_t
 from tsugiki.study.cells import collect, expand, with_seed
 from tsugiki.study.missing import keep_missing, read_missing
@@ -415,12 +415,7 @@ def test_what_was_not_run_yet_is_not_whole(
     assert not whole
     assert "4 seeds of chosen configurations were not run yet" in text["report.md"]
     for record in store.records():
-        (record.folder / "happened.json").write_text(
-            json.dumps(
-                {**record.happened, "evaluations": {"validation": record.evaluation("validation")}}
-            ),
-            encoding="utf-8",
-        )
+        Run(record.folder).change(scores=(record.scored("validation"),))
     text, whole = media(spec, store, capsys)
     assert not whole
     assert "2 chosen configurations were not scored on test yet" in text["report.en.html"]
@@ -465,6 +460,6 @@ def test_a_task_that_cannot_be_read_today_keeps_its_results(
 def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path: Path) -> None:
     spec, store = made(tmp_path, {"LoRA": [0.75], "FT": [0.7]})
     broken = next(record.folder for record in store.records() if record.config.method == "full")
-    (broken / "happened.json").write_text("{", encoding="utf-8")
-    assert [f"{broken.name}/happened.json: damaged" in said for said in store.damaged()] == [True]
+    (broken / "outcome.json").write_text("{", encoding="utf-8")
+    assert [f"{broken.name}/outcome.json: damaged" in said for said in store.damaged()] == [True]
     assert set(collect(spec, store).chosen) == {("m", "made", "LoRA")}

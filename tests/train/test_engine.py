@@ -16,9 +16,9 @@ from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.errors import RunError
 from tsugiki.model.lora import attach
-from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
+from tsugiki.train.checkpoint import LaneState, latest_checkpoint, read_checkpoint, save_checkpoint
 from tsugiki.train.engine import Interrupted, Progress, fit
-from tsugiki.train.lane import Lane, rate_share
+from tsugiki.train.lane import Lane, OneVector, rate_share
 from tsugiki.train.step import EagerStep, StepResult
 
 
@@ -67,7 +67,7 @@ def test_dropout_is_drawn_from_counters_so_a_resumed_run_draws_the_same(tmp_path
         model = tiny.llama()
         grafted = attach(model, LoraConfig(targets="all-linear", rank=4, dropout=0.3), seed=0)
         return EagerStep(model, rows(), 3, CPU, FP32), Lane(
-            "LoRA", grafted.parameters, config(), 10, grafted=grafted
+            "LoRA", grafted.parameters, config(), 10, moves=OneVector(grafted)
         )
 
     step, whole = lane()
@@ -85,7 +85,7 @@ def _without_dropout() -> tuple[EagerStep, list[Lane]]:
     model = tiny.llama()
     grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
     return EagerStep(model, rows(), 3, CPU, FP32), [
-        Lane("LoRA", grafted.parameters, config(), 10, grafted=grafted)
+        Lane("LoRA", grafted.parameters, config(), 10, moves=OneVector(grafted))
     ]
 
 
@@ -99,7 +99,7 @@ def test_an_adapter_that_no_gradient_reaches_stops_the_run() -> None:
     )
     dead = dead or next(name for name in grafted.parameters if name.endswith(".B"))
     watched = tuple(name for name in grafted.parameters if name.endswith(".B"))
-    lane = Lane("LoRA", grafted.parameters, config(), 10, grafted=grafted, watched=watched)
+    lane = Lane("LoRA", grafted.parameters, config(), 10, moves=OneVector(grafted), watched=watched)
     grafted.parameters[dead].requires_grad_(False)
     failure = fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])[0].failure
     assert f"1 of {len(watched)} trained matrices have not moved, the first is {dead}" in (
@@ -133,8 +133,8 @@ def test_progress_is_told_with_the_time_left() -> None:
     assert heard[-1].left_s == 0
     assert heard[0].left_s > 0
     assert result.history.loss[-1] < result.history.loss[0] - 0.3
-    assert result.measurement.num_steps == 25
-    assert result.measurement.peak_process_bytes > 1e7
+    assert result.cost.num_steps == 25
+    assert result.cost.peak_process_bytes > 1e7
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,10 @@ def test_schedules(schedule: dict, expected: list[float]) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 3, {"param/w": torch.ones(4)}, {"moving_steps": 3})
+    path = save_checkpoint(tmp_path, 3, {"param/w": torch.ones(4)}, LaneState(moving_steps=3))
     tensors, state = read_checkpoint(path)
     assert torch.equal(tensors["param/w"], torch.ones(4))
-    assert state["step"] == 3
+    assert state.step == 3
     file = path / "lane.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(RunError, match=r"lane\.safetensors: damaged or cut short"):
@@ -167,9 +167,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, {"param/w": torch.ones(4)}, {})
+    save_checkpoint(tmp_path, 1, {"param/w": torch.ones(4)}, LaneState())
     (tmp_path / ".step-00000009.77").mkdir()
-    newest = save_checkpoint(tmp_path, 2, {"param/w": torch.ones(4)}, {})
+    newest = save_checkpoint(tmp_path, 2, {"param/w": torch.ones(4)}, LaneState())
     assert [path.name for path in tmp_path.iterdir()] == [newest.name]
     assert latest_checkpoint(tmp_path) == newest
 
@@ -180,7 +180,7 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = save_checkpoint(tmp_path, 1, {"param/w": torch.ones(4)}, {})
+    older = save_checkpoint(tmp_path, 1, {"param/w": torch.ones(4)}, LaneState())
     import resource
     import signal
 
@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(RunError, match="cannot be written"):
-            save_checkpoint(tmp_path, 2, {"param/w": torch.ones(100_000)}, {})
+            save_checkpoint(tmp_path, 2, {"param/w": torch.ones(100_000)}, LaneState())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert latest_checkpoint(tmp_path) == older

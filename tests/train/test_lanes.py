@@ -24,7 +24,7 @@ from tsugiki.score.decode import generate_all, generate_lanes
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.captured import PackedForward
 from tsugiki.train.engine import FitResult, fit
-from tsugiki.train.lane import Lane
+from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.step import EagerStep, StepResult
 
 Asked = tuple[LoraConfig, TrainConfig]
@@ -58,7 +58,7 @@ def lanes_of(model: torch.nn.Module, asked: Sequence[Asked], num_rows: int = 10)
                 grafted.parameters,
                 train,
                 num_rows,
-                grafted=grafted,
+                moves=OneVector(grafted),
                 watched=watched,
             )
         )
@@ -213,7 +213,7 @@ def packed_together(kind: str, asked: Sequence[Asked]) -> tuple[list[Lane], list
                 if not lane.done:
                     losses[place].append(found[place])
                     lane.count()
-            lanes[0].grafted.bank.gradient.zero_()
+            lanes[0].moves.bank.gradient.zero_()
             if shadow:
                 shadow.refresh()
     return lanes, losses
@@ -246,9 +246,9 @@ def test_what_a_lane_does_not_adapt_stays_zero() -> None:
             (LoraConfig(targets="all-linear", rank=4), config()),
         ],
     )
-    bank = lanes[0].grafted.bank
+    bank = lanes[0].moves.bank
     own = torch.zeros_like(bank.flat[0], dtype=torch.bool)
-    for part in lanes[0].views(own).values():
+    for part in lanes[0].moves.views(own).values():
         part.fill_(True)
     assert own.any()
     assert not bank.flat[0][~own].any()
@@ -314,7 +314,7 @@ def test_one_lane_can_answer_alone() -> None:
     fit(EagerStep(model, rows(), 3, CPU, FP32), lanes, CPU, folders=[None, None])
     ids = torch.tensor([[5, 6, 7, 8]])
     for number in range(2):
-        with lanes[0].grafted.bank.only(number), torch.no_grad():
+        with lanes[0].moves.bank.only(number), torch.no_grad():
             answered = model(ids).logits
         alone = tiny.llama()
         [lane] = lanes_of(alone, [LANES[number]])
@@ -340,7 +340,7 @@ def test_all_lanes_answer_in_one_batch_as_each_alone(
     asked.append((LoraConfig(targets="all-linear", rank=4, alpha=16), config(learning_rate=0.1)))
     lanes = lanes_of(model, asked)
     fit(EagerStep(model, rows(), 3, CPU, FP32), lanes, CPU, folders=[None] * 4)
-    bank, stops = lanes[0].grafted.bank, () if eos is None else (eos,)
+    bank, stops = lanes[0].moves.bank, () if eos is None else (eos,)
     prompts = [
         tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(13)
     ]

@@ -48,11 +48,7 @@ def train_packed(model: torch.nn.Module, lane: Lane, recomputed: bool = False) -
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
         rewired.enter_context(rotation_left(model))
-        shadow = (
-            rewired.enter_context(fused(model))
-            if lane.grafted is not None and can_fuse(model)
-            else None
-        )
+        shadow = rewired.enter_context(fused(model)) if can_fuse(model) else None
         if recomputed:
             rewired.enter_context(recomputed_layers(model))
         forward = PackedForward(model, [lane], FP32, CPU, shadow)

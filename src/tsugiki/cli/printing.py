@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tsugiki.report.compare import Comparison
     from tsugiki.report.words import Language
-    from tsugiki.runs.store import Store
+    from tsugiki.runs.answer_modes import ModeScore
+    from tsugiki.runs.reading import RunRecord
+    from tsugiki.runs.rescore import RuleScore
     from tsugiki.study.cells import StudyResult
 
 
-def print_damaged(store: Store) -> None:
+def print_damaged(damaged: Sequence[str]) -> None:
     """Runs that cannot be read, on standard error: what is printed of the others stays whole."""
-    for said in store.damaged():
+    for said in damaged:
         print(f"tsugiki: {said}", file=sys.stderr)
 
 
-def print_json(content: Any) -> None:
+def print_json(content: object) -> None:
     print(json.dumps(content, ensure_ascii=False, indent=1))
 
 
@@ -29,8 +33,6 @@ def print_report(
 ) -> bool:
     """Writes and prints a study's report; `again` is the command that goes on with it. False when
     something is missing or did not learn."""
-    from dataclasses import asdict
-
     from tsugiki.cli.progress import show_tables
     from tsugiki.errors import reason_of
     from tsugiki.report.tables import all_tables, gather
@@ -90,132 +92,110 @@ def print_report(
     return not lacking
 
 
-def print_scores(record: Any, part: str) -> None:
-    evaluation = record.evaluation(part)
-    for one in evaluation["scores"]:
-        print(
-            f"{part} {one['name']}: {one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}] "
-            f"n={one['n']} ({one['signature']})"
-        )
-    from tsugiki.score.failures import ENGLISH
+def print_scores(record: RunRecord, part: str) -> None:
+    """The scores of a part that was scored, and the classes of its answers."""
+    from tsugiki.score.failures import in_english
 
-    failures = evaluation["failures"]
-    print("answers: " + ", ".join(f"{ENGLISH[name]} {count}" for name, count in failures.items()))
-    unended = failures.get("no_eos", 0) + failures.get("repetition", 0)
-    if unended > sum(failures.values()) / 2:
+    scores = record.scored(part)
+    for score in scores.scores:
+        print(
+            f"{part} {score.name}: {score.value:.4f} [{score.low:.4f}, {score.high:.4f}] "
+            f"n={score.n} ({score.signature})"
+        )
+    counts = scores.failures
+    print("answers: " + ", ".join(f"{in_english(name)} {count}" for name, count in counts.items()))
+    unended = counts.get("no_eos", 0) + counts.get("repetition", 0)
+    if unended > sum(counts.values()) / 2:
         print(
             "Most answers did not end: the model has not learned the form of the answer yet. More "
             "steps or a higher learning rate may help."
         )
-    print(f"Every answer: {record.folder / f'answers-{part}.jsonl'}")
+    print(f"Every answer: {record.folder / scores.file}")
 
 
-def print_rules(rows: list[dict[str, Any]], as_json: bool) -> None:
+def print_rules(rows: Sequence[RuleScore], as_json: bool) -> None:
     """Scores of kept answers by rule."""
     from tsugiki.cli.progress import show_tables
     from tsugiki.report.table import Table
 
     if as_json:
-        print_json(rows)
+        print_json([asdict(row) for row in rows])
         return
     cells = []
     for row in rows:
-        bounds = "" if row["low"] is None else f" [{row['low']:.4f}, {row['high']:.4f}]"
-        cells.append(
-            (row["rule"], row["labels"], row["score"], f"{row['value']:.4f}{bounds}", str(row["n"]))
-        )
-    signatures = tuple(dict.fromkeys(row["signature"] for row in rows if "|" in row["signature"]))
+        bounds = "" if row.low is None else f" [{row.low:.4f}, {row.high:.4f}]"
+        cells.append((row.rule, row.labels, row.score, f"{row.value:.4f}{bounds}", str(row.n)))
+    signatures = tuple(dict.fromkeys(row.signature for row in rows if "|" in row.signature))
     header = ("Rule", "Labels", "Score", "Value", "n")
+    title = "Kept answers by rule"
     show_tables(
-        [
-            Table(
-                name="rules",
-                title="Kept answers by rule",
-                header=header,
-                rows=tuple(cells),
-                notes=signatures,
-            )
-        ]
+        [Table(name="rules", title=title, header=header, rows=tuple(cells), notes=signatures)]
     )
 
 
-def print_ways(rows: list[dict[str, Any]], as_json: bool) -> None:
+def print_ways(rows: Sequence[ModeScore], as_json: bool) -> None:
     """Three scores from one checkpoint."""
     from tsugiki.cli.progress import show_tables
     from tsugiki.report.table import Table
 
     if as_json:
-        print_json(rows)
+        print_json([asdict(row) for row in rows])
         return
     cells = []
     for row in rows:
-        gain = (
-            f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
-            if "gain" in row
-            else "-"
-        )
-        cells.append(
-            (
-                row["way"],
-                f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]",
-                gain,
-                f"{row['p']:.3g}" if "p" in row else "-",
-                str(row["n"]),
-            )
-        )
-    header = ("Way", rows[0]["score"], "Against free generation", "McNemar p", "n")
+        gain = p = "-"
+        if row.gain is not None:
+            gain = f"{row.gain:+.4f} [{row.gain_low:+.4f}, {row.gain_high:+.4f}]"
+            p = f"{row.p:.3g}"
+        value = f"{row.value:.4f} [{row.low:.4f}, {row.high:.4f}]"
+        cells.append((row.way, value, gain, p, str(row.n)))
+    header = ("Way", rows[0].score, "Against free generation", "McNemar p", "n")
     note = (
         "free: any text; constrained: may only spell a candidate; sum, per_char: largest "
         "log-likelihood. What constrained gains over free was form, not knowledge."
     )
-    show_tables(
-        [
-            Table(
-                name="ways",
-                title="Three scores from one checkpoint",
-                header=header,
-                rows=tuple(cells),
-                notes=(note,),
-            )
-        ]
-    )
+    title = "Three scores from one checkpoint"
+    show_tables([Table(name="ways", title=title, header=header, rows=tuple(cells), notes=(note,))])
 
 
-def print_record(record: Any, as_json: bool) -> None:
-    """What a run was asked, with what, and what happened."""
-    asked = record.config.model_dump(mode="json", exclude_none=True)
+def record_json(record: RunRecord) -> dict[str, object]:
+    """What a run was asked, with what, and what came of it."""
+    return {
+        "folder": str(record.folder),
+        "config": record.config.model_dump(mode="json", exclude_none=True),
+        "provenance": record.provenance.model_dump(mode="json", exclude_none=True),
+        "outcome": record.outcome.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def print_record(record: RunRecord, as_json: bool) -> None:
+    """What a run was asked, with what, and what came of it."""
     if as_json:
-        print_json({"asked": asked, "with_what": record.with_what, "happened": record.happened})
+        print_json(record_json(record))
         return
-    reason = record.happened.get("reason") if record.status in ("failed", "pruned") else None
+    there, reason = record.provenance, record.outcome.reason
     print(f"{record.folder}: {record.status}" + (f" ({reason})" if reason else ""))
+    asked = record.config.model_dump(mode="json", exclude_none=True)
     for name, settings in asked.items():
-        print(
-            f"  {name:8} "
-            + (
-                ", ".join(f"{key} {value}" for key, value in settings.items())
-                if isinstance(settings, dict)
-                else str(settings)
-            )
-        )
+        told = settings
+        if isinstance(settings, dict):
+            told = ", ".join(f"{key} {value}" for key, value in settings.items())
+        print(f"  {name:8} {told}")
     print(
-        f"  device   {record.with_what['device']}; rows {record.with_what['rows']}; weights of "
-        f"sha256 {record.with_what['model_sha256'][:16]}…"
+        f"  device   {there.device}; rows {there.rows}; weights of sha256 "
+        f"{there.model_sha256[:16]}…"
     )
-    for part in record.happened.get("evaluations", {}):
+    for part in dict.fromkeys(scores.part for scores in record.outcome.scores):
         print_scores(record, part)
-    following = (
-        f"score {record.folder} --part test"
-        if record.evaluation("test") is None
-        else f"compare {record.folder} ANOTHER-RUN"
+    tested = record.scores("test") is not None
+    other = (
+        f"compare {record.folder} ANOTHER-RUN" if tested else f"score {record.folder} --part test"
     )
-    print(f"Next: tsugiki {following}")
+    print(f"Next: tsugiki {other}")
 
 
 def print_comparison(found: Comparison, part: str, rows: int, as_json: bool) -> None:
     """Paired difference of two runs, and some of the answers that changed."""
-    from dataclasses import asdict
-
     if as_json:
         print_json(asdict(found))
         return
@@ -232,4 +212,4 @@ def print_comparison(found: Comparison, part: str, rows: int, as_json: bool) -> 
         )
     print(f"{len(found.changed)} answers differ" + (":" if rows and found.changed else ""))
     for one in found.changed[:rows]:
-        print(f"  {one['id']}: {one['first']} | {one['second']}   (right: {one['target']})")
+        print(f"  {one.id}: {one.first} | {one.second}   (right: {one.target})")

@@ -15,7 +15,7 @@ from rich.table import Table as Drawn
 from rich.text import Text
 
 from tsugiki.report.tables import Table
-from tsugiki.runs.inputs import Listener
+from tsugiki.runs.events import Events
 
 PLAIN_EVERY_S = 15.0
 # What Table 2 leaves out on a terminal; the report has it all.
@@ -54,7 +54,7 @@ class Display:
         self.status: Status | None = None
         self.head = ""
         self.told = 0.0
-        self.listener = Listener(
+        self.events = Events(
             on_train=self._on_train, on_score=self._on_score, on_note=self._on_note
         )
 

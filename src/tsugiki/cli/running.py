@@ -4,6 +4,7 @@ its end."""
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from tsugiki.cli.printing import print_report
 from tsugiki.cli.progress import Display
 from tsugiki.errors import RunError
 from tsugiki.runs.store import Store
-from tsugiki.study.sweep import run_cells, run_in_parallel, run_study, stop_with_parent
+from tsugiki.study.executors import WorkerProcesses, stop_with_parent
+from tsugiki.study.sweep import run_cells, run_study
 
 if TYPE_CHECKING:
     from tsugiki.config.study import StudySpec
@@ -30,11 +32,9 @@ def run_and_report(
     when something is missing or did not learn."""
     store = Store(out)
     with Display() as display:
-        lost = (
-            run_in_parallel(spec, store, arguments, jobs, display.listener.note) if jobs > 1 else {}
-        )
+        many = partial(WorkerProcesses, arguments=arguments, jobs=jobs) if jobs > 1 else None
         try:
-            result = run_study(spec, store, display.listener, on_cell=display.on_cell, lost=lost)
+            result = run_study(spec, store, display.events, on_cell=display.on_cell, workers=many)
         except RunError as stopped:
             if type(stopped).__name__ == "Interrupted":
                 stopped.args = (
@@ -49,4 +49,4 @@ def work(spec: StudySpec, out: Path) -> None:
     ends."""
     stop_with_parent()
     with Display() as display:
-        run_cells(spec, Store(out), display.listener)
+        run_cells(spec, Store(out), display.events)

@@ -1,9 +1,7 @@
-"""The schema of a run: one `RunConfig` asks for it; `fingerprint()` names it."""
+"""The schema of a run: one `RunConfig` asks for it; `runs/identity` names it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -195,14 +193,3 @@ class RunConfig(Record):
                 "the adapter"
             )
         return self
-
-    def fingerprint(self, with_what: Mapping[str, Any]) -> str:
-        """12 hexadecimal digits that name this run: what was asked, and the checksums and
-        precision it ran with."""
-        settings = self.model_dump(mode="json")
-        if self.adapter is None:
-            del settings[
-                "adapter"
-            ]  # runs keep the names that they had before adapters could be imported
-        asked = {"asked": settings, "with": dict(with_what)}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]

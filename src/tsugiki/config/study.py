@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from tsugiki.config.fields import Count, IsNumber, Positive, Record, Seed
 from tsugiki.config.run import Method, ModelChoice, ScoreConfig, TaskChoice
+
+Setting = bool | int | float | str
 
 
 class Range(Record):
@@ -76,7 +78,7 @@ class MethodSpec(Record):
         None,
         description="folder of a PEFT adapter that was trained elsewhere; then there is no grid",
     )
-    grid: dict[str, tuple[Any, ...] | Range] = Field(
+    grid: dict[str, tuple[Setting, ...] | Range] = Field(
         {}, description="setting -> values, or { low, high, log } for random and tpe"
     )
     search: SearchSpec = SearchSpec()
@@ -116,7 +118,7 @@ class StudySpec(Record):
     models: tuple[ModelChoice, ...] = Field(min_length=1)
     tasks: tuple[TaskChoice, ...] = Field(min_length=1)
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
-    train: dict[str, Any] = Field({}, description="settings shared by every cell")
+    train: dict[str, object] = Field({}, description="settings shared by every cell")
     score: ScoreConfig = ScoreConfig()
     margin: Annotated[float, IsNumber, Field(gt=0, lt=100)] = Field(
         2.0, description="points of 100 within which methods count as equal: fix it before"

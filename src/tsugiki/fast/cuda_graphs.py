@@ -7,7 +7,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ from tsugiki.errors import RunError
 from tsugiki.fast.attention import packed_states
 from tsugiki.model.loading import Numerics
 from tsugiki.model.look import rows_stay_apart
-from tsugiki.model.lora import bank_of, switched_off
+from tsugiki.model.lora import switched_off
 
 
 def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> str | None:
@@ -45,9 +45,7 @@ def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> st
         )
     if (missing := missing_tools()) is not None:
         return f"its kernels are compiled when they are first used, and {missing}"
-    with (
-        switched_off(model) if bank_of(model) is not None else nullcontext()
-    ):  # adapters split a batch by lanes, which is not the question
+    with switched_off(model):  # adapters split a batch by lanes, which is not the question
         apart = rows_stay_apart(
             model, partial(packed_states, model, numerics.autocast(next(model.parameters()).device))
         )

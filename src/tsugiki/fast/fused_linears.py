@@ -21,8 +21,9 @@ from transformers.activations import SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki.fast.swiglu import gated
+from tsugiki.model.adapter_bank import AdapterBank
 from tsugiki.model.layouts import groups_of, layout_of, replace_module, weight_of
-from tsugiki.model.lora import AdapterBank, LoraLinear, lora_layers
+from tsugiki.model.lora import LoraLinear, lora_layers
 from tsugiki.model.lora_ops import adapted_linear
 
 # Model types whose attention gets queries, keys and values as the product gave them, and whether

@@ -36,6 +36,15 @@ OLD_BUFFERS = (
 )  # constants that older versions of transformers wrote beside the weights
 
 
+# What the base's weights are stored in: those that are tuned themselves keep fp32 masters.
+STORED: Mapping[tuple[Method, Precision], str] = {
+    ("lora", "bf16"): "bf16",
+    ("lora", "fp32"): "fp32",
+    ("full", "bf16"): "fp32",
+    ("full", "fp32"): "fp32",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
     """What is computed and stored in what. `compute` is the dtype of products, `base` and
@@ -90,6 +99,11 @@ class Base:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
+    def num_parameters(self) -> int:
+        """Parameters of the model as it is now, tied ones counted once."""
+        return num_parameters(self.model)
+
+    @property
     def max_positions(self) -> int:
         return max_positions_of(self.model.config)
 
@@ -133,8 +147,7 @@ def pick_numerics(method: Method, precision: Precision, device: torch.device) ->
         raise RunError(
             f'train.precision = "bf16": {device} has no fast bf16 products. Use "auto" or "fp32"'
         )
-    frozen_bf16 = precision == "bf16" and method == "lora"
-    return Numerics(compute=precision, base="bf16" if frozen_bf16 else "fp32", trained="fp32")
+    return Numerics(compute=precision, base=STORED[method, precision], trained="fp32")
 
 
 def why_fp32(precision: Precision, numerics: Numerics, device: torch.device) -> str | None:

@@ -21,13 +21,20 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
+from tsugiki.model.adapter_bank import (
+    NO_ADAPTERS,
+    AdapterBank,
+    DropoutClock,
+    LaneAdapters,
+    NoAdapters,
+)
 from tsugiki.model.layouts import (
     Place,
     by_module,
@@ -40,73 +47,6 @@ from tsugiki.model.layouts import (
     weight_of,
 )
 from tsugiki.model.lora_ops import dropout_mask, grouped_update, low_rank_update
-
-
-@dataclass
-class DropoutClock:
-    """What the dropout masks of one lane are drawn from, besides rows and positions. `step` may
-    live on the device."""
-
-    seed: int = 0
-    step: int | torch.Tensor = 0
-
-
-@dataclass
-class AdapterBank:
-    """What the adapted layers share: the adapters of all lanes, and which part of a batch is whose.
-
-    Tokens lie lane after lane: lane i has `shares[i]` of `sum(shares)` equal parts of the
-    flattened batch. `rows` [b, 1] and `positions` [1, t] of a padded batch, both [1, n] of a
-    packed one, are what dropout reads; `rows` is None when nothing is dropped out.
-    """
-
-    flat: torch.Tensor
-    scales: torch.Tensor
-    configs: list[LoraConfig]
-    clocks: list[DropoutClock]
-    shares: tuple[int, ...]
-    rows: torch.Tensor | None = None
-    positions: torch.Tensor | None = None
-    off: bool = False
-    _gradient: torch.Tensor | None = field(default=None, repr=False)
-
-    @property
-    def gradient(self) -> torch.Tensor:
-        """[k, P], laid out like `flat`; made at the first use."""
-        if self._gradient is None:
-            self._gradient = torch.zeros_like(self.flat)
-        return self._gradient
-
-    @property
-    def equal(self) -> bool:
-        """Whether every lane has the same part of the batch, so that one batched product serves
-        all."""
-        return len(set(self.shares)) == 1
-
-    def sizes(self, num_tokens: int) -> list[int]:
-        """Tokens of each lane among `num_tokens`, in lane order."""
-        unit = num_tokens // sum(self.shares)
-        return [share * unit for share in self.shares]
-
-    @contextmanager
-    def only(self, lane: int) -> Iterator[None]:
-        """Within it the whole batch belongs to one lane."""
-        before = self.shares
-        self.shares = tuple(int(number == lane) for number in range(len(before)))
-        try:
-            yield
-        finally:
-            self.shares = before
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaneAdapters:
-    """One lane's adapters in one layer: `where` holds, for each of the layer's places, its number
-    among the layer's adapters, or None."""
-
-    scale: float
-    dropout: float
-    where: tuple[int | None, ...]
 
 
 class LoraLinear(nn.Module):
@@ -351,8 +291,8 @@ def _lay_out(model: nn.Module, groups: list[list[str]]) -> int:
 
 def grafted_of(model: nn.Module, lane: int = 0) -> Grafted:
     """One lane of the adapters that are attached to a model."""
-    bank = bank_of(model)
-    assert bank is not None, "no adapters are attached"
+    bank = lanes_on(model)
+    assert isinstance(bank, AdapterBank), "no adapters are attached"
     parameters: dict[str, nn.Parameter] = {}
     for path, layer in lora_layers(model):
         for place, a, b in layer.adapters_of(lane):
@@ -363,10 +303,10 @@ def grafted_of(model: nn.Module, lane: int = 0) -> Grafted:
     )
 
 
-def bank_of(model: nn.Module) -> AdapterBank | None:
-    """The adapters attached to a model, None when there are none."""
+def lanes_on(model: nn.Module) -> AdapterBank | NoAdapters:
+    """The adapters attached to a model, or what stands for them."""
     found = (getattr(module, "bank", None) for module in model.modules())
-    return next((bank for bank in found if isinstance(bank, AdapterBank)), None)
+    return next((bank for bank in found if isinstance(bank, AdapterBank)), NO_ADAPTERS)
 
 
 def detach(model: nn.Module) -> None:
@@ -383,11 +323,12 @@ def lora_layers(model: nn.Module) -> list[tuple[str, LoraLinear]]:
 
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
-    """Within it the adapted model computes what its base does."""
-    bank = bank_of(model)
-    assert bank is not None, "no adapters are attached"
+    """Within it an adapted model computes what its base does."""
+    banks = {id(layer.bank): layer.bank for _, layer in lora_layers(model)}.values()
     try:
-        bank.off = True
+        for bank in banks:
+            bank.off = True
         yield
     finally:
-        bank.off = False
+        for bank in banks:
+            bank.off = False

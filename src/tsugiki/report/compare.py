@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from tsugiki.errors import RunError
-from tsugiki.report.notes import score_text
-from tsugiki.runs.store import Run, RunRecord, read_record
+from tsugiki.report.texts import score_text
+from tsugiki.runs.reading import RunRecord, read_answers
+from tsugiki.runs.record import Answer
+from tsugiki.runs.store import Run
 from tsugiki.score.metrics import (
     Estimate,
     McNemar,
@@ -20,6 +21,16 @@ from tsugiki.score.metrics import (
     paired_difference,
     per_example,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """Two answers to one example that differ."""
+
+    id: str
+    target: str
+    first: str
+    second: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +53,7 @@ class Comparison:
     n: int
     seeds: int
     mcnemar: McNemar | None
-    changed: tuple[Mapping[str, str], ...]
+    changed: tuple[Changed, ...]
 
 
 def compare_runs(first: RunRecord, second: RunRecord, part: str) -> Comparison:
@@ -60,28 +71,26 @@ def compare_methods(
     """
     first = firsts[0]
     for record in (*firsts, *seconds):
-        if record.evaluation(part) is None:
+        if record.scores(part) is None:
             raise RunError(
                 f"{record.folder}: was not scored on {part}. Run: tsugiki score {record.folder} "
                 f"--part {part}"
             )
     answers = [record.answers(part) for record in (*firsts, *seconds)]
     for record, rows in zip((*firsts, *seconds), answers, strict=True):
-        if [(one["id"], one["target"]) for one in answers[0]] != [
-            (one["id"], one["target"]) for one in rows
-        ]:
+        if [(one.id, one.target) for one in answers[0]] != [(one.id, one.target) for one in rows]:
             raise RunError(
                 f"{first.folder} and {record.folder}: were scored on different examples, so their "
                 "answers cannot be paired"
             )
-    name = str((first.evaluation(part) or {})["main"]["name"])
+    name = first.scored(part).main.name
     values = [values_of(record, part) for record in (*firsts, *seconds)]
     ours, theirs = values[: len(firsts)], values[len(firsts) :]
-    found = paired_difference(ours, theirs, [one["group"] for one in answers[0]])
+    found = paired_difference(ours, theirs, [one.group for one in answers[0]])
     changed = tuple(
-        {"id": a["id"], "target": a["target"], "first": a["answer"], "second": b["answer"]}
+        Changed(id=a.id, target=a.target, first=a.answer, second=b.answer)
         for a, b in zip(answers[0], answers[len(firsts)], strict=True)
-        if a["answer"] != b["answer"]
+        if a.answer != b.answer
     )
     return Comparison(
         score=name,
@@ -94,7 +103,7 @@ def compare_methods(
         seeds_half=found.seeds,
         n=len(values[0]),
         seeds=min(len(firsts), len(seconds)),
-        mcnemar=_mcnemar(ours, theirs, [one["group"] for one in answers[0]]),
+        mcnemar=_mcnemar(ours, theirs, [one.group for one in answers[0]]),
         changed=changed,
     )
 
@@ -123,70 +132,65 @@ class Pooled:
 def pooled(records: Sequence[RunRecord], part: str = "test") -> Pooled:
     """Mean and interval over examples (or groups of them) and seeds: see
     `metrics.mean_over_seeds`."""
-    evaluations = [record.evaluation(part) or {} for record in records]
-    means = {
-        one["name"]: statistics.fmean(e["scores"][place]["value"] for e in evaluations)
-        for place, one in enumerate(evaluations[0]["scores"])
-    }
-    main = evaluations[0]["main"]
-    mains = [float(e["main"]["value"]) for e in evaluations]
+    scored = [record.scored(part) for record in records]
+    main, names = scored[0].main, list(scored[0].values)
+    means = {name: statistics.fmean(one.values[name] for one in scored) for name in names}
     if len(records) == 1:
-        return Pooled(
-            means=means, main=main["name"], low=main["low"], high=main["high"], spread=0.0
-        )
-    answers = [record.answers(part) for record in records]
-    found = mean_over_seeds(
-        [values_of(record, part) for record in records], [one["group"] for one in answers[0]]
-    )
-    return Pooled(
-        means=means,
-        main=main["name"],
-        low=found.low,
-        high=found.high,
-        spread=statistics.stdev(mains),
-    )
+        return Pooled(means=means, main=main.name, low=main.low, high=main.high, spread=0.0)
+    groups = [row.group for row in records[0].answers(part)]
+    found = mean_over_seeds([values_of(record, part) for record in records], groups)
+    spread = statistics.stdev(one.main.value for one in scored)
+    return Pooled(means=means, main=main.name, low=found.low, high=found.high, spread=spread)
 
 
 def against(records: Sequence[RunRecord], part: str, floor: Sequence[float]) -> Estimate:
     """How far a method's runs (one a seed) lie above values that need no model, one for each of
     their answers."""
-    groups = [one["group"] for one in records[0].answers(part)]
+    groups = [one.group for one in records[0].answers(part)]
     return paired_difference([values_of(record, part) for record in records], [floor], groups)
 
 
 def values_of(record: RunRecord, part: str) -> list[float]:
     """Each answer's worth by the score that chooses, in the order of the answers."""
-    stamp = (record.folder / f"answers-{part}.jsonl").stat().st_mtime_ns
-    return _values_at(
-        record.folder, part, str((record.evaluation(part) or {})["main"]["name"]), stamp
-    )
+    scores = record.scored(part)
+    path = record.folder / scores.file
+    return _values_at(path, scores.main.name, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=512)
-def _values_at(folder: Path, part: str, name: str, stamp: int) -> list[float]:
+def _values_at(path: Path, name: str, stamp: int) -> list[float]:
     """ROUGE of every answer takes a while, and a report asks for it several times."""
-    return main_values(name, read_record(folder).answers(part))
+    return main_values(name, read_answers(path))
 
 
-def main_values(name: str, answers: Sequence[Mapping[str, Any]]) -> list[float]:
+def main_values(name: str, answers: Sequence[Answer]) -> list[float]:
     """Per-example values of the score that chooses, from kept answers."""
     metric = "rouge" if name.startswith("rouge") else name
-    return per_example(
-        metric, [one["answer"] for one in answers], [one["target"] for one in answers]
-    )[name]
+    texts, targets = [row.answer for row in answers], [row.target for row in answers]
+    return per_example(metric, texts, targets)[name]
 
 
-def list_row(record: RunRecord) -> dict[str, Any]:
-    """One run in a line: name, status, scores, training seconds."""
-    measured = record.happened.get("measurement") or {}
-    seconds = (
-        measured["step_s_mean"] * record.happened["steps"] if measured.get("step_s_mean") else None
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One run in a line: name, status, training seconds, scores."""
+
+    run: str
+    status: str
+    train_s: float | None
+    validation: str | None
+    test: str | None
+
+
+def list_row(record: RunRecord) -> Listed:
+    """One run in a line; a run that nobody works on any more is stopped."""
+    mean, steps = record.cost().step_s_mean, record.outcome.steps
+    stopped = record.status == "running" and not Run(record.folder).busy
+    scores = {part: record.scores(part) for part in ("validation", "test")}
+    texts = {part: score_text(one) if one else None for part, one in scores.items()}
+    return Listed(
+        run=record.folder.name,
+        status="stopped" if stopped else record.status,
+        train_s=mean * steps if mean and steps else None,
+        validation=texts["validation"],
+        test=texts["test"],
     )
-    status = (
-        "stopped" if record.status == "running" and not Run(record.folder).busy else record.status
-    )
-    row: dict[str, Any] = {"run": record.folder.name, "status": status, "train_s": seconds}
-    for part in ("validation", "test"):
-        evaluation = record.evaluation(part)
-        row[part] = score_text(evaluation) if evaluation else None
-    return row

@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 
 from tsugiki.report.compare import pooled
-from tsugiki.report.finding import solo_measurement, solo_step_s
+from tsugiki.report.finding import exclusive_cost, exclusive_step_s
 from tsugiki.report.standing import lost_seeds
 from tsugiki.report.svg import Point, axis_over, bars, chart, heat_map, stacked
 from tsugiki.report.words import Language, word
-from tsugiki.runs.store import RunRecord
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.reading import RunRecord
 from tsugiki.score.failures import CLASSES, ENGLISH
+from tsugiki.score.metrics import Score
 from tsugiki.study.cells import Cell, Key, StudyResult, task_label
 
 MOST_SERIES = 8  # more are no longer told apart by colour and mark
@@ -52,8 +54,8 @@ def _name(cell: Cell) -> str:
     return f"{cell.model.label}-{cell.method.name}"
 
 
-def _point(x: float, main: Mapping[str, float], strong: bool = False) -> Point:
-    return Point(x=x, y=main["value"], low=main["low"], high=main["high"], strong=strong)
+def _point(x: float, main: Score, strong: bool = False) -> Point:
+    return Point(x=x, y=main.value, low=main.low, high=main.high, strong=strong)
 
 
 def _quality(
@@ -62,12 +64,12 @@ def _quality(
     """Test score, over all seeds, against trained parameters."""
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
-        if record.evaluation("test") is not None:
+        if record.scores("test") is not None:
             if lost_seeds(result, cell):
                 continue  # no mean over the rest
             over = pooled(result.seeds(cell))
             point = Point(
-                x=record.happened["trainable"] / 1e6,
+                x=record.outcome.trainable / 1e6,
                 y=over.means[over.main],
                 low=over.low,
                 high=over.high,
@@ -80,13 +82,15 @@ def _cost(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, st
     """Memory and time of the chosen cells as bars."""
     memory = {}
     for cell, record in pairs:
-        measured = solo_measurement(record)
-        if peak := measured[
-            "peak_allocated_bytes"
-        ]:  # of a CPU only the whole process is known, which compares nothing
+        measured = exclusive_cost(record)
+        if (
+            peak := measured.peak_allocated_bytes
+        ):  # of a CPU only the whole process is known, which compares nothing
             memory[_name(cell)] = peak / 2**20
     seconds = {
-        _name(cell): value for cell, record in pairs if (value := solo_step_s(record)) is not None
+        _name(cell): value
+        for cell, record in pairs
+        if (value := exclusive_step_s(record)) is not None
     }
     figures = (
         [(f"{task}: {words['memory']}", bars(memory, f"{task}: {words['memory']}"))]
@@ -107,18 +111,18 @@ def _rates(
     the best at each rate, one series a method."""
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
-        if cell.config.adapter is not None:
+        if not method_of(cell.config).trains:
             continue
         extra = [
             f"{name} {value}"
             for name, value in cell.settings.items()
             if name not in ("learning_rate", "alpha")
         ]
-        evaluation = record.evaluation("validation")
-        if evaluation is not None:
+        scores = record.scores("validation")
+        if scores is not None:
             strong = result.chosen.get(cell.key) is cell
             series.setdefault(" · ".join([_name(cell), *extra]), []).append(
-                _point(cell.config.train.learning_rate, evaluation["main"], strong)
+                _point(cell.config.train.learning_rate, scores.main, strong)
             )
     if len(series) > MOST_SERIES:
         series = _best_by_rate(series, words["best"])
@@ -190,21 +194,23 @@ def _course(
         lines=True,
     )
     scores = {
-        _name(cell): [_point(one["step"], one["main"]) for one in record.during]
+        _name(cell): [_point(one.step, one.scores.main) for one in record.validations]
         for cell, record in pairs
-        if record.during
+        if record.validations
     }
     title = f"{task}: {words['sample']}"
     figures += _chart(title, scores, words["step"], f"{words['validation']}: {task}", lines=True)
     names: dict[str, str] = {kind: word(ENGLISH[kind], language) for kind in CLASSES}
     for cell, record in pairs:
-        if record.during:
+        if record.validations:
             title = f"{_name(cell)}, {task}: {words['answers']}"
             figures.append(
                 (
                     title,
                     stacked(
-                        {str(one["step"]): one["failures"] for one in record.during}, names, title
+                        {str(one.step): one.scores.failures for one in record.validations},
+                        names,
+                        title,
                     ),
                 )
             )

@@ -14,13 +14,16 @@ from tsugiki.errors import RunError
 from tsugiki.report.compare import Comparison, compare_methods
 from tsugiki.report.standing import Standing, standing_text
 from tsugiki.report.words import BY_SEEDS, VERDICTS, Language, pick
-from tsugiki.runs.store import RunRecord
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.reading import RunRecord
 from tsugiki.study.cells import Key, StudyResult, task_label
+from tsugiki.train.cost import Cost
 
 Verdict = Literal["better", "worse", "equal", "undecided"]
 # How much more than the examples that shrink the interval's half width to the margin: (z₀.₉₇₅ +
 # z₀.₈₀)² / z₀.₉₇₅² finds a difference of one margin in 80 % of studies; (z₀.₉₇₅ + z₀.₉₀)² /
 # z₀.₉₇₅² calls equal methods equal in 80 % (two one-sided tests of 2.5 %, as the verdict makes).
+PAPER_BATCH = 8
 DETECT, EQUAL = 2.043, 2.735
 FEW_RATES = 3
 
@@ -79,14 +82,12 @@ def verdict_of(low: float, high: float, margin: float) -> Verdict:
 def findings(result: StudyResult, found: Mapping[Key, Standing]) -> list[Finding]:
     """Every pair of methods of a task with one model, on test; LoRA against full fine-tuning
     first."""
-    kinds = {method.name: method.kind for method in result.study.methods}
+    orders = {method.name: method_of(method).order for method in result.study.methods}
     pairs = []
     for model, choice in itertools.product(result.study.models, result.study.tasks):
         here = [one for key, one in found.items() if key[:2] == (model.label, task_label(choice))]
-        both = [_in_order(one, other, kinds) for one, other in itertools.combinations(here, 2)]
-        both.sort(
-            key=lambda pair: (kinds[pair[0].method], kinds[pair[1].method]) != ("lora", "full")
-        )
+        both = [_in_order(one, other, orders) for one, other in itertools.combinations(here, 2)]
+        both.sort(key=lambda pair: orders[pair[0].method] == orders[pair[1].method])
         pairs += [
             _finding(model.label, task_label(choice), *pair, result.study.margin / 100)
             for pair in both
@@ -95,13 +96,9 @@ def findings(result: StudyResult, found: Mapping[Key, Standing]) -> list[Finding
 
 
 def _in_order(
-    one: Standing, other: Standing, kinds: Mapping[str, str]
+    one: Standing, other: Standing, orders: Mapping[str, int]
 ) -> tuple[Standing, Standing]:
-    return (
-        (other, one)
-        if (kinds[one.method], kinds[other.method]) == ("full", "lora")
-        else (one, other)
-    )
+    return (other, one) if orders[one.method] > orders[other.method] else (one, other)
 
 
 def _finding(model: str, task: str, first: Standing, second: Standing, margin: float) -> Finding:
@@ -118,15 +115,15 @@ def _finding(model: str, task: str, first: Standing, second: Standing, margin: f
         pair = compare_methods(first.runs, second.runs, "test")
     except RunError as differ:
         return Finding(**about, why=str(differ))
-    one, other = first.runs[0].happened, second.runs[0].happened
-    costs = [solo_measurement(standing.runs[0]) for standing in (first, second)]
+    one, other = first.runs[0].outcome, second.runs[0].outcome
+    costs = [exclusive_cost(standing.runs[0]) for standing in (first, second)]
     return Finding(
         **about,
         verdict=verdict_of(pair.low, pair.high, margin),
         comparison=pair,
-        parameter_share=one["trainable"] / other["trainable"],
-        memory_share=_share(costs[0]["peak_allocated_bytes"], costs[1]["peak_allocated_bytes"]),
-        step_share=_share(solo_step_s(first.runs[0]), solo_step_s(second.runs[0])),
+        parameter_share=one.trainable / other.trainable,
+        memory_share=_share(costs[0].peak_allocated_bytes, costs[1].peak_allocated_bytes),
+        step_share=_share(exclusive_step_s(first.runs[0]), exclusive_step_s(second.runs[0])),
     )
 
 
@@ -142,18 +139,17 @@ def examples_needed(pair: Comparison, margin: float, power: float) -> int | None
     return max(1, unit * math.ceil(number / unit))
 
 
-def solo_step_s(record: RunRecord) -> float | None:
-    """Median seconds a step at the paper's batch of 8, the device to itself."""
-    measured = (record.happened.get("solo") or {}).get("8")
-    return measured["step_s_median"] if measured else None
+def exclusive_step_s(record: RunRecord) -> float | None:
+    """Median seconds a step at the paper's batch of 8, on an otherwise idle device."""
+    cost = (record.outcome.exclusive_cost or {}).get(PAPER_BATCH)
+    return cost.step_s_median if cost else None
 
 
-def solo_measurement(record: RunRecord) -> Mapping[str, Any]:
-    """What the run cost with the device to itself, at its own batch; what it cost among others
+def exclusive_cost(record: RunRecord) -> Cost:
+    """What the run cost on an otherwise idle device, at its own batch; what it cost among others
     only where that is not known."""
-    solo = (record.happened.get("solo") or {}).get(str(record.config.train.batch))
-    measured: Mapping[str, Any] = solo or record.happened["measurement"]
-    return measured
+    measured = record.outcome.exclusive_cost or {}
+    return measured.get(record.config.train.batch) or record.cost()
 
 
 def _share(one: float | None, other: float | None) -> float | None:

@@ -15,12 +15,13 @@ from typing import Any
 from tsugiki.config.study import Range
 from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against, values_of
-from tsugiki.report.notes import best_text, chosen_text
 from tsugiki.report.standing import floor_of
 from tsugiki.report.table import Table
+from tsugiki.report.texts import best_text, chosen_text
 from tsugiki.report.words import Language, pick
-from tsugiki.runs.store import RunRecord
-from tsugiki.score.metrics import Estimate, paired_difference
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.reading import RunRecord
+from tsugiki.score.metrics import Estimate, Score, paired_difference
 from tsugiki.study.cells import Cell, Key, StudyResult
 
 
@@ -46,23 +47,20 @@ class Landscape:
         return len(self.values)
 
     @property
-    def main(self) -> Mapping[str, Any]:
-        evaluation = self.record.evaluation("validation")
-        assert evaluation is not None, "a chosen cell was scored"
-        main: Mapping[str, Any] = evaluation["main"]
-        return main
+    def main(self) -> Score:
+        return self.record.scored("validation").main
 
     @property
     def fall(self) -> float:
         """How far the median cell lies below the best: what a user loses who takes some cell of
         the grid."""
-        return float(self.main["value"]) - statistics.median(self.values)
+        return self.main.value - statistics.median(self.values)
 
 
 def landscapes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Landscape]:
     found = []
     for key, best in result.chosen.items():
-        if best.config.adapter is not None or best.method.search.prune:
+        if not method_of(best.config).trains or best.method.search.prune:
             continue  # nothing was searched, or what was pruned would be missing from the count
         records = [
             record
@@ -70,7 +68,7 @@ def landscapes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Landscape
             if cell.key == key and (record := result.record(cell)) is not None
         ]
         top = result.record(best)
-        if top is not None and top.evaluation("validation") is not None:
+        if top is not None and top.scores("validation") is not None:
             ran = [one for one in records if one.status in ("done", "failed")]
             found.append(_landscape(key, best, top, ran, tasks.get(key[1])))
     return found
@@ -79,11 +77,9 @@ def landscapes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Landscape
 def _landscape(
     key: Key, best: Cell, top: RunRecord, ran: Sequence[RunRecord], task: Task | None
 ) -> Landscape:
-    scored = [
-        one for one in ran if one.status == "done" and one.evaluation("validation") is not None
-    ]
+    scored = [one for one in ran if one.status == "done" and one.scores("validation") is not None]
     groups, mains = (
-        [one["group"] for one in top.answers("validation")],
+        [one.group for one in top.answers("validation")],
         {one.folder: one.main_score("validation") or 0.0 for one in scored},
     )
     above = {one.folder: _above_floor(one, task) for one in scored}
@@ -105,20 +101,20 @@ def _landscape(
         - len(scored)
         + sum(one is not None and one.mean <= 0 for one in above.values()),
         losses=tuple(
-            (one.happened["validation_loss"], mains[one.folder])
+            (one.outcome.validation_loss, mains[one.folder])
             for one in scored
-            if "validation_loss" in one.happened
+            if one.outcome.validation_loss is not None
         ),
     )
 
 
 def _above_floor(record: RunRecord, task: Task | None) -> Estimate | None:
-    name = str((record.evaluation("validation") or {})["main"]["name"])
+    name = record.scored("validation").main.name
     floor = (
         None
         if task is None
         else floor_of(
-            task, "validation", tuple(one["id"] for one in record.answers("validation")), name
+            task, "validation", tuple(one.id for one in record.answers("validation")), name
         )
     )
     return None if floor is None else against([record], "validation", floor.values)
@@ -126,8 +122,7 @@ def _above_floor(record: RunRecord, task: Task | None) -> Estimate | None:
 
 def _same_rows(one: RunRecord, other: RunRecord) -> bool:
     first, second = (
-        [(row["id"], row["target"]) for row in record.answers("validation")]
-        for record in (one, other)
+        [(row.id, row.target) for row in record.answers("validation")] for record in (one, other)
     )
     return first == second
 
@@ -138,7 +133,7 @@ def landscape_table(found: Sequence[Landscape], result: StudyResult, language: L
             " · ".join(one.key),
             str(one.num),
             chosen_text(one.best),
-            best_text(one.record.evaluation("validation") or {}, one.num, language),
+            best_text(one.record.scored("validation"), one.num, language),
             f"{one.near} ({one.near / one.num:.0%})",
             f"{one.dead} ({one.dead / one.num:.0%})",
             f"{one.below} ({one.below / one.num:.0%})",
@@ -215,15 +210,14 @@ def landscape_notes(found: Sequence[Landscape], language: Language) -> list[str]
         for other in found:
             if (
                 one.key[:2] == other.key[:2]
-                and one.best.method.kind == "lora"
-                and other.best.method.kind == "full"
+                and method_of(one.best.method).order < method_of(other.best.method).order
             ):
                 notes += [*_more_sensitive(one, other, language), *_ratio(one, other, language)]
-            larger = one.record.happened["total"] > other.record.happened["total"]
+            larger = one.record.outcome.total > other.record.outcome.total
             if (
                 one.key[1:] == other.key[1:]
                 and larger
-                and one.record.with_what["model_sha256"] != other.record.with_what["model_sha256"]
+                and one.record.provenance.model_sha256 != other.record.provenance.model_sha256
             ):
                 notes += _more_sensitive(one, other, language)
     return notes
@@ -280,7 +274,7 @@ def loss_note(one: Landscape, language: Language) -> list[str]:
         [loss for loss, _ in one.losses], [score for _, score in one.losses]
     )
     lowest = min(one.losses)[1]
-    best = float(one.main["value"])
+    best = one.main.value
     place = " ".join(one.key)
     return [
         pick(
@@ -365,25 +359,26 @@ def edges(result: StudyResult, language: Language) -> list[str]:
                 continue
             if name == "learning_rate" and len(set(tried)) == 1:
                 notes.append(_one_rate(cell, language))
-            wider = _wider(
-                sorted({value for value in tried if isinstance(value, (int, float))}),
-                cell.settings[name],
-            )
+            chosen = cell.settings[name]
+            numbers = sorted({value for value in tried if isinstance(value, (int, float))})
+            if not isinstance(chosen, (int, float)):
+                continue
+            wider = _wider(numbers, chosen)
             if wider:
                 where = pick(
                     language,
-                    "最小" if wider[0] < cell.settings[name] else "最大",
-                    "lowest" if wider[0] < cell.settings[name] else "highest",
+                    "最小" if wider[0] < chosen else "最大",
+                    "lowest" if wider[0] < chosen else "highest",
                 )
                 offer = ", ".join(f"{value:g}" for value in wider)
                 notes.append(
                     pick(
                         language,
                         f"最良の設定が探索範囲の端にあります: {' '.join(cell.key)} の {name} "
-                        f"{cell.settings[name]:g}（試した中の{where}）。範囲を "
+                        f"{chosen:g}（試した中の{where}）。範囲を "
                         f"{offer} まで広げると、さらに良い設定があるかもしれません。",
                         f"Best cell on the edge of the grid: {' '.join(cell.key)}, {name} "
-                        f"{cell.settings[name]:g} (the {where} tried). A better one may "
+                        f"{chosen:g} (the {where} tried). A better one may "
                         f"lie outside: add {offer}.",
                     )
                 )
@@ -402,7 +397,7 @@ def _one_rate(cell: Cell, language: Language) -> str:
     )
 
 
-def _wider(tried: Sequence[float], chosen: Any) -> list[float]:
+def _wider(tried: Sequence[float], chosen: float) -> list[float]:
     """Two more values beyond the edge that the choice lies on: the last ratio again, the last
     distance for whole numbers below 8."""
     if len(tried) < 2 or chosen not in (tried[0], tried[-1]):
@@ -422,7 +417,7 @@ def shared_note(result: StudyResult, language: Language) -> list[str]:
     """How the cells were trained: many in one pass, shorter ones from a longer run's
     checkpoints."""
     records = [record for cell in result.cells if (record := result.record(cell)) is not None]
-    shared = sum("shared" in record.happened for record in records)
+    shared = sum(record.outcome.branch is not None for record in records)
     notes = []
     if shared:
         notes.append(
@@ -437,7 +432,9 @@ def shared_note(result: StudyResult, language: Language) -> list[str]:
                 "both the same rates up to there; the result is that of training from the start).",
             )
         )
-    lanes = Counter(record.happened.get("lanes", 1) for record in records if record.config.lora)
+    lanes = Counter(
+        record.outcome.lanes or 1 for record in records if method_of(record.config).together
+    )
     if max(lanes, default=1) > 1:
         text = ", ".join(f"{count} × {number}" for number, count in sorted(lanes.items()))
         notes.append(

@@ -4,41 +4,18 @@ figures as quoted rows."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tsugiki.config.study import Range
 from tsugiki.data.tasks import Task, shared_rows
+from tsugiki.report.paper import PAPER
+from tsugiki.report.texts import chosen_text
 from tsugiki.report.words import Language, pick, word
-from tsugiki.runs.store import RunRecord
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.reading import RunRecord
 from tsugiki.study.cells import Cell, StudyResult, task_label
-
-PAPER = "王・中町・佐藤 2023"
-# Table 2 of the paper, quoted: method, trainable M, its memory column (MB), seconds an iteration,
-# score.
-PAPER_ROWS: dict[str, list[tuple[str, str, str, str, str]]] = {
-    "jnli": [
-        ("1B-FT", "1,317", "2,635", "0.100", "0.732"),
-        ("1B-LoRA", "6", "24", "0.123", "0.731"),
-        ("6.7B-FT", "6,666", "483,652", "9.040", "0.927"),
-        ("6.7B-LoRA", "16", "54", "0.120", "0.935"),
-        ("RoBERTa-large", "336", "-", "-", "0.924 ‡"),
-    ],
-    "jcommonsenseqa": [
-        ("1B-FT", "1,317", "2,635", "0.089", "0.641"),
-        ("1B-LoRA", "6", "24", "0.151", "0.012"),
-        ("6.7B-FT", "6,666", "483,652", "9.031", "0.933"),
-        ("6.7B-LoRA", "16", "54", "0.108", "0.935"),
-        ("RoBERTa-large", "336", "-", "-", "0.901 ‡"),
-    ],
-    "xlsum_ja": [
-        ("1B-FT", "1,317", "2,635", "0.472", "0.417/0.154/0.290"),
-        ("1B-LoRA", "6", "24", "2.315", "0.153/0.034/0.134"),
-        ("6.7B-FT", "6,666", "483,652", "9.060", "0.397/0.139/0.274"),
-        ("6.7B-LoRA", "16", "54", "4.271", "0.457/0.213/0.340"),
-    ],
-}
 
 
 def results_notes(result: StudyResult, language: Language) -> list[str]:
@@ -84,20 +61,20 @@ def results_notes(result: StudyResult, language: Language) -> list[str]:
 def _machine_notes(records: Sequence[RunRecord], language: Language) -> list[str]:
     notes = set()
     for record in records:
-        what, versions = record.with_what, record.with_what["versions"]
-        numerics, method = what["numerics"], record.config.method
+        what, versions = record.provenance, record.provenance.versions
+        numerics, method = what.numerics.model_dump(), record.config.method
         device, model, precision, step = (
             ("計算機", "モデル", "精度", "最適化の 1 ステップ")
             if language == "ja"
             else ("Device", "Model", "Precision", "Optimiser step")
         )
         notes.add(
-            f"{device}: {what['device']}; torch {versions['torch']}, transformers "
+            f"{device}: {what.device}; torch {versions['torch']}, transformers "
             f"{versions['transformers']}, tsugiki {versions['tsugiki']}."
         )
         notes.add(
             f"{model} {record.config.model.label}: {pick(language, '重みの', 'weights of')} sha256 "
-            f"{what['model_sha256']}."
+            f"{what.model_sha256}."
         )
         stored = pick(
             language,
@@ -105,22 +82,16 @@ def _machine_notes(records: Sequence[RunRecord], language: Language) -> list[str
             "products {compute}, base {base}, trained {trained}",
         )
         notes.add(f"{precision}, {method}: {stored.format(**numerics)}.")
-        if record.happened.get("step"):
-            notes.add(f"{step}, {method}: {record.happened['step']}.")
+        if record.outcome.step:
+            notes.add(f"{step}, {method}: {record.outcome.step}.")
     return sorted(notes)
 
 
 def _score_notes(
     result: StudyResult, records: Sequence[RunRecord], language: Language
 ) -> list[str]:
-    signatures = sorted(
-        {
-            one["signature"]
-            for record in records
-            if (test := record.evaluation("test"))
-            for one in test["scores"]
-        }
-    )
+    tests = [test for record in records if (test := record.scores("test"))]
+    signatures = sorted({score.signature for test in tests for score in test.scores})
     seeds = result.study.seeds
     several_ja = (
         f"「{seeds} シード」は全シードの平均（± は標準偏差）。"
@@ -202,7 +173,7 @@ def _also_tested(result: StudyResult, language: Language) -> str:
     folders = {record.folder for label, record in result.records.items() if label in chosen}
     others: dict[Path, str] = {}
     for label, record in result.records.items():
-        if record.evaluation("test") is not None and record.folder not in folders:
+        if record.scores("test") is not None and record.folder not in folders:
             others.setdefault(record.folder, label)
     if not others:
         return ""
@@ -214,50 +185,19 @@ def _also_tested(result: StudyResult, language: Language) -> str:
     return said.format(cells="; ".join(others.values()))
 
 
-def score_text(evaluation: Mapping[str, Any]) -> str:
-    """`0.378 [0.341, 0.417]`; ROUGE as 1/2/L with the interval of L."""
-    main = evaluation["main"]
-    return values_text(
-        {one["name"]: one["value"] for one in evaluation["scores"]},
-        main["name"],
-        main["low"],
-        main["high"],
-    )
-
-
-def best_text(evaluation: Mapping[str, Any], num_cells: int, language: Language) -> str:
-    """A chosen cell's score on validation: of many cells the best, which is too high for an
-    interval of its own."""
-    if num_cells == 1:
-        return score_text(evaluation)
-    values = {one["name"]: one["value"] for one in evaluation["scores"]}
-    return (
-        f"{values_text(values, evaluation['main']['name'])} "
-        f"({pick(language, f'{num_cells} 設定の最良', f'best of {num_cells}')})"
-    )
-
-
-def values_text(
-    values: Mapping[str, float], main: str, low: float | None = None, high: float | None = None
-) -> str:
-    """Scores by name as `score_text` writes them."""
-    shown = values if "rougeL" in values else (main,)
-    bounds = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return "/".join(f"{values[name]:.3f}" for name in shown) + bounds
-
-
 def protocol_text(record: RunRecord, language: Language) -> str:
     """The settings of one chosen run that the paper does not give."""
-    train, lora = record.config.train, record.config.lora
-    if record.config.adapter is not None:
-        there = record.happened["adapter"]
-        kind = f"{there['targets']}, r = {there['rank']}, α = {there['alpha']:g}"
+    train = record.config.train
+    if not method_of(record.config).trains:
+        there = record.outcome.adapter
+        assert there is not None, "an imported run says what it is"
+        kind = f"{there.targets}, r = {there.rank}, α = {there.alpha:g}"
         return pick(
             language,
             f"読み込んだアダプタ（{kind}）。学習は別のツールによるもので、何で学習したかは不明",
             f"imported adapter ({kind}): trained elsewhere, on what is not known here",
         )
-    method = f"LoRA: α/r = {lora.scale:g}, dropout {lora.dropout:g}" if lora else "FT: dropout 0"
+    method = method_of(record.config).told(record.config)
     warm = (
         pick(language, f"、ウォームアップ {train.warmup:.0%}", f" with {train.warmup:.0%} warm-up")
         if train.warmup
@@ -269,24 +209,13 @@ def protocol_text(record: RunRecord, language: Language) -> str:
         f"AdamW、weight decay {train.weight_decay:g}、勾配ノルムは最大 {train.clip:g}",
         f"AdamW, weight decay {train.weight_decay:g}, gradient norm at most {train.clip:g}",
     )
-    length = record.happened["max_length"]
+    length = record.outcome.max_length
     rest = pick(
         language,
         f"シード {train.seed}; 最長 {length:,} トークン; greedy 生成",
         f"seed {train.seed}; at most {length:,} tokens; greedy decoding",
     )
     return f"{method}; {decay}; {schedule}; {rest}"
-
-
-def chosen_text(cell: Cell) -> str:
-    """The searched settings of a cell: `learning_rate 0.001, epochs 3`."""
-    return (
-        ", ".join(
-            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in cell.settings.items()
-        )
-        or "the only cell"
-    )
 
 
 def differences(result: StudyResult, language: Language) -> list[str]:
@@ -302,7 +231,7 @@ def differences(result: StudyResult, language: Language) -> list[str]:
                 if key[:2] == (model.label, task_label(choice))
             ]
             cells = [
-                cell for cell in here if cell.config.adapter is None
+                cell for cell in here if method_of(cell.config).trains
             ]  # how an imported one was trained is not known
             for name in type(cells[0].config.train).model_fields if len(cells) > 1 else ():
                 values = {cell.method.name: getattr(cell.config.train, name) for cell in cells}
@@ -342,7 +271,7 @@ def comparable_notes(result: StudyResult, language: Language) -> list[str]:
     ]
     several = [
         len({one(record) for record in records}) > 1
-        for one in (lambda r: r.with_what["device"], lambda r: r.with_what["versions"]["torch"])
+        for one in (lambda r: r.provenance.device, lambda r: r.provenance.versions["torch"])
     ]
     splits = [
         choice

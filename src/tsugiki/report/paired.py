@@ -9,6 +9,7 @@ from tsugiki.config.study import Range
 from tsugiki.report.finding import Finding, sentence
 from tsugiki.report.table import Table
 from tsugiki.report.words import Language, pick, word
+from tsugiki.runs.methods import method_of
 from tsugiki.study.cells import Cell, StudyResult
 
 
@@ -76,7 +77,7 @@ def search_table(result: StudyResult, language: Language) -> Table:
     rows = []
     for key in dict.fromkeys(cell.key for cell in result.cells):
         cells = [cell for cell in result.cells if cell.key == key]
-        if cells[0].config.adapter is not None:
+        if not method_of(cells[0].config).trains:
             continue  # how an imported one was trained is not known
         rows.append(
             (
@@ -112,7 +113,7 @@ def search_table(result: StudyResult, language: Language) -> Table:
 def _computed(result: StudyResult, cells: Sequence[Cell]) -> str:
     """What the products were computed in; what was asked for where nothing ran."""
     found = {
-        str(record.with_what["numerics"]["compute"])
+        record.provenance.numerics.compute
         for cell in cells
         if (record := result.record(cell)) is not None
     }

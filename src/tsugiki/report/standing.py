@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against
 from tsugiki.report.words import Language, pick
-from tsugiki.runs.store import RunRecord
+from tsugiki.runs.reading import RunRecord
 from tsugiki.score.metrics import Estimate, chance_baseline, lead_baseline, majority_baseline
 from tsugiki.study.cells import Cell, Key, StudyResult
 from tsugiki.study.missing import seed_of, test_of
@@ -125,15 +125,13 @@ def _standing(result: StudyResult, key: Key, task: Task | None) -> Standing:
             why=result.missing.get(test_of(chosen.label), "not scored on test yet"),
             **about,
         )
-    main = [(run.evaluation("test") or {})["main"] for run in runs]
-    about |= {"runs": runs, "score": statistics.fmean(one["value"] for one in main)}
+    main = [run.scored("test").main for run in runs]
+    about |= {"runs": runs, "score": statistics.fmean(one.value for one in main)}
     if lost:
         return Standing(kind="seeds failed", why=lost[0], lost=tuple(lost), **about)
     answers = runs[0].answers("test")
     floor = (
-        None
-        if task is None
-        else floor_of(task, "test", [one["id"] for one in answers], main[0]["name"])
+        None if task is None else floor_of(task, "test", [one.id for one in answers], main[0].name)
     )
     if task is None or floor is None:
         return Standing(kind="missing", why=NO_FLOOR, **about)
@@ -151,7 +149,7 @@ def why_nothing(result: StudyResult, cells: Sequence[Cell]) -> tuple[Kind, str]:
     """Why none of these cells has a score to choose by."""
     missing = [result.missing[cell.label] for cell in cells if cell.label in result.missing]
     failed = [
-        record.happened["reason"]
+        record.outcome.reason
         for cell in cells
         if (record := result.record(cell)) is not None and record.status == "failed"
     ]
@@ -173,7 +171,7 @@ def lost_seeds(result: StudyResult, cell: Cell) -> list[str]:
             if run.config.train.seed == cell.config.train.seed + number and run.status == "failed"
         ]
         reason = (
-            failed[0].happened["reason"]
+            failed[0].outcome.reason
             if failed
             else result.missing.get(seed_of(cell.label, number + 1))
         )
@@ -198,7 +196,7 @@ def standing_text(one: Standing, language: Language) -> str:
     if one.kind == "seeds failed":
         total, scores = (
             len(one.runs) + len(one.lost),
-            ", ".join(f"{(run.evaluation('test') or {})['main']['value']:.3f}" for run in one.runs),
+            ", ".join(f"{run.scored('test').main.value:.3f}" for run in one.runs),
         )
         return pick(
             language,
@@ -245,9 +243,7 @@ def _no_better(one: Standing, language: Language) -> str:
         ) + _alarmed(one, language)
     difference = f"{one.above.mean:+.3f} [{one.above.low:+.3f}, {one.above.high:+.3f}]"
     if len(one.runs) > 1:
-        scores = ", ".join(
-            f"{(run.evaluation('test') or {})['main']['value']:.3f}" for run in one.runs
-        )
+        scores = ", ".join(f"{run.scored('test').main.value:.3f}" for run in one.runs)
         rates += pick(language, f"、シードごとの値 {scores}", f"; by seed {scores}")
     return pick(
         language,
@@ -294,7 +290,7 @@ def loss_alarm(record: RunRecord, task: Task) -> tuple[float, float] | None:
     """(loss a row at the end of training, entropy of the answers), in nats, where the first is no
     lower than guessing by frequency; None where it is, for free text, and for runs that kept too
     little to tell."""
-    tokens, losses = record.happened.get("target_tokens"), record.losses
+    tokens, losses = record.outcome.target_tokens, record.losses
     if task.spec.kind == "generation" or tokens is None or not losses:
         return None
     loss = statistics.fmean(losses[-max(1, len(losses) // 10) :]) * tokens

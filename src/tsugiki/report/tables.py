@@ -6,33 +6,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
 from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.errors import TsugikiError, reason_of
 from tsugiki.report.compare import pooled
-from tsugiki.report.finding import Finding, findings, solo_measurement, statements
+from tsugiki.report.finding import PAPER_BATCH, Finding, exclusive_cost, findings, statements
 from tsugiki.report.landscape import landscape_table, landscapes, settings_table, shared_note
-from tsugiki.report.notes import (
-    PAPER,
-    PAPER_ROWS,
-    best_text,
-    chosen_text,
-    leak_notes,
-    results_notes,
-    score_text,
-    values_text,
-)
+from tsugiki.report.notes import leak_notes, results_notes
 from tsugiki.report.paired import comparison_table, search_table
+from tsugiki.report.paper import PAPER, PAPER_ROWS
 from tsugiki.report.shortfall import not_had, shortfalls
 from tsugiki.report.standing import Standing, lost_seeds, reason_text, standings, why_nothing
 from tsugiki.report.table import Table
+from tsugiki.report.texts import best_text, chosen_text, score_text, values_text
 from tsugiki.report.words import Language, half, pick, word
-from tsugiki.runs.store import RunRecord
+from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.record import Answer, Scores
 from tsugiki.score.failures import CLASSES, ENGLISH
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.study.cells import Cell, Key, StudyResult, task_label
 from tsugiki.study.missing import test_of
+from tsugiki.train.cost import Cost
 
 ANSWERS_HEADER = ("Example", "Method", "Text")
 
@@ -107,19 +101,15 @@ def _number(value: float | None, form: str = ".3f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def memory_text(measurement: Mapping[str, Any], language: Language = "en") -> str:
+def memory_text(cost: Cost, language: Language = "en") -> str:
     """Peak memory in MiB: `allocated / reserved` on CUDA, resident size of the process on a CPU."""
-    if measurement["peak_allocated_bytes"] is None and measurement["peak_process_bytes"] is None:
+    if cost.peak_allocated_bytes is not None:
+        reserved = cost.peak_reserved_bytes or 0
+        return f"{cost.peak_allocated_bytes / 2**20:,.0f} / {reserved / 2**20:,.0f}"
+    if cost.peak_process_bytes is None:
         return "-"
-    if measurement["peak_allocated_bytes"] is not None:
-        return (
-            f"{measurement['peak_allocated_bytes'] / 2**20:,.0f} / "
-            f"{measurement['peak_reserved_bytes'] / 2**20:,.0f}"
-        )
-    return (
-        f"{measurement['peak_process_bytes'] / 2**20:,.0f} "
-        f"({pick(language, 'プロセス', 'process')})"
-    )
+    process = pick(language, "プロセス", "process")
+    return f"{cost.peak_process_bytes / 2**20:,.0f} ({process})"
 
 
 def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Language) -> Table:
@@ -196,25 +186,24 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task], language: Lang
 def _result_row(
     label: str, cell: Cell, record: RunRecord, result: StudyResult, language: Language
 ) -> tuple[str, ...]:
-    happened, measured = record.happened, record.happened["measurement"]
-    solo = happened.get("solo") or {}
-    own = solo.get(str(record.config.train.batch)) or {}
-    test, validation = record.evaluation("test"), record.evaluation("validation")
-    assert validation is not None
+    outcome, batch = record.outcome, record.config.train.batch
+    exclusive = outcome.exclusive_cost or {}
+    own, test, validation = exclusive.get(batch), record.scores("test"), record.scored("validation")
+    lanes = record.cost().lanes
     return (
         label,
         f"{cell.model.label}-{cell.method.name}",
         _test_text(result, cell, language),
-        str(test["main"]["n"]) if test else "-",
-        _number(test["candidate_rate"] if test else None),
-        f"{happened['trainable'] / 1e6:,.2f}",
-        memory_text(solo_measurement(record), language),
-        _seconds(solo.get("8") or {}),
-        f"{_seconds(own)} ({record.config.train.batch})",
-        f"{_seconds(measured)} ({lanes})" if (lanes := measured.get("lanes", 1)) > 1 else "-",
-        _number(own.get("tokens_per_s"), ",.0f"),
-        _number((test or validation)["answer_s"], ".4f"),
-        f"{happened['weights_bytes'] / 2**20:,.1f}",
+        str(test.main.n) if test else "-",
+        _number(test.candidate_rate if test else None),
+        f"{outcome.trainable / 1e6:,.2f}",
+        memory_text(exclusive_cost(record), language),
+        _seconds(exclusive.get(PAPER_BATCH)),
+        f"{_seconds(own)} ({batch})",
+        f"{_seconds(record.cost())} ({lanes})" if lanes > 1 else "-",
+        _number(own.tokens_per_s if own else None, ",.0f"),
+        _number((test or validation).answer_s, ".4f"),
+        f"{outcome.weights_bytes / 2**20:,.1f}",
         best_text(validation, sum(one.key == cell.key for one in result.cells), language),
     )
 
@@ -227,11 +216,8 @@ def _test_text(result: StudyResult, cell: Cell, language: Language) -> str:
         why = result.missing.get(test_of(cell.label))
         return word("not scored yet", language) + (f": {why}" if why else "")
     if lost:
-        scores = " · ".join(
-            values_text(_values(record), main["name"])
-            for record in records
-            for main in [(record.evaluation("test") or {})["main"]]
-        )
+        tests = [record.scored("test") for record in records]
+        scores = " · ".join(values_text(test.values, test.main.name) for test in tests)
         total = len(records) + len(lost)
         return pick(
             language,
@@ -244,15 +230,11 @@ def _test_text(result: StudyResult, cell: Cell, language: Language) -> str:
     return text if len(records) == 1 else f"{text} ± {over.spread:.3f} ({seeds})"
 
 
-def _values(record: RunRecord) -> dict[str, float]:
-    return {one["name"]: one["value"] for one in (record.evaluation("test") or {})["scores"]}
-
-
-def _seconds(measured: Mapping[str, Any]) -> str:
+def _seconds(cost: Cost | None) -> str:
     """`median / mean` seconds a step."""
-    if not measured or measured["step_s_median"] is None:
+    if cost is None or cost.step_s_median is None:
         return "-"
-    return f"{measured['step_s_median']:.4f} / {measured['step_s_mean']:.4f}"
+    return f"{cost.step_s_median:.4f} / {cost.step_s_mean:.4f}"
 
 
 def baselines(task: Task) -> list[tuple[str, str]]:
@@ -282,14 +264,14 @@ def failure_table(result: StudyResult, language: Language) -> Table:
     used = [
         name
         for name in CLASSES
-        if any(name in (evaluation["failures"]) for evaluation in _tests(result).values())
+        if any(name in evaluation.failures for evaluation in _tests(result).values())
     ]
     for key, evaluation in _tests(result).items():
         rows.append(
             (
                 " · ".join(key),
-                *(str(evaluation["failures"].get(name, 0)) for name in used),
-                str(evaluation["main"]["n"]),
+                *(str(evaluation.failures.get(name, 0)) for name in used),
+                str(evaluation.main.n),
             )
         )
     note = pick(
@@ -307,12 +289,12 @@ def failure_table(result: StudyResult, language: Language) -> Table:
     )
 
 
-def _tests(result: StudyResult) -> dict[Key, Mapping[str, Any]]:
+def _tests(result: StudyResult) -> dict[Key, Scores]:
     found = {}
     for key, cell in result.chosen.items():
         record = result.record(cell)
-        if record is not None and (evaluation := record.evaluation("test")) is not None:
-            found[key] = evaluation
+        if record is not None and (scores := record.scores("test")) is not None:
+            found[key] = scores
     return found
 
 
@@ -321,7 +303,7 @@ def grid_table(result: StudyResult, language: Language) -> Table:
     rows = []
     for cell in result.cells:
         record = result.record(cell)
-        evaluation = record.evaluation("validation") if record else None
+        evaluation = record.scores("validation") if record else None
         chosen = result.chosen.get(cell.key) is cell
         if evaluation is not None:
             status = (
@@ -330,9 +312,9 @@ def grid_table(result: StudyResult, language: Language) -> Table:
                 else score_text(evaluation)
             )
         else:
-            why = record.happened.get("reason", record.status) if record else "not run"
+            why = (record.outcome.reason or record.status) if record else "not run"
             status = reason_text(result.missing.get(cell.label, why), language)
-        rate = _number(evaluation["candidate_rate"]) if evaluation else "-"
+        rate = _number(evaluation.candidate_rate) if evaluation else "-"
         mark = "★" if chosen else ""
         rows.append((" · ".join(cell.key), chosen_text(cell), status, rate, mark))
     return Table(
@@ -349,17 +331,17 @@ def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table
     disagree, else the first."""
     tables = []
     for number, (label, task) in enumerate(tasks.items(), 4):
-        answers: dict[str, Sequence[Mapping[str, Any]]] = {}
+        answers: dict[str, Sequence[Answer]] = {}
         for key, cell in result.chosen.items():
             record = result.record(cell)
-            if key[1] == label and record is not None and record.evaluation("test"):
+            if key[1] == label and record is not None and record.scores("test"):
                 answers[f"{key[0]}-{key[2]}"] = record.answers("test")
         if not answers or not result.study.answers_shown:
             continue
         columns = list(answers.values())
         places = range(len(columns[0]))
         differing = [
-            place for place in places if len({column[place]["answer"] for column in columns}) > 1
+            place for place in places if len({column[place].answer for column in columns}) > 1
         ]
         shown = [*differing, *(place for place in places if place not in set(differing))][
             : result.study.answers_shown
@@ -372,7 +354,7 @@ def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table
             )
             rows.append(("", "reference", example.target))
             rows += [
-                ("", name, column[place]["answer"] + ("" if column[place]["ended"] else " …"))
+                ("", name, column[place].answer + ("" if column[place].ended else " …"))
                 for name, column in answers.items()
             ]
         tables.append(

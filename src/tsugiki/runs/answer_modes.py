@@ -3,22 +3,38 @@ chosen by log-likelihood."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import ConfigError
+from tsugiki.runs.events import SILENT, Events
 from tsugiki.runs.finished import load_trained, score_run
-from tsugiki.runs.inputs import Listener, tokens_of
-from tsugiki.runs.store import Run, RunRecord
+from tsugiki.runs.inputs import tokens_of
+from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.store import Run
 from tsugiki.score.choices import WAYS, choose_all
 from tsugiki.score.metrics import interval, mcnemar, paired_difference, per_example
 
 
-def three_ways(
-    record: RunRecord, part: str, listener: Listener = Listener()
-) -> list[dict[str, Any]]:
-    """One row a way: its score with interval, and what it gains over free generation (paired, by
-    group; McNemar's p).
+@dataclass(frozen=True, kw_only=True)
+class ModeScore:
+    """A way to an answer: its score with interval, and what it gains over free generation (paired,
+    by group; McNemar's p)."""
+
+    way: str
+    score: str
+    value: float
+    low: float
+    high: float
+    n: int
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    p: float | None = None
+
+
+def three_ways(record: RunRecord, part: str, events: Events = SILENT) -> list[ModeScore]:
+    """One row a way, free generation first.
 
     The choices are kept as `ways-PART.json`; what stands there is not computed again.
 
@@ -31,49 +47,37 @@ def three_ways(
             f'--ways: task "{spec.name}" has no candidates to choose among: its answers are free '
             "text"
         )
-    record = score_run(record, part, listener)
+    record = score_run(record, part, events)
     answers = record.answers(part)
-    targets, groups = ([one[key] for one in answers] for key in ("target", "group"))
-    texts = {"free": [one["answer"] for one in answers], **_chosen(record, part, listener)}
+    targets, groups = [row.target for row in answers], [row.group for row in answers]
+    texts = {"free": [row.answer for row in answers], **_chosen(record, part, events)}
     values = {
         way: per_example(spec.metric, some, targets)[spec.metric] for way, some in texts.items()
     }
     rows = []
-    for way, here in values.items():
-        low, high = interval(here, groups)
-        row = {
-            "way": way,
-            "score": spec.metric,
-            "value": sum(here) / len(here),
-            "low": low,
-            "high": high,
-            "n": len(here),
-        }
+    for way, own in values.items():
+        low, high = interval(own, groups)
+        value = sum(own) / len(own)
+        told = ModeScore(way=way, score=spec.metric, value=value, low=low, high=high, n=len(own))
         if way != "free":
-            gain = paired_difference([here], [values["free"]], groups)
-            row |= {
-                "gain": gain.mean,
-                "gain_low": gain.low,
-                "gain_high": gain.high,
-                "p": mcnemar(here, values["free"], groups).p,
-            }
-        rows.append(row)
+            gain = paired_difference([own], [values["free"]], groups)
+            told = ModeScore(
+                way=way, score=spec.metric, value=value, low=low, high=high, n=len(own),
+                gain=gain.mean, gain_low=gain.low, gain_high=gain.high,
+                p=mcnemar(own, values["free"], groups).p,
+            )  # fmt: skip
+        rows.append(told)
     return rows
 
 
-def _chosen(record: RunRecord, part: str, listener: Listener) -> dict[str, list[str]]:
+def _chosen(record: RunRecord, part: str, events: Events) -> dict[str, list[str]]:
     run = Run(record.folder)
-    if (kept := run.read(f"ways-{part}.json")) is not None:
-        return {way: list(kept[way]) for way in WAYS}
+    kept = run.read(f"ways-{part}.json")
+    if kept is not None:
+        return {way: kept[way] for way in WAYS}
     base, task = load_trained(record), load_task(record.config.task)
-    heard = listener.on_score
     rows = tokens_of(base, task, record.config, part)
-    chosen = choose_all(
-        base.model,
-        base.tokenizer,
-        rows,
-        base.numerics,
-        (lambda done, total: heard(part, done, total)) if heard else None,
-    )
-    run.write(f"ways-{part}.json", chosen)
+    heard = events.answers(part)
+    chosen = choose_all(base.model, base.tokenizer, rows, base.numerics, heard)
+    run.write(f"ways-{part}.json", {way: chosen[way] for way in WAYS})
     return {way: list(chosen[way]) for way in WAYS}

@@ -1,32 +1,23 @@
-"""An adapter that was trained elsewhere (peft, LLaMA-Factory, Unsloth) as a run: scored like any
-other, with a row in the tables."""
+"""What is to be known of an adapter that was trained elsewhere, before it is put on its base."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import ModelError
-from tsugiki.files import new_folder
-from tsugiki.model.export import import_adapter, read_adapter
-from tsugiki.model.loading import Base, num_parameters
-from tsugiki.runs.store import Run
-from tsugiki.train.meter import Measurement, device_name
-
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+from tsugiki.model.export import read_adapter
+from tsugiki.runs.events import Events
+from tsugiki.runs.store import COPIED
 
 
-def adapter_checksum(config: RunConfig) -> dict[str, str]:
-    """What names a run besides the rest: sha256 of the adapter's files; nothing for a run that
-    trains."""
-    if config.adapter is None:
-        return {}
+def adapter_checksum(config: RunConfig) -> str:
+    """sha256 of the adapter's files; nothing for a run that trains."""
+    if not config.adapter:
+        return ""
     total = hashlib.sha256()
-    for name in FILES:
+    for name in COPIED:
         path = Path(config.adapter) / name
         try:
             total.update(path.read_bytes())
@@ -35,13 +26,14 @@ def adapter_checksum(config: RunConfig) -> dict[str, str]:
                 f"adapter {path}: cannot be read: {broken.strerror}. Name a folder that peft wrote "
                 "(safetensors)"
             ) from None
-    return {"adapter_sha256": total.hexdigest()}
+    return total.hexdigest()
 
 
 def other_base(config: RunConfig) -> str | None:
     """What to tell of an adapter that names another base than the one it is put on; None where
     there is nothing to say."""
-    assert config.adapter is not None, "only for runs that name an adapter"
+    if not config.adapter:
+        return None
     named = read_adapter(Path(config.adapter))[0].get("base_model_name_or_path")
     here = {Path(config.model.path).name, config.model.label}
     if not named or Path(str(named)).name in here:
@@ -52,47 +44,7 @@ def other_base(config: RunConfig) -> str | None:
     )
 
 
-def attach_imported(
-    base: Base,
-    config: RunConfig,
-    run: Run,
-    study: str | None,
-    *,
-    begin: Callable[[], None],
-    note: Callable[[str], None],
-) -> None:
-    """Puts the adapter on the base, keeps a copy in the run folder, and records what it is.
-    `begin` is called when the adapter is known to fit."""
-    assert config.adapter is not None, "only for runs that name an adapter"
-    size = num_parameters(base.model)
-    grafted = import_adapter(base.model, Path(config.adapter))
+def note_other_base(config: RunConfig, events: Events) -> None:
+    """Tells what `other_base` has to say."""
     if (said := other_base(config)) is not None:
-        note(said)
-    begin()
-    _keep_copy(Path(config.adapter), run.folder / "adapter")
-    trainable = sum(parameter.numel() for parameter in grafted.parameters.values())
-    lora = grafted.config
-    nothing = Measurement(
-        device=device_name(base.device), num_steps=0, step_s_median=None, step_s_mean=None,
-        tokens_per_s=None,
-        peak_allocated_bytes=None, peak_reserved_bytes=None, peak_process_bytes=None,
-    )  # fmt: skip
-    adapter: dict[str, Any] = {
-        "targets": lora.targets,
-        "rank": lora.rank,
-        "alpha": lora.alpha,
-        "from": Path(config.adapter).name,
-    }
-    run.update(
-        status="running", alone=True, study=study, trainable=trainable, total=size + trainable,
-        steps=0, lanes=1, step="none: trained elsewhere",
-        adapter=adapter, measurement=nothing.to_json(),
-        weights_bytes=(run.folder / "adapter" / FILES[1]).stat().st_size,
-        trained_on={},
-    )  # fmt: skip
-
-
-def _keep_copy(source: Path, folder: Path) -> None:
-    with new_folder(folder) as draft:
-        for name in FILES:
-            shutil.copyfile(source / name, draft / name)
+        events.note(said)

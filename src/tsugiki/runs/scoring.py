@@ -1,19 +1,41 @@
-"""Scores of a part of a task, kept in a run's folder with every answer; the loss on its answers."""
+"""Scores of a part of a task with their key; the loss on its answers."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Sequence
 
 from tsugiki.config.run import RunConfig
 from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.data.tasks import Task
 from tsugiki.model.loading import Base
-from tsugiki.model.lora import bank_of
-from tsugiki.runs.inputs import Listener
+from tsugiki.model.lora import lanes_on
+from tsugiki.runs.events import Events
+from tsugiki.runs.identity import key_of
+from tsugiki.runs.record import Scores
 from tsugiki.runs.store import Run
 from tsugiki.score.choices import log_probs
-from tsugiki.score.evaluate import Evaluation, evaluate_lanes
+from tsugiki.score.evaluate import Evaluation, evaluate
+
+
+def scores_of(
+    evaluation: Evaluation, config: RunConfig, task: Task, rows: Sequence[Tokens]
+) -> Scores:
+    """What is kept of an evaluation, with what it depends on."""
+    ends = tuple(sorted(rows[0].ending.stops))
+    key = key_of(config, task, evaluation.part)
+    return unkeyed(evaluation).model_copy(update={"key": key.model_copy(update={"ends": ends})})
+
+
+def unkeyed(evaluation: Evaluation) -> Scores:
+    """The same without a key: of a sample that was drawn from a part."""
+    return Scores(
+        part=evaluation.part,
+        scores=evaluation.scores,
+        main=evaluation.main,
+        failures=evaluation.failures,
+        candidate_rate=evaluation.candidate_rate,
+        answer_s=evaluation.answer_s,
+    )
 
 
 def score_part(
@@ -21,47 +43,19 @@ def score_part(
     task: Task,
     config: RunConfig,
     part: str,
-    rows: list[Tokens],
+    rows: Sequence[Tokens],
     run: Run,
-    listener: Listener,
+    events: Events,
 ) -> None:
     """Scores a model of one lane on a part and adds the result to its record."""
-    [evaluation] = evaluations_of(base, task, config, part, rows, listener)
-    keep_evaluation(run, part, evaluation)
+    heard = events.answers(part)
+    evaluation = evaluate(base, task.spec, part, rows, config.score, heard)
+    run.add_scores(scores_of(evaluation, config, task, rows), evaluation.predictions)
 
 
-def evaluations_of(
-    base: Base, task: Task, config: RunConfig, part: str, rows: list[Tokens], listener: Listener
-) -> list[Evaluation]:
-    heard = listener.on_score
-    return evaluate_lanes(
-        base,
-        task.spec,
-        part,
-        rows,
-        config.score,
-        (lambda done, total: heard(part, done, total)) if heard else None,
-    )
-
-
-def keep_evaluation(run: Run, part: str, evaluation: Evaluation) -> None:
-    """Adds scores and answers of one part to a run's record."""
-    run.write_answers(part, [asdict(one) for one in evaluation.predictions])
-    run.update(
-        evaluations={**run.record().happened.get("evaluations", {}), part: evaluation.to_json()}
-    )
-
-
-def losses_of(base: Base, rows: list[Tokens]) -> list[float]:
-    """Mean loss a target token of these rows, for each lane of the model: what a score is not."""
-    pairs, pad_id, bank = (
-        [(row.prompt_ids, row.target_ids) for row in rows],
-        pad_id_of(base.tokenizer),
-        bank_of(base.model),
-    )
-    losses = []
-    for lane in range(1 if bank is None else len(bank.shares)):
-        with nullcontext() if bank is None else bank.only(lane):
-            read = log_probs(base.model, pairs, pad_id, base.numerics)
-        losses.append(-sum(map(sum, read)) / sum(map(len, read)))
-    return losses
+def loss_of(base: Base, rows: Sequence[Tokens], lane: int = 0) -> float:
+    """Mean loss a target token of these rows, by one lane of the model: what a score is not."""
+    pairs = [(row.prompt_ids, row.target_ids) for row in rows]
+    with lanes_on(base.model).only(lane):
+        read = log_probs(base.model, pairs, pad_id_of(base.tokenizer), base.numerics)
+    return -sum(map(sum, read)) / sum(map(len, read))

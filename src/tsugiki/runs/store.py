@@ -1,101 +1,67 @@
-"""Run folders: what was asked, with what, what happened. Named by fingerprint, written atomically,
-found again.
+"""Run folders, and the only writer of them. Named by identity, written atomically, found again.
 
 ROOT/runs/jnli-mame-lora-1a2b3c4d5e6f/
-    asked.json       the RunConfig
-    with_what.json   versions, checksums, device, precision
-    happened.json    status, scores, cost
-    answers-PART.jsonl   every prompt's answer, with its class
-    history.json     loss, norm, rate by step
+    config.json  provenance.json  outcome.json      see `runs/record`
+    validations.json  history.json                  what was seen during training
+    answers-PART-KEY.jsonl                          every prompt's answer, with its class
     checkpoint/ (while training)   weights/ (afterwards)
+ROOT/locks/1a2b3c4d5e6f.lock
+
+A run begins with `start`, each of its ends is written by `keep`; checkpoints, scores during
+training and the hand-over of a checkpoint to another run go through the same handle.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
+from tsugiki.config.fields import Record
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import RunError, TsugikiError
-from tsugiki.files import write_atomically
-from tsugiki.toml import parse
+from tsugiki.files import new_folder, write_atomically
+from tsugiki.runs.identity import identity_of, old_identity
+from tsugiki.runs.reading import RunRecord, is_run, read_outcome, read_record, run_folders
+from tsugiki.runs.record import Branch, Outcome, Provenance, Scores, Validation
+from tsugiki.train.history import History
 
-# What names a run besides its configuration.
-NAMING = (
-    "semantics",
-    "model_sha256",
-    "settings_sha256",
-    "task_sha256",
-    "data",
-    "numerics",
-    "device_type",
-    "adapter_sha256",
-)
+if TYPE_CHECKING:
+    from tsugiki.score.predict import Prediction
+    from tsugiki.train.checkpoint import Tensors
+
+COPIED = ("adapter_config.json", "adapter_model.safetensors")  # of an adapter that is imported
 
 
 class RunBusy(RunError):
     """Another live process works on this run."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """One run as it stands on disk. `happened["status"]` is running, done or failed (with
-    `reason`)."""
-
-    folder: Path
-    config: RunConfig
-    with_what: Mapping[str, Any]
-    happened: Mapping[str, Any]
-
-    @property
-    def status(self) -> str:
-        return str(self.happened.get("status", "running"))
-
-    @property
-    def semantics(self) -> int:
-        """By which rules it was made: see `inputs.SEMANTICS`."""
-        return int(self.with_what.get("semantics", 1))
-
-    def evaluation(self, part: str) -> Mapping[str, Any] | None:
-        return self.happened.get("evaluations", {}).get(part)
-
-    def main_score(self, part: str) -> float | None:
-        """The score that chooses, None when this part was not scored."""
-        evaluation = self.evaluation(part)
-        return None if evaluation is None else float(evaluation["main"]["value"])
-
-    @property
-    def during(self) -> list[dict[str, Any]]:
-        """Scores of a sample of validation during training, step by step."""
-        path = self.folder / "during.json"
-        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
-
-    @property
-    def losses(self) -> list[float]:
-        """Mean loss a target token, step by step."""
-        path = self.folder / "history.json"
-        return list(json.loads(path.read_text(encoding="utf-8"))["loss"]) if path.exists() else []
-
-    def answers(self, part: str) -> list[dict[str, Any]]:
-        path = self.folder / f"answers-{part}.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def now() -> str:
+    """The time of the clock, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Run:
-    """One run folder, open for writing; nothing is written before `begin`."""
+    """One run folder, open for writing; nothing is written before `start`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     @property
     def status(self) -> str:
-        """new, running, done or failed."""
-        return self.record().status if (self.folder / "asked.json").exists() else "new"
+        """new, running, done, failed or pruned."""
+        return self.record().status if is_run(self.folder) else "new"
+
+    @property
+    def unfinished(self) -> bool:
+        return self.status in ("new", "running")
 
     @property
     def busy(self) -> bool:
@@ -106,15 +72,6 @@ class Run:
         except RunBusy:
             return True
 
-    def begin(self, config: RunConfig, with_what: Mapping[str, Any]) -> None:
-        """Writes what is asked and with what, unless it stands there from an earlier try that got
-        anywhere."""
-        new = self.status == "new"
-        if new or "steps" not in self.record().happened:
-            self.write("with_what.json", dict(with_what))
-        if new:
-            self.write("asked.json", config.model_dump(mode="json", exclude_none=True))
-
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoint"
@@ -123,55 +80,158 @@ class Run:
     def weights(self) -> Path:
         return self.folder / "weights"
 
-    def write(self, name: str, content: Any) -> None:
-        write_atomically(
-            self.folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode()
+    @property
+    def outcome(self) -> Outcome:
+        return read_outcome(self.folder)
+
+    def record(self) -> RunRecord:
+        return read_record(self.folder)
+
+    def start(self, config: RunConfig, provenance: Provenance, plan: Outcome) -> None:
+        """Writes what is asked and with what, and what is known before the first step.
+
+        How earlier steps were made (by a try that was stopped, or by the run that handed its
+        checkpoint on) stays: the times that are measured are of all of them.
+        """
+        new = not is_run(self.folder)
+        before = Outcome() if new else self.outcome
+        if before.steps is None:
+            self._write("provenance.json", provenance)
+        if new:
+            self._write("config.json", config)
+        names: tuple[str, ...] = ("step", "lanes", "exclusive", "branch")
+        if before.branch is not None and not any(self.checkpoints.glob("step-*/state.json")):
+            names = ()  # the other run was killed before its checkpoint was there
+        made = {name: getattr(before, name) for name in names}
+        score = {"search_score": before.search_score}
+        self._write("outcome.json", plan.model_copy(update={**made, **score, "started": now()}))
+
+    def began(self, *, step: str, lanes: int, exclusive: bool) -> None:
+        """The steps to come are of this kind, shared by so many lanes. The times of a run are those
+        of a device of its own only if all its steps were made so."""
+        before = self.outcome
+        alone = before.exclusive and exclusive and lanes == 1 and before.branch is None
+        changes = {"step": before.step or step, "lanes": before.lanes or lanes, "exclusive": alone}
+        self.change(**changes)
+
+    def keep(
+        self,
+        outcome: Outcome,
+        *,
+        history: History | None = None,
+        weights: Tensors | None = None,
+        answers: Sequence[Prediction] = (),
+    ) -> None:
+        """Writes what came of the run: what belongs to it first, the outcome itself last.
+
+        `answers` are those of its latest scores; `weights` what was trained, by name.
+        """
+        if history is not None:
+            self._write_text("history.json", json.dumps(asdict(history)))
+        changes: dict[str, object] = {"ended": now()}
+        if weights:
+            from tsugiki.train.checkpoint import TENSORS, LaneState, save_checkpoint
+
+            saved = save_checkpoint(self.weights, outcome.steps or 0, weights, LaneState())
+            changes["weights_bytes"] = (saved / TENSORS).stat().st_size
+        if answers:
+            self._write_answers(outcome.scores[-1], answers)
+        self._write("outcome.json", outcome.model_copy(update=changes))
+        if outcome.finished and outcome.status != "failed":
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def add_scores(self, scores: Scores, answers: Sequence[Prediction]) -> None:
+        """Adds the scores of one part to a finished run; those of the same part and key give
+        way."""
+        before = self.outcome
+        kept = tuple(one for one in before.scores if one.file != scores.file)
+        self._write_answers(scores, answers)
+        self._write("outcome.json", before.model_copy(update={"scores": (*kept, scores)}))
+
+    def change(self, **changes: object) -> None:
+        """Changes some of what is kept of the outcome (fields by their names)."""
+        self._write("outcome.json", Outcome.model_validate({**dict(self.outcome), **changes}))
+
+    def watched(self, step: int, scores: Scores) -> None:
+        """Adds what a sample of validation scored after so many steps."""
+        earlier = [one for one in self.record().validations if one.step < step]
+        content = [*earlier, Validation(step=step, scores=scores)]
+        kept = [one.model_dump(mode="json", exclude_none=True) for one in content]
+        self._write_text("validations.json", json.dumps(kept, ensure_ascii=False))
+
+    def hand_over(self, config: RunConfig, provenance: Provenance, source: Run, steps: int) -> None:
+        """Starts this run as one that goes on from a checkpoint of another, which lies there."""
+        there = source.outcome
+        plan = Outcome(
+            study=there.study,
+            branch=Branch(source=source.folder.name, steps=steps),
+            step=there.step,
+            lanes=there.lanes,
+            exclusive=False,
         )
+        if not is_run(self.folder):
+            self._write("provenance.json", provenance)
+            self._write("config.json", config)
+        told = {"search_score": self.outcome.search_score}
+        self._write("outcome.json", plan.model_copy(update=told))
 
-    def read(self, name: str) -> Any:
-        """What `write` kept under this name, None if nothing was. Raises `RunError` for a damaged
-        file."""
+    def copy_adapter(self, source: Path) -> int:
+        """Keeps a copy of an adapter that was trained elsewhere; returns its size in bytes."""
+        with new_folder(self.folder / "adapter") as draft:
+            for name in COPIED:
+                shutil.copyfile(source / name, draft / name)
+        return (self.folder / "adapter" / COPIED[1]).stat().st_size
+
+    def read(self, name: str) -> dict[str, list[str]] | None:
+        """Lists of texts by name that `write` kept, None if nothing was."""
         path = self.folder / name
-        return _read(path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return {str(key): [str(text) for text in texts] for key, texts in content.items()}
+        except (OSError, ValueError, AttributeError, TypeError) as broken:
+            raise RunError(f"{path}: damaged or cut short ({broken}). Delete it") from None
 
-    def during(self) -> list[dict[str, Any]]:
-        """What was scored during training, step by step."""
-        return self.record().during
-
-    def write_answers(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(self.folder / f"answers-{part}.jsonl", text.encode())
+    def write(self, name: str, content: Mapping[str, Iterable[str]]) -> None:
+        kept = {key: list(texts) for key, texts in content.items()}
+        self._write_text(name, json.dumps(kept, indent=1, ensure_ascii=False))
 
     def start_over(self) -> dict[str, bytes]:
-        """Forgets what happened; what was asked stays. Returns what was there, for `put_back`."""
+        """Forgets what came of it; what was asked stays. Returns what was there, for `put_back`."""
         patterns = (
-            "happened.json",
-            "history.json",
-            "during.json",
-            "answers-*.jsonl",
-            "ways-*.json",
-        )
+            "outcome.json", "happened.json", "history.json", "validations.json", "during.json",
+            "answers-*.jsonl", "ways-*.json",
+        )  # fmt: skip
         paths = [path for pattern in patterns for path in self.folder.glob(pattern)]
         before = {path.name: path.read_bytes() for path in paths}
-        self.write("happened.json", {"status": "running"})
+        self._write("outcome.json", Outcome())
         for path in paths:
-            if path.name != "happened.json":
+            if path.name != "outcome.json":
                 path.unlink()
         return before
 
     def put_back(self, before: Mapping[str, bytes]) -> None:
         """Undoes `start_over`: how the run ended last comes last."""
-        for name in sorted(before, key=lambda name: name == "happened.json"):
+        for name in sorted(before, key=lambda name: name in ("outcome.json", "happened.json")):
             write_atomically(self.folder / name, before[name])
+        if "outcome.json" not in before:
+            (self.folder / "outcome.json").unlink(missing_ok=True)
 
-    def update(self, **changes: Any) -> None:
-        """Changes `happened.json`."""
-        path = self.folder / "happened.json"
-        now = _read(path) if path.exists() else {}
-        self.write("happened.json", {**now, **changes})
+    def drop_weights(self) -> None:
+        """Deletes the trained weights (a study keeps those of the chosen cells); scores stay."""
+        shutil.rmtree(self.weights, ignore_errors=True)
 
-    def record(self) -> RunRecord:
-        return read_record(self.folder)
+    def _write(self, name: str, content: Record) -> None:
+        plain = content.model_dump(mode="json", exclude_none=True)
+        self._write_text(name, json.dumps(plain, indent=1, ensure_ascii=False))
+
+    def _write_answers(self, scores: Scores, answers: Sequence[Prediction]) -> None:
+        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answers)
+        self._write_text(scores.file, "".join(lines))
+
+    def _write_text(self, name: str, text: str) -> None:
+        write_atomically(self.folder / name, text.encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -182,7 +242,8 @@ class Run:
             RunBusy: another process holds it.
             RunError: the folder of locks cannot be written.
         """
-        path = self.folder.parent.parent / "locks" / f"{self.folder.name}.lock"
+        name = self.folder.name.rsplit("-", 1)[-1]
+        path = self.folder.parent.parent / "locks" / f"{name}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = path.open("a+")
@@ -217,56 +278,31 @@ class Store:
     def __init__(self, root: Path):
         self.root = root
 
-    def open(self, config: RunConfig, with_what: Mapping[str, Any]) -> Run:
-        """The run folder of this configuration with these inputs; it need not exist yet."""
-        print_of_it = config.fingerprint(
-            {key: with_what[key] for key in NAMING if key in with_what}
-        )
-        name = f"{Path(config.task.name).stem}-{config.model.label}-{config.method}-{print_of_it}"
+    def open(self, config: RunConfig, provenance: Provenance) -> Run:
+        """The run of this configuration with these inputs, under whatever label it was made; it
+        need not exist yet."""
+        for identity in (identity_of(provenance), old_identity(config, provenance)):
+            known = sorted((self.root / "runs").glob(f"*-{identity}"))
+            if known:
+                return Run(known[0])
+        task, model = Path(config.task.name).stem, config.model.label
+        name = f"{task}-{model}-{config.method}-{identity_of(provenance)}"
         return Run(self.root / "runs" / name.replace("/", "_"))
 
+    def read(self) -> tuple[list[RunRecord], list[str]]:
+        """Every run that can be read; and of the others, what is to be said of each."""
+        records, damaged = list[RunRecord](), list[str]()
+        for folder in run_folders(self.root):
+            try:
+                records.append(read_record(folder))
+            except TsugikiError as broken:
+                damaged.append(str(broken))
+        return records, damaged
+
     def records(self) -> list[RunRecord]:
-        """Every run that can be read; `damaged` has the others."""
-        return [one for one in self._read_all() if isinstance(one, RunRecord)]
+        """Every run that can be read."""
+        return self.read()[0]
 
     def damaged(self) -> list[str]:
         """Runs with a damaged file: what is to be said of each."""
-        return [one for one in self._read_all() if isinstance(one, str)]
-
-    def _read_all(self) -> Iterator[RunRecord | str]:
-        for path in sorted((self.root / "runs").glob("*/asked.json")):
-            try:
-                yield read_record(path.parent)
-            except TsugikiError as broken:
-                yield str(broken)
-
-
-def read_record(folder: Path) -> RunRecord:
-    """Reads a run folder. Raises `RunError` naming the file that is missing or damaged."""
-    if not (folder / "asked.json").exists():
-        what = "not a run folder" if folder.exists() else "no such folder"
-        raise RunError(
-            f"{folder}: {what}. tsugiki ls lists the runs; name their folder with --out there"
-        )
-    happened = (
-        _read(folder / "happened.json")
-        if (folder / "happened.json").exists()
-        else {"status": "running"}
-    )
-    config = parse(RunConfig, _read(folder / "asked.json"), str(folder / "asked.json"))
-    return RunRecord(
-        folder=folder, config=config, with_what=_read(folder / "with_what.json"), happened=happened
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"holds no object but {type(content).__name__}")
-        return content
-    except (OSError, ValueError) as broken:
-        raise RunError(
-            f"{path}: damaged or cut short ({broken}). Restore it, or delete the folder "
-            f"{path.parent} to run again"
-        ) from None
+        return self.read()[1]

@@ -21,7 +21,8 @@ from tsugiki.model.folder import resolve, settings_files
 from tsugiki.model.lora import grafted_of
 from tsugiki.runs.finished import load_trained
 from tsugiki.runs.inputs import tokens_of
-from tsugiki.runs.store import RunRecord
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.reading import RunRecord
 from tsugiki.score.evaluate import evaluate
 from tsugiki.score.predict import PLAIN_BATCH, generate_ids
 
@@ -66,7 +67,7 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
 def export_run(record: RunRecord, folder: Path) -> None:
     """Writes the run's adapter for peft. Raises `ModelError` for a full fine-tuning run: it has no
     adapter."""
-    if record.config.method == "full":
+    if method_of(record.config).moves_base:
         raise ModelError(
             f"{record.folder}: full fine-tuning has no adapter to export. Write the whole model "
             "with --merge"
@@ -135,7 +136,7 @@ def export_merged(
     gate = replace(
         base, source=replace(base.source, numerics=replace(base.numerics, compute=compute))
     )
-    if config.method == "lora":
+    if not method_of(config).moves_base:
         store_frozen(
             base.model, dtype
         )  # the adapter is judged, not the type that the base is stored in

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from tsugiki.config.run import ScoreConfig
 from tsugiki.config.task import TaskSpec
 from tsugiki.data.prompts import Tokens
 from tsugiki.model.loading import Base
+from tsugiki.model.lora import lanes_on
 from tsugiki.score.failures import CLASSES, is_candidate
 from tsugiki.score.metrics import Score, per_example, score
-from tsugiki.score.predict import Prediction, predict_lanes
+from tsugiki.score.predict import Prediction, answers_together, predict_lanes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,6 @@ class Evaluation:
     def main(self) -> Score:
         """The score that chooses: the metric itself; ROUGE-L for summaries."""
         return self.scores[-1] if self.scores[-1].name == "rougeL" else self.scores[0]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the answers."""
-        kept = asdict(self)
-        del kept["predictions"]
-        return {**kept, "main": asdict(self.main)}
 
 
 def summarise(
@@ -85,9 +79,11 @@ def evaluate_lanes(
     rows: Sequence[Tokens],
     config: ScoreConfig,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[Evaluation]:
-    """`evaluate` for each lane of an adapted model."""
-    started = time.perf_counter()
+    lanes: Sequence[int] | None = None,
+) -> Iterator[Evaluation]:
+    """`evaluate` for each lane of an adapted model (or for these alone), as soon as its answers are
+    there. Lanes that answer in one batch share its time."""
+    started, shared = time.perf_counter(), 0.0
     answers = predict_lanes(
         base.model,
         base.tokenizer,
@@ -96,6 +92,12 @@ def evaluate_lanes(
         config=config,
         numerics=base.numerics,
         on_progress=on_progress,
+        lanes=lanes,
     )
-    answer_s = (time.perf_counter() - started) / len(rows) / len(answers)
-    return [summarise(spec, part, predictions, answer_s) for predictions in answers]
+    count = len(lanes) if lanes is not None else lanes_on(base.model).num_lanes
+    together = answers_together(base.model, config, base.numerics)
+    for predictions in answers:
+        spent = time.perf_counter() - started
+        shared = shared or spent / count
+        yield summarise(spec, part, predictions, (shared if together else spent) / len(rows))
+        started = time.perf_counter()

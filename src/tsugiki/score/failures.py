@@ -32,6 +32,12 @@ ENGLISH = {
 }
 
 
+def in_english(name: str) -> str:
+    """A class in words; one that this version does not know as it is."""
+    known: dict[str, str] = {**ENGLISH}
+    return known.get(name, name)
+
+
 def classify(
     answer: str, target: str, candidates: Sequence[str], *, ended: bool, was_cut: bool
 ) -> FailureClass:

@@ -7,8 +7,7 @@ p p p p p p | a a a e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
 from tsugiki.fast.cuda_graphs import takes_captured
 from tsugiki.model.loading import Numerics
 from tsugiki.model.look import cache_argument, look_of
-from tsugiki.model.lora import bank_of
+from tsugiki.model.lora import lanes_on
 from tsugiki.score.decode import generate_lanes, rows_at_once
 from tsugiki.score.failures import FailureClass, classify
 
@@ -130,6 +129,12 @@ def predict(
     return answers
 
 
+def answers_together(model: Any, config: ScoreConfig, numerics: Numerics) -> bool:
+    """Whether all lanes of a model answer in one batch here. Raises as `predict_lanes` does."""
+    device = next(model.parameters()).device
+    return takes_captured(config.decode, "score.decode", model, device, numerics)
+
+
 def predict_lanes(
     model: Any,
     tokenizer: Any,
@@ -139,55 +144,54 @@ def predict_lanes(
     config: ScoreConfig,
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[list[Prediction]]:
-    """Each lane's answers in the order of `rows`, by the recorded steps of `score/decode` where
-    they exist, else by `generate_ids`.
+    lanes: Sequence[int] | None = None,
+) -> Iterator[list[Prediction]]:
+    """Each lane's answers in the order of `rows`, as soon as they are there, by the recorded steps
+    of `score/decode` where they exist, else by `generate_ids`.
 
     A model without adapters is one lane. On a device that records, all lanes answer in one batch;
-    elsewhere one after another.
+    elsewhere one after another. `lanes`: only these (by their numbers), in this order.
 
     Raises:
         RunError: `score.decode = "captured"` was asked for and does not exist here.
     """
     prompts = [row.prompt_ids for row in rows]
     stops = rows[0].ending.stops if rows else frozenset()
-    bank = bank_of(model)
-    lanes = 1 if bank is None else len(bank.shares)
-    if takes_captured(
-        config.decode, "score.decode", model, next(model.parameters()).device, numerics
-    ):
-        batch = config.batch or CAPTURED_BATCH
-        answers = generate_lanes(
+    bank = lanes_on(model)
+    wanted = range(bank.num_lanes) if lanes is None else lanes
+    if answers_together(model, config, numerics):
+        written = generate_lanes(
             model,
             prompts,
-            lanes=lanes,
+            lanes=bank.num_lanes,
             max_new_tokens=max_new_tokens,
-            batch=batch,
+            batch=config.batch or CAPTURED_BATCH,
             stops=stops,
             numerics=numerics,
             on_progress=on_progress,
         )
-    else:
-        pad_id, batch = pad_id_of(tokenizer), config.batch or PLAIN_BATCH
-        answers = []
-        for lane in range(lanes):
-            with nullcontext() if bank is None else bank.only(lane):
-                answers.append(
-                    _generate_in_batches(
-                        model,
-                        prompts,
-                        max_new_tokens,
-                        batch,
-                        stops=stops,
-                        pad_id=pad_id,
-                        numerics=numerics,
-                        on_progress=on_progress,
-                    )
-                )
-    return [
-        [_prediction(tokenizer, row, ids) for row, ids in zip(rows, lane, strict=True)]
-        for lane in answers
-    ]
+        for lane in wanted:
+            yield _predictions(tokenizer, rows, written[lane])
+        return
+    for lane in wanted:
+        with bank.only(lane):
+            ids = _generate_in_batches(
+                model,
+                prompts,
+                max_new_tokens,
+                config.batch or PLAIN_BATCH,
+                stops=stops,
+                pad_id=pad_id_of(tokenizer),
+                numerics=numerics,
+                on_progress=on_progress,
+            )
+        yield _predictions(tokenizer, rows, ids)
+
+
+def _predictions(
+    tokenizer: Any, rows: Sequence[Tokens], written: Sequence[list[int]]
+) -> list[Prediction]:
+    return [_prediction(tokenizer, row, ids) for row, ids in zip(rows, written, strict=True)]
 
 
 def _generate_in_batches(

@@ -4,22 +4,24 @@ from this and the records."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tsugiki.config.run import LoraConfig, ModelChoice, RunConfig, TaskChoice, TrainConfig
+from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice, TrainConfig
 from tsugiki.config.study import MethodSpec, Range, StudySpec
-from tsugiki.data.tasks import Task, load_task, task_digest
+from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
-from tsugiki.runs.store import RunRecord, Store
+from tsugiki.model.folder import check_settings, checksum_of, resolve, weight_files
+from tsugiki.runs.identity import is_of, keys_of
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.reading import RunRecord, file_of
+from tsugiki.runs.store import Store
 from tsugiki.study.missing import read_missing, seed_of, test_of
-from tsugiki.study.search import Lookup, nothing_known, settings_of
-from tsugiki.toml import beside, parse, read_toml, refuse_task_file
+from tsugiki.study.search import Lookup, Settings, nothing_known, settings_of
+from tsugiki.toml import Given, beside, parse, read_toml, refuse_task_file
 
 PRESETS = Path(__file__).parent.parent / "presets" / "studies"
-LORA_KEYS = frozenset(LoraConfig.model_fields)
 TRAIN_KEYS = frozenset(TrainConfig.model_fields) - {"seed"}
 Key = tuple[str, str, str]
 """Model, task and method, by their names: a row of the tables."""
@@ -32,7 +34,7 @@ class Cell:
     model: ModelChoice
     task: TaskChoice
     method: MethodSpec
-    settings: Mapping[str, Any]
+    settings: Settings
     config: RunConfig
 
     @property
@@ -42,7 +44,7 @@ class Cell:
     def seeds(self, asked: int) -> int:
         """How many seeds of it there are when a study asks for so many: an adapter that was
         trained elsewhere has one."""
-        return 1 if self.config.adapter is not None else asked
+        return asked if method_of(self.config).trains else 1
 
     @property
     def label(self) -> str:
@@ -72,7 +74,7 @@ class StudyResult:
             *([record] if record else []),
             *(self.repeats.get(cell.key, []) if self.chosen.get(cell.key) is cell else []),
         ]
-        return [run for run in runs if run.status == "done" and run.evaluation(part) is not None]
+        return [run for run in runs if run.status == "done" and run.scores(part) is not None]
 
     def record(self, cell: Cell) -> RunRecord | None:
         return self.records.get(cell.label)
@@ -97,7 +99,7 @@ def builtin_studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
 
 
-def find_study(name: str) -> dict[str, Any]:
+def find_study(name: str) -> Given:
     """The content of a built-in study or of a file."""
     known = builtin_studies()
     if name in known:
@@ -112,7 +114,7 @@ def find_study(name: str) -> dict[str, Any]:
     return beside(given, Path(name).parent)
 
 
-def parse_study(given: Mapping[str, Any], where: str) -> StudySpec:
+def parse_study(given: Given, where: str) -> StudySpec:
     return parse(StudySpec, given, where)
 
 
@@ -171,7 +173,7 @@ def _check_shared(study: StudySpec) -> None:
 
 
 def _check_grid(study: StudySpec, method: MethodSpec) -> None:
-    known = TRAIN_KEYS | (LORA_KEYS if method.kind == "lora" else frozenset())
+    known = TRAIN_KEYS | method_of(method).grid_keys
     for key, values in method.grid.items():
         if key not in known:
             raise ConfigError(
@@ -185,28 +187,10 @@ def _check_grid(study: StudySpec, method: MethodSpec) -> None:
 def _cells_of(
     study: StudySpec, model: ModelChoice, task: TaskChoice, method: MethodSpec, lookup: Lookup
 ) -> list[Cell]:
-    def config_of(settings: Mapping[str, Any]) -> RunConfig:
-        lora = {key: value for key, value in settings.items() if key in LORA_KEYS}
-        train = {
-            **study.train,
-            **{key: value for key, value in settings.items() if key in TRAIN_KEYS},
-        }
-        asked: dict[str, Any] = {
-            "model": model,
-            "task": task,
-            "method": method.kind,
-            "train": train,
-            "score": study.score,
-        }
-        if method.adapter is not None:
-            asked["adapter"] = method.adapter
-            asked["train"] = {
-                name: train[name]
-                for name in ("max_length", "long_rows", "precision")
-                if name in train
-            }  # the rest is of the other methods
-        elif method.kind == "lora":
-            asked["lora"] = lora
+    def config_of(settings: Settings) -> RunConfig:
+        given = {key: value for key, value in settings.items() if key in TRAIN_KEYS}
+        asked = method_of(method).asked({**study.train, **given}, settings, method)
+        asked |= {"model": model, "task": task, "method": method.kind, "score": study.score}
         return parse(RunConfig, asked, f'study "{study.name}" method "{method.name}"')
 
     return [
@@ -248,43 +232,19 @@ def validation_score(result: StudyResult, cell: Cell) -> float | None:
 
 
 def collect(study: StudySpec, store: Store) -> StudyResult:
-    """What is on disk of a study: each cell's newest record over today's data and one set of
-    weights a model, the choice among them, and what was missing when it last ran. Records of a
+    """What is on disk of a study: each cell's newest record over today's training rows and one set
+    of weights a model, the choice among them, and what was missing when it last ran. Records of a
     task that cannot be read today stay: nothing says that they are of other data."""
-    tasks = {choice: readable_task(choice) for choice in study.tasks}
-    newest_first = sorted(
-        store.records(), key=lambda record: -(record.folder / "asked.json").stat().st_mtime
-    )
-    found: dict[RunConfig, list[RunRecord]] = {}
-    for record in newest_first:
-        if record.config.task in tasks and _fits(record, tasks[record.config.task]):
-            found.setdefault(record.config, []).append(record)
-    first_cells = {cell.config for cell in expand(study)}
-    weights: dict[str, str] = {}
-    for record in newest_first:
-        if record.config in first_cells and record in found.get(record.config, []):
-            weights.setdefault(record.config.model.label, record.with_what["model_sha256"])
-
-    def lookup(config: RunConfig) -> RunRecord | None:
-        wanted = weights.get(config.model.label)
-        return next(
-            (
-                record
-                for record in found.get(config, [])
-                if record.with_what["model_sha256"] == wanted
-            ),
-            None,
-        )
-
-    result = StudyResult(study=study, cells=expand(study, lookup))
+    known = Kept(store, {choice: readable_task(choice) for choice in study.tasks})
+    known.settle_weights([cell.config for cell in expand(study)])
+    result = StudyResult(study=study, cells=expand(study, known.record))
     result.records = {
-        cell.label: one for cell in result.cells if (one := lookup(cell.config)) is not None
+        cell.label: found for cell in result.cells if (found := known.record(cell.config))
     }
     choose(result)
     for key, cell in result.chosen.items():
         for number in range(1, cell.seeds(study.seeds)):
-            config = with_seed(cell.config, number)
-            repeated = lookup(config)
+            repeated = known.record(with_seed(cell.config, number))
             result.repeats.setdefault(key, []).extend([repeated] if repeated else [])
     result.missing = {
         label: reason
@@ -294,25 +254,88 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
     return result
 
 
+class Kept:
+    """The records of a store as the configurations of a study ask for them."""
+
+    def __init__(self, store: Store, tasks: Mapping[TaskChoice, Task | None]):
+        self.tasks = tasks
+        self.newest_first = sorted(
+            store.records(),
+            key=lambda record: -file_of(record.folder, "config.json").stat().st_mtime,
+        )
+        self.weights: dict[str, str] = {}
+        self.found: dict[RunConfig, list[RunRecord]] = {}
+
+    def of(self, config: RunConfig) -> list[RunRecord]:
+        """All records of a configuration over today's rows, the newest first, whatever their
+        model; with the scores that it asks for alone."""
+        if config not in self.found:
+            task = self.tasks[config.task]
+            if task is None:
+                same = [record for record in self.newest_first if record.config == config]
+                self.found[config] = same
+            else:
+                keys = keys_of(config, task)
+                self.found[config] = [
+                    record.asked(config, keys)
+                    for record in self.newest_first
+                    if is_of(record, config, task)
+                ]
+        return self.found[config]
+
+    def settle_weights(self, configs: Sequence[RunConfig]) -> None:
+        """One set of weights for each model: that of the newest record of any configuration."""
+        for model in {config.model: None for config in configs}:
+            records = [
+                record
+                for config in configs
+                if config.model == model
+                for record in self.of(config)
+                if record.known_as.path == model.path
+            ]
+            if records:
+                newest = min(records, key=self._age)
+                self.weights.setdefault(model.label, newest.provenance.model_sha256)
+            elif (checksum := _checksum(model)) is not None:
+                self.weights.setdefault(model.label, checksum)
+
+    def _age(self, record: RunRecord) -> int:
+        folders = [known.folder for known in self.newest_first]
+        return folders.index(record.folder)
+
+    def record(self, config: RunConfig) -> RunRecord | None:
+        """The newest record of a configuration over its model's weights."""
+        wanted = self.weights.get(config.model.label)
+        there = (one for one in self.of(config) if one.provenance.model_sha256 == wanted)
+        return next(there, None)
+
+
 def _is_there(result: StudyResult, label: str) -> bool:
     """Whether what was missing has been had since."""
     for cell in result.cells:
         record = result.record(cell)
         if label == cell.label:
-            return record is not None and record.status in ("done", "failed", "pruned")
+            return record is not None and record.outcome.finished
         if label == test_of(cell.label):
-            return (
-                record is None
-                or record.evaluation("test") is not None
-                or result.chosen.get(cell.key) is not cell
-            )
+            chosen = result.chosen.get(cell.key) is cell
+            return record is None or record.scores("test") is not None or not chosen
         for number in range(1, cell.seeds(result.study.seeds)):
             if label == seed_of(cell.label, number + 1):
-                return any(
-                    run.config == with_seed(cell.config, number) and run.status == "failed"
-                    for run in result.repeats.get(cell.key, [])
-                ) or any(run.config == with_seed(cell.config, number) for run in result.seeds(cell))
+                seed = with_seed(cell.config, number)
+                runs = [run for run in result.repeats.get(cell.key, []) if run.config == seed]
+                return any(run.status == "failed" or run.scores("test") for run in runs)
     return True  # of a cell that is no longer there
+
+
+def _checksum(model: ModelChoice) -> str | None:
+    """Of a model that no run names, but that may be there under another name or path."""
+    if not Path(model.path).exists():
+        return None
+    try:
+        folder = resolve(model)
+        return checksum_of(weight_files(folder, check_settings(folder)))
+    except (TsugikiError, OSError):
+        return None
 
 
 def readable_task(choice: TaskChoice) -> Task | None:
@@ -321,11 +344,3 @@ def readable_task(choice: TaskChoice) -> Task | None:
         return load_task(choice)
     except (TsugikiError, OSError):
         return None
-
-
-def _fits(record: RunRecord, task: Task | None) -> bool:
-    """Whether a record is of today's task file and data, as far as they can be read."""
-    return task is None or (
-        record.with_what.get("task_sha256") == task_digest(task)
-        and bool(record.with_what["data"] == task.files)
-    )

@@ -10,16 +10,17 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tsugiki.config.run import RunConfig
-from tsugiki.config.study import MethodSpec, Range
+from tsugiki.config.study import MethodSpec, Range, Setting
 from tsugiki.errors import ConfigError
-from tsugiki.runs.store import RunRecord
+from tsugiki.runs.reading import RunRecord
 
 Lookup = Callable[[RunConfig], RunRecord | None]
-Settings = dict[str, Any]
+Settings = dict[str, Setting]
+ConfigOf = Callable[[Settings], RunConfig]
 TRIALS, ROUNDS = 24, 3
 
 
@@ -27,9 +28,7 @@ def nothing_known(config: RunConfig) -> None:
     """The lookup of a study that has not begun."""
 
 
-def settings_of(
-    method: MethodSpec, config_of: Callable[[Mapping[str, Any]], RunConfig], lookup: Lookup
-) -> Iterator[Settings]:
+def settings_of(method: MethodSpec, config_of: ConfigOf, lookup: Lookup) -> Iterator[Settings]:
     """The settings of every cell that is known by now, each once. Under TPE a round is known when
     all before it have records."""
     if method.search.kind == "grid":
@@ -55,7 +54,7 @@ def _sample(method: MethodSpec) -> Iterator[Settings]:
             return
 
 
-def _draw(dice: random.Random, values: Any) -> Any:
+def _draw(dice: random.Random, values: tuple[Setting, ...] | Range) -> Setting:
     if not isinstance(values, Range):
         return dice.choice(values)
     even = (
@@ -73,9 +72,7 @@ def _plain(value: float, values: Range) -> float | int:
     return float(f"{value:.3g}")
 
 
-def _learnt(
-    method: MethodSpec, config_of: Callable[[Mapping[str, Any]], RunConfig], lookup: Lookup
-) -> Iterator[Settings]:
+def _learnt(method: MethodSpec, config_of: ConfigOf, lookup: Lookup) -> Iterator[Settings]:
     try:
         import optuna
     except ImportError:
@@ -120,15 +117,15 @@ def _ask(trial: Any, name: str, values: Any) -> Any:
 def _tell(study: Any, trial: Any, record: RunRecord | None) -> bool:
     """Tells the sampler how a cell did; False while that is not known. A cell that did not learn
     scored nothing."""
-    if record is None or record.status not in ("done", "failed", "pruned"):
+    if record is None or not record.outcome.finished:
         return False
-    score = (
-        record.main_score("validation")
-        if record.status == "done"
-        else record.happened.get("pruned", {}).get("value")
-    )
-    score = record.happened.get(
-        "told", score
-    )  # what was told before the cell was trained again: the later rounds follow from it
+    outcome, score = record.outcome, None
+    if record.status == "done":
+        score = record.main_score("validation")
+    elif outcome.pruned_score is not None:
+        score = outcome.pruned_score.value
+    if outcome.search_score is not None:
+        # What was told before it was trained again: the later rounds follow from it.
+        score = outcome.search_score
     study.tell(trial, score or 0.0)
     return True

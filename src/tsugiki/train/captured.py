@@ -65,7 +65,7 @@ class PackedForward:
         self.backbone, self.head = backbone_and_head(model)
         self.embed: nn.Module = model.get_input_embeddings()
         self.lanes, self.numerics, self.device, self.shadow = lanes, numerics, device, shadow
-        self.bank = lanes[0].grafted.bank if lanes[0].grafted is not None else None
+        self.bank, self.shares = lanes[0].moves.bank, (1,) * len(lanes)
         for lane in lanes:
             for parameter in lane.parameters.values():
                 if parameter.grad is None:
@@ -74,21 +74,22 @@ class PackedForward:
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """The micro-batch's share of each lane's mean loss a target token in this step, [lanes] on
         the device."""
-        bank = self.bank
-        if bank is not None:
-            bank.rows, bank.positions = batch.rows[None], batch.positions[None]
-            for clock, step in zip(bank.clocks, batch.step.unbind(), strict=True):
-                clock.step = step
+        steps, rows, positions = batch.step.unbind(), batch.rows[None], batch.positions[None]
+        self.bank.set_batch(self.shares, rows, positions, steps)
         with self.numerics.autocast(self.device):
             losses = packed_losses(self.backbone, self.embed, self.head, batch) / batch.num_targets
             loss = losses.sum()
-        if self.shadow is None or bank is None:
+        if self.shadow is None:
             loss.backward()
         else:
-            self.shadow.accumulate(torch.autograd.grad(loss, self.shadow.leaves), bank.gradient)
-        if bank is not None:
-            bank.rows = None
+            [gradient] = self.gradients()
+            self.shadow.accumulate(torch.autograd.grad(loss, self.shadow.leaves), gradient)
+        self.bank.clear_batch()
         return losses.detach()
+
+    def gradients(self) -> list[torch.Tensor]:
+        """What a backward pass adds to."""
+        return self.lanes[0].moves.gradients()
 
 
 class CapturedStep:
@@ -216,7 +217,7 @@ class CapturedStep:
             for _ in range(2 if index == 0 else 1):
                 self.recorder.warm_up(work)
             graphs.append(self.recorder.record(work))
-        for gradient in self._gradients():
+        for gradient in self.forward.gradients():
             gradient.zero_()
         self.losses.zero_()
         return graphs
@@ -227,13 +228,8 @@ class CapturedStep:
 
         return work
 
-    def _gradients(self) -> list[torch.Tensor]:
-        if self.forward.bank is not None:
-            return [self.forward.bank.gradient]
-        return [parameter.grad for parameter in self.lanes[0].moved if parameter.grad is not None]
-
     def _record_update(self) -> torch.cuda.CUDAGraph:
-        gradients = self._gradients()
+        gradients = self.forward.gradients()
 
         def work() -> None:
             norms = [lane.move() for lane in self.lanes]
@@ -275,9 +271,7 @@ class CapturedStep:
         self.graphs.clear()
         self.batches.clear()
         del self.update, self.recorder
-        if self.forward.bank is None:
-            for parameter in self.lanes[0].moved:
-                parameter.grad = None
+        self.lanes[0].moves.free_gradients()
         torch.cuda.empty_cache()
 
     def __call__(self, lanes: Sequence[Lane]) -> list[StepResult]:
@@ -371,11 +365,7 @@ def captured_step(
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
         rewired.enter_context(rotation_left(model))
-        shadow = (
-            rewired.enter_context(fused(model))
-            if lanes[0].grafted is not None and can_fuse(model)
-            else None
-        )
+        shadow = rewired.enter_context(fused(model)) if can_fuse(model) else None
         rewired.enter_context(_compiled_layers(model))
         while True:
             try:

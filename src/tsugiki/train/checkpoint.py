@@ -4,56 +4,59 @@
                             state.json         counters, history, sha256 of the former
 
 The folder is written under a hidden name and renamed; a killed process leaves the one before. What
-is removed is renamed first, so that a kill while files go leaves no folder that looks like a
-checkpoint.
+is removed is renamed first; a folder without a state was on its way out or never got in, and is
+passed over. Tensors are written and read as a stream (`train/tensor_file`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 
 from tsugiki.errors import RunError
+from tsugiki.files import new_folder, remove_folder, sha256_of
+from tsugiki.train.history import History
+from tsugiki.train.tensor_file import TensorFile, write_tensors
+
+Tensors = Mapping[str, torch.Tensor]
+TENSORS, STATE = "lane.safetensors", "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneState:
+    """Where a lane is besides its tensors. `group` and `group_step` say which lanes it trained with
+    and at which of their steps, so that lanes of one group resume from one of them."""
+
+    step: int = 0
+    moving_steps: int = 0
+    failure: str | None = None
+    pruned: bool = False
+    group: str | None = None
+    group_step: int = 0
+    sha256: str = ""
+    history: History = field(default_factory=History)
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
-    tensors: dict[str, torch.Tensor],
-    state: dict[str, Any],
+    tensors: Tensors,
+    state: LaneState,
     *,
     keep: bool = False,
 ) -> Path:
     """Writes `FOLDER/step-…` atomically and removes older ones, unless they are to be kept."""
     final = folder / f"step-{step:08d}"
-    draft = folder / f".step-{step:08d}.{os.getpid()}"
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-            draft / "lane.safetensors",
-        )
-        digest = hashlib.sha256((draft / "lane.safetensors").read_bytes()).hexdigest()
-        (draft / "state.json").write_text(
-            json.dumps({**state, "step": step, "sha256": digest}), encoding="utf-8"
-        )
-        for name in ("lane.safetensors", "state.json"):
-            with (draft / name).open("r+b") as file:
-                os.fsync(file.fileno())
-        if final.exists():
-            _remove(final)
-        os.replace(draft, final)
-    except (OSError, SafetensorError) as broken:
-        shutil.rmtree(draft, ignore_errors=True)
+        with new_folder(final) as draft:
+            digest = write_tensors(draft / TENSORS, tensors)
+            told = asdict(replace(state, step=step, sha256=digest))
+            (draft / STATE).write_text(json.dumps(told | told.pop("history")), encoding="utf-8")
+    except OSError as broken:
         raise RunError(
             f"{folder}: the checkpoint of step {step} cannot be written: {broken}. Free some space "
             "and run again: it resumes"
@@ -66,28 +69,14 @@ def save_checkpoint(
 def drop_older_checkpoints(folder: Path) -> None:
     """Leaves the latest checkpoint alone, and nothing of what killed processes wrote or removed."""
     latest = latest_checkpoint(folder)
-    for other in [
-        *(path for path in folder.glob("step-*") if path != latest),
-        *folder.glob(".step-*"),
-    ]:
-        _remove(other)
-
-
-def _remove(path: Path) -> None:
-    """Takes a checkpoint out of sight in one move, then deletes its files."""
-    hidden = (
-        path if path.name.startswith(".") else path.with_name(f".{path.name}.gone.{os.getpid()}")
-    )
-    if hidden != path:
-        os.replace(path, hidden)
-    shutil.rmtree(hidden)
+    others = [path for path in folder.glob("step-*") if path != latest]
+    for other in [*others, *folder.glob(".step-*")]:
+        remove_folder(other)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, earliest first; those without a state (a kill while files were
-    removed) only where no whole one is there."""
-    found = sorted(folder.glob("step-*"))
-    return [path for path in found if (path / "state.json").exists()] or found
+    """The checkpoints in a folder, earliest first; those without a state are none."""
+    return [path for path in sorted(folder.glob("step-*")) if (path / STATE).exists()]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -99,30 +88,36 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> LaneState:
     """The counters and history of a checkpoint. Raises `RunError` naming the damaged file."""
     try:
-        return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as broken:
-        raise RunError(
-            f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the "
-            "start"
-        ) from None
+        told = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if "moment" in told:  # of a version before 2026-12
+            told["group_step"] = told.pop("moment")
+        history = History(**{one.name: told.get(one.name, []) for one in fields(History)})
+        names = {one.name for one in fields(LaneState)} & set(told)
+        return LaneState(**{name: told[name] for name in names}, history=history)
+    except (OSError, ValueError, TypeError, AttributeError) as broken:
+        raise _damaged(path, broken) from None
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, state) of a checkpoint. Raises `RunError` naming the damaged file."""
+def read_checkpoint(path: Path) -> tuple[TensorFile, LaneState]:
+    """(tensors, state) of a checkpoint, whole by its checksum. Raises `RunError` naming the damaged
+    file."""
+    state = read_state(path)
+    file = path / TENSORS
     try:
-        state = read_state(path)
-        content = (path / "lane.safetensors").read_bytes()
-        if hashlib.sha256(content).hexdigest() != state["sha256"]:
+        if sha256_of(file) != state.sha256:
             raise RunError(
-                f"{path / 'lane.safetensors'}: damaged or cut short (checksum differs). Delete "
-                f"{path} to train from the start"
+                f"{file}: damaged or cut short (checksum differs). Delete {path} to train from "
+                "the start"
             )
-        return load(content), state
-    except (OSError, ValueError, KeyError, SafetensorError) as broken:
-        raise RunError(
-            f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the "
-            "start"
-        ) from None
+        return TensorFile(file), state
+    except (OSError, ValueError, KeyError, TypeError) as broken:
+        raise _damaged(path, broken) from None
+
+
+def _damaged(path: Path, broken: Exception) -> RunError:
+    return RunError(
+        f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the start"
+    )

@@ -7,10 +7,9 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,14 +18,17 @@ import torch
 
 from tsugiki.errors import RunError
 from tsugiki.train.checkpoint import (
+    LaneState,
     checkpoints,
     drop_older_checkpoints,
     read_checkpoint,
     read_state,
     save_checkpoint,
 )
+from tsugiki.train.cost import Cost
+from tsugiki.train.history import History
 from tsugiki.train.lane import DidNotLearn, Lane
-from tsugiki.train.meter import Measurement, Meter
+from tsugiki.train.meter import Meter
 from tsugiki.train.step import StepResult
 
 HEALTH_STEP = 3
@@ -51,31 +53,21 @@ class Progress:
     left_s: float
 
 
-@dataclass(kw_only=True)
-class History:
-    """One entry a step: mean loss a target token, gradient norm, learning rate, seconds, tokens.
-
-    Of lanes that trained together, `step_s` is the step's time divided by the lanes that were in
-    it.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    norm: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)
-    step_s: list[float] = field(default_factory=list)
-    step_tokens: list[int] = field(default_factory=list)
-
-
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
     """`failure` says why the lane's result is worth nothing, if it is: it diverged or did not
     learn. `pruned`: who visited it ended it."""
 
     history: History
-    measurement: Measurement
+    cost: Cost
     resumed_from: int
     failure: str | None = None
     pruned: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained to its end."""
+        return self.failure is None and not self.pruned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +105,10 @@ def fit(
     return _Together(step, courses, device, on_progress, checkpoint_every_s, visit).run()
 
 
-def is_end(state: Mapping[str, Any], lane: Lane) -> bool:
+def is_end(state: LaneState, lane: Lane) -> bool:
     """Whether a checkpoint's state is the lane's end: its last step was made, it failed, or it was
     pruned."""
-    return state["step"] >= lane.steps or state["failure"] is not None or state["pruned"]
+    return state.step >= lane.steps or state.failure is not None or state.pruned
 
 
 class _Course:
@@ -157,24 +149,27 @@ class _Course:
         except DidNotLearn as dead:
             self.failure = str(dead)
 
-    def save(self, folder: Path, moment: Mapping[str, Any], *, keep: bool = False) -> None:
-        """Writes a checkpoint; `moment` says of which group and at which of its steps, so that
-        lanes resume from one moment."""
-        state = {
-            "moving_steps": self.lane.moving_steps,
-            "failure": self.failure,
-            "pruned": self.pruned,
-            **moment,
-            **asdict(self.history),
-        }
+    def save(
+        self, folder: Path, *, group: str | None = None, group_step: int = 0, keep: bool = False
+    ) -> None:
+        """Writes a checkpoint; of which group and at which of its steps, so that its lanes resume
+        from one of them."""
+        state = LaneState(
+            moving_steps=self.lane.moving_steps,
+            failure=self.failure,
+            pruned=self.pruned,
+            group=group,
+            group_step=group_step,
+            history=self.history,
+        )
         save_checkpoint(folder, self.lane.step, self.lane.state_tensors(), state, keep=keep)
 
     def resume(self, path: Path) -> None:
         tensors, state = read_checkpoint(path)
-        self.lane.load_state(tensors, state["step"], state["moving_steps"])
-        self.history = History(**{one.name: state[one.name] for one in fields(History)})
-        self.failure, self.pruned = state["failure"], state["pruned"]
-        self.resumed_from = int(state["step"])
+        self.lane.load_state(tensors, state.step, state.moving_steps)
+        self.history = state.history
+        self.failure, self.pruned = state.failure, state.pruned
+        self.resumed_from = state.step
         self.settled = not self.going
 
 
@@ -201,7 +196,7 @@ class _Together:
         self.pending: list[tuple[list[_Course], list[StepResult]]] = []
         names = sorted("/".join(course.folder.parts[-2:]) for course in courses if course.folder)
         self.group = hashlib.sha256("+".join(names).encode()).hexdigest()[:12]
-        self.moment = self._resume()
+        self.group_step = self._resume()
         self.saving_s = 0.0
 
     @property
@@ -216,7 +211,7 @@ class _Together:
                 ended = any(course.lane.done for course in going)
                 self._check(going)
                 self._visit(going)
-                if self.moment % LOG_EVERY == 0 or ended or interrupted:
+                if self.group_step % LOG_EVERY == 0 or ended or interrupted:
                     self._fetch()
                     self._tell()
                 due = self.going and time.monotonic() - saved > max(
@@ -245,7 +240,7 @@ class _Together:
         return [
             FitResult(
                 history=one.history,
-                measurement=self._measurement(one),
+                cost=self._cost(one),
                 resumed_from=one.resumed_from,
                 failure=one.failure,
                 pruned=one.pruned,
@@ -260,7 +255,7 @@ class _Together:
         results = self.step([course.lane for course in going])
         self.meter.end()
         self.pending.append((going, results))
-        self.moment += 1
+        self.group_step += 1
 
     def _check(self, going: list[_Course]) -> None:
         due = [
@@ -285,7 +280,7 @@ class _Together:
             with self.meter.set_aside():
                 self.visit(
                     [
-                        Visit(lane=one.lane, save=partial(one.save, moment={}), prune=one.prune)
+                        Visit(lane=one.lane, save=one.save, prune=one.prune)
                         for one in here
                         if one.failure is None
                     ]
@@ -331,18 +326,18 @@ class _Together:
             )
         )
 
-    def _measurement(self, course: _Course) -> Measurement:
-        return self.meter.measurement(
+    def _cost(self, course: _Course) -> Cost:
+        return self.meter.cost(
             course.history.step_s, course.history.step_tokens, lanes=len(self.courses)
         )
 
     def _save(self) -> None:
-        """Every lane's checkpoint of this moment; older ones are removed only when all are
-        written, so that a kill leaves one moment of all."""
+        """Every lane's checkpoint of this step; older ones are removed only when all are written,
+        so that a kill leaves one step of all."""
         start = time.monotonic()
         for course in self.courses:
             if course.folder and not course.settled:
-                course.save(course.folder, {"group": self.group, "moment": self.moment}, keep=True)
+                course.save(course.folder, group=self.group, group_step=self.group_step, keep=True)
                 course.settled = not course.going
         for course in self.courses:
             if course.folder:
@@ -350,8 +345,8 @@ class _Together:
         self.saving_s = time.monotonic() - start
 
     def _resume(self) -> int:
-        """Loads the checkpoints; of those that this very group wrote, the latest moment that all
-        its lanes have. Returns that moment."""
+        """Loads the checkpoints; of those that this very group wrote, the latest step that all its
+        lanes have. Returns that step."""
         found = {
             id(course): [(path, read_state(path)) for path in checkpoints(course.folder)]
             if course.folder
@@ -359,27 +354,25 @@ class _Together:
             for course in self.courses
         }
         ours = [
-            max(
-                (state["moment"] for _, state in one if state.get("group") == self.group), default=0
-            )
+            max((state.group_step for _, state in one if state.group == self.group), default=0)
             for one in found.values()
         ]
         ended = [
             bool(one) and is_end(one[-1][1], course.lane)
             for course, one in zip(self.courses, found.values(), strict=True)
         ]
-        moment = min(
+        common = min(
             (last for last, over in zip(ours, ended, strict=True) if not over), default=max(ours)
         )
         for course in self.courses:
             usable = [
                 path
                 for path, state in found[id(course)]
-                if state.get("group") != self.group or state["moment"] <= moment
+                if state.group != self.group or state.group_step <= common
             ]
             if usable:
                 course.resume(usable[-1])
-        return int(moment)
+        return common
 
 
 @contextmanager

@@ -7,7 +7,7 @@ parameters. The engine sees no difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from torch import nn
 from tsugiki.config.run import TrainConfig
 from tsugiki.data.batch import Order, num_steps
 from tsugiki.errors import RunError
+from tsugiki.model.adapter_bank import NO_ADAPTERS, AdapterBank, NoAdapters
 from tsugiki.model.lora import Grafted
+from tsugiki.train.tensor_file import TensorFile
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -65,12 +67,73 @@ def shared_steps(one: TrainConfig, one_steps: int, other: TrainConfig, other_ste
     return next((step for step, equal in enumerate(same) if not equal), shorter)
 
 
+class OwnParameters:
+    """Parameters that are moved each by itself: the base's own, in full fine-tuning."""
+
+    bank: AdapterBank | NoAdapters = NO_ADAPTERS
+    number = 0
+    keeps_gradients = False  # between steps: they are as large as the model
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]):
+        self.parameters = dict(parameters)
+        self.moved = list(self.parameters.values())
+
+    def parts(self, of: Callable[[nn.Parameter], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `of` tells of each moved tensor, by parameter name."""
+        return {name: of(parameter) for name, parameter in self.parameters.items()}
+
+    def gradients(self) -> list[torch.Tensor]:
+        return [parameter.grad for parameter in self.moved if parameter.grad is not None]
+
+    def free_gradients(self) -> None:
+        for parameter in self.moved:
+            parameter.grad = None
+
+
+class OneVector:
+    """A lane's adapters, moved as one vector: its row of the bank. Gradients and moments are
+    vectors too, and clipping and the optimiser take one kernel each instead of one for each
+    matrix."""
+
+    keeps_gradients = True
+
+    def __init__(self, grafted: Grafted):
+        self.bank, self.number, self.config = grafted.bank, grafted.lane, grafted.config
+        self.parameters = dict(grafted.parameters)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.moved = [nn.Parameter(grafted.bank.flat[grafted.lane])]
+        self.moved[0].grad = grafted.bank.gradient[grafted.lane]
+        for name, part in self.views(self.moved[0].grad).items():
+            self.parameters[name].grad = part  # autograd adds into the vector
+
+    def views(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parts of a vector laid out like the lane's row of the bank, by parameter name."""
+        start = self.moved[0].storage_offset() - vector.storage_offset()
+        return {
+            name: vector.as_strided(p.shape, p.stride(), p.storage_offset() - start)
+            for name, p in self.parameters.items()
+        }
+
+    def parts(self, of: Callable[[nn.Parameter], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `of` tells of the vector, cut into its parts, by parameter name."""
+        return self.views(of(self.moved[0]))
+
+    def gradients(self) -> list[torch.Tensor]:
+        """That of all lanes of the bank."""
+        return [self.bank.gradient]
+
+    def free_gradients(self) -> None:
+        """They belong to the bank, and stay."""
+
+
+Moves = OwnParameters | OneVector
+
+
 class Lane:
     """One job's parameters, optimiser, schedule, row order and counters.
 
-    Made from `grafted`, its parameters are views of one row of the bank of adapters: gradients and
-    moments are then vectors too, and clipping and the optimiser take one kernel each instead of
-    one for each matrix.
+    `moves` says what the optimiser moves: by default the parameters, each by itself.
 
     `watched` names the parameters that must be non-zero once training has begun (LoRA's B),
     `must_learn` those that must have received a gradient; `visits` are the steps after which
@@ -84,10 +147,11 @@ class Lane:
         config: TrainConfig,
         num_rows: int,
         *,
-        grafted: Grafted | None = None,
+        moves: Moves | None = None,
         watched: tuple[str, ...] = (),
     ):
-        self.name, self.config, self.grafted = name, config, grafted
+        self.name, self.config = name, config
+        self.moves = moves or OwnParameters(parameters)
         self.parameters = dict(parameters)
         self.watched = watched
         self.must_learn = watched or tuple(
@@ -100,30 +164,12 @@ class Lane:
         self.visits: frozenset[int] = frozenset()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self.moved = list(self.parameters.values())
-        if grafted is not None:
-            self.moved = [nn.Parameter(grafted.bank.flat[grafted.lane])]
-            self.moved[0].grad = grafted.bank.gradient[grafted.lane]
-            for place, part in self.views(self.moved[0].grad).items():
-                self.parameters[place].grad = part  # autograd adds into the vector
+        self.moved = self.moves.moved
         self.optimizer = _adamw(self.moved, config)
-
-    def views(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The parts of a vector laid out like the lane's row of the bank, by parameter name."""
-        start = self.moved[0].storage_offset() - vector.storage_offset()
-        return {
-            name: vector.as_strided(p.shape, p.stride(), p.storage_offset() - start)
-            for name, p in self.parameters.items()
-        }
 
     def moments(self, key: str) -> dict[str, torch.Tensor]:
         """AdamW's `exp_avg` or `exp_avg_sq` by parameter name."""
-        if self.grafted is not None:
-            return self.views(self.optimizer.state[self.moved[0]][key])
-        return {
-            name: self.optimizer.state[parameter][key]
-            for name, parameter in self.parameters.items()
-        }
+        return self.moves.parts(lambda moved: self.optimizer.state[moved][key])
 
     @property
     def done(self) -> bool:
@@ -146,7 +192,7 @@ class Lane:
         clipping."""
         self.set_rate()
         norm = self.move()
-        self.optimizer.zero_grad(set_to_none=self.grafted is None)
+        self.optimizer.zero_grad(set_to_none=not self.moves.keeps_gradients)
         self.count()
         return norm
 
@@ -189,26 +235,29 @@ class Lane:
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and optimiser moments by name; with `step` and `moving_steps` all that a
         resumed run needs."""
-        tensors = {
-            f"param/{name}": parameter.detach() for name, parameter in self.parameters.items()
-        }
+        tensors = self.own_tensors()
         for key in MOMENTS:
             tensors |= {f"adam/{key}/{name}": value for name, value in self.moments(key).items()}
         tensors["adam/step"] = self.optimizer.state[self.moved[0]]["step"]
         return tensors
 
+    def own_tensors(self) -> dict[str, torch.Tensor]:
+        """The parameters alone, by the names that `load_state` reads."""
+        return {f"param/{name}": parameter.detach() for name, parameter in self.parameters.items()}
+
     @torch.no_grad()
-    def load_state(self, tensors: Mapping[str, torch.Tensor], step: int, moving_steps: int) -> None:
+    def load_state(
+        self, tensors: TensorFile | Mapping[str, torch.Tensor], step: int, moving_steps: int
+    ) -> None:
         """Puts back what `state_tensors` gave. Raises `RunError` when a tensor is missing or of
         another shape."""
         for name, parameter in self.parameters.items():
-            kept = tensors.get(f"param/{name}")
-            if kept is None or kept.shape != parameter.shape:
+            if _shape(tensors, f"param/{name}") != tuple(parameter.shape):
                 raise RunError(
                     f"checkpoint of {self.name}: {name} is missing or of another shape: it belongs "
                     "to another run"
                 )
-            parameter.copy_(kept)
+            _put(tensors, f"param/{name}", parameter)
         if step and "adam/step" not in tensors:
             raise RunError(
                 f"checkpoint of {self.name}: the optimiser's state is missing: it was written by "
@@ -217,10 +266,24 @@ class Lane:
         if step:
             for key in MOMENTS:
                 for name, moment in self.moments(key).items():
-                    moment.copy_(tensors[f"adam/{key}/{name}"])
+                    _put(tensors, f"adam/{key}/{name}", moment)
             for parameter in self.moved:
-                self.optimizer.state[parameter]["step"].copy_(tensors["adam/step"])
+                _put(tensors, "adam/step", self.optimizer.state[parameter]["step"])
         self.step, self.moving_steps = step, moving_steps
+
+
+def _shape(tensors: TensorFile | Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
+    if isinstance(tensors, TensorFile):
+        return tensors.shape(name)
+    return tuple(tensors[name].shape) if name in tensors else None
+
+
+def _put(tensors: TensorFile | Mapping[str, torch.Tensor], name: str, target: torch.Tensor) -> None:
+    """Copies a tensor; from a file without ever holding all of it on the host."""
+    if isinstance(tensors, TensorFile):
+        tensors.copy_to(name, target)
+    else:
+        target.copy_(tensors[name])
 
 
 def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from tsugiki.config.run import RunConfig
+from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.prompts import Tokens
 from tsugiki.errors import RunError
 from tsugiki.model.layouts import find_places, in_features
@@ -30,10 +30,14 @@ MOST_LANES = 96  # beyond, a step only gets longer: products are bound by arithm
 
 
 def lanes_that_fit(
-    model: Any, device: torch.device, configs: Sequence[RunConfig], rows: Sequence[Tokens]
+    model: Any,
+    device: torch.device,
+    adapters: Sequence[LoraConfig],
+    micro_batch: int,
+    rows: Sequence[Tokens],
 ) -> int:
-    """How many of the LoRA runs `configs` can train together on a device; 1 on a CPU, where lanes
-    save no arithmetic."""
+    """How many lanes of these adapters can train together on a device, with so many rows of each in
+    a backward pass; 1 on a CPU, where lanes save no arithmetic."""
     if device.type != "cuda":
         return 1
     total = torch.cuda.get_device_properties(device).total_memory
@@ -46,26 +50,28 @@ def lanes_that_fit(
         - torch.cuda.memory_allocated(device)
     )
     free = min(own, 0.95 * there)
-    return max(1, min(MOST_LANES, len(configs), int(free // lane_bytes(model, configs, rows))))
+    each = lane_bytes(model, adapters, micro_batch, rows)
+    return max(1, min(MOST_LANES, len(adapters), int(free // each)))
 
 
-def lane_bytes(model: Any, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
+def lane_bytes(
+    model: Any, adapters: Sequence[LoraConfig], micro_batch: int, rows: Sequence[Tokens]
+) -> int:
     """What one more lane of these takes: its adapters with their optimiser, and what its rows
     leave behind for the backward pass."""
-    rank = max(config.lora.rank for config in configs if config.lora)
-    targets = {config.lora.targets for config in configs if config.lora}
+    rank = max(adapter.rank for adapter in adapters)
+    targets = {adapter.targets for adapter in adapters}
     places = {
         (place.path, place.word): place for words in targets for place in find_places(model, words)
     }
-    adapters = sum(
+    parameters = sum(
         rank * (in_features(model.get_submodule(place.path)) + place.width)
         for place in places.values()
     )
-    batch = max(config.train.micro_batch or config.train.batch for config in configs)
-    tokens = _upper_sum([len(row) for row in rows], batch)
-    answers = _upper_sum([len(row.target_ids) for row in rows], batch)
+    tokens = _upper_sum([len(row) for row in rows], micro_batch)
+    answers = _upper_sum([len(row.target_ids) for row in rows], micro_batch)
     logits = answers * model.config.vocab_size * (2 + 4 + 4 + 2)  # bf16, fp32, their gradients
-    return int(adapters * ADAPTER_BYTES + tokens * token_bytes(model.config) + logits)
+    return int(parameters * ADAPTER_BYTES + tokens * token_bytes(model.config) + logits)
 
 
 def token_bytes(config: Any) -> int:
@@ -110,33 +116,26 @@ def refuse_no_room(parameters: int, numerics: Numerics, device: torch.device) ->
         )
 
 
-def what_helps(model: Any, config: RunConfig, numerics: Numerics, device: torch.device) -> str:
-    """What to do when one run alone did not fit: rows can be made fewer, what the weights take
-    cannot."""
-    size, (free, total) = num_parameters(model), room(device)
-    fixed = (
-        size * FULL_BYTES[numerics.compute]
-        if config.method == "full"
-        else size * next(model.parameters()).element_size()
-    )
+def what_helps(
+    fixed: int, kind: str, instead: str, train: TrainConfig, device: torch.device
+) -> str:
+    """What to do when one run alone did not fit: rows can be made fewer, what the weights take (so
+    many bytes, for what `kind` says) cannot; `instead` is what takes less."""
+    free, total = room(device)
     taken = total - free
     others = (
         f"; other programs hold {_gib(taken)} GiB of it: let nothing else use the device (--jobs 1)"
         if taken > total / 10
         else ""
     )
-    kind = "weights, gradients and moments" if config.method == "full" else "frozen weights"
     said = f"{kind} take {_gib(fixed)} of {_gib(total)} GiB on {device}{others}"
     if fixed > 0.9 * free:
-        return (
-            f"{said}. Fewer rows do not help: take "
-            f"{'LoRA, ' if config.method == 'full' else ''}a smaller model or more memory"
-        )
-    rows = config.train.micro_batch or config.train.batch
+        return f"{said}. Fewer rows do not help: take {instead}"
+    rows = train.micro_batch or train.batch
     smaller = f"train.micro_batch (now {rows} rows a backward pass) or " if rows > 1 else ""
     return (
         f"{said}; the rest was not enough for the rows. Lower {smaller}train.max_length (now "
-        f"{config.train.max_length:,})"
+        f"{train.max_length:,})"
     )
 
 

@@ -15,35 +15,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 import torch
 
+from tsugiki.train.cost import Cost
+
 WARM_UP_STEPS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What one run cost. Times exclude the first `WARM_UP_STEPS` steps; memory covers all of it.
-
-    Of `lanes` that trained together, times are a lane's share of the step, and memory is that of
-    all.
-    """
-
-    device: str
-    num_steps: int
-    step_s_median: float | None
-    step_s_mean: float | None
-    tokens_per_s: float | None
-    peak_allocated_bytes: int | None
-    peak_reserved_bytes: int | None
-    peak_process_bytes: int | None
-    lanes: int = 1
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def device_name(device: torch.device) -> str:
@@ -140,13 +119,13 @@ class Meter:
             return self.process_bytes
         return max(self.recorded_bytes, torch.cuda.max_memory_allocated(self.device))
 
-    def measurement(
-        self, step_s: Sequence[float], step_tokens: Sequence[int], *, lanes: int
-    ) -> Measurement:
+    def cost(self, step_s: Sequence[float], step_tokens: Sequence[int], *, lanes: int) -> Cost:
         """Of a lane whose steps took so long and read so many tokens."""
+        if not step_s:
+            return Cost(device=device_name(self.device), num_steps=0, lanes=lanes)
         cuda = self.device.type == "cuda"
         times, tokens = timed(step_s), timed(step_tokens)
-        return Measurement(
+        return Cost(
             device=device_name(self.device),
             num_steps=len(times),
             step_s_median=statistics.median(times) if times else None,

@@ -59,7 +59,7 @@ class EagerStep:
         for parts in _micro_batches(lanes, numbers):
             here = [place for place, part in enumerate(parts) if part]
             batch = self._batch([number for part in parts for number in part]).to(self.device)
-            _tell(lanes, parts, batch)
+            _set_batch(lanes, parts, batch)
             with self.numerics.autocast(self.device):
                 sums = summed_losses(
                     self.backbone, self.head, batch, [len(parts[place]) for place in here]
@@ -71,7 +71,7 @@ class EagerStep:
             loss.backward()
             for place, mean in zip(here, means, strict=True):
                 losses[place] += mean.detach()
-        _tell_nothing(lanes)
+        lanes[0].moves.bank.clear_batch()
         return [
             StepResult(
                 loss=losses[place],
@@ -99,21 +99,11 @@ def _micro_batches(lanes: Sequence[Lane], numbers: Sequence[list[int]]) -> list[
     return [list(one) for one in zip_longest(*parts, fillvalue=[])]
 
 
-def _tell(lanes: Sequence[Lane], parts: Sequence[list[int]], batch: Batch) -> None:
-    """Tells the adapters whose rows are coming, and what their dropout is drawn from."""
-    grafted = lanes[0].grafted
-    if grafted is None:
-        return
-    bank, shares = grafted.bank, [0] * len(grafted.bank.shares)
+def _set_batch(lanes: Sequence[Lane], parts: Sequence[list[int]], batch: Batch) -> None:
+    """Tells the adapters whose rows are coming, and what their dropout is drawn from. Lanes of the
+    bank that are not among these have no rows."""
+    bank = lanes[0].moves.bank
+    shares, steps = [0] * bank.num_lanes, [0] * bank.num_lanes
     for lane, part in zip(lanes, parts, strict=True):
-        assert lane.grafted is not None, "lanes of one step are adapters of one base"
-        shares[lane.grafted.lane] = len(part)
-        lane.grafted.clock.step = lane.step
-    bank.shares, bank.rows, bank.positions = tuple(shares), batch.rows[:, None], batch.positions
-
-
-def _tell_nothing(lanes: Sequence[Lane]) -> None:
-    """No rows are in work: nothing is dropped out, and a whole batch is every lane's."""
-    if lanes[0].grafted is not None:
-        bank = lanes[0].grafted.bank
-        bank.shares, bank.rows, bank.positions = (1,) * len(bank.shares), None, None
+        shares[lane.moves.number], steps[lane.moves.number] = len(part), lane.step
+    bank.set_batch(shares, batch.rows[:, None], batch.positions, steps)

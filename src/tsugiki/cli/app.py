@@ -1,0 +1,56 @@
+"""The command line itself, and the options that commands share. Heavy imports wait until a command
+needs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional, cast
+
+import typer
+
+from tsugiki.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tsugiki.report.words import Language
+
+app = typer.Typer(
+    help="tsugiki (接ぎ木): LoRA and full fine-tuning of Japanese language models, "
+    "compared fairly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+tasks_app = typer.Typer(help="List tasks; look at the rows a model will see.", no_args_is_help=True)
+Out = Annotated[Path, typer.Option("--out", "-o", help="Root folder of all runs and reports.")]
+Changes = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", help="Change a setting: --set train.epochs=2 (may be repeated)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Lang = Annotated[
+    str,
+    typer.Option(
+        "--lang", help="Language of what is printed: en or ja. Both pages are written in any case."
+    ),
+]
+DEFAULT_OUT = Path("tsugiki-runs")
+
+
+def end(complete: bool) -> None:
+    """Exit code 3: something is missing, or a method did not learn (the last line says what)."""
+    if not complete:
+        raise typer.Exit(3)
+
+
+def language_of(lang: str) -> Language:
+    if lang not in ("en", "ja"):
+        raise ConfigError(f'--lang "{lang}": must be en or ja')
+    return cast("Language", lang)
+
+
+def run_folder(given: Path) -> Path:
+    """The folder of a run: as given, or a name that `ls` prints."""
+    named = DEFAULT_OUT / "runs" / given.name
+    return named if not given.exists() and given == Path(given.name) and named.exists() else given

@@ -1,0 +1,250 @@
+"""Commands on finished runs: score, ls, show, compare, generate, export."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional, cast
+
+import typer
+
+from tsugiki.cli.app import (
+    DEFAULT_OUT,
+    AsJson,
+    Out,
+    app,
+    run_folder,
+)
+from tsugiki.cli.printing import (
+    print_comparison,
+    print_damaged,
+    print_json,
+    print_record,
+    print_rules,
+    print_scores,
+    print_ways,
+)
+from tsugiki.errors import ConfigError, TsugikiError
+
+if TYPE_CHECKING:
+    from tsugiki.runs.use import Stored
+
+
+@app.command(
+    epilog="Examples: tsugiki score RUN --part test   ·   tsugiki score RUN --rules all   ·   "
+    "tsugiki score RUN --rules xlsum,flexeval --part validation"
+)
+def score(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    part: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    rules: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Score the kept answers by other tools' rules: all, or names joined by commas. No "
+            "model is loaded."
+        ),
+    ] = None,
+    ways: Annotated[
+        bool,
+        typer.Option(
+            "--ways",
+            help="Also by log-likelihood and by generation among the candidates only: form against "
+            "knowledge.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
+) -> None:
+    """Score a finished run on one part of its task; a part that was scored is only printed."""
+    from tsugiki.cli.progress import Display
+    from tsugiki.data.tasks import SPLITS
+    from tsugiki.errors import did_you_mean
+    from tsugiki.runs.finished import score_run
+    from tsugiki.runs.reading import read_record
+
+    if part not in SPLITS:
+        raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
+    if rules and ways:
+        raise ConfigError(
+            "--rules, --ways: one of them at a time: the first scores kept answers, the second "
+            "asks the model"
+        )
+    if rules:
+        from tsugiki.runs.rescore import rescore
+
+        print_rules(rescore(read_record(run_folder(folder)), part, rules), as_json)
+        return
+    with Display() as display:
+        if ways:
+            from tsugiki.runs.answer_modes import three_ways
+
+            found = three_ways(read_record(run_folder(folder)), part, display.events)
+        record = score_run(read_record(run_folder(folder)), part, display.events)
+    if ways:
+        print_ways(found, as_json)
+        return
+    if as_json:
+        print_json(record.scored(part).model_dump(mode="json", exclude_none=True))
+    else:
+        print_scores(record, part)
+        print(f"Next: tsugiki compare {folder} ANOTHER-RUN --part {part}")
+
+
+@app.command("ls", epilog="Example: tsugiki ls --out tsugiki-runs")
+def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """The runs under a root folder: status, scores, training time."""
+    from tsugiki.cli.progress import show_tables
+    from tsugiki.report.compare import list_row
+    from tsugiki.report.tables import Table
+    from tsugiki.runs.store import Store
+
+    records, damaged = Store(out).read()
+    rows = [list_row(record) for record in records]
+    print_damaged(damaged)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    if not rows:
+        raise TsugikiError(
+            f"{out}: no runs there. Run a study first (tsugiki demo), or name the root folder of "
+            "your runs with --out"
+        )
+    cells = [
+        tuple(
+            "-" if value is None else f"{value:,.0f}" if isinstance(value, float) else value
+            for value in astuple(row)
+        )
+        for row in rows
+    ]
+    show_tables(
+        [
+            Table(
+                name="runs",
+                title=str(out / "runs"),
+                header=("Run", "Status", "Training (s)", "Validation", "Test"),
+                rows=tuple(cells),
+            )
+        ]
+    )
+    print(f"Next: tsugiki show {out / 'runs' / rows[0].run}")
+
+
+@app.command(epilog="Example: tsugiki show tsugiki-runs/runs/jnli-…")
+def show(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: AsJson = False
+) -> None:
+    """What a run was asked, with what, and what happened."""
+    from tsugiki.runs.reading import read_record
+
+    record = read_record(run_folder(folder))
+    print_record(record, as_json)
+
+
+@app.command(
+    epilog="Example: tsugiki compare tsugiki-runs/runs/jnli-…-lora-… "
+    "tsugiki-runs/runs/jnli-…-full-…"
+)
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run folder.")],
+    second: Annotated[Path, typer.Argument(help="Another one, scored on the same examples.")],
+    part: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    rows: Annotated[int, typer.Option(min=0, help="Changed answers to show.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Paired difference of two runs, and the answers that changed."""
+    from tsugiki.report.compare import compare_runs
+    from tsugiki.runs.reading import read_record
+
+    found = compare_runs(read_record(run_folder(first)), read_record(run_folder(second)), part)
+    print_comparison(found, part, rows, as_json)
+    if not as_json:
+        print(f"Next: tsugiki show {first}")
+
+
+@app.command(
+    epilog="Examples: tsugiki generate RUN --text 文1:…[SEP]文2:…[SEP]   ·   echo 文 | tsugiki "
+    "generate RUN"
+)
+def generate(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    text: Annotated[
+        Optional[str],
+        typer.Option(help="The prompt; without it each line of standard input is one."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+) -> None:
+    """Let a trained checkpoint answer your own text, greedily.
+
+    The text is the whole prompt, in the form the run was trained on ([SEP] included): see `tsugiki
+    tasks show TASK`.
+    """
+    from tsugiki.runs.reading import read_record
+    from tsugiki.runs.use import answer_texts
+
+    lines = (
+        [text] if text is not None else [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    )
+    if not any(line.strip() for line in lines):
+        raise ConfigError("generate: no text given. Use --text, or write lines to standard input")
+    for answer in answer_texts(read_record(run_folder(folder)), lines, max_new_tokens):
+        print(answer)
+
+
+@app.command(
+    epilog="Examples: tsugiki export RUN --to my-adapter   ·   tsugiki export RUN --to my-model "
+    "--merge --dtype bf16"
+)
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder.")],
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge",
+            help="Write the whole model, the adapter added to its weights, if it still answers the "
+            "same.",
+        ),
+    ] = False,
+    dtype: Annotated[
+        Optional[str],
+        typer.Option(
+            help="With --merge: fp32, bf16 or fp16 (default: what the base was stored in)."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        Optional[float],
+        typer.Option(
+            min=0, help="With --merge: points of 100 that the score may move (default 0.5)."
+        ),
+    ] = None,
+) -> None:
+    """Write a LoRA run as a PEFT adapter folder, or a run of any kind as an ordinary model folder
+    (--merge)."""
+    from tsugiki.runs.reading import read_record
+    from tsugiki.runs.use import STORED, export_merged, export_run
+
+    record = read_record(run_folder(folder))
+    if not merge:
+        if dtype or tolerance is not None:
+            raise ConfigError(
+                "--dtype, --tolerance: only --merge reads them: an adapter is written as it is"
+            )
+        export_run(record, to)
+        print(
+            f"{to}: adapter_config.json, adapter_model.safetensors\nNext: "
+            f"peft.PeftModel.from_pretrained(base, '{to}')"
+        )
+        return
+    if dtype is not None and dtype not in STORED:
+        raise ConfigError(f'--dtype "{dtype}": must be one of {", ".join(STORED)}')
+    stored = cast("Stored", dtype or record.provenance.numerics.base)
+    seen = export_merged(record, to, stored, tolerance=0.5 if tolerance is None else tolerance)
+    print(
+        f"{to}: a model folder; weights {seen.stored_before} → {seen.stored_after}, "
+        f"{seen.lost:.2%} of the adapter lost to rounding"
+    )
+    print(
+        f"Gate: {seen.rows} rows of validation, {seen.score} {seen.before:.4f} → {seen.after:.4f}, "
+        f"{seen.changed} answers changed"
+    )
+    print(f"Next: transformers.AutoModelForCausalLM.from_pretrained('{to}')")

@@ -1,0 +1,109 @@
+"""Commands on files: check, and tasks list and show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from tsugiki.cli.app import (
+    AsJson,
+    Changes,
+    app,
+    tasks_app,
+)
+from tsugiki.cli.printing import (
+    print_json,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+app.add_typer(tasks_app, name="tasks")
+
+
+@app.command(epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check my_study.toml")
+def check(
+    file: Annotated[
+        Path,
+        typer.Argument(help="A task, run or study file, or the name of a built-in task or study."),
+    ],
+    changes: Changes = None,
+    load: Annotated[
+        bool,
+        typer.Option(
+            "--load",
+            help="Load the models too, and look at them with a few tokens: all that a run refuses "
+            "is refused.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a file and everything it names, without training: keys, data, splits, labels, every
+    prompt, the models' tensors by name."""
+    from tsugiki.cli.check import check_file, next_command
+
+    if as_json:
+        print_json({"file": str(file), "lines": list(check_file(file, changes or [], load=load))})
+        return
+    for line in check_file(file, changes or [], load=load):
+        print(line)
+    print(f"Next: {next_command(file)}")
+
+
+@tasks_app.command("list")
+def tasks_list(as_json: AsJson = False) -> None:
+    """The built-in tasks."""
+    from tsugiki.data.tasks import builtin_tasks
+    from tsugiki.toml import read_task
+
+    specs = {name: read_task(path) for name, path in builtin_tasks().items()}
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": name,
+                    **spec.model_dump(
+                        mode="json", include={"title", "kind", "metric", "licence", "citation"}
+                    ),
+                }
+                for name, spec in specs.items()
+            ]
+        )
+        return
+    for name, spec in specs.items():
+        print(
+            f"{name:16} {spec.kind:15} {spec.metric:12} formats: {', '.join(spec.formats)}; "
+            f"splits: {', '.join(spec.splits)}; {spec.licence}"
+        )
+    print("Next: tsugiki tasks show NAME")
+
+
+@tasks_app.command("show", epilog="Example: tsugiki tasks show jnli --data-dir data --tokens")
+def tasks_show(
+    name: Annotated[str, typer.Argument(help="Task name or task file.")],
+    tokens: Annotated[bool, typer.Option("--tokens", help="Print ids and loss mask too.")] = False,
+    model: Annotated[str, typer.Option(help="Whose tokenizer to use with --tokens.")] = "builtin",
+    rows: Annotated[int, typer.Option(min=1)] = 3,
+    part: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    version: Annotated[Optional[str], typer.Option()] = None,
+    split: Annotated[Optional[str], typer.Option()] = None,
+    format: Annotated[Optional[str], typer.Option()] = None,
+    data_dir: Annotated[
+        Optional[str], typer.Option(help="Folder with local copies of the data files.")
+    ] = None,
+) -> None:
+    """Print rows of a task as the model will see them."""
+    from tsugiki.cli.check import show_task
+    from tsugiki.config.run import TaskChoice
+
+    choice = TaskChoice(name=name, version=version, split=split, format=format, data_dir=data_dir)
+    for line in show_task(choice, part, rows, model if tokens else None):
+        print(line)
+    print(
+        f"Next: tsugiki check {name}"
+        if Path(name).suffix == ".toml"
+        else "Next: name it under [[tasks]] in a study file, or: tsugiki demo"
+    )

@@ -1,0 +1,77 @@
+"""The store's side of runs that train together: their folders, and what is written while they
+do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsugiki.config.run import RunConfig
+from tsugiki.runs.record import Provenance, Scores
+from tsugiki.runs.store import Run, RunBusy
+from tsugiki.train.checkpoint import latest_checkpoint, read_state, step_of
+from tsugiki.train.engine import Visit, is_end
+from tsugiki.train.lane import Lane
+
+if TYPE_CHECKING:
+    from tsugiki.runs.shared import Shared
+
+Opened = Callable[[RunConfig], tuple[Run, Provenance]]
+
+
+class Handles:
+    """Runs in the order of their configurations; each is locked by who made this. `opened` finds
+    the folder of any other configuration of the group."""
+
+    def __init__(self, configs: Sequence[RunConfig], opened: Opened):
+        self.configs, self.opened = configs, opened
+        self.runs = [opened(config)[0] for config in configs]
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        return [run.checkpoints for run in self.runs]
+
+    def start(self, shared: Shared, lanes: Sequence[Lane], base_size: int) -> None:
+        """Writes what is asked and planned, and says which runs go on from a checkpoint."""
+        for lane, config in zip(lanes, self.configs, strict=True):
+            run, provenance = self.opened(config)
+            size = shared.method.plan(base_size, lane, config, run)
+            sized = {name: getattr(size, name) for name in size.model_fields_set}
+            run.start(config, provenance, shared.plan.model_copy(update=sized))
+            kept = latest_checkpoint(run.checkpoints)
+            if kept is not None and step_of(kept) < lane.steps:
+                shared.events.note(
+                    f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}"
+                )
+
+    def ended(self, lanes: Sequence[Lane]) -> bool:
+        """Whether nothing is left to be trained."""
+        return all(_at_its_end(lane, run) for lane, run in zip(lanes, self.runs, strict=True))
+
+    def began(self, shared: Shared, step: str) -> None:
+        """The steps to come are of this kind."""
+        kind, lanes = shared.method.step_kind or step, len(self.runs)
+        for run in self.runs:
+            run.began(step=kind, lanes=lanes, exclusive=shared.exclusive)
+
+    def watched(self, number: int, step: int, scores: Scores) -> None:
+        self.runs[number].watched(step, scores)
+
+    def hand_over(self, number: int, visit: Visit, config: RunConfig) -> None:
+        """Writes the lane's checkpoint into the folder of a run that goes on from it, unless
+        another process works on that."""
+        run, provenance = self.opened(config)
+        try:
+            with run.lock():
+                kept = latest_checkpoint(run.checkpoints)
+                if run.unfinished and (kept is None or step_of(kept) < visit.lane.step):
+                    run.hand_over(config, provenance, self.runs[number], visit.lane.step)
+                    visit.save(run.checkpoints)
+        except RunBusy:
+            return
+
+
+def _at_its_end(lane: Lane, run: Run) -> bool:
+    kept = latest_checkpoint(run.checkpoints)
+    return lane.done or (kept is not None and is_end(read_state(kept), lane))

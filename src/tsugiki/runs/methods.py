@@ -1,0 +1,277 @@
+"""LoRA, full fine-tuning, and an adapter that was trained elsewhere: the only place that tells them
+apart. A further method (an encoder with another objective, an untouched base) is a class here.
+
+No torch until a method is used: what a study and a report ask (`order`, `trains`, …) needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tsugiki.config.run import LoraConfig, RunConfig
+from tsugiki.config.study import MethodSpec
+from tsugiki.runs.record import Imported, Outcome
+
+if TYPE_CHECKING:
+    from tsugiki.data.prompts import Tokens
+    from tsugiki.model.loading import Base, BaseSource
+    from tsugiki.runs.reading import RunRecord
+    from tsugiki.runs.store import Run
+    from tsugiki.train.lane import Lane
+
+Settings = Mapping[str, object]
+# Of [train], what runs over one base must have in common to be lanes of one step.
+SHARED = ("max_length", "long_rows", "precision", "step")
+
+
+class Method(Protocol):
+    """What the rest of the house asks of a method.
+
+    `order` puts LoRA before full fine-tuning in a comparison. `together`: many train over one base.
+    `moves_base`: the base's own weights are trained, so that the next run loads it anew, and its
+    weights are as large as the model. `step_kind`: what the record says of its steps ("": as made).
+    """
+
+    name: str
+    order: int
+    grid_keys: frozenset[str]
+    trains: bool
+    together: bool
+    moves_base: bool
+    step_kind: str
+
+    def asked(self, train: Settings, settings: Settings, spec: MethodSpec) -> dict[str, object]:
+        """What a row of a study asks for besides model, task and scoring: its [train], and what is
+        the method's own."""
+
+    def told(self, config: RunConfig) -> str:
+        """Its own settings in a line, for the report."""
+
+    def alike(self, config: RunConfig) -> RunConfig:
+        """What runs must have in common to train together."""
+
+    def check_room(self, source: BaseSource) -> None:
+        """Raises `RunError` where it cannot fit, whatever the rows are."""
+
+    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
+        """A lane for each configuration: parameters to move, and where their rows come from."""
+
+    def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
+        """How many of these a device holds together."""
+
+    def what_helps(self, base: Base, config: RunConfig) -> str:
+        """What to do where one run alone did not fit."""
+
+    def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
+        """What is known of its size before the first step."""
+
+    def put_back(self, base: Base, record: RunRecord) -> None:
+        """Puts what a finished run trained on its base, from the run's folder."""
+
+
+class _Trained:
+    """What methods that train have in common."""
+
+    trains, step_kind = True, ""
+
+    def put_back(self, base: Base, record: RunRecord) -> None:
+        from tsugiki.errors import RunError
+        from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
+
+        path = latest_checkpoint(record.folder / "weights")
+        if path is None:
+            raise RunError(
+                f"{record.folder}: its weights were not kept (of full fine-tuning a study keeps "
+                "the "
+                "best configuration's). Take another run, or delete this folder and give the study "
+                "command again"
+            )
+        [lane] = self.lanes(base, [record.config], num_rows=record.config.train.batch)
+        lane.load_state(read_checkpoint(path)[0], step=0, moving_steps=0)
+
+    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
+        raise NotImplementedError
+
+
+class Lora(_Trained):
+    """Adapters over a frozen base; many train in one pass over it."""
+
+    name, order, together, moves_base = "lora", 0, True, False
+    grid_keys = frozenset(LoraConfig.model_fields)
+
+    def asked(self, train: Settings, settings: Settings, spec: MethodSpec) -> dict[str, object]:
+        lora = {key: value for key, value in settings.items() if key in self.grid_keys}
+        return {"train": train, "lora": lora}
+
+    def told(self, config: RunConfig) -> str:
+        adapter = _adapter(config)
+        return f"LoRA: α/r = {adapter.scale:g}, dropout {adapter.dropout:g}"
+
+    def alike(self, config: RunConfig) -> RunConfig:
+        """All but the adapter and its course."""
+        kept = {name: getattr(config.train, name) for name in SHARED}
+        train = type(config.train)(learning_rate=1.0, epochs=1.0, **kept)
+        return config.model_copy(update={"lora": None, "train": train})
+
+    def check_room(self, source: BaseSource) -> None:
+        """The frozen weights themselves show whether they fit, when they are loaded."""
+
+    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
+        from tsugiki.model.lora import attach_lanes
+        from tsugiki.train.lane import Lane, OneVector
+
+        made = []
+        adapters = [(_adapter(config), config.train.seed) for config in configs]
+        for config, attached in zip(configs, attach_lanes(base.model, adapters), strict=True):
+            kind = f"{attached.config.targets} r{attached.config.rank}"
+            lane = Lane(
+                f"LoRA {kind} {config.train.learning_rate:g}",
+                attached.parameters,
+                config.train,
+                num_rows,
+                moves=OneVector(attached),
+                watched=tuple(name for name in attached.parameters if name.endswith(".B")),
+            )
+            made.append(lane)
+        return made
+
+    def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
+        from tsugiki.train.memory import lanes_that_fit
+
+        adapters = [_adapter(config) for config in configs]
+        batch = max(config.train.micro_batch or config.train.batch for config in configs)
+        return lanes_that_fit(base.model, base.device, adapters, batch, rows)
+
+    def what_helps(self, base: Base, config: RunConfig) -> str:
+        from tsugiki.model.loading import num_parameters
+        from tsugiki.train.memory import what_helps
+
+        taken = num_parameters(base.model) * next(base.model.parameters()).element_size()
+        other = "a smaller model or more memory"
+        return what_helps(taken, "frozen weights", other, config.train, base.device)
+
+    def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
+        size = lane.num_trainable
+        return Outcome(trainable=size, total=base_size + size, steps=lane.steps)
+
+
+class Full(_Trained):
+    """The base's own parameters, alone."""
+
+    name, order, together, moves_base = "full", 1, False, True
+    grid_keys = frozenset[str]()
+
+    def asked(self, train: Settings, settings: Settings, spec: MethodSpec) -> dict[str, object]:
+        return {"train": train}
+
+    def told(self, config: RunConfig) -> str:
+        return "FT: dropout 0"
+
+    def alike(self, config: RunConfig) -> RunConfig:
+        """All but the epochs: the shorter go on from the longer."""
+        train = config.train.model_copy(update={"epochs": 1.0})
+        return config.model_copy(update={"train": train})
+
+    def check_room(self, source: BaseSource) -> None:
+        from tsugiki.model.loading import count_parameters
+        from tsugiki.train.memory import refuse_no_room
+
+        refuse_no_room(count_parameters(source.folder), source.numerics, source.device)
+
+    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
+        from tsugiki.train.lane import Lane
+
+        [config] = configs
+        name, parameters = f"FT {config.train.learning_rate:g}", base.model.named_parameters()
+        return [Lane(name, dict(parameters), config.train, num_rows)]
+
+    def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
+        return 1
+
+    def what_helps(self, base: Base, config: RunConfig) -> str:
+        from tsugiki.model.loading import num_parameters
+        from tsugiki.train.memory import FULL_BYTES, what_helps
+
+        taken = num_parameters(base.model) * FULL_BYTES[base.numerics.compute]
+        kind, other = "weights, gradients and moments", "LoRA, a smaller model or more memory"
+        return what_helps(taken, kind, other, config.train, base.device)
+
+    def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
+        return Outcome(trainable=lane.num_trainable, total=base_size, steps=lane.steps)
+
+
+class FromElsewhere:
+    """An adapter that was trained elsewhere: a lane that is at its end."""
+
+    name, order, trains, together, moves_base = "lora", 0, False, False, False
+    step_kind = "none: trained elsewhere"
+    grid_keys = frozenset[str]()
+
+    def asked(self, train: Settings, settings: Settings, spec: MethodSpec) -> dict[str, object]:
+        """Of [train] what is read for scoring; the rest is of the other methods."""
+        read = ("max_length", "long_rows", "precision")
+        return {"train": {key: train[key] for key in read if key in train}, "adapter": spec.adapter}
+
+    def told(self, config: RunConfig) -> str:
+        return "LoRA: trained elsewhere"
+
+    def alike(self, config: RunConfig) -> RunConfig:
+        return config
+
+    def check_room(self, source: BaseSource) -> None:
+        """See LoRA."""
+
+    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
+        from tsugiki.model.export import import_adapter
+        from tsugiki.train.lane import Lane, OneVector
+
+        [config] = configs
+        attached = import_adapter(base.model, _folder(config))
+        name = f"adapter {_folder(config).name}"
+        lane = Lane(name, attached.parameters, config.train, num_rows, moves=OneVector(attached))
+        lane.steps = 0
+        return [lane]
+
+    def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
+        return 1
+
+    def what_helps(self, base: Base, config: RunConfig) -> str:
+        return LORA.what_helps(base, config)
+
+    def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
+        from tsugiki.train.lane import OneVector
+
+        assert isinstance(lane.moves, OneVector), "adapters are one vector"
+        size, kind, name = lane.num_trainable, lane.moves.config, _folder(config).name
+        alpha = kind.scale * kind.rank
+        told = Imported(targets=kind.targets, rank=kind.rank, alpha=alpha, source=name)
+        total, kept = base_size + size, run.copy_adapter(_folder(config))
+        return Outcome(trainable=size, total=total, steps=0, adapter=told, weights_bytes=kept)
+
+    def put_back(self, base: Base, record: RunRecord) -> None:
+        from tsugiki.model.export import import_adapter
+
+        import_adapter(base.model, record.folder / "adapter")
+
+
+LORA, FULL, FROM_ELSEWHERE = Lora(), Full(), FromElsewhere()
+BY_KIND: dict[str, Method] = {"lora": LORA, "full": FULL}
+
+
+def method_of(asked: RunConfig | MethodSpec) -> Method:
+    """The method that a run or a study's row asks for."""
+    if asked.adapter is not None:
+        return FROM_ELSEWHERE
+    return BY_KIND[asked.method if isinstance(asked, RunConfig) else asked.kind]
+
+
+def _adapter(config: RunConfig) -> LoraConfig:
+    assert config.lora is not None, "a LoRA run has an adapter"
+    return config.lora
+
+
+def _folder(config: RunConfig) -> Path:
+    assert config.adapter is not None, "an imported adapter has a folder"
+    return Path(config.adapter)

@@ -1,0 +1,131 @@
+"""What runs over one base and one task share, loaded once: model, rows, who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from tsugiki.config.run import RunConfig
+from tsugiki.data.batch import num_steps
+from tsugiki.data.prompts import Tokens, pad_id_of
+from tsugiki.data.tasks import Task, drawn
+from tsugiki.fast.cuda_graphs import why_plain
+from tsugiki.model.loading import Base, BaseSource, load_base, why_fp32
+from tsugiki.model.look import WITHOUT_CACHE, look_of
+from tsugiki.runs.branching import Branches
+from tsugiki.runs.events import Events
+from tsugiki.runs.inputs import longest_of, tokens_of
+from tsugiki.runs.methods import Method
+from tsugiki.runs.preflight import look_at_rows
+from tsugiki.runs.record import Outcome
+from tsugiki.train.captured import CapturedStep, open_step
+from tsugiki.train.lane import Lane
+from tsugiki.train.meter import free_memory
+from tsugiki.train.step import EagerStep
+
+Step = EagerStep | CapturedStep
+
+
+@dataclass(kw_only=True)
+class Shared:
+    """`first` is any of the runs: they agree in what is read of it here. `exclusive` is False where
+    other processes use the device."""
+
+    first: RunConfig
+    method: Method
+    task: Task
+    source: BaseSource
+    events: Events
+    exclusive: bool = True
+    study: str | None = None
+    prune: bool = False
+    branches: Branches = field(default_factory=Branches)
+    moved: bool = False
+    _base: Base | None = None
+
+    def load(self) -> Base:
+        """Model and tokenizer; anew when a run trained the model's own weights."""
+        if self._base is None or self.moved:
+            self._base = None  # freed before the next is loaded, which may fail
+            free_memory(self.source.device)
+            self._base = load_base(self.source)
+        self.moved = self.method.moves_base
+        return self._base
+
+    def prepare(self) -> Base:
+        """The first load: refuses what must not be trained on, notes what a look found (`plan`)."""
+        said = why_fp32(self.first.train.precision, self.source.numerics, self.source.device)
+        if said is not None:
+            self.events.note(said)
+        self.method.check_room(self.source)
+        base = self.load()
+        self.moved = False
+        for note in self.plan.notes:
+            self.events.note(note)
+        return base
+
+    @property
+    def base(self) -> Base:
+        assert self._base is not None, "prepared first"
+        return self._base
+
+    @cached_property
+    def left_out(self) -> list[str]:
+        """Ids of training rows that do not fit and may be left out."""
+        return []
+
+    @cached_property
+    def rows(self) -> list[Tokens]:
+        return tokens_of(self.base, self.task, self.first, "train", self.left_out)
+
+    @cached_property
+    def validation(self) -> list[Tokens]:
+        return tokens_of(self.base, self.task, self.first, "validation")
+
+    @cached_property
+    def watched(self) -> list[Tokens]:
+        """Of validation, those that are answered during training."""
+        few = min(self.first.score.during_rows, len(self.validation))
+        return list(drawn(self.validation, few))
+
+    @cached_property
+    def plan(self) -> Outcome:
+        """What the look before the first step found: for the record of every run."""
+        base, first = self.base, self.first
+        rows = {"train": self.rows, "validation": self.validation}
+        folder, room = base.source.folder, base.vocab_rows
+        notes = look_at_rows(folder, base.tokenizer, self.task, rows, first, vocab_rows=room)
+        longest = longest_of(base, first)
+        if self.left_out:
+            notes.append(
+                f"train: {len(self.left_out)} rows do not fit into {longest} tokens and are left "
+                f"out (first: row {self.left_out[0]})"
+            )
+        plain = why_plain(base.model, base.device, base.numerics, first.train.step)
+        notes += [] if plain is None else [plain]
+        notes += [] if look_of(base.model).cached else [WITHOUT_CACHE]
+        ends = base.tokenizer.convert_ids_to_tokens(sorted(self.rows[0].ending.stops))
+        targets = sum(len(row.target_ids) for row in self.rows) / len(self.rows)
+        return Outcome(
+            study=self.study,
+            notes=tuple(notes),
+            left_out=len(self.left_out),
+            ends=tuple(map(str, ends)),
+            target_tokens=targets,
+            max_length=longest,
+        )
+
+    def steps_of(self, config: RunConfig) -> int:
+        return num_steps(len(self.rows), config.train.batch, config.train.epochs)
+
+    def open_step(self, lanes: Sequence[Lane], ended: bool) -> AbstractContextManager[Step]:
+        """The step; the plain one, which costs nothing to make, when every lane is at its end."""
+        base, pad = self.base, pad_id_of(self.base.tokenizer)
+        if ended:
+            step = EagerStep(base.model, self.rows, pad, base.device, base.numerics)
+            return nullcontext(step)
+        return open_step(
+            base.model, lanes, self.rows, pad_id=pad, device=base.device, numerics=base.numerics
+        )
