@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from tsugiki.report.finding import verdict_of
-from tsugiki.score.metrics import mean_over_seeds, paired_difference
+from tsugiki.score.statistics import mean_over_seeds, paired_difference
 
 MARGIN, BASE = 0.02, 0.70
 ROWS, SEEDS, SPREADS, DIFFERENCES = (

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from tsugiki.score.metrics import Z95, student_t
+from tsugiki.score.statistics import Z95, student_t
 
 STUDIES, ACCURACY = 1500, 0.70
 FREEDOMS = np.concatenate([np.linspace(1, 20, 77), np.geomspace(21, 1e4, 40)])

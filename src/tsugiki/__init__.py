@@ -7,20 +7,20 @@ record = tsugiki.run({"model": {"path": "builtin"}, "task": {"name": "sample_nli
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tsugiki.config.run import RunConfig
     from tsugiki.runs.reading import RunRecord
     from tsugiki.study.cells import StudyResult
+    from tsugiki.toml import Given
 
 __version__ = "0.1.0"
 __all__ = ["run", "run_study"]
 
 
-def run(config: RunConfig | Mapping[str, Any], out: str | Path = "tsugiki-runs") -> RunRecord:
+def run(config: RunConfig | Given, out: str | Path = "tsugiki-runs") -> RunRecord:
     """Trains one configuration and scores it on validation; a finished one is only read.
 
     Args:
@@ -42,7 +42,7 @@ def run(config: RunConfig | Mapping[str, Any], out: str | Path = "tsugiki-runs")
 def run_study(study: str | Path, out: str | Path = "tsugiki-runs") -> StudyResult:
     """Runs what is missing of a study (a built-in name or a file) and writes its report under
     `out`/studies."""
-    from tsugiki.report.tables import gather
+    from tsugiki.report.material import gather
     from tsugiki.report.write import write_report
     from tsugiki.runs.store import Store
     from tsugiki.study.cells import find_study, parse_study

@@ -13,16 +13,15 @@ import pytest
 from tests import tiny
 from tsugiki.errors import ConfigError
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
-from tsugiki.score.metrics import mcnemar, rouge
+from tsugiki.score.metrics import rouge
 from tsugiki.score.rules import (
     CLOSED_RULES,
     SUMMARY_RULES,
     class_scores,
     pick_rules,
     pltrdy_rouge,
-    score_by,
-    signature_of,
 )
+from tsugiki.score.statistics import mcnemar
 
 WORDS = [
     *"".join(tiny.SENTENCES),
@@ -64,7 +63,7 @@ def test_flexevals_rouge_equals_the_package_it_calls() -> None:
     for answer, target in pairs():
         words, reference = " ".join(segment_ipadic(answer)), " ".join(segment_ipadic(target))
         expected = theirs.get_scores([words if words and words != "." else " "], [reference])[0]
-        found = SUMMARY_RULES["flexeval"](answer, target)
+        found = SUMMARY_RULES["flexeval"].rule(answer, target)
         assert found == pytest.approx(
             {
                 name: expected[key]["f"]
@@ -100,20 +99,20 @@ def test_rules_over_googles_rouge_equal_it(rule: str, tokenize: object) -> None:
     theirs = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Face())
     for answer, target in pairs():
         expected = {name: score.fmeasure for name, score in theirs.score(target, answer).items()}
-        assert SUMMARY_RULES[rule](answer, target) == pytest.approx(expected, abs=1e-4)
+        assert SUMMARY_RULES[rule].rule(answer, target) == pytest.approx(expected, abs=1e-4)
         if rule == "lm-eval":
-            assert rouge(answer, target) == SUMMARY_RULES[rule](answer, target)
+            assert rouge(answer, target) == SUMMARY_RULES[rule].rule(answer, target)
 
 
 def test_the_xlsum_rule_drops_punctuation_and_case() -> None:
     """As its tokenizer does: ASCII signs and Unicode punctuation are spaces, control characters
     go."""
-    rule = SUMMARY_RULES["xlsum"]
+    rule = SUMMARY_RULES["xlsum"].rule
     assert rule("犬が、公園を走った。", "犬が公園を走った")["rouge1"] == pytest.approx(1.0)
     assert rule("ABC「犬」$5", "abc 犬 5")["rougeL"] == pytest.approx(1.0)
     assert rule("犬\u200bが走る", "犬が走る")["rouge2"] == pytest.approx(1.0)
     assert rule("", "犬") == {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
-    assert SUMMARY_RULES["lm-eval"]("犬が、走った。", "犬が走った")["rouge1"] < 1.0
+    assert SUMMARY_RULES["lm-eval"].rule("犬が、走った。", "犬が走った")["rouge1"] < 1.0
 
 
 def test_the_xlsum_rule_equals_its_tokenizers_rule_on_a_thousand_pairs() -> None:
@@ -150,7 +149,9 @@ def test_the_xlsum_rule_equals_its_tokenizers_rule_on_a_thousand_pairs() -> None
             for char in answer
         )
         expected = {name: score.fmeasure for name, score in theirs.score(target, dirty).items()}
-        assert SUMMARY_RULES["xlsum"](dirty, target) == pytest.approx(expected, abs=1e-4), dirty
+        assert SUMMARY_RULES["xlsum"].rule(dirty, target) == pytest.approx(expected, abs=1e-4), (
+            dirty
+        )
 
 
 def test_the_llm_jp_eval_rule_on_a_thousand_pairs() -> None:
@@ -166,7 +167,7 @@ def test_the_llm_jp_eval_rule_on_a_thousand_pairs() -> None:
         expected = unicodedata.normalize(
             "NFKC", answer.split("\n\n")[0].strip()
         ) == unicodedata.normalize("NFKC", target)
-        assert CLOSED_RULES["llm-jp-eval"](answer, target) == {"exact_match": float(expected)}
+        assert CLOSED_RULES["llm-jp-eval"].rule(answer, target) == {"exact_match": float(expected)}
 
 
 def test_closed_rules() -> None:
@@ -178,7 +179,7 @@ def test_closed_rules() -> None:
         ("含意。", "含意"),
     ]
     found = {
-        rule: [CLOSED_RULES[rule](answer, target)["exact_match"] for answer, target in cases]
+        rule: [CLOSED_RULES[rule].rule(answer, target)["exact_match"] for answer, target in cases]
         for rule in CLOSED_RULES
     }
     assert found == {
@@ -189,8 +190,14 @@ def test_closed_rules() -> None:
 
 
 def test_rules_are_picked_by_name_and_signed() -> None:
-    assert pick_rules("rouge", "all") == ["lm-eval", "xlsum", "flexeval", "char"]
-    assert pick_rules("accuracy", "flexeval, tsugiki") == ["flexeval", "tsugiki"]
+    assert [rule.name for rule in pick_rules("rouge", "all")] == [
+        "lm-eval",
+        "xlsum",
+        "flexeval",
+        "char",
+    ]
+    picked = pick_rules("accuracy", "flexeval, tsugiki")
+    assert [rule.name for rule in picked] == ["flexeval", "tsugiki"]
     with pytest.raises(
         ConfigError, match=r'"xlsam": no such rule for rouge\. Did you mean "xlsum"'
     ):
@@ -198,15 +205,15 @@ def test_rules_are_picked_by_name_and_signed() -> None:
     assert (
         len(
             {
-                signature_of(rule, metric)
+                rule.signature()
                 for metric in ("rouge", "accuracy")
                 for rule in pick_rules(metric, "all")
             }
         )
         == 7
     )
-    assert "mecab-ipadic-1.0.0" in signature_of("flexeval", "rouge")
-    assert score_by("char", "rouge", ["犬"], ["犬"])["rouge1"] == [1.0]
+    assert "mecab-ipadic-1.0.0" in SUMMARY_RULES["flexeval"].signature()
+    assert SUMMARY_RULES["char"].score(["犬"], ["犬"])["rouge1"] == [1.0]
 
 
 def test_class_scores_by_hand() -> None:
@@ -252,7 +259,7 @@ def test_mcnemar_by_group_keeps_its_level() -> None:
 
 def test_two_methods_that_never_differ_have_an_interval_on_both_sides() -> None:
     """It had been Wilson's for “all answers wrong”: zero to four points, on one side."""
-    from tsugiki.score.metrics import paired_difference
+    from tsugiki.score.statistics import paired_difference
 
     same = [1.0, 0.0, 1.0, 1.0] * 25
     found = paired_difference([same], [same], [str(n) for n in range(100)])

@@ -20,15 +20,14 @@ from tsugiki.score.failures import classify, repeats
 from tsugiki.score.japanese import clean_for_rouge, segment
 from tsugiki.score.metrics import (
     chance_baseline,
-    interval,
     lead_baseline,
     majority_baseline,
-    paired_difference,
     rouge,
     score,
     signature,
 )
 from tsugiki.score.predict import generate_ids, predict
+from tsugiki.score.statistics import interval, paired_difference
 
 CANDIDATES = ("含意", "中立", "矛盾")
 FP32 = Numerics(compute="fp32", base="fp32", trained="fp32")

@@ -20,7 +20,7 @@ import torch
 
 from tests.study.test_study import TRAIN, asked, study_of
 from tsugiki.config.run import RunConfig
-from tsugiki.report.tables import gather
+from tsugiki.report.material import gather
 from tsugiki.report.write import write_report
 from tsugiki.runs import shared as run_module
 from tsugiki.runs.events import Events
@@ -388,10 +388,10 @@ def test_a_chosen_cell_that_scores_less_when_trained_again_is_chosen_no_more(
     assert [path.parent.name for path in (tmp_path / "second" / "runs").glob("*/weights")] == [
         resumed.records[best.label].folder.name
     ]
-    page, _ = write_report(gather(resumed), tmp_path / "second")
+    page = write_report(gather(resumed), tmp_path / "second")
     assert (
         f"Test was also read by other cells (it chose nothing): {loser.label}."
         in page.read_text(encoding="utf-8")
     )
-    page, _ = write_report(gather(straight), tmp_path / "first")
+    page = write_report(gather(straight), tmp_path / "first")
     assert "also read by other cells" not in page.read_text(encoding="utf-8")

@@ -13,11 +13,12 @@ import torch
 
 from tests import tiny
 from tests.study.test_study import TRAIN, asked, study_of
+from tests.tables import in_words
 from tsugiki.config.run import RunConfig
 from tsugiki.data.prompts import prompt_ids_of, render
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import ConfigError, ModelError
-from tsugiki.report.tables import gather
+from tsugiki.report.material import gather
 from tsugiki.report.write import write_report
 from tsugiki.runs.events import Events
 from tsugiki.runs.finished import score_run
@@ -98,7 +99,8 @@ def test_an_imported_adapter_has_a_row_beside_trained_cells(
     ]
     study = parse_study({**given, "methods": cells, "reference_rows": False}, "study")
     result = run_study(study, Store(tmp_path))
-    page, tables = write_report(gather(result), tmp_path)
+    page = write_report(gather(result), tmp_path)
+    tables = in_words(gather(result))
     rows = next(table for table in tables if table.name == "table2").rows
     assert [row[1] for row in rows[:2]] == ["tiny-theirs", "tiny-LoRA"]
     assert rows[0][2] != "not scored yet"

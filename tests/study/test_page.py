@@ -11,9 +11,11 @@ import pytest
 
 from tests.study.test_study import study_of
 from tsugiki.report.finding import verdict_of
+from tsugiki.report.latex import to_latex
+from tsugiki.report.material import gather
 from tsugiki.report.page import _difference
 from tsugiki.report.svg import Point, axis_over, chart
-from tsugiki.report.tables import Table, gather
+from tsugiki.report.table import Estimated, InWords, Said, Table, column, named
 from tsugiki.report.write import write_report
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import parse_study
@@ -47,7 +49,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(
 ) -> None:
     given = {**study_of(model_folder, task_file), "title": "試し / A <trial>"}
     result = run_study(parse_study(given, "study"), Store(tmp_path))
-    page, _ = write_report(gather(result), tmp_path)
+    page = write_report(gather(result), tmp_path)
     for language, words in (
         ("ja", ("結論", "試し", "学習率")),
         ("en", ("Finding", "A &lt;trial&gt;", "learning rate")),
@@ -92,19 +94,63 @@ def test_what_is_not_in_the_reference_is_marked() -> None:
 
 
 def test_latex_is_escaped_and_every_row_has_its_cells() -> None:
-    table = Table(
+    table = InWords(
         name="t",
         title="t",
         header=("Task", "p_1 & 95 %"),
         rows=(("a_b", "{x} # 5 % \\ ~"), ("c", "d")),
         notes=("one",),
     )
-    lines = table.to_latex().splitlines()
+    lines = to_latex(table).splitlines()
     assert lines[1:4] == [r"\begin{tabular}{ll}", r"\toprule", r"Task & p\_1 \& 95 \% \\"]
     assert lines[5] == r"a\_b & \{x\} \# 5 \% \textbackslash{} \textasciitilde{} \\"
     assert lines[-1] == "% one"
-    odd = Table(name="t", title="t", header=("a",), rows=(("[1] \ufffd\x07",),)).to_latex()
-    assert "{}[1] □□ " in odd
+    odd = InWords(name="t", title="t", header=("a",), rows=(("[1] \ufffd\x07",),))
+    assert "{}[1] □□ " in to_latex(odd)
+
+
+def test_numbers_stay_numbers_in_csv_and_words_are_of_the_language() -> None:
+    """A task called `chance` was translated; CSV held “0.404 [0.363, 0.445]”."""
+    columns = (
+        column("task", "text", "Task"),
+        column("test", "score", "Test"),
+        column("n", "number", "n"),
+    )
+    text = Said(en="0.404 [0.363, 0.445]", ja="0.404 [0.363, 0.445]")
+    score = Estimated(value=0.4041, low=0.363, high=0.445, words=text)
+    rows = (("chance", score, 560), (named("chance"), named("no result"), None))
+    table = Table(name="t", title=Said(en="t", ja="表"), columns=columns, rows=rows)
+    assert table.in_words("ja").rows == (
+        ("chance", "0.404 [0.363, 0.445]", "560"),
+        ("チャンスレベル", "結果なし", "-"),
+    )
+    assert table.in_words("ja").header == ("タスク", "テスト", "件数")
+    assert table.to_csv().splitlines() == [
+        "task,test,test_low,test_high,n,note",
+        "chance,0.4041,0.363,0.445,560,",
+        "chance,,,,,test: no result",
+    ]
+
+
+def test_a_terminal_leaves_out_the_same_columns_in_both_languages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were hidden by their English titles, so that --lang ja printed all of them."""
+    from rich.console import Console
+
+    from tsugiki.cli.progress import show_tables
+
+    monkeypatch.setattr(Console, "is_terminal", True)
+    columns = (
+        column("task", "text", "Task"),
+        column("n", "number", "n", report_only=True),
+    )
+    table = Table(name="t", title=Said(en="t", ja="表"), columns=columns, rows=(("a", 560),))
+    for language, title in (("en", "Task"), ("ja", "タスク")):
+        show_tables([table], language)
+        said = capsys.readouterr().out
+        assert title in said
+        assert "560" not in said
 
 
 def test_a_chart_draws_every_point_inside_its_frame() -> None:

@@ -14,17 +14,18 @@ import pytest
 
 from tests import tiny
 from tests.study.test_study import study_of
+from tests.tables import in_words
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import RunError
 from tsugiki.report.compare import compare_methods
+from tsugiki.report.material import gather
 from tsugiki.report.svg import bars, heat_map, stacked
-from tsugiki.report.tables import all_tables, gather
 from tsugiki.report.words import JAPANESE
 from tsugiki.report.write import write_report
 from tsugiki.runs.reading import read_record
 from tsugiki.runs.store import Store
 from tsugiki.runs.watch import watch_steps
-from tsugiki.score.metrics import paired_difference
+from tsugiki.score.statistics import paired_difference
 from tsugiki.study.cells import StudyResult, collect, parse_study
 from tsugiki.study.sweep import run_study
 
@@ -69,7 +70,7 @@ def test_the_chosen_cells_are_trained_with_every_seed_and_found_again(
     assert {key: len(again.seeds(cell)) for key, cell in again.chosen.items()} == dict.fromkeys(
         result.chosen, 3
     )
-    table = next(one for one in all_tables(gather(again), "en") if one.name == "table2")
+    table = next(one for one in in_words(gather(again), "en") if one.name == "table2")
     assert sum("(3 seeds)" in row[2] for row in table.rows) == 2
     lora = gather(again).standings["tiny", "tiny", "LoRA"]
     assert table.rows[0][2].startswith(f"{lora.score:.3f} ["), (
@@ -113,7 +114,7 @@ def test_the_japanese_page_is_japanese_and_both_hold_every_section(
     wide: tuple[StudySpec, StudyResult, Path],
 ) -> None:
     _, result, root = wide
-    page, _ = write_report(gather(result), root)
+    page = write_report(gather(result), root)
     english = (page.parent / "report.en.html").read_text(encoding="utf-8")
     japanese = (page.parent / "report.ja.html").read_text(encoding="utf-8")
     for text, words in (
@@ -162,7 +163,7 @@ def test_texts_that_may_not_be_passed_on_stay_out(
         chosen=result.chosen,
         repeats=result.repeats,
     )
-    assert [table.name for table in all_tables(gather(bare), "en")] == [
+    assert [table.name for table in in_words(gather(bare), "en")] == [
         "table1",
         "table2",
         "comparison",
@@ -176,11 +177,9 @@ def test_texts_that_may_not_be_passed_on_stay_out(
 
 def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResult, Path]) -> None:
     _, result, _ = wide
-    for name in [
-        table.name for table in all_tables(gather(result), "en") if table.name == "table4"
-    ]:
+    for name in [table.name for table in in_words(gather(result), "en") if table.name == "table4"]:
         one, other = (
-            next(table for table in all_tables(gather(result), language) if table.name == name)
+            next(table for table in in_words(gather(result), language) if table.name == name)
             for language in ("en", "ja")
         )
         assert [row[2] for row in one.rows] == [row[2] for row in other.rows]
@@ -227,7 +226,8 @@ def test_latex_compiles_where_there_is_a_latex(
     wide: tuple[StudySpec, StudyResult, Path], tmp_path: Path
 ) -> None:
     _, result, root = wide
-    page, tables = write_report(gather(result), root)
+    page = write_report(gather(result), root)
+    tables = in_words(gather(result))
     if shutil.which("lualatex") is None:
         pytest.skip("no lualatex here")
     body = "\n\n".join(

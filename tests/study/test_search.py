@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.study.test_study import study_of
+from tests.tables import in_words
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError
-from tsugiki.report.tables import all_tables, gather
+from tsugiki.report.material import gather
 from tsugiki.report.write import write_report
 from tsugiki.runs.record import Outcome
 from tsugiki.runs.store import Store
@@ -109,7 +110,7 @@ def test_tpe_learns_from_round_to_round_and_is_found_again(
     found = collect(study, Store(tmp_path))
     assert [cell.label for cell in found.cells] == labels
     assert found.records.keys() == set(labels)
-    page, _ = write_report(gather(found), tmp_path)
+    page = write_report(gather(found), tmp_path)
     assert "9 runs" in page.read_text(encoding="utf-8")
 
 
@@ -180,7 +181,7 @@ def test_successive_halving_ends_the_lower_half_twice(
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
     run_study(study, Store(tmp_path))
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
-    grid_table = next(table for table in all_tables(gather(result), "en") if table.name == "table3")
+    grid_table = next(table for table in in_words(gather(result), "en") if table.name == "table3")
     assert sum("pruned after step" in " ".join(row) for row in grid_table.rows) == 4
 
 
@@ -235,9 +236,9 @@ def test_pruned_cells_are_trained_in_full_when_they_are_wanted_so(
         "pruned",
         "pruned",
     ]
-    names = [table.name for table in all_tables(gather(result), "en")]
+    names = [table.name for table in in_words(gather(result), "en")]
     assert not next(
-        table for table in all_tables(gather(result), "en") if table.name == "landscape"
+        table for table in in_words(gather(result), "en") if table.name == "landscape"
     ).rows, "what was pruned would be missing from the counts"
     assert "landscape" in names
     whole = run_study(searched(model_folder, task_file, {}, grid, train=train), Store(tmp_path))

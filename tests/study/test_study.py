@@ -16,12 +16,13 @@ import torch
 
 import tsugiki
 from tests import tiny
+from tests.tables import in_words
 from tsugiki.cli.check import check_file, show_task
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.report.compare import compare_runs
-from tsugiki.report.tables import gather
+from tsugiki.report.material import gather
 from tsugiki.report.write import write_report
 from tsugiki.runs.finished import load_trained, score_run
 from tsugiki.runs.reading import read_record
@@ -237,7 +238,8 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
             if c.key == key and result.records[c.label].status == "done"
         )
         assert result.records[cell.label].main_score("validation") == best
-    page, tables = write_report(gather(result), tmp_path)
+    page = write_report(gather(result), tmp_path)
+    tables = in_words(gather(result))
     text = page.read_text(encoding="utf-8")
     assert [table.name for table in tables] == [
         "table1",

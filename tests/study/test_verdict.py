@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from tests.study.kept import keep, part_right, save_made, study_of
+from tests.tables import in_words
 from tsugiki.cli.printing import print_report
 from tsugiki.config.study import StudySpec
 from tsugiki.report.compare import Comparison
 from tsugiki.report.finding import DETECT, EQUAL, examples_needed, verdict_of
 from tsugiki.report.landscape import _ranks, _rate_lies_inside, rank_correlation
-from tsugiki.report.tables import Material, all_tables, gather
+from tsugiki.report.material import Material, gather
 from tsugiki.report.write import write_report
 from tsugiki.runs.store import Run, Store
-from tsugiki.score.metrics import mean_over_seeds, paired_difference, student_t
+from tsugiki.score.statistics import mean_over_seeds, paired_difference, student_t
 from tsugiki.study.cells import collect, expand, with_seed
 from tsugiki.study.missing import keep_missing, read_missing
 
@@ -78,7 +79,7 @@ def media(
     text = {"terminal": capsys.readouterr().out}
     print_report(result, store.root, "tsugiki study made.toml", True)
     text["json"] = capsys.readouterr().out
-    page, _ = write_report(gather(result), store.root)
+    page = write_report(gather(result), store.root)
     text |= {
         name: (page.parent / name).read_text(encoding="utf-8")
         for name in ("report.md", "report.en.html", "comparison.tex")
@@ -219,7 +220,7 @@ def test_lora_against_ft_comes_first_and_every_pair_is_in_the_table(tmp_path: Pa
         ("wide", "FT"),
         ("LoRA", "wide"),
     ]
-    table = next(table for table in all_tables(here, "en") if table.name == "comparison")
+    table = next(table for table in in_words(here, "en") if table.name == "comparison")
     assert [row[1] for row in table.rows] == ["LoRA - FT", "wide - FT", "LoRA - wide"]
 
 
@@ -327,7 +328,7 @@ def test_a_setting_is_exempt_from_the_lock_only_where_both_tried_the_same(tmp_pa
                 store, cell.config, {"validation": part_right(N, good), "test": part_right(N, good)}
             )
         table = next(
-            table for table in all_tables(material(spec, store), "en") if table.name == "table2"
+            table for table in in_words(material(spec, store), "en") if table.name == "table2"
         )
         assert (
             any(
@@ -357,7 +358,7 @@ def test_the_best_of_many_has_no_ordinary_interval_and_a_ratio_needs_a_searched_
                 | ({"test": part_right(N, good)} if good == 0.8 else {}),
                 validation_loss=1 - place,
             )
-        tables = {table.name: table for table in all_tables(material(spec, store), "en")}
+        tables = {table.name: table for table in in_words(material(spec, store), "en")}
         assert tables["table2"].rows[0][-1] == "0.800 (best of 3)"
         assert tables["landscape"].rows[0][3] == "0.800 (best of 3)"
         assert [row[2] for row in tables["table3"].rows if row[-1]] == ["0.800 (best of 3)"] * 2
@@ -373,7 +374,7 @@ def test_the_best_of_many_has_no_ordinary_interval_and_a_ratio_needs_a_searched_
 
 def notes_of_one_rate(root: Path) -> list[str]:
     here = material(*made(root / "one", {"LoRA": [0.7], "FT": [0.7]}))
-    return list(next(table for table in all_tables(here, "en") if table.name == "landscape").notes)
+    return list(next(table for table in in_words(here, "en") if table.name == "landscape").notes)
 
 
 def test_near_and_dead_cells_are_told_by_paired_differences(tmp_path: Path) -> None:
@@ -391,7 +392,7 @@ def test_near_and_dead_cells_are_told_by_paired_differences(tmp_path: Path) -> N
             validation_loss=0.05 if good == 0.7 else 1 - good,
         )
     table = next(
-        table for table in all_tables(material(spec, store), "en") if table.name == "landscape"
+        table for table in in_words(material(spec, store), "en") if table.name == "landscape"
     )
     # Nested answers: .86 differs from .90 in twelve rows that all point one way, so it is not
     # near, though its interval overlaps.

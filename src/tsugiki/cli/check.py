@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
 from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task
+from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.fast.cuda_graphs import why_plain
 from tsugiki.model.folder import resolve, stop_ids_of
@@ -56,7 +56,7 @@ def describe(task: Task) -> str:
     return f"{task.name}{version}, split {task.split}, format {task.format}: {counts}"
 
 
-def show_tokens(tokenizer: Any, row: Tokens) -> Iterator[str]:
+def show_tokens(tokenizer: Tokenizer, row: Tokens) -> Iterator[str]:
     """One row: pieces, ids, and `x` under every trained token."""
     ids = [*row.prompt_ids, *row.target_ids]
     pieces = [piece.replace("\n", "⏎") for piece in tokenizer.convert_ids_to_tokens(ids)]

@@ -9,8 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsugiki.errors import TsugikiError, reason_of
+
 if TYPE_CHECKING:
     from tsugiki.report.compare import Comparison
+    from tsugiki.report.material import Material
     from tsugiki.report.words import Language
     from tsugiki.runs.answer_modes import ModeScore
     from tsugiki.runs.reading import RunRecord
@@ -34,62 +37,59 @@ def print_report(
     """Writes and prints a study's report; `again` is the command that goes on with it. False when
     something is missing or did not learn."""
     from tsugiki.cli.progress import show_tables
-    from tsugiki.errors import reason_of
-    from tsugiki.report.tables import all_tables, gather
+    from tsugiki.report.material import gather
+    from tsugiki.report.tables import all_tables
     from tsugiki.report.write import write_report
 
     material = gather(result)
-    said, lacking = material.statements(lang), material.shortfalls(lang)
-    where: Path | None
+    lacking = material.shortfalls(lang)
+    where: Path | None = None
     try:
-        where, tables = write_report(material, out, lang)
-    except OSError as broken:
-        where, tables = None, all_tables(material, lang)
+        where = write_report(material, out, lang)
+    except (OSError, TsugikiError) as broken:
         lacking.append(f"the report could not be written: {reason_of(broken)}")
+    tables = all_tables(material)
     if as_json:
-        verdicts = [one.to_json() for one in material.found]
-        found = {"findings": said, "verdicts": verdicts, "missing": lacking}
         print_json(
             {
                 "report": str(where) if where else None,
-                **found,
-                "tables": [asdict(table) for table in tables],
+                "findings": material.statements(lang),
+                "verdicts": [one.to_json() for one in material.found],
+                "missing": lacking,
+                "tables": [asdict(table.in_words(lang)) for table in tables],
             }
         )
         return not lacking
-    show_tables(tables)
-    print("\n".join(said))
+    show_tables(tables, lang)
+    print("\n".join(material.statements(lang)))
     if where is not None:
-        print(
-            f"Report: {where.parent / 'report.ja.html'} · {where.parent / 'report.en.html'}   "
-            "(Markdown, CSV and LaTeX beside them)"
-        )
-    folders = [
-        record.folder
-        for cell in result.chosen.values()
-        if (record := result.record(cell)) is not None and record.status == "done"
-    ]
-    if folders:
-        print(
-            f"Next: tsugiki generate {folders[0]} --text 'PROMPT'   (the prompt's form stands in "
-            "Table 1)"
-        )
+        pages = f"{where.parent / 'report.ja.html'} · {where.parent / 'report.en.html'}"
+        print(f"Report: {pages}   (Markdown, CSV and LaTeX beside them)")
+    _print_next(material, lacking, again)
+    return not lacking
+
+
+def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
+    """What one may do now; what is missing, and whether the same command may help."""
+    result = material.result
+    records = [result.record(cell) for cell in result.chosen.values()]
+    done = [one.folder for one in records if one is not None and one.status == "done"]
+    if done:
+        hint = "(the prompt's form stands in Table 1)"
+        print(f"Next: tsugiki generate {done[0]} --text 'PROMPT'   {hint}")
     for line in lacking[:-1]:
         print(f"Not whole: {line}")
-    if lacking:
-        if len(lacking) > len(
-            [one for one in material.standings.values() if one.kind in ("no better", "failed")]
-        ):
-            print(
-                f"Not whole: {lacking[-1]}. What is missing is tried again, finished runs are "
-                f"kept, by: {again}"
-            )
-        else:  # they would end the same way again
-            print(
-                f"Not whole: {lacking[-1]}. Other settings may help (learning rates, epochs, "
-                f"rows); finished runs are kept by: {again}"
-            )
-    return not lacking
+    if not lacking:
+        return
+    poor = [one for one in material.standings.values() if one.kind in ("no better", "failed")]
+    if len(lacking) > len(poor):
+        advice = f"What is missing is tried again, finished runs are kept, by: {again}"
+    else:  # they would end the same way again
+        advice = (
+            "Other settings may help (learning rates, epochs, rows); finished runs are kept by: "
+            f"{again}"
+        )
+    print(f"Not whole: {lacking[-1]}. {advice}")
 
 
 def print_scores(record: RunRecord, part: str) -> None:
@@ -116,46 +116,48 @@ def print_scores(record: RunRecord, part: str) -> None:
 def print_rules(rows: Sequence[RuleScore], as_json: bool) -> None:
     """Scores of kept answers by rule."""
     from tsugiki.cli.progress import show_tables
-    from tsugiki.report.table import Table
+    from tsugiki.report.table import Content, Said, Table, column
 
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    cells = []
+    cells = list[tuple[Content, ...]]()
     for row in rows:
         bounds = "" if row.low is None else f" [{row.low:.4f}, {row.high:.4f}]"
-        cells.append((row.rule, row.labels, row.score, f"{row.value:.4f}{bounds}", str(row.n)))
-    signatures = tuple(dict.fromkeys(row.signature for row in rows if "|" in row.signature))
-    header = ("Rule", "Labels", "Score", "Value", "n")
-    title = "Kept answers by rule"
-    show_tables(
-        [Table(name="rules", title=title, header=header, rows=tuple(cells), notes=signatures)]
-    )
+        cells.append((row.rule, row.labels, row.score, f"{row.value:.4f}{bounds}", row.n))
+    signatures = dict.fromkeys(row.signature for row in rows if "|" in row.signature)
+    title, names = "Kept answers by rule", ("Rule", "Labels", "Score", "Value", "n")
+    columns = tuple(column(name.lower(), "text", name) for name in names)
+    notes = tuple(Said(en=one, ja=one) for one in signatures)
+    said = Said(en=title, ja=title)
+    show_tables([Table(name="rules", title=said, columns=columns, rows=tuple(cells), notes=notes)])
 
 
 def print_ways(rows: Sequence[ModeScore], as_json: bool) -> None:
     """Three scores from one checkpoint."""
     from tsugiki.cli.progress import show_tables
-    from tsugiki.report.table import Table
+    from tsugiki.report.table import Content, Said, Table, column
 
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    cells = []
+    cells = list[tuple[Content, ...]]()
     for row in rows:
         gain = p = "-"
         if row.gain is not None:
             gain = f"{row.gain:+.4f} [{row.gain_low:+.4f}, {row.gain_high:+.4f}]"
             p = f"{row.p:.3g}"
         value = f"{row.value:.4f} [{row.low:.4f}, {row.high:.4f}]"
-        cells.append((row.way, value, gain, p, str(row.n)))
-    header = ("Way", rows[0].score, "Against free generation", "McNemar p", "n")
+        cells.append((row.way, value, gain, p, row.n))
     note = (
         "free: any text; constrained: may only spell a candidate; sum, per_char: largest "
         "log-likelihood. What constrained gains over free was form, not knowledge."
     )
-    title = "Three scores from one checkpoint"
-    show_tables([Table(name="ways", title=title, header=header, rows=tuple(cells), notes=(note,))])
+    title, names = "Three scores from one checkpoint", ("Way", rows[0].score)
+    more = ("Against free generation", "McNemar p", "n")
+    columns = tuple(column(name.lower(), "text", name) for name in (*names, *more))
+    notes, said = (Said(en=note, ja=note),), Said(en=title, ja=title)
+    show_tables([Table(name="ways", title=said, columns=columns, rows=tuple(cells), notes=notes)])
 
 
 def record_json(record: RunRecord) -> dict[str, object]:

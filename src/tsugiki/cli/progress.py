@@ -14,35 +14,30 @@ from rich.status import Status
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from tsugiki.report.tables import Table
+from tsugiki.report.table import Table
+from tsugiki.report.words import Language
 from tsugiki.runs.events import Events
 
 PLAIN_EVERY_S = 15.0
-# What Table 2 leaves out on a terminal; the report has it all.
-REPORT_ONLY = frozenset(
-    {"Weights file (MiB)", "s/step (batch)", "tokens/s", "s/answer", "Validation", "n"}
-)
 
 
-def show_tables(tables: Sequence[Table]) -> None:
-    """Prints tables: drawn to the width of a terminal, or as Markdown into a pipe or file."""
+def show_tables(tables: Sequence[Table], language: Language = "en") -> None:
+    """Prints tables: drawn to the width of a terminal, without what only a report has room for; or
+    as Markdown into a pipe or file."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        print("\n".join(table.to_markdown() for table in tables))
+        print("\n".join(table.in_words(language).to_markdown() for table in tables))
         return
     for table in tables:
-        kept = [
-            place
-            for place, name in enumerate(table.header)
-            if name not in REPORT_ONLY or table.name != "table2"
-        ]
-        drawn = Drawn(title=table.title, title_justify="left", title_style="bold", box=SIMPLE)
+        words, brief = table.in_words(language), any(one.report_only for one in table.columns)
+        kept = [place for place, one in enumerate(table.columns) if not one.report_only]
+        drawn = Drawn(title=words.title, title_justify="left", title_style="bold", box=SIMPLE)
         for place in kept:
-            drawn.add_column(table.header[place], overflow="fold")
-        for row in table.rows:
+            drawn.add_column(words.header[place], overflow="fold")
+        for row in words.rows:
             drawn.add_row(*(Text(row[place]) for place in kept))
         console.print(drawn)
-        for note in table.notes if table.name != "table2" else ():
+        for note in () if brief else words.notes:
             console.print(Text(note, style="dim"))
 
 

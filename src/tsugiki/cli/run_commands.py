@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, cast
 
@@ -94,8 +94,9 @@ def score(
 def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
     """The runs under a root folder: status, scores, training time."""
     from tsugiki.cli.progress import show_tables
+    from tsugiki.report.cells import number
     from tsugiki.report.compare import list_row
-    from tsugiki.report.tables import Table
+    from tsugiki.report.table import Said, Table, column
     from tsugiki.runs.store import Store
 
     records, damaged = Store(out).read()
@@ -110,22 +111,13 @@ def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
             "your runs with --out"
         )
     cells = [
-        tuple(
-            "-" if value is None else f"{value:,.0f}" if isinstance(value, float) else value
-            for value in astuple(row)
-        )
-        for row in rows
+        (row.run, row.status, number(row.train_s, ",.0f"), row.validation, row.test) for row in rows
     ]
-    show_tables(
-        [
-            Table(
-                name="runs",
-                title=str(out / "runs"),
-                header=("Run", "Status", "Training (s)", "Validation", "Test"),
-                rows=tuple(cells),
-            )
-        ]
-    )
+    names = ("Run", "Status", "Training (s)", "Validation", "Test")
+    columns = tuple(column(name.lower(), "text", name) for name in names)
+    folder = str(out / "runs")
+    title = Said(en=folder, ja=folder)
+    show_tables([Table(name="runs", title=title, columns=columns, rows=tuple(cells))])
     print(f"Next: tsugiki show {out / 'runs' / rows[0].run}")
 
 

@@ -140,6 +140,10 @@ class ScoreConfig(Record):
     )
 
 
+# What a method reads of [lora] and adapter: one of these.
+READ_BY: dict[Method, tuple[set[str], ...]] = {"lora": ({"lora"}, {"adapter"}), "full": (set(),)}
+
+
 class RunConfig(Record):
     """One run: model × task × method × hyper-parameters."""
 
@@ -183,13 +187,12 @@ class RunConfig(Record):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
-        if self.method == "full" and self.lora is not None:
-            raise ValueError(
-                'lora: method = "full" would ignore it; remove it or use method = "lora"'
-            )
-        if self.adapter is not None and (self.method == "full" or self.lora is not None):
+        given = {name for name in ("lora", "adapter") if getattr(self, name) is not None}
+        if given in READ_BY[self.method]:
+            return self
+        if "adapter" in given:
             raise ValueError(
                 'adapter: needs method = "lora" and no [lora]: rank, targets and α are those of '
                 "the adapter"
             )
-        return self
+        raise ValueError('lora: method = "full" would ignore it; remove it or use method = "lora"')

@@ -60,6 +60,9 @@ class SearchSpec(Record):
         return self
 
 
+ADAPTED: tuple[Method, ...] = ("lora",)  # kinds that train or take adapters, many over one base
+
+
 class MethodSpec(Record):
     """One row of the table: a method and the grid it is searched over, for all tasks or for those
     it names."""
@@ -96,13 +99,11 @@ class MethodSpec(Record):
                 "search.prune: compares cells after equally many steps; take epochs and batch out "
                 "of the grid"
             )
-        if self.adapter is not None and (
-            self.grid or self.kind != "lora" or self.search != SearchSpec()
-        ):
+        if self.adapter and (self.grid or self.kind not in ADAPTED or self.search != SearchSpec()):
             raise ValueError(
                 'adapter: needs kind = "lora", no grid and no search: nothing is trained'
             )
-        if self.search.prune and self.kind != "lora":
+        if self.search.prune and self.kind not in ADAPTED:
             raise ValueError(
                 "search.prune: compares LoRA cells that train together; full fine-tuning trains "
                 "one cell at a time"

@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any
 
 from tsugiki.data.tasks import CHAT, Example, Task
+from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import DataError, ModelError, did_you_mean, first_line
 
 TEMPLATE_DATE = datetime(
@@ -27,8 +28,6 @@ TEMPLATE_DATE = datetime(
     # what a chat template that asks for the date is told, always: the date that Llama 3.1's own
     # falls back on
 )
-
-Tokenizer = Any  # transformers.PreTrainedTokenizerBase; not imported here, it costs a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,8 @@ def _opening_of(tokenizer: Tokenizer) -> list[int]:
                 f"tokenizer {tokenizer.name_or_path}: adds more to a text than marks around it "
                 f"({plain} becomes {whole}), which is not implemented"
             )
-        kept = tokenizer._tsugiki_opening = whole[: starts[0]]
+        kept = whole[: starts[0]]
+        setattr(tokenizer, "_tsugiki_opening", kept)  # noqa: B010 (no attribute of its face)
     return list(kept)
 
 

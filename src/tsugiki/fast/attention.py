@@ -16,7 +16,7 @@ waits for the device.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from typing import Any
@@ -35,7 +35,7 @@ from tsugiki.fast.short_document_attention import joined_attention, serves, shor
 PACKED, STORED = "tsugiki_packed", "tsugiki_stored"
 _NEUTRAL = {"softcap": None, "s_aux": None, "head_mask": None}
 # torch 2.11's flash kernel takes fewer key heads as they are; from 2.12 on it must be asked for.
-_GQA: dict[str, Any] = (
+_GQA: Any = (
     {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 )
 
@@ -222,7 +222,10 @@ def stored_attention(
 
 
 def _refuse_others(
-    module: nn.Module, attention_mask: torch.Tensor | None, dropout: float, others: dict[str, Any]
+    module: nn.Module,
+    attention_mask: torch.Tensor | None,
+    dropout: float,
+    others: Mapping[str, object],
 ) -> None:
     """Raises `ModelError` for what the functions here do not do."""
     for name, neutral in _NEUTRAL.items():

@@ -18,18 +18,24 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.activations import SiLUActivation
-from transformers.pytorch_utils import Conv1D
 
 from tsugiki.fast.swiglu import gated
 from tsugiki.model.adapter_bank import AdapterBank
-from tsugiki.model.layouts import groups_of, layout_of, replace_module, weight_of
+from tsugiki.model.layouts import (
+    LAYOUTS,
+    by_outputs,
+    groups_of,
+    layout_of,
+    replace_module,
+    store_by_outputs,
+    weight_of,
+)
 from tsugiki.model.lora import LoraLinear, lora_layers
 from tsugiki.model.lora_ops import adapted_linear
 
-# Model types whose attention gets queries, keys and values as the product gave them, and whether
-# it turns them by rotary embedding.
-HANDED_ON = {"llama": True, "mistral": True, "qwen2": True, "gemma": True, "gpt2": False}
-GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")  # compute down(silu(gate(x)) * up(x))
+HANDED_ON = dict(pair for layout in LAYOUTS for pair in layout.whole_qkv)
+SWIGLU = {name for layout in LAYOUTS for name in layout.swiglu}
+READ_BY_ATTENTION = {layout.modules["q"].rsplit(".", 1)[-1] for layout in LAYOUTS}
 
 
 @dataclass
@@ -110,7 +116,7 @@ class FusedLinears(nn.Module):
 
     def _adapters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """A, B and scales of all lanes, or of the one lane that the whole batch belongs to."""
-        assert self.bank is not None, "no adapters here"
+        assert isinstance(self.bank, AdapterBank), "no adapters here"
         if self.bank.equal:
             return self.a, self.b, self.scales
         [lane] = [number for number, share in enumerate(self.bank.shares) if share]
@@ -150,7 +156,7 @@ def product_behind(module: nn.Module, turned: bool) -> torch.Tensor | None:
     """[..., (h + 2 h_kv) d], queries, keys and values side by side as an attention module is about
     to read them: once after each product, and only where `turned` says truly whether rotary
     embedding has been applied to what it reads."""
-    for name in ("q_proj", "c_attn"):
+    for name in READ_BY_ATTENTION:
         part = getattr(module, name, None)
         if isinstance(part, FusedPart):
             product, part.whole.product = part.whole.product, None
@@ -191,7 +197,7 @@ def fused(model: Any) -> Iterator[Shadow]:
                 undo.append((path, module))
                 replace_module(model, path, FusedPart(whole, index))
         for path, mlp in list(model.named_modules()):
-            if type(mlp).__name__ in GATED and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
+            if type(mlp).__name__ in SWIGLU and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
                 undo.append((path, mlp))
                 replace_module(model, path, FusedMLP(mlp))
         yield shadow
@@ -204,7 +210,7 @@ def _join(modules: list[nn.Module], shadow: Shadow, rotary: bool | None) -> Fuse
     bases: list[Any] = [
         module.base if isinstance(module, LoraLinear) else module for module in modules
     ]
-    weights = [weight_of(one).t() if isinstance(one, Conv1D) else weight_of(one) for one in bases]
+    weights = [by_outputs(one) for one in bases]
     splits = [len(weight) for weight in weights]
     weight = weights[0].detach() if len(weights) == 1 else _one_storage(bases, weights)
     biases = [one.bias for one in bases]
@@ -225,7 +231,7 @@ def _one_storage(bases: list[Any], weights: list[torch.Tensor]) -> torch.Tensor:
     """Stacks the weights and lets the layers view the stack: nothing is stored twice."""
     joined = torch.cat([weight.detach() for weight in weights])
     for base, part in zip(bases, joined.split([len(weight) for weight in weights]), strict=True):
-        base.weight.data = part.t() if isinstance(base, Conv1D) else part
+        store_by_outputs(base, part)
     return joined
 
 

@@ -10,7 +10,7 @@ anything in between would fail, not compute something else.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 
 # Model types whose layers turn whole heads by halves, and hand the result to the attention at once.
 KINDS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma")
-_AS_WRITTEN: dict[str, Any] = {}  # their functions, by the name of the model's code
+_AS_WRITTEN: dict[str, Callable[..., Any]] = {}  # their functions, by the name of the model's code
 
 
 class Unturned(NamedTuple):

@@ -18,7 +18,6 @@ import regex
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
 
 from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError, first_line
@@ -26,13 +25,17 @@ from tsugiki.model.layouts import (
     WHOLE,
     Place,
     by_module,
+    by_outputs,
     every_place,
     layout_of,
     out_features,
     replace_module,
+    store_by_outputs,
+    transposed,
     weight_of,
 )
 from tsugiki.model.lora import Grafted, attach, lora_layers
+from tsugiki.toml import Given
 
 PREFIX = "base_model.model."
 KEPT = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
@@ -120,7 +123,7 @@ def fuse(
     return stacked, wide
 
 
-def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> dict[str, Any]:
+def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> Given:
     config, layout = grafted.config, layout_of(grafted.model)
     targets = sorted({path.removeprefix(f"{layout.layers}.").split(".", 1)[1] for path in ranks})
     alpha = config.alpha or config.rank
@@ -135,8 +138,8 @@ def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> dict[str
         "lora_dropout": config.dropout,
         "target_modules": targets,
         "fan_in_fan_out": any(
-            isinstance(grafted.model.get_submodule(path).base, Conv1D) for path in ranks
-        ),  # it keeps weights as [in, out]
+            transposed(layer.base) for path, layer in lora_layers(grafted.model) if path in ranks
+        ),
         "inference_mode": True,
         "init_lora_weights": True,
     }
@@ -197,9 +200,7 @@ def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
     """
     lost = total = 0.0
     for path, layer in lora_layers(model):
-        weight = weight_of(layer.base)
-        before = weight.detach().float()
-        wide = before.t() if isinstance(layer.base, Conv1D) else before  # [d_out, d_in]
+        wide = by_outputs(layer.base).detach().float()  # [d_out, d_in]
         change = torch.zeros_like(wide)
         for place, a, b in layer.adapters_of(0):
             change[place.rows(len(wide)).to(wide.device)] += (
@@ -208,7 +209,8 @@ def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
         merged = (wide + change).to(dtype)
         lost += float((merged.float() - wide - change).norm() ** 2)
         total += float(change.norm() ** 2)
-        weight.data = merged.t().contiguous() if isinstance(layer.base, Conv1D) else merged
+        store_by_outputs(layer.base, merged)
+        weight_of(layer.base).data = weight_of(layer.base).data.contiguous()
         replace_module(model, path, layer.base)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(
@@ -219,7 +221,7 @@ def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
     return math.sqrt(lost / total) if total else 0.0
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def read_adapter(folder: Path) -> tuple[Given, dict[str, torch.Tensor]]:
     """Settings and tensors of a PEFT adapter folder.
 
     Raises:
@@ -260,7 +262,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     return given, tensors
 
 
-def _check_adapter_settings(given: dict[str, Any], folder: Path) -> None:
+def _check_adapter_settings(given: Given, folder: Path) -> None:
     path = folder / "adapter_config.json"
     for key, wanted in KEPT.items():
         if given.get(key) not in (wanted, *((None,) if key != "peft_type" else ())):
@@ -308,7 +310,7 @@ def _take(
     name: str,
     shape: tuple[int, int],
     folder: Path,
-    given: dict[str, Any],
+    given: Given,
 ) -> torch.Tensor:
     """Takes one tensor out; raises `ModelError` when it is not there or belongs to a base of other
     sizes."""
@@ -327,7 +329,7 @@ def _take(
     return tensor
 
 
-def _scale(tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path) -> float:
+def _scale(tensors: dict[str, torch.Tensor], given: Given, folder: Path) -> float:
     """α / r as peft computes it for each module, patterns included; raises `ModelError` when
     modules differ, or r is not the tensors'."""
     scales = set()
@@ -387,7 +389,7 @@ def _stacked_ranges(
 
 
 def _words_and_rank(
-    model: torch.nn.Module, tensors: dict[str, torch.Tensor], given: dict[str, Any], folder: Path
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], given: Given, folder: Path
 ) -> tuple[list[str], int]:
     """Which words the adapter covers, and the rank of each: of a fused weight the ranges that
     `export_adapter` stacked, or the whole as `qkv`."""

@@ -16,10 +16,10 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from tsugiki.config.run import ModelChoice
 from tsugiki.errors import ModelError, first_line
+from tsugiki.toml import Given
 
 BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -124,7 +124,7 @@ def _by_way_of() -> str:
     )
 
 
-def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
+def read_settings(folder: Path, name: str = "config.json") -> Given:
     """A JSON file of a model folder. Raises `ModelError` for one that is damaged, or holds
     something other than an object."""
     path = folder / name
@@ -141,7 +141,7 @@ def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return content
 
 
-def check_settings(folder: Path) -> dict[str, Any]:
+def check_settings(folder: Path) -> Given:
     """`config.json`, unless the folder is not what it seems.
 
     Raises:
@@ -186,7 +186,7 @@ def check_settings(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_odd_sizes(folder: Path, config: dict[str, Any]) -> None:
+def _refuse_odd_sizes(folder: Path, config: Given) -> None:
     """Sizes that no model has: building its modules would never end."""
     for name, most in (
         ("num_hidden_layers", 2000),
@@ -206,7 +206,7 @@ def _refuse_odd_sizes(folder: Path, config: dict[str, Any]) -> None:
             )
 
 
-def _refuse_code(folder: Path, name: str, content: dict[str, Any], known_type: str) -> None:
+def _refuse_code(folder: Path, name: str, content: Given, known_type: str) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     named = content.get("auto_map")
@@ -220,7 +220,7 @@ def _refuse_code(folder: Path, name: str, content: dict[str, Any], known_type: s
     )
 
 
-def weight_files(folder: Path, config: dict[str, Any] | None = None) -> list[Path]:
+def weight_files(folder: Path, config: Given | None = None) -> list[Path]:
     """The safetensors files that transformers would load, all of them readable.
 
     Raises:

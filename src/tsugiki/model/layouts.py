@@ -57,7 +57,11 @@ class Layout:
     """Module paths inside one layer, by word; `fused` words share one module, in this order, in
     equal parts: of the whole, or of each head's outputs where they are `interleaved`.
 
-    `together` names the words whose modules read the same input, in the order they are called.
+    `together` names the words whose modules read the same input, in the order they are called;
+    `whole_qkv` the model types whose attention gets queries, keys and values as the product gave
+    them, and whether it turns them by rotary embedding; `swiglu` the classes whose MLP is
+    down(silu(gate(x)) * up(x)); `old_buffers` the constants that older versions of transformers
+    wrote beside the weights.
     """
 
     name: str
@@ -66,6 +70,9 @@ class Layout:
     fused: tuple[str, ...] = ()
     interleaved: bool = False
     together: tuple[tuple[str, ...], ...] = ()
+    swiglu: tuple[str, ...] = ()
+    old_buffers: tuple[str, ...] = ()
+    whole_qkv: tuple[tuple[str, bool], ...] = ()
 
 
 LLAMA = Layout(
@@ -81,6 +88,9 @@ LLAMA = Layout(
         "down": "mlp.down_proj",
     },
     together=(("q", "k", "v"), ("gate", "up")),
+    swiglu=("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"),
+    old_buffers=("rotary_emb.inv_freq",),
+    whole_qkv=(("llama", True), ("mistral", True), ("qwen2", True), ("gemma", True)),
 )
 GPT2 = Layout(
     name="GPT-2",
@@ -94,6 +104,8 @@ GPT2 = Layout(
         "proj": "mlp.c_proj",
     },
     fused=("q", "k", "v"),
+    old_buffers=("masked_bias",),
+    whole_qkv=(("gpt2", False),),
 )
 NEOX = Layout(
     name="GPT-NeoX",
@@ -108,6 +120,7 @@ NEOX = Layout(
     },
     fused=("q", "k", "v"),
     interleaved=True,
+    old_buffers=("masked_bias", "rotary_emb.inv_freq"),
 )
 LAYOUTS = (LLAMA, GPT2, NEOX)
 WHOLE = "qkv"  # the fused weight as one
@@ -173,13 +186,29 @@ def weight_of(module: nn.Module) -> torch.Tensor:
     return weight
 
 
+def transposed(module: nn.Module) -> bool:
+    """Whether a linear layer keeps its weight as [in, out], as GPT-2's does."""
+    return isinstance(module, Conv1D)
+
+
+def by_outputs(module: nn.Module) -> torch.Tensor:
+    """The weight as [out, in], a view of it."""
+    weight = weight_of(module)
+    return weight.t() if transposed(module) else weight
+
+
+def store_by_outputs(module: nn.Module, weight: torch.Tensor) -> None:
+    """Gives the layer a weight [out, in], which it keeps in its own order."""
+    weight_of(module).data = weight.t() if transposed(module) else weight
+
+
 def out_features(module: nn.Module) -> int:
     """Outputs of a linear layer; GPT-2's `Conv1D` keeps its weight as [in, out]."""
-    return weight_of(module).shape[1 if isinstance(module, Conv1D) else 0]
+    return by_outputs(module).shape[0]
 
 
 def in_features(module: nn.Module) -> int:
-    return weight_of(module).shape[0 if isinstance(module, Conv1D) else 1]
+    return by_outputs(module).shape[1]
 
 
 def words_of(targets: str, layout: Layout) -> list[str]:

@@ -28,12 +28,11 @@ from tsugiki.model.folder import (
     stop_ids_of,
     weight_files,
 )
+from tsugiki.model.layouts import LAYOUTS
 from tsugiki.model.look import look_at
+from tsugiki.toml import Given
 
-OLD_BUFFERS = (
-    "masked_bias",
-    "rotary_emb.inv_freq",
-)  # constants that older versions of transformers wrote beside the weights
+OLD_BUFFERS = tuple(name for layout in LAYOUTS for name in layout.old_buffers)
 
 
 # What the base's weights are stored in: those that are tuned themselves keep fp32 masters.
@@ -262,7 +261,6 @@ def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) ->
     from transformers import AutoConfig, AutoModelForCausalLM
 
     weight_files(folder, check_settings(folder))
-    options: dict[str, Any] = {"device_map": "meta"} if only_names else {}
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -276,7 +274,7 @@ def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) ->
                 attn_implementation=attention,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **options,
+                device_map="meta" if only_names else None,
             )
         # libraries raise what they like: a quantised base without its library, sizes that do not
         # divide
@@ -316,7 +314,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _refuse_other_tensors(folder: Path, found: Mapping[str, Any]) -> None:
+def _refuse_other_tensors(folder: Path, found: Given) -> None:
     """Raises `ModelError` where the weights are not those of the model that `config.json`
     describes."""
     mismatched = {

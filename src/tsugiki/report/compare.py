@@ -13,14 +13,8 @@ from tsugiki.report.texts import score_text
 from tsugiki.runs.reading import RunRecord, read_answers
 from tsugiki.runs.record import Answer
 from tsugiki.runs.store import Run
-from tsugiki.score.metrics import (
-    Estimate,
-    McNemar,
-    mcnemar,
-    mean_over_seeds,
-    paired_difference,
-    per_example,
-)
+from tsugiki.score.rules import metric_of
+from tsugiki.score.statistics import Estimate, McNemar, mcnemar, mean_over_seeds, paired_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +159,8 @@ def _values_at(path: Path, name: str, stamp: int) -> list[float]:
 
 def main_values(name: str, answers: Sequence[Answer]) -> list[float]:
     """Per-example values of the score that chooses, from kept answers."""
-    metric = "rouge" if name.startswith("rouge") else name
     texts, targets = [row.answer for row in answers], [row.target for row in answers]
-    return per_example(metric, texts, targets)[name]
+    return metric_of(name).score(texts, targets)[name]
 
 
 @dataclass(frozen=True, kw_only=True)

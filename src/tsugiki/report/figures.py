@@ -9,7 +9,7 @@ from tsugiki.report.compare import pooled
 from tsugiki.report.finding import exclusive_cost, exclusive_step_s
 from tsugiki.report.standing import lost_seeds
 from tsugiki.report.svg import Point, axis_over, bars, chart, heat_map, stacked
-from tsugiki.report.words import Language, word
+from tsugiki.report.words import Language, named_in
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.failures import CLASSES, ENGLISH
@@ -200,7 +200,7 @@ def _course(
     }
     title = f"{task}: {words['sample']}"
     figures += _chart(title, scores, words["step"], f"{words['validation']}: {task}", lines=True)
-    names: dict[str, str] = {kind: word(ENGLISH[kind], language) for kind in CLASSES}
+    names: dict[str, str] = {kind: named_in(ENGLISH[kind], language) for kind in CLASSES}
     for cell, record in pairs:
         if record.validations:
             title = f"{_name(cell)}, {task}: {words['answers']}"

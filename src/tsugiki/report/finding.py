@@ -7,8 +7,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from tsugiki.errors import RunError
 from tsugiki.report.compare import Comparison, compare_methods
@@ -45,28 +45,15 @@ class Finding:
     memory_share: float | None = None
     step_share: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        pair = self.comparison
-        numbers = (
-            {}
-            if pair is None
-            else {
-                "difference": pair.difference,
-                "low": pair.low,
-                "high": pair.high,
-                "n": pair.n,
-                "seeds": pair.seeds,
-            }
-        )
+    def to_json(self) -> dict[str, object]:
+        told: dict[str, object] = {
+            "model": self.model, "task": self.task, "verdict": self.verdict,
+        }  # fmt: skip
+        if self.comparison is not None:
+            names = ("difference", "low", "high", "n", "seeds")
+            told |= {name: getattr(self.comparison, name) for name in names}
         standing = {one.method: one.kind for one in (self.first, self.second)}
-        return {
-            "model": self.model,
-            "task": self.task,
-            "verdict": self.verdict,
-            **numbers,
-            "margin": self.margin,
-            "standing": standing,
-        }
+        return {**told, "margin": self.margin, "standing": standing}
 
 
 def verdict_of(low: float, high: float, margin: float) -> Verdict:
@@ -102,23 +89,17 @@ def _in_order(
 
 
 def _finding(model: str, task: str, first: Standing, second: Standing, margin: float) -> Finding:
-    about: dict[str, Any] = {
-        "model": model,
-        "task": task,
-        "first": first,
-        "second": second,
-        "margin": margin,
-    }
+    silent = Finding(model=model, task=task, first=first, second=second, margin=margin)
     if not (first.kind == second.kind == "learned"):
-        return Finding(**about)
+        return silent
     try:
         pair = compare_methods(first.runs, second.runs, "test")
     except RunError as differ:
-        return Finding(**about, why=str(differ))
+        return replace(silent, why=str(differ))
     one, other = first.runs[0].outcome, second.runs[0].outcome
     costs = [exclusive_cost(standing.runs[0]) for standing in (first, second)]
-    return Finding(
-        **about,
+    return replace(
+        silent,
         verdict=verdict_of(pair.low, pair.high, margin),
         comparison=pair,
         parameter_share=one.trainable / other.trainable,

@@ -7,21 +7,18 @@ No torch here.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tsugiki.config.study import Range
 from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against, values_of
 from tsugiki.report.standing import floor_of
-from tsugiki.report.table import Table
-from tsugiki.report.texts import best_text, chosen_text
 from tsugiki.report.words import Language, pick
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
-from tsugiki.score.metrics import Estimate, Score, paired_difference
+from tsugiki.score.metrics import Score
+from tsugiki.score.statistics import Estimate, paired_difference
 from tsugiki.study.cells import Cell, Key, StudyResult
 
 
@@ -127,81 +124,6 @@ def _same_rows(one: RunRecord, other: RunRecord) -> bool:
     return first == second
 
 
-def landscape_table(found: Sequence[Landscape], result: StudyResult, language: Language) -> Table:
-    rows = [
-        (
-            " · ".join(one.key),
-            str(one.num),
-            chosen_text(one.best),
-            best_text(one.record.scored("validation"), one.num, language),
-            f"{one.near} ({one.near / one.num:.0%})",
-            f"{one.dead} ({one.dead / one.num:.0%})",
-            f"{one.below} ({one.below / one.num:.0%})",
-            f"{statistics.median(one.values):.3f}",
-            f"{one.fall:.3f}",
-        )
-        for one in found
-    ]
-    for key in dict.fromkeys(cell.key for cell in result.cells):
-        failed = sum(
-            cell.key == key
-            and (record := result.record(cell)) is not None
-            and record.status == "failed"
-            for cell in result.cells
-        )
-        if key not in result.chosen and failed:
-            rows.append(
-                (
-                    " · ".join(key),
-                    str(failed),
-                    "no result",
-                    "-",
-                    "-",
-                    f"{failed} (100%)",
-                    f"{failed} (100%)",
-                    "-",
-                    "-",
-                )
-            )
-    header = (
-        "Model · task · method",
-        "Cells",
-        "Best setting",
-        "Validation",
-        "Within noise of the best",
-        "No better than the floor",
-        "At or below it",
-    )
-    return Table(
-        name="landscape",
-        title="ハイパーパラメータへの依存（検証データ） / How much depends on the "
-        "hyper-parameters, by validation",
-        header=(*header, "Median cell", "Best - median"),
-        rows=tuple(rows),
-        notes=(_legend(language), *landscape_notes(found, language), *edges(result, language)),
-    )
-
-
-def _legend(language: Language) -> str:
-    return pick(
-        language,
-        "「基準を上回らない」: モデルなしの基準（最頻クラス、選択問題ではチャンスレベル、"
-        "要約では冒頭文）との対応のある差の 95 % 区間の下端が 0 以下の設定"
-        "（テストでの判定と同じ規則）と、発散・停止した設定。「基準以下」: "
-        "そのうち値が基準以下のもの。発散・停止した設定の値は 0 として中央値に含めます。"
-        "「最良と区別できず」: 最良の設定との対応のある差の 95 % 区間が 0 以上に届く設定。"
-        "最良の値は多数の中の最大なので、通常の区間は付けません。",
-        "No better than the floor: cells whose 95 % interval of the paired difference to what "
-        "needs no model (the most frequent class; chance, where "
-        "candidates differ by row; a text's lead) does not lie above zero, by the rule that holds "
-        "on test, and cells that diverged or were stopped. "
-        "At or below it: those of them that score no more than it. Cells without a score count as "
-        "0 in the median. Within noise of the best: the "
-        "interval of the paired difference to the best cell reaches zero. The best of many has no "
-        "ordinary interval, so none is printed.",
-    )
-
-
 def landscape_notes(found: Sequence[Landscape], language: Language) -> list[str]:
     """LoRA against FT on one base, the larger base against the smaller under one method, LoRA's
     best rate over FT's, and loss against score."""
@@ -260,8 +182,10 @@ def _ratio(one: Landscape, other: Landscape, language: Language) -> list[str]:
 
 
 def _rate_lies_inside(cell: Cell) -> bool:
-    tried: Any = cell.method.grid.get("learning_rate", [])
-    rates = sorted(set(tried)) if not isinstance(tried, Range) else []
+    tried = cell.method.grid.get("learning_rate", ())
+    if isinstance(tried, Range):
+        return False
+    rates = sorted({rate for rate in tried if isinstance(rate, (int, float))})
     return len(rates) >= 3 and rates[0] < cell.config.train.learning_rate < rates[-1]
 
 
@@ -303,50 +227,6 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
 def _ranks(values: Sequence[float]) -> list[float]:
     ordered = sorted(values)
     return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
-
-
-def settings_table(result: StudyResult, language: Language) -> Table:
-    """Each searched value: the best and the mean over all cells that have it."""
-    rows = []
-    for key, best in result.chosen.items():
-        cells = [cell for cell in result.cells if cell.key == key and not cell.method.search.prune]
-        for name, tried in (cells[0].method.grid if cells else {}).items():
-            for value in tried if not isinstance(tried, Range) and len(tried) > 1 else ():
-                records = [
-                    record
-                    for cell in cells
-                    if cell.settings[name] == value and (record := result.record(cell)) is not None
-                ]
-                scores = [
-                    0.0 if (score := one.main_score("validation")) is None else score
-                    for one in records
-                    if one.status in ("done", "failed")
-                ]
-                if scores:
-                    mark = " ★" if best.settings[name] == value else ""
-                    rows.append(
-                        (
-                            " · ".join(key),
-                            name,
-                            f"{value:g}{mark}" if isinstance(value, float) else f"{value}{mark}",
-                            f"{max(scores):.3f}",
-                            f"{statistics.fmean(scores):.3f}",
-                            str(len(scores)),
-                        )
-                    )
-    return Table(
-        name="settings",
-        title="値ごとの評価値（検証データ） / Each searched value, by validation",
-        header=("Model · task · method", "Setting", "Value", "Best", "Mean", "Cells"),
-        rows=tuple(rows),
-        notes=(
-            pick(
-                language,
-                "★ は選ばれた設定の値。発散・停止した設定は 0 として数えます。",
-                "★: the chosen cell's value. Cells that diverged or were stopped count as 0.",
-            ),
-        ),
-    )
 
 
 def edges(result: StudyResult, language: Language) -> list[str]:
@@ -411,39 +291,3 @@ def _wider(tried: Sequence[float], chosen: float) -> list[float]:
         values = [edge * 2, edge * 4] if edge >= 8 and not down else [edge + step, edge + 2 * step]
         return [value for value in values if value >= 1]
     return [float(f"{edge * (edge / inner) ** power:.2g}") for power in (1, 2)]
-
-
-def shared_note(result: StudyResult, language: Language) -> list[str]:
-    """How the cells were trained: many in one pass, shorter ones from a longer run's
-    checkpoints."""
-    records = [record for cell in result.cells if (record := result.record(cell)) is not None]
-    shared = sum(record.outcome.branch is not None for record in records)
-    notes = []
-    if shared:
-        notes.append(
-            pick(
-                language,
-                f"{len(records)} 設定のうち {shared} は、"
-                "エポック数だけが大きい別の設定の途中のチェックポイントから続けたもの（学習率が途"
-                "中まで同じになるスケジュールの場合に限る。"
-                f"結果は初めから学習した場合と同じ）。",
-                f"{shared} of {len(records)} cells went on from a checkpoint of a cell that "
-                "differs in its epochs alone (only where the schedule gives "
-                "both the same rates up to there; the result is that of training from the start).",
-            )
-        )
-    lanes = Counter(
-        record.outcome.lanes or 1 for record in records if method_of(record.config).together
-    )
-    if max(lanes, default=1) > 1:
-        text = ", ".join(f"{count} × {number}" for number, count in sorted(lanes.items()))
-        notes.append(
-            pick(
-                language,
-                "LoRA の設定は、1 つのベースモデルの上でまとめて学習しました（設定の数 × "
-                f"同時に学習したアダプタの数: {text}）。",
-                "LoRA cells trained together over one base (cells × adapters in one pass: "
-                f"{text}).",
-            )
-        )
-    return notes

@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tsugiki.config.study import Range
 from tsugiki.data.tasks import Task, shared_rows
 from tsugiki.report.paper import PAPER
 from tsugiki.report.texts import chosen_text
-from tsugiki.report.words import Language, pick, word
+from tsugiki.report.words import Language, named_in, pick
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.study.cells import Cell, StudyResult, task_label
@@ -245,7 +244,7 @@ def differences(result: StudyResult, language: Language) -> list[str]:
     return notes
 
 
-def _tried_values(cell: Cell, name: str) -> tuple[Any, ...]:
+def _tried_values(cell: Cell, name: str) -> tuple[object, ...]:
     """What its method tried of a setting: the values, or the range; one where it was not
     searched."""
     tried = cell.method.grid.get(name)
@@ -258,7 +257,7 @@ def _tried_values(cell: Cell, name: str) -> tuple[Any, ...]:
     )
 
 
-def _of(tried: tuple[Any, ...], language: Language) -> str:
+def _of(tried: tuple[object, ...], language: Language) -> str:
     return (
         "" if len(tried) == 1 else pick(language, f"（{len(tried)} 個から）", f" (of {len(tried)})")
     )
@@ -334,11 +333,47 @@ def _leak_note(task: Task, part: str, other: str, language: Language) -> str | N
     english = {"train": "training", "validation": "validation"}[other]
     return pick(
         language,
-        f"{word(part.capitalize(), 'ja')} {n:,} 件のうち、"
-        f"{word(other.capitalize(), 'ja')}データと同文 {shared.same:,}、"
+        f"{named_in(part.capitalize(), 'ja')} {n:,} 件のうち、"
+        f"{named_in(other.capitalize(), 'ja')}データと同文 {shared.same:,}、"
         f"2 文が入れ替わったもの {shared.mirrored:,}、同じグループ（画像など）"
         f"{shared.grouped:,}（NFKC 正規化後）。",
         f"of {n:,} {part} rows {shared.same:,} stand in the {english} data too, "
         f"{shared.mirrored:,} with their two fields swapped, "
         f"{shared.grouped:,} more are of a group (an image, say) that is there (after NFKC).",
     )
+
+
+def shared_note(result: StudyResult, language: Language) -> list[str]:
+    """How the cells were trained: many in one pass, shorter ones from a longer run's
+    checkpoints."""
+    records = [record for cell in result.cells if (record := result.record(cell)) is not None]
+    shared = sum(record.outcome.branch is not None for record in records)
+    notes = []
+    if shared:
+        notes.append(
+            pick(
+                language,
+                f"{len(records)} 設定のうち {shared} は、"
+                "エポック数だけが大きい別の設定の途中のチェックポイントから続けたもの（学習率が途"
+                "中まで同じになるスケジュールの場合に限る。"
+                f"結果は初めから学習した場合と同じ）。",
+                f"{shared} of {len(records)} cells went on from a checkpoint of a cell that "
+                "differs in its epochs alone (only where the schedule gives "
+                "both the same rates up to there; the result is that of training from the start).",
+            )
+        )
+    lanes = Counter(
+        record.outcome.lanes or 1 for record in records if method_of(record.config).together
+    )
+    if max(lanes, default=1) > 1:
+        text = ", ".join(f"{count} × {number}" for number, count in sorted(lanes.items()))
+        notes.append(
+            pick(
+                language,
+                "LoRA の設定は、1 つのベースモデルの上でまとめて学習しました（設定の数 × "
+                f"同時に学習したアダプタの数: {text}）。",
+                "LoRA cells trained together over one base (cells × adapters in one pass: "
+                f"{text}).",
+            )
+        )
+    return notes

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from tsugiki.report.answers import COLUMNS as ANSWERS
+from tsugiki.report.answers import INPUT, REFERENCE
 from tsugiki.report.figures import all_figures
+from tsugiki.report.material import Material
 from tsugiki.report.notes import comparable_notes
-from tsugiki.report.tables import Material, Table
-from tsugiki.report.words import SECTIONS, Language, half, word
+from tsugiki.report.table import InWords, Table
+from tsugiki.report.words import SECTIONS, Language, half
 
 TEMPLATE = Path(__file__).parent.parent / "presets" / "report" / "page.html.j2"
-REFERENCE, INPUT = ("正解", "reference"), ("入力", "Input")
-NUMERIC = ("n", "Train", "Test", "Validation", "Trainable (M)", "Seeds")
 
 
 def render_page(material: Material, tables: Sequence[Table], language: Language) -> str:
@@ -31,11 +32,7 @@ def render_page(material: Material, tables: Sequence[Table], language: Language)
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    answers = [
-        table
-        for table in tables
-        if table.name.startswith("table") and table.name[5:].isdigit() and int(table.name[5:]) > 3
-    ]
+    answers = [table.name for table in tables if table.columns == ANSWERS]
     words = {key: value[language] for key, value in SECTIONS.items()}
     return environment.get_template(TEMPLATE.name).render(
         language=language,
@@ -43,39 +40,49 @@ def render_page(material: Material, tables: Sequence[Table], language: Language)
         words=words,
         findings=material.statements(language),
         shortfalls=material.not_had(language),
-        tables={table.name: _drawn(table, language, marked=table in answers) for table in tables},
-        answers=[table.name for table in answers],
+        tables={table.name: _drawn(table, language) for table in tables},
+        answers=answers,
         figures=all_figures(result, words, language),
         comparable=comparable_notes(result, language),
     )
 
 
-def _drawn(table: Table, language: Language, *, marked: bool) -> dict[str, Any]:
-    numeric = {word(name, language) for name in NUMERIC} | {
-        name for name in table.header if "/" in name or "率" in name or "rate" in name.lower()
-    }
-    rows = [list(row) for row in table.rows]
-    return {
-        "name": table.name,
-        "title": table.title,
-        "header": table.header,
-        "rows": _marked(rows) if marked else [[escape(cell) for cell in row] for row in rows],
-        "numeric": [name in numeric for name in table.header],
-        "notes": table.notes,
-    }
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A table as the template draws it: `rows` are HTML; `numeric` columns stand to the right."""
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    rows: list[list[str]]
+    numeric: list[bool]
+    notes: tuple[str, ...]
 
 
-def _marked(rows: list[list[str]]) -> list[list[str]]:
+def _drawn(table: Table, language: Language) -> Drawn:
+    words = table.in_words(language)
+    marked = table.columns == ANSWERS
+    plain = [[escape(cell) for cell in row] for row in words.rows]
+    return Drawn(
+        name=table.name,
+        title=words.title,
+        header=words.header,
+        rows=_marked(table, words) if marked else plain,
+        numeric=[column.kind != "text" for column in table.columns],
+        notes=words.notes,
+    )
+
+
+def _marked(table: Table, words: InWords) -> list[list[str]]:
     """Answer rows with what is not in the reference marked."""
     reference = ""
     marked = []
-    for place, name, text in rows:
-        if name in REFERENCE:
+    for (_, kind, _), (place, name, text) in zip(table.rows, words.rows, strict=True):
+        if kind is REFERENCE:
             reference = text
-        answer = name not in (*REFERENCE, *INPUT)
-        marked.append(
-            [escape(place), escape(name), _difference(reference, text) if answer else escape(text)]
-        )
+        answer = kind not in (REFERENCE, INPUT)
+        shown = _difference(reference, text) if answer else escape(text)
+        marked.append([escape(place), escape(name), shown])
     return marked
 
 

@@ -7,28 +7,60 @@ from collections.abc import Sequence
 
 from tsugiki.config.study import Range
 from tsugiki.report.finding import Finding, sentence
-from tsugiki.report.table import Table
-from tsugiki.report.words import Language, pick, word
+from tsugiki.report.table import Content, Estimated, Said, Table, column, lines, named, said
+from tsugiki.report.words import Language, named_in, pick
 from tsugiki.runs.methods import method_of
 from tsugiki.study.cells import Cell, StudyResult
 
+COMPARISON = (
+    column("place", "text", "Model · task"),
+    column("pair", "text", "Difference"),
+    column("difference", "score", "Main score"),
+    column("seeds", "number", "Seeds"),
+    column("reading", "text", "Reading"),
+)
+SEARCH = (
+    column("row", "text", "Model · task · method"),
+    column("cells", "number", "Cells"),
+    column("learning_rates", "text", "Learning rates tried"),
+    column("epochs", "text", "Epochs"),
+    column("batch", "text", "Batch"),
+    column("max_length", "text", "Longest (tokens)"),
+    column("precision", "text", "Precision"),
+    column("prompt", "text", "Prompt"),
+)
 
-def comparison_table(found: Sequence[Finding], result: StudyResult, language: Language) -> Table:
+
+def comparison_table(found: Sequence[Finding], result: StudyResult) -> Table:
     """Every pair of methods of a task on the same test examples; pairs that may not be compared
     with the reason under the table."""
-    rows = []
-    for one in found:
-        pair, place = one.comparison, f"{one.model} · {one.task}"
-        names = f"{one.first.method} - {one.second.method}"
-        if pair is None:
-            rows.append((place, names, "-", "-", "no verdict"))
-        else:
-            difference = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
-            rows.append(
-                (place, names, difference, str(pair.seeds), _reading(one, pair.seeds, language))
-            )
-    margin = f"{result.study.margin:g}"
-    rule = pick(
+    rows = [_pair_row(one) for one in found]
+
+    def notes(language: Language) -> list[str]:
+        silent = [sentence(one, language) for one in found if one.verdict is None]
+        return [_rule(f"{result.study.margin:g}", language), *silent]
+
+    title = Said(ja="対応のある差", en="Paired differences on test")
+    return Table(
+        name="comparison", title=title, columns=COMPARISON, rows=tuple(rows), notes=lines(notes)
+    )
+
+
+def _pair_row(one: Finding) -> tuple[Content, ...]:
+    pair, place = one.comparison, f"{one.model} · {one.task}"
+    names = f"{one.first.method} - {one.second.method}"
+    if pair is None:
+        return (place, names, None, None, named("no verdict"))
+    text = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
+    difference = Estimated(
+        value=pair.difference, low=pair.low, high=pair.high, words=Said(en=text, ja=text)
+    )
+    seeds = pair.seeds
+    return (place, names, difference, seeds, said(lambda lang: _reading(one, seeds, lang)))
+
+
+def _rule(margin: str, language: Language) -> str:
+    return pick(
         language,
         "同じテスト事例での対応のある差、95 % 区間。シードが 1 個なら事例（グループ単位）"
         "のブートストラップで、シードによる変動を含みません。"
@@ -44,13 +76,6 @@ def comparison_table(found: Sequence[Finding], result: StudyResult, language: La
         "pairs. Methods no better than what needs no model, without a result, or with failed seeds "
         "are not compared.",
     )
-    return Table(
-        name="comparison",
-        title="対応のある差 / Paired differences on test",
-        header=("Model · task", "Difference", "Main score", "Seeds", "Reading"),
-        rows=tuple(rows),
-        notes=(rule, *(sentence(one, language) for one in found if one.verdict is None)),
-    )
 
 
 def _reading(one: Finding, seeds: int, language: Language) -> str:
@@ -62,7 +87,7 @@ def _reading(one: Finding, seeds: int, language: Language) -> str:
             language, f"{ahead} が上", f"{ahead} higher" if seeds == 2 else f"{ahead} better"
         )
     else:
-        said = word(verdict, language)
+        said = named_in(verdict, language)
     if verdict == "undecided" or seeds > 2:
         return said
     return pick(
@@ -72,42 +97,20 @@ def _reading(one: Finding, seeds: int, language: Language) -> str:
     )
 
 
-def search_table(result: StudyResult, language: Language) -> Table:
+def search_table(result: StudyResult) -> Table:
     """What each method tried, side by side: a comparison is fair as far as these agree."""
-    rows = []
+    rows = list[tuple[Content, ...]]()
     for key in dict.fromkeys(cell.key for cell in result.cells):
         cells = [cell for cell in result.cells if cell.key == key]
         if not method_of(cells[0].config).trains:
             continue  # how an imported one was trained is not known
-        rows.append(
-            (
-                " · ".join(key),
-                str(len(cells)),
-                rates_text(cells[0])
-                if isinstance(cells[0].method.grid.get("learning_rate"), Range)
-                else _tried(cells, "learning_rate"),
-                _tried(cells, "epochs"),
-                _tried(cells, "batch"),
-                _tried(cells, "max_length"),
-                _computed(result, cells),
-                cells[0].config.task.format or word("default", language),
-            )
-        )
-    return Table(
-        name="search",
-        title="各手法の探索範囲と共通の条件 / What each method tried, side by side",
-        header=(
-            "Model · task · method",
-            "Cells",
-            "Learning rates tried",
-            "Epochs",
-            "Batch",
-            "Longest (tokens)",
-            "Precision",
-            "Prompt",
-        ),
-        rows=tuple(rows),
-    )
+        drawn = isinstance(cells[0].method.grid.get("learning_rate"), Range)
+        rates = rates_text(cells[0]) if drawn else _tried(cells, "learning_rate")
+        shared = [_tried(cells, name) for name in ("epochs", "batch", "max_length")]
+        prompt = cells[0].config.task.format or named("default")
+        rows.append((" · ".join(key), len(cells), rates, *shared, _computed(result, cells), prompt))
+    title = Said(ja="各手法の探索範囲と共通の条件", en="What each method tried, side by side")
+    return Table(name="search", title=title, columns=SEARCH, rows=tuple(rows))
 
 
 def _computed(result: StudyResult, cells: Sequence[Cell]) -> str:

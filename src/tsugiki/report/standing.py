@@ -7,14 +7,15 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against
 from tsugiki.report.words import Language, pick
 from tsugiki.runs.reading import RunRecord
-from tsugiki.score.metrics import Estimate, chance_baseline, lead_baseline, majority_baseline
+from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
+from tsugiki.score.statistics import Estimate
 from tsugiki.study.cells import Cell, Key, StudyResult
 from tsugiki.study.missing import seed_of, test_of
 
@@ -109,39 +110,31 @@ def standings(result: StudyResult, tasks: Mapping[str, Task]) -> dict[Key, Stand
 
 def _standing(result: StudyResult, key: Key, task: Task | None) -> Standing:
     cells = [cell for cell in result.cells if cell.key == key]
-    about: dict[str, Any] = {
-        "key": key,
-        "cells": len(cells),
-        "rates": len({cell.config.train.learning_rate for cell in cells}),
-    }
+    rates = len({cell.config.train.learning_rate for cell in cells})
+    start = Standing(key=key, kind="missing", cells=len(cells), rates=rates)
     chosen = result.chosen.get(key)
     if chosen is None:
         kind, why = why_nothing(result, cells)
-        return Standing(kind=kind, why=why, **about)
+        return replace(start, kind=kind, why=why)
     runs, lost = result.seeds(chosen), lost_seeds(result, chosen)
     if not runs:
-        return Standing(
-            kind="missing",
-            why=result.missing.get(test_of(chosen.label), "not scored on test yet"),
-            **about,
-        )
+        why = result.missing.get(test_of(chosen.label), "not scored on test yet")
+        return replace(start, why=why)
     main = [run.scored("test").main for run in runs]
-    about |= {"runs": runs, "score": statistics.fmean(one.value for one in main)}
+    scored = replace(start, runs=runs, score=statistics.fmean(one.value for one in main))
     if lost:
-        return Standing(kind="seeds failed", why=lost[0], lost=tuple(lost), **about)
-    answers = runs[0].answers("test")
-    floor = (
-        None if task is None else floor_of(task, "test", [one.id for one in answers], main[0].name)
-    )
+        return replace(scored, kind="seeds failed", why=lost[0], lost=tuple(lost))
+    ids = [one.id for one in runs[0].answers("test")]
+    floor = None if task is None else floor_of(task, "test", ids, main[0].name)
     if task is None or floor is None:
-        return Standing(kind="missing", why=NO_FLOOR, **about)
+        return replace(scored, why=NO_FLOOR)
     above = against(runs, "test", floor.values)
-    return Standing(
+    return replace(
+        scored,
         kind="learned" if above.low > 0 else "no better",
         floor=floor,
         above=above,
         alarm=loss_alarm(runs[0], task),
-        **about,
     )
 
 

@@ -1,15 +1,167 @@
-"""A titled table of text cells: Markdown, CSV, LaTeX."""
+"""A titled table of typed cells: numbers stay numbers until a medium writes them. No torch here.
+
+    Table of Columns and Cells → in_words(language) → Markdown, LaTeX, the page, the terminal
+                               → to_csv()           → one column a number
+
+A cell knows its text in each language, and its numbers. What models and users wrote is plain `str`
+and never translated; our own words are `Said` in both languages.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tsugiki.report.words import JAPANESE, Language, pick
+
+Kind = Literal["text", "number", "share", "score", "times", "memory"]
+# What a column of a kind is called in CSV, after its key.
+PARTS: dict[Kind, tuple[str, ...]] = {
+    "text": ("",),
+    "number": ("",),
+    "share": ("", "_share"),
+    "score": ("", "_low", "_high"),
+    "times": ("_median", "_mean"),
+    "memory": ("", "_reserved"),
+}
+Plain = float | int | str | None
+
+
+class Cell(Protocol):
+    """What stands in one place of a table."""
+
+    def text(self, language: Language) -> str: ...
+
+    def numbers(self) -> Sequence[Plain]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """A titled table of text cells, with notes under it."""
+class Column:
+    """A column: its key in CSV, what its cells are, its titles. `report_only`: left out on a
+    terminal."""
+
+    key: str
+    kind: Kind
+    title_en: str
+    title_ja: str
+    report_only: bool = False
+
+    def title(self, language: Language) -> str:
+        return pick(language, self.title_ja, self.title_en)
+
+
+def column(key: str, kind: Kind, title_en: str, *, report_only: bool = False) -> Column:
+    """A column whose Japanese title is the one word list's."""
+    title_ja = JAPANESE.get(title_en, title_en)
+    return Column(key=key, kind=kind, title_en=title_en, title_ja=title_ja, report_only=report_only)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """Our own words, in both languages."""
+
+    en: str
+    ja: str
+
+    def text(self, language: Language) -> str:
+        return pick(language, self.ja, self.en)
+
+    def numbers(self) -> Sequence[Plain]:
+        return ()
+
+
+def said(make: Callable[[Language], str]) -> Said:
+    """What a function says in each language."""
+    return Said(en=make("en"), ja=make("ja"))
+
+
+def named(english: str) -> Said:
+    """A short text of the word list."""
+    return Said(en=english, ja=JAPANESE.get(english, english))
+
+
+def lines(make: Callable[[Language], Sequence[str]]) -> tuple[Said, ...]:
+    """Lines that a function says in each language, one for one."""
+    pairs = zip(make("en"), make("ja"), strict=True)
+    return tuple(Said(en=english, ja=japanese) for english, japanese in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """One number, in a form of Python's `format`, with words after it."""
+
+    value: float
+    form: str = ".3f"
+    tail: str = ""
+
+    def text(self, language: Language) -> str:
+        return format(self.value, self.form) + self.tail
+
+    def numbers(self) -> Sequence[Plain]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """So many of so many."""
+
+    count: int
+    of: int
+
+    def text(self, language: Language) -> str:
+        return f"{self.count} ({self.count / self.of:.0%})"
+
+    def numbers(self) -> Sequence[Plain]:
+        return (self.count, self.count / self.of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimated:
+    """A score (or a difference) with its interval, if it has one, as a text says it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    words: Said
+
+    def text(self, language: Language) -> str:
+        return self.words.text(language)
+
+    def numbers(self) -> Sequence[Plain]:
+        return (self.value, self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Two:
+    """Two numbers of one thing (median and mean; allocated and reserved), as a text says them."""
+
+    first: float | None
+    second: float | None
+    words: Said
+
+    def text(self, language: Language) -> str:
+        return self.words.text(language)
+
+    def numbers(self) -> Sequence[Plain]:
+        return (self.first, self.second)
+
+
+Content = Cell | str | int | None
+"""A cell; plain text as it is; a count; None for what is not there (“-”)."""
+
+
+def _text(content: Content, language: Language) -> str:
+    if content is None:
+        return "-"
+    return str(content) if isinstance(content, (str, int)) else content.text(language)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InWords:
+    """A table in one language, all text."""
 
     name: str
     title: str
@@ -18,64 +170,65 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def to_markdown(self) -> str:
-        lines = [
-            "| " + " | ".join(_cell(one) for one in row) + " |" for row in (self.header, *self.rows)
-        ]
-        lines.insert(1, "|" + " --- |" * len(self.header))
+        rows = ["| " + " | ".join(map(_escaped, row)) + " |" for row in (self.header, *self.rows)]
+        rows.insert(1, "|" + " --- |" * len(self.header))
         notes = "".join(f"\n{note}\n" for note in self.notes)
-        return f"### {self.title}\n\n" + "\n".join(lines) + "\n" + notes
+        return f"### {self.title}\n\n" + "\n".join(rows) + "\n" + notes
 
-    def to_latex(self) -> str:
-        """A booktabs tabular; notes follow as comments."""
-        return _as_latex(self)
+
+def _escaped(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "⏎")
+    return escaped.replace("<", "&lt;")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A titled table, with notes under it."""
+
+    name: str
+    title: Said
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Content, ...], ...]
+    notes: tuple[Said, ...] = ()
+
+    def in_words(self, language: Language) -> InWords:
+        """Every cell as text."""
+        return InWords(
+            name=self.name,
+            title=self.title.text(language),
+            header=tuple(column.title(language) for column in self.columns),
+            rows=tuple(tuple(_text(cell, language) for cell in row) for row in self.rows),
+            notes=tuple(note.text(language) for note in self.notes),
+        )
 
     def to_csv(self) -> str:
+        """One column for each number, named by keys; words that stand where a number would are in
+        the last column, `note`."""
+        header = [one.key + part for one in self.columns for part in PARTS[one.kind]]
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        writer = csv.writer(text, lineterminator="\n")
+        rows = [self._plain(row) for row in self.rows]
+        noted = any(row[-1] for row in rows)
+        writer.writerow([*header, "note"] if noted else header)
+        writer.writerows(rows if noted else [row[:-1] for row in rows])
         return text.getvalue()
 
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "⏎": " ",
-}
-
-
-def _latex(text: str) -> str:
-    """Special signs escaped; what no engine sets (control characters, bytes that are no text) as a
-    box; a leading [ or * kept from `\\\\`."""
-    escaped = "".join(
-        LATEX.get(
-            char, "□" if char == "\ufffd" or not (char.isprintable() or char == " ") else char
-        )
-        for char in text
-    )
-    return "{}" + escaped if escaped[:1] in ("[", "*") else escaped
+    def _plain(self, row: Sequence[Content]) -> list[Plain]:
+        plain, notes = list[Plain](), list[str]()
+        for one, content in zip(self.columns, row, strict=True):
+            width = len(PARTS[one.kind])
+            if one.kind == "text":
+                plain.append(_text(content, "en") if content is not None else "")
+                continue
+            numbers = _numbers(content)
+            words = _text(content, "en")
+            if not numbers and not words.startswith("-"):
+                notes.append(f"{one.key}: {words}")
+            plain += [*numbers, *[None] * (width - len(numbers))]
+        return [*plain, "; ".join(notes)]
 
 
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "⏎").replace("<", "&lt;")
-
-
-def _as_latex(table: Table) -> str:
-    lines = [" & ".join(_latex(one) for one in row) + r" \\" for row in table.rows]
-    head = " & ".join(_latex(one) for one in table.header) + r" \\"
-    body = "\n".join(
-        [
-            rf"\begin{{tabular}}{{{'l' * len(table.header)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
-    notes = "\n".join(f"% {note}" for note in table.notes)
-    return (
-        f"% {table.title}; needs \\usepackage{{booktabs}} and a class for "
-        f"Japanese\n{body}\n{notes}\n"
-    )
+def _numbers(content: Content) -> Sequence[Plain]:
+    if isinstance(content, int):
+        return (content,)
+    return () if content is None or isinstance(content, str) else content.numbers()

@@ -170,7 +170,7 @@ def pick(language: Language, ja: str, en: str) -> str:
     return ja if language == "ja" else en
 
 
-def word(text: str, language: Language) -> str:
+def named_in(text: str, language: Language) -> str:
     """A short text of the tables in the page's language."""
     return JAPANESE.get(text, text) if language == "ja" else text
 

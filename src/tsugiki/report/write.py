@@ -1,53 +1,54 @@
-"""The report of a study, made from the run records alone: a page in HTML (Japanese and English)
-and Markdown, the tables as CSV and LaTeX."""
+"""The report of a study, made from the run records alone: a page in HTML (Japanese and English) and
+Markdown, the tables as CSV and LaTeX."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from tsugiki.files import write_atomically
+from tsugiki.report.latex import to_latex
+from tsugiki.report.material import Material
 from tsugiki.report.page import render_page
-from tsugiki.report.tables import Material, Table, all_tables
+from tsugiki.report.table import Table
+from tsugiki.report.tables import all_tables
 from tsugiki.report.words import SECTIONS, Language, half, pick
 from tsugiki.study.missing import study_folder
 
 MARKDOWN: dict[Language, str] = {"en": "report.md", "ja": "report.ja.md"}
 
 
-def write_report(
-    material: Material, root: Path, language: Language = "en"
-) -> tuple[Path, list[Table]]:
+def write_report(material: Material, root: Path, language: Language = "en") -> Path:
     """Writes the page in HTML and Markdown for both languages, and the tables as CSV and LaTeX;
-    returns the Markdown page and the tables in `language`."""
-    folder = study_folder(root, material.result.study)
-    by_language = {language: all_tables(material, language) for language in get_args(Language)}
-    for one, tables in by_language.items():
+    returns the Markdown page in `language`."""
+    folder, tables = study_folder(root, material.result.study), all_tables(material)
+    for one in get_args(Language):
         _write_pages(material, folder, root, one, tables)
-    for table in by_language["en"]:
-        write_atomically(folder / f"{table.name}.tex", table.to_latex().encode())
+    for table in tables:
+        latex = to_latex(table.in_words("en"))
+        write_atomically(folder / f"{table.name}.tex", latex.encode())
         write_atomically(folder / f"{table.name}.csv", table.to_csv().encode("utf-8-sig"))
-    return folder / MARKDOWN[language], by_language[language]
+    return folder / MARKDOWN[language]
 
 
 def _write_pages(
-    material: Material, folder: Path, root: Path, language: Language, tables: list[Table]
+    material: Material, folder: Path, root: Path, language: Language, tables: Sequence[Table]
 ) -> None:
     result = material.result
     title = half(result.study.title or result.study.name, language)
     runs = f"{len(result.records) + sum(map(len, result.repeats.values()))}"
     said = "\n\n".join(material.statements(language))
     if lacking := material.not_had(language):
-        said += f"\n\n**{SECTIONS['missing'][language]}**\n\n" + "\n".join(
-            f"- {one}" for one in lacking
-        )
+        head = SECTIONS["missing"][language]
+        said += f"\n\n**{head}**\n\n" + "\n".join(f"- {line}" for line in lacking)
     made = pick(
         language,
         f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。",
         f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.",
     )
-    text = f"# {title}\n\n{said}\n\n{made}\n\n" + "\n".join(table.to_markdown() for table in tables)
+    shown = "\n".join(table.in_words(language).to_markdown() for table in tables)
+    text = f"# {title}\n\n{said}\n\n{made}\n\n{shown}"
     write_atomically(folder / MARKDOWN[language], text.encode())
-    write_atomically(
-        folder / f"report.{language}.html", render_page(material, tables, language).encode()
-    )
+    page = render_page(material, tables, language)
+    write_atomically(folder / f"report.{language}.html", page.encode())

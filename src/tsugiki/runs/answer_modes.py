@@ -13,7 +13,8 @@ from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Run
 from tsugiki.score.choices import WAYS, choose_all
-from tsugiki.score.metrics import interval, mcnemar, paired_difference, per_example
+from tsugiki.score.metrics import per_example
+from tsugiki.score.statistics import interval, mcnemar, paired_difference
 
 
 @dataclass(frozen=True, kw_only=True)

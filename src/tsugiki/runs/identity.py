@@ -132,9 +132,9 @@ def made_from(record: RunRecord, task: Task) -> bool:
 def old_identity(config: RunConfig, provenance: Provenance) -> str:
     """The digits that versions before recipes named the same run by: their finished runs are
     kept."""
-    asked = config.model_dump(mode="json")
-    if config.adapter is None:
-        del asked["adapter"]  # runs kept the names that they had before adapters could be imported
+    # Runs kept the names that they had before adapters could be imported.
+    given = config.model_dump(mode="json").items()
+    asked = {name: value for name, value in given if (name, value) != ("adapter", None)}
     what: dict[str, object] = {
         "semantics": provenance.semantics,
         "model_sha256": provenance.model_sha256,

@@ -6,7 +6,7 @@ No torch until a method is used: what a study and a report ask (`order`, `trains
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +15,8 @@ from tsugiki.config.study import MethodSpec
 from tsugiki.runs.record import Imported, Outcome
 
 if TYPE_CHECKING:
+    import torch
+
     from tsugiki.data.prompts import Tokens
     from tsugiki.model.loading import Base, BaseSource
     from tsugiki.runs.reading import RunRecord
@@ -51,6 +53,16 @@ class Method(Protocol):
 
     def alike(self, config: RunConfig) -> RunConfig:
         """What runs must have in common to train together."""
+
+    def looks_at(self, config: RunConfig) -> object:
+        """What `look` looks at: configurations that agree in it need one look."""
+
+    def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
+        """Looks at a model whose weights were not read; yields remarks. Raises `TsugikiError` for
+        what cannot be trained on it."""
+
+    def side_by_side(self, config: RunConfig) -> str:
+        """Lanes next to each other in this order skip what none of them adapts."""
 
     def check_room(self, source: BaseSource) -> None:
         """Raises `RunError` where it cannot fit, whatever the rows are."""
@@ -115,6 +127,19 @@ class Lora(_Trained):
         train = type(config.train)(learning_rate=1.0, epochs=1.0, **kept)
         return config.model_copy(update={"lora": None, "train": train})
 
+    def looks_at(self, config: RunConfig) -> object:
+        return config.lora
+
+    def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
+        """Where the adapters go."""
+        from tsugiki.model.lora import adapted_places
+
+        adapted_places(model, _adapter(config))
+        yield from ()
+
+    def side_by_side(self, config: RunConfig) -> str:
+        return _adapter(config).targets
+
     def check_room(self, source: BaseSource) -> None:
         """The frozen weights themselves show whether they fit, when they are loaded."""
 
@@ -174,6 +199,22 @@ class Full(_Trained):
         train = config.train.model_copy(update={"epochs": 1.0})
         return config.model_copy(update={"train": train})
 
+    def looks_at(self, config: RunConfig) -> object:
+        return config.train.precision
+
+    def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
+        """Whether gradients and moments of all parameters fit."""
+        from tsugiki.model.loading import num_parameters, pick_device, pick_numerics
+        from tsugiki.train.memory import refuse_no_room
+
+        device = pick_device()
+        numerics = pick_numerics(config.method, config.train.precision, device)
+        refuse_no_room(num_parameters(model), numerics, device)
+        yield from ()
+
+    def side_by_side(self, config: RunConfig) -> str:
+        return ""
+
     def check_room(self, source: BaseSource) -> None:
         from tsugiki.model.loading import count_parameters
         from tsugiki.train.memory import refuse_no_room
@@ -219,6 +260,24 @@ class FromElsewhere:
 
     def alike(self, config: RunConfig) -> RunConfig:
         return config
+
+    def looks_at(self, config: RunConfig) -> object:
+        return config.adapter
+
+    def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
+        """Whether it can be put on the model."""
+        from tsugiki.model.export import import_adapter
+        from tsugiki.model.lora import detach
+        from tsugiki.runs.imported import adapter_checksum, other_base
+
+        adapter_checksum(config)
+        if (said := other_base(config)) is not None:
+            yield said
+        import_adapter(model, _folder(config))
+        detach(model)
+
+    def side_by_side(self, config: RunConfig) -> str:
+        return ""
 
     def check_room(self, source: BaseSource) -> None:
         """See LoRA."""

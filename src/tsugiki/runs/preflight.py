@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tsugiki.config.run import RunConfig
 from tsugiki.data.prompts import (
@@ -22,6 +21,7 @@ from tsugiki.data.prompts import (
 )
 from tsugiki.data.tasks import Task, equal_candidates
 from tsugiki.data.text import normalise
+from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import DataError, ModelError
 from tsugiki.model.tokenizers import (
     OtherIds,
@@ -35,7 +35,7 @@ LINES = 50  # of the task's own texts whose ids are compared
 
 
 def rows_of(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     task: Task,
     config: RunConfig,
     part: str,
@@ -77,7 +77,7 @@ def rows_of(
 
 def look_at_rows(
     folder: Path,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     task: Task,
     rows: Mapping[str, Sequence[Tokens]],
     config: RunConfig,
@@ -111,7 +111,7 @@ def look_at_rows(
     return [*notes, *_missing_labels(task, rows)]
 
 
-def _conversion(folder: Path, tokenizer: Any, texts: Sequence[str]) -> list[str]:
+def _conversion(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
     """A tokenizer converted from a SentencePiece model is compared with that, where nobody shipped
     its own conversion."""
     if sentencepiece_model(folder) is None or (folder / "tokenizer.json").exists():
@@ -126,7 +126,9 @@ def _conversion(folder: Path, tokenizer: Any, texts: Sequence[str]) -> list[str]
     return [said] if said else []
 
 
-def _closed_answers(tokenizer: Any, task: Task, part: str, rows: Sequence[Tokens]) -> Iterator[str]:
+def _closed_answers(
+    tokenizer: Tokenizer, task: Task, part: str, rows: Sequence[Tokens]
+) -> Iterator[str]:
     """Refuses a label word, or a candidate with an end in it, that could never be given; of
     candidates those are counted that the tokenizer
     loses: in a large file a rare character in a wrong one makes no score untrue.
@@ -163,7 +165,7 @@ def _closed_answers(tokenizer: Any, task: Task, part: str, rows: Sequence[Tokens
 
 
 def _refuse_marks(
-    tokenizer: Any, ids: Sequence[int], stops: frozenset[int], what: str, *, unknown: bool
+    tokenizer: Tokenizer, ids: Sequence[int], stops: frozenset[int], what: str, *, unknown: bool
 ) -> None:
     for token in ids:
         is_unknown = token == tokenizer.unk_token_id  # which some tokenizers pad with, too
@@ -183,7 +185,7 @@ def _refuse_marks(
 
 
 def _free_answers(
-    tokenizer: Any, task: Task, part: str, rows: Sequence[Tokens], config: RunConfig
+    tokenizer: Tokenizer, task: Task, part: str, rows: Sequence[Tokens], config: RunConfig
 ) -> Iterator[str]:
     most = config.score.max_new_tokens or task.spec.max_new_tokens
     unknown, first_unknown, longest, cut = 0, "", 0, 0
@@ -212,7 +214,7 @@ def _free_answers(
         )
 
 
-def _odd_ends(tokenizer: Any, rows: Sequence[Tokens], vocab_rows: int) -> Iterator[str]:
+def _odd_ends(tokenizer: Tokenizer, rows: Sequence[Tokens], vocab_rows: int) -> Iterator[str]:
     """Ends that a model's settings name and that are ordinary pieces: left over from another
     tokenizer, perhaps."""
     odd = [
@@ -232,7 +234,7 @@ def _odd_ends(tokenizer: Any, rows: Sequence[Tokens], vocab_rows: int) -> Iterat
         )
 
 
-def _control_tokens(tokenizer: Any, part: str, rows: Sequence[Tokens]) -> Iterator[str]:
+def _control_tokens(tokenizer: Tokenizer, part: str, rows: Sequence[Tokens]) -> Iterator[str]:
     pieces = tokenizer.convert_ids_to_tokens(sorted(control_ids(tokenizer)))
     marks = sorted({piece for piece in pieces if piece and piece.strip()}, key=len, reverse=True)
     found = [

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,6 +33,7 @@ from tsugiki.train.cost import Cost
 from tsugiki.train.history import History
 
 T = TypeVar("T", bound=Record)
+Json = dict[str, object]
 # What earlier versions called the files, and the keys in them.
 OLD_FILES = {
     "config.json": "asked.json",
@@ -201,19 +202,21 @@ def _validated(schema: type[T], path: Path) -> T:
         raise _damaged(path, broken) from None
 
 
-def _of_today(schema: type[Record], old: dict[str, Any]) -> dict[str, Any]:
+def _of_today(schema: type[Record], old: Json) -> Json:
     """What an earlier version wrote, under the names of today; what nobody reads any more is left
     out."""
     new = {OLD_KEYS.get(key, key): value for key, value in old.items() if value is not None}
-    if isinstance(new.get("evaluations"), dict):
-        new["scores"] = [_known(Scores, entry) for entry in new["evaluations"].values()]
+    parts = new.get("evaluations")
+    if isinstance(parts, dict):
+        new["scores"] = [_known(Scores, entry) for entry in parts.values()]
     for key in ("branch", "adapter"):
-        if isinstance(new.get(key), dict):
-            new[key] = {OLD_KEYS.get(name, name): value for name, value in new[key].items()}
+        inner = new.get(key)
+        if isinstance(inner, dict):
+            new[key] = {OLD_KEYS.get(name, name): value for name, value in inner.items()}
     return _known(schema, new)
 
 
-def _known(schema: type[Record], entry: dict[str, Any]) -> dict[str, Any]:
+def _known(schema: type[Record], entry: Json) -> Json:
     return {key: value for key, value in entry.items() if key in schema.model_fields}
 
 
@@ -229,14 +232,14 @@ def _damaged(path: Path, broken: Exception) -> RunError:
     )
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as broken:
         raise _damaged(path, broken) from None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> Json:
     content = _json(path)
     if not isinstance(content, dict):
         raise _damaged(path, ValueError(f"holds no object but {type(content).__name__}"))

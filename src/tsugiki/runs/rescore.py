@@ -13,8 +13,8 @@ from tsugiki.data.tasks import Task, load_task, version_at_hand
 from tsugiki.errors import RunError
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.record import Answer
-from tsugiki.score.metrics import interval
-from tsugiki.score.rules import class_scores, pick_rules, score_by, signature_of
+from tsugiki.score.rules import class_scores, pick_rules
+from tsugiki.score.statistics import interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ def rescore(record: RunRecord, part: str, rules: str) -> list[RuleScore]:
     texts, rows = [row.answer for row in answers], list[RuleScore]()
     for labels, targets in _targets(task, record.config.task, part, answers).items():
         for rule in pick_rules(metric, rules):
-            for name, values in score_by(rule, metric, texts, targets).items():
+            for name, values in rule.score(texts, targets).items():
                 low, high = interval(values, groups)
                 told = RuleScore(
-                    rule=rule, labels=labels, score=name, value=float(np.mean(values)),
-                    low=low, high=high, n=len(values), signature=signature_of(rule, metric),
+                    rule=rule.name, labels=labels, score=name, value=float(np.mean(values)),
+                    low=low, high=high, n=len(values), signature=rule.signature(),
                 )  # fmt: skip
                 rows.append(told)
         if task.spec.kind == "classification":

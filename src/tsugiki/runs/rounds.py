@@ -60,8 +60,7 @@ class Rounds:
         for first in (True, False):
             waiting = branches.behind(self.skipped)  # theirs is not handed over yet
             left = [one for one in wanted if (one in longest) == first and one not in waiting]
-            # Side by side, lanes skip what none of them adapts.
-            left.sort(key=lambda one: one.lora.targets if one.lora else "")
+            left.sort(key=self.shared.method.side_by_side)
             if left:
                 self._in_rounds(left, most)
 

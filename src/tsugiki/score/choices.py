@@ -22,6 +22,7 @@ import torch
 
 from tsugiki.data.batch import longest_first
 from tsugiki.data.prompts import Tokens, pad_id_of, target_ids_of
+from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.model.loading import Numerics, backbone_and_head
 
 Way = Literal["sum", "per_char", "constrained"]
@@ -31,7 +32,7 @@ TOKENS_AT_ONCE = 16_384  # of one padded batch
 
 def choose_all(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     rows: Sequence[Tokens],
     numerics: Numerics,
     on_progress: Callable[[int, int], None] | None = None,

@@ -16,6 +16,7 @@ from tsugiki.model.lora import lanes_on
 from tsugiki.score.failures import CLASSES, is_candidate
 from tsugiki.score.metrics import Score, per_example, score
 from tsugiki.score.predict import Prediction, answers_together, predict_lanes
+from tsugiki.score.rules import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +26,11 @@ class Evaluation:
 
     part: str
     scores: tuple[Score, ...]
+    main: Score
     failures: dict[str, int]
     candidate_rate: float | None
     answer_s: float
     predictions: tuple[Prediction, ...]
-
-    @property
-    def main(self) -> Score:
-        """The score that chooses: the metric itself; ROUGE-L for summaries."""
-        return self.scores[-1] if self.scores[-1].name == "rougeL" else self.scores[0]
 
 
 def summarise(
@@ -46,9 +43,11 @@ def summarise(
     groups = [one.group for one in predictions]
     counted = Counter(one.failure for one in predictions)
     closed = spec.kind != "generation"
+    scores = {name: score(name, each, groups, spec.metric) for name, each in values.items()}
     return Evaluation(
         part=part,
-        scores=tuple(score(name, column, groups, spec.metric) for name, column in values.items()),
+        scores=tuple(scores.values()),
+        main=scores[METRICS[spec.metric].main],
         failures={name: counted[name] for name in CLASSES if counted[name]},
         candidate_rate=sum(is_candidate(one.failure) for one in predictions) / len(predictions)
         if closed

@@ -1,24 +1,16 @@
-"""Numbers from answers: per-example values, their mean, a bootstrap interval, and a signature that
-says by which rule.
-
-Intervals resample groups (images, for JNLI) when rows of one group depend on each other.
-"""
+"""Numbers from answers: per-example values, their mean with its interval, and what needs no model.
+No torch here."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from tsugiki.data.text import normalise
-from tsugiki.score.japanese import versions
-from tsugiki.score.rules import ROUGE_TYPES, SUMMARY_RULES
-
-RESAMPLES = 2000
-Z95 = 1.96
+from tsugiki.score.rules import METRICS
+from tsugiki.score.statistics import interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,63 +39,25 @@ def matches_raw(answer: str, target: str) -> float:
 def check_ready(metric: str) -> None:
     """Raises `ConfigError` before anything runs when a library that the metric needs is not
     installed."""
-    if metric == "rouge":
-        rouge("準備", "準備")
+    METRICS[metric].rule("準備", "準備")
 
 
 def rouge(answer: str, target: str) -> dict[str, float]:
     """F1 of ROUGE-1, ROUGE-2 and ROUGE-L in 0–1 by the lm-eval rule (neologdn, MeCab unidic-lite,
     google rouge-score)."""
-    return SUMMARY_RULES["lm-eval"](answer, target)
+    return METRICS["rouge"].rule(answer, target)
 
 
 def signature(metric: str) -> str:
     """The rule in one line, in the manner of sacreBLEU."""
-    if metric == "rouge":
-        used = versions()
-        return (
-            "rouge|rule:lm-eval|norm:neologdn-{neologdn}|seg:mecab-unidic-lite-{unidic-lite}|fug"
-            "ashi:{fugashi}|impl:rouge-score-{rouge-score}|f1"
-        ).format(**used)
-    return f"{metric}|norm:nfkc+strip|decode:greedy"
+    return METRICS[metric].signature()
 
 
 def per_example(
     metric: str, answers: Sequence[str], targets: Sequence[str]
 ) -> dict[str, list[float]]:
-    """Values by score name, one for each example. `exact_match_raw` stands beside the metric of
-    closed tasks."""
-    pairs = list(zip(answers, targets, strict=True))
-    if metric == "rouge":
-        rows = [rouge(answer, target) for answer, target in pairs]
-        return {name: [row[name] for row in rows] for name in ROUGE_TYPES}
-    return {
-        metric: [matches(answer, target) for answer, target in pairs],
-        "exact_match_raw": [matches_raw(answer, target) for answer, target in pairs],
-    }
-
-
-def interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean, resampling whole groups; Wilson's interval where all
-    answers are right, or all wrong.
-
-    (A bootstrap of equal values has no width, however few they are. Source: Wilson 1927, JASA 22,
-    209-212.)
-    """
-    sums, sizes = _by_group(values, groups)
-    if set(values) in ({0.0}, {1.0}):
-        slack = _slack(len(sums))
-        return (0.0, slack) if values[0] == 0.0 else (1.0 - slack, 1.0)
-    draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _by_group(values: Sequence[float], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    names, place = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    sums = np.bincount(place, weights=np.asarray(values, dtype=float), minlength=len(names))
-    return sums, np.bincount(place, minlength=len(names)).astype(float)
+    """Values by score name, one for each example."""
+    return METRICS[metric].score(answers, targets)
 
 
 def score(name: str, values: Sequence[float], groups: Sequence[str], metric: str) -> Score:
@@ -117,176 +71,6 @@ def score(name: str, values: Sequence[float], groups: Sequence[str], metric: str
         groups=len(set(groups)),
         signature=signature(metric),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class McNemar:
-    """Right answers that only the first method, or only the second, gave, and how likely so uneven
-    a split is by chance."""
-
-    only_first: int
-    only_second: int
-    p: float
-
-
-def mcnemar(first: Sequence[float], second: Sequence[float], groups: Sequence[str]) -> McNemar:
-    """McNemar's test of two methods on the same examples (values 0 or 1); whole groups count as
-    one observation.
-
-    Without groups, exact binomial; with groups the statistic (Σ d)² / Σ d² over the groups'
-    differences d, on one degree of freedom, which is McNemar's own where every group holds one
-    example.
-    Source: McNemar 1947, Psychometrika 12, 153-157; Yang, Sun & Hardin 2010, Biometrical Journal
-    52, 638-652 (after Obuchowski 1998).
-    """
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    only_first, only_second = (
-        int(((one == 1) & (other == 0)).sum()),
-        int(((one == 0) & (other == 1)).sum()),
-    )
-    differences, sizes = _by_group(one - other, groups)
-    if not (only_first or only_second):
-        return McNemar(only_first=0, only_second=0, p=1.0)
-    if sizes.max() == 1:
-        few, all_of_them = min(only_first, only_second), only_first + only_second
-        tail = sum(math.comb(all_of_them, k) for k in range(few + 1)) / 2**all_of_them
-        return McNemar(only_first=only_first, only_second=only_second, p=min(1.0, 2 * tail))
-    squares = float((differences**2).sum())
-    statistic = float(differences.sum()) ** 2 / squares if squares else 0.0
-    return McNemar(
-        only_first=only_first, only_second=only_second, p=math.erfc(math.sqrt(statistic / 2))
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean, or a difference of means, with its 95 % interval. `rows` and `seeds`: half widths
-    that come of the examples and of the seeds; with one seed the second is not known, and 0."""
-
-    mean: float
-    low: float
-    high: float
-    rows: float
-    seeds: float
-
-
-def paired_difference(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], groups: Sequence[str]
-) -> Estimate:
-    """first - second of two methods on the same examples, with one row of values for each seed.
-
-    With one seed each: the paired bootstrap by group, and the spread between seeds is not in it.
-    With two: seeds are drawn too, for each method by itself; two say little of how far runs vary.
-    From three on, two half widths added as
-    squares: that of the seeds' means by Student's t (Welch's degrees of freedom, as methods vary
-    each in its own way), and that of the examples, each averaged over the seeds. What seed and
-    example do together is in both: the interval is a little too wide.
-    Measured: docs/verdicts.md. Sources: Welch 1947, Biometrika 34, 28-35; Zou & Donner 2008,
-    Statistics in Medicine 27, 1693-1702 (limits of a sum from the limits of its parts).
-    """
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if (
-        len(one) == len(other) == 1 and not (one != other).any()
-    ):  # a bootstrap of equal values has no width: Wilson's slack, to both sides
-        slack = _slack(len(set(groups)))
-        return Estimate(mean=0.0, low=-slack, high=slack, rows=slack, seeds=0.0)
-    return _estimate([one, other], groups)
-
-
-def mean_over_seeds(values: Sequence[Sequence[float]], groups: Sequence[str]) -> Estimate:
-    """The mean of one method over examples and seeds (one row of values for each): an interval as
-    in `paired_difference`, within 0–1."""
-    found = _estimate([np.asarray(values, dtype=float)], groups)
-    return Estimate(
-        mean=found.mean,
-        low=max(0.0, found.low),
-        high=min(1.0, found.high),
-        rows=found.rows,
-        seeds=found.seeds,
-    )
-
-
-def _estimate(methods: Sequence[np.ndarray], groups: Sequence[str]) -> Estimate:
-    """The first method's mean, less the second's where there is one; each [seeds, n]."""
-    averaged = methods[0].mean(axis=0) - (methods[1].mean(axis=0) if len(methods) > 1 else 0.0)
-    mean, counts = float(averaged.mean()), [len(one) for one in methods if len(one) > 1]
-    if not counts:
-        low, high = interval(list(averaged), groups)
-        return Estimate(mean=mean, low=low, high=high, rows=(high - low) / 2, seeds=0.0)
-    rows = _rows_half_width(averaged, groups)
-    if min(counts) < 3:
-        low, high = _seeds_and_rows_drawn(methods, groups)
-        half = max(rows, (high - low) / 2)
-        low, high = (low, high) if high > low else (mean - rows, mean + rows)
-        return Estimate(
-            mean=mean, low=low, high=high, rows=rows, seeds=math.sqrt(half**2 - rows**2)
-        )
-    parts = [
-        (float(one.mean(axis=1).var(ddof=1)) / len(one), len(one) - 1)
-        for one in methods
-        if len(one) > 1
-    ]
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / count for part, count in parts) if variance else 1.0
-    seeds = student_t(freedom) * math.sqrt(variance)
-    half = math.hypot(rows, seeds)
-    return Estimate(mean=mean, low=mean - half, high=mean + half, rows=rows, seeds=seeds)
-
-
-def _rows_half_width(averaged: np.ndarray, groups: Sequence[str]) -> float:
-    """Of the mean over groups of examples, by their variance; Wilson's slack where all are
-    alike."""
-    sums, sizes = _by_group(list(averaged - averaged.mean()), groups)
-    error = math.sqrt(float((sums**2).sum()) * len(sums) / max(1, len(sums) - 1)) / float(
-        sizes.sum()
-    )
-    return Z95 * error if error > 1e-12 else _slack(len(sums))
-
-
-def _seeds_and_rows_drawn(
-    methods: Sequence[np.ndarray], groups: Sequence[str]
-) -> tuple[float, float]:
-    """Percentile bootstrap: the same groups for all methods, seeds for each by itself."""
-    names, place = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    sizes, drawn = np.bincount(place, minlength=len(names)).astype(float), _drawn(len(names))
-    random, means = np.random.default_rng(1), []
-    for one in methods:
-        sums = np.stack(
-            [np.bincount(place, weights=row, minlength=len(names)) for row in one], axis=1
-        )
-        seeds = random.integers(len(one), size=(RESAMPLES, len(one)))
-        shares = np.stack([(seeds == seed).mean(axis=1) for seed in range(len(one))], axis=1)
-        means.append((shares * (drawn @ sums)).sum(axis=1) / (drawn @ sizes))
-    low, high = np.percentile(means[0] - (means[1] if len(means) > 1 else 0.0), [2.5, 97.5])
-    return float(low), float(high)
-
-
-@lru_cache(maxsize=2)
-def _drawn(count: int) -> np.ndarray:
-    """[resamples, count]: how often each of so many is drawn, the same every time."""
-    places = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    places += count * np.arange(RESAMPLES)[:, None]
-    return (
-        np.bincount(places.ravel(), minlength=RESAMPLES * count)
-        .reshape(RESAMPLES, count)
-        .astype(float)
-    )
-
-
-def _slack(count: int) -> float:
-    """Wilson's bound where all of so many observations are alike."""
-    return Z95**2 / (count + Z95**2)
-
-
-def student_t(freedom: float) -> float:
-    """The two-sided 95 % quantile of Student's t: with t = √ν tan θ its density is that of
-    cos(θ)^(ν - 1), summed here."""
-    if freedom > 1e4:
-        return Z95
-    angles = np.linspace(0.0, math.pi / 2, 20_001)
-    density = np.cos(angles) ** (freedom - 1)
-    sums = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(math.sqrt(freedom) * np.tan(np.interp(0.95 * sums[-1], sums, angles)))
 
 
 def majority_baseline(train_targets: Sequence[str], targets: Sequence[str]) -> list[float]:

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from tsugiki.config.run import ScoreConfig
 from tsugiki.data.batch import longest_first
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
+from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.fast.cuda_graphs import takes_captured
 from tsugiki.model.loading import Numerics
 from tsugiki.model.look import cache_argument, look_of
@@ -115,7 +116,7 @@ def _generate_plainly(
 
 def predict(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     rows: Sequence[Tokens],
     *,
     max_new_tokens: int,
@@ -137,7 +138,7 @@ def answers_together(model: Any, config: ScoreConfig, numerics: Numerics) -> boo
 
 def predict_lanes(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     rows: Sequence[Tokens],
     *,
     max_new_tokens: int,
@@ -189,7 +190,7 @@ def predict_lanes(
 
 
 def _predictions(
-    tokenizer: Any, rows: Sequence[Tokens], written: Sequence[list[int]]
+    tokenizer: Tokenizer, rows: Sequence[Tokens], written: Sequence[list[int]]
 ) -> list[Prediction]:
     return [_prediction(tokenizer, row, ids) for row, ids in zip(rows, written, strict=True)]
 
@@ -223,7 +224,7 @@ def _generate_in_batches(
     return [answers[index] for index in range(len(prompts))]
 
 
-def _prediction(tokenizer: Any, row: Tokens, ids: list[int]) -> Prediction:
+def _prediction(tokenizer: Tokenizer, row: Tokens, ids: list[int]) -> Prediction:
     ended = bool(ids) and ids[-1] in row.ending.stops
     text = answer_text(tokenizer, row.prompt_ids, ids[:-1] if ended else ids)
     example = row.example

@@ -13,7 +13,8 @@ closed tasks  tsugiki    equal after NFKC and strip
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -27,54 +28,39 @@ Values = dict[str, float]
 Rule = Callable[[str, str], Values]
 
 
-def rules_for(metric: str) -> dict[str, Rule]:
-    """The rules that apply to a metric, by name: (answer, target) → values in 0–1."""
-    return SUMMARY_RULES if metric == "rouge" else CLOSED_RULES
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One way to score an answer: (answer, target) → values in 0–1 by name, of which `main` chooses
+    between models. `signature` says by which rule, with the versions it depends on; `rules` are
+    the ways in which other tools score the same answers."""
+
+    name: str
+    rule: Rule
+    main: str
+    signature: Callable[[], str]
+    rules: Mapping[str, Metric] = field(default_factory=dict)
+
+    def score(self, answers: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
+        """Values of every example, by the name of the score."""
+        rows = [self.rule(one, other) for one, other in zip(answers, targets, strict=True)]
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def pick_rules(metric: str, names: str) -> list[str]:
+def pick_rules(metric: str, names: str) -> list[Metric]:
     """`all`, or names joined by commas. Raises `ConfigError` for an unknown one."""
-    known = list(rules_for(metric))
-    wanted = known if names == "all" else [name.strip() for name in names.split(",")]
+    known = METRICS[metric].rules
+    wanted = list(known) if names == "all" else [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in known:
             raise ConfigError(
                 f'--rules "{name}": no such rule for {metric}.{did_you_mean(name, known)}'
             )
-    return wanted
+    return [known[name] for name in wanted]
 
 
-def score_by(
-    rule: str, metric: str, answers: Sequence[str], targets: Sequence[str]
-) -> dict[str, list[float]]:
-    """Values of every example under one rule, by the name of the score."""
-    rows = [
-        rules_for(metric)[rule](answer, target)
-        for answer, target in zip(answers, targets, strict=True)
-    ]
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def signature_of(rule: str, metric: str) -> str:
-    """The rule in one line, with the versions it depends on."""
-    if metric != "rouge":
-        norms = {
-            "tsugiki": "nfkc+strip",
-            "flexeval": "none",
-            "llm-jp-eval": "before-empty-line+nfkc+strip",
-        }
-        return f"exact_match|rule:{rule}|norm:{norms[rule]}"
-    google = f"impl:rouge-score-{version('rouge-score')}"
-    parts = {
-        "lm-eval": lambda: f"norm:neologdn-{version('neologdn')}|{_unidic()}|{google}",
-        "xlsum": lambda: f"norm:lower+no-punctuation|{_unidic()}|{google}",
-        "flexeval": lambda: (
-            f"norm:none|seg:mecab-ipadic-{version('ipadic')}|fugashi:{version('fugashi')}|impl:ours"
-            "-as-rouge-1.0.1"
-        ),
-        "char": lambda: f"norm:none|seg:characters|{google}",
-    }
-    return f"rouge|rule:{rule}|{parts[rule]()}|f1"
+def metric_of(score: str) -> Metric:
+    """The metric whose main score has this name."""
+    return next(metric for metric in METRICS.values() if metric.main == score)
 
 
 def _unidic() -> str:
@@ -212,16 +198,77 @@ def _llm_jp_match(answer: str, target: str) -> Values:
     return {"exact_match": float(said == unicodedata.normalize("NFKC", target))}
 
 
-SUMMARY_RULES: dict[str, Rule] = {
-    "lm-eval": _by_google(_lm_eval_words),
-    "xlsum": _by_google(_xlsum_words),
-    "flexeval": _flexeval,
-    "char": _by_google(_characters),
-}
-CLOSED_RULES: dict[str, Rule] = {
-    "tsugiki": _tsugiki,
-    "flexeval": _flexeval_match,
-    "llm-jp-eval": _llm_jp_match,
+def _equal(name: str) -> Rule:
+    """The metric of closed tasks, with the raw match beside it."""
+
+    def rule(answer: str, target: str) -> Values:
+        same = float(normalise(answer) == normalise(target))
+        return {name: same, "exact_match_raw": float(answer == target)}
+
+    return rule
+
+
+def _tool(name: str, main: str, rule: Rule, told: Callable[[], str]) -> Metric:
+    return Metric(name=name, rule=rule, main=main, signature=told)
+
+
+def _rouge(name: str, rule: Rule, told: Callable[[], str]) -> Metric:
+    return _tool(name, "rougeL", rule, lambda: f"rouge|rule:{name}|{told()}|f1")
+
+
+def _match(name: str, rule: Rule, norm: str) -> Metric:
+    return _tool(name, "exact_match", rule, lambda: f"exact_match|rule:{name}|norm:{norm}")
+
+
+def _google_is() -> str:
+    return f"impl:rouge-score-{version('rouge-score')}"
+
+
+def _ipadic_is() -> str:
+    return f"seg:mecab-ipadic-{version('ipadic')}|fugashi:{version('fugashi')}"
+
+
+def _lm_eval_is() -> str:
+    return f"norm:neologdn-{version('neologdn')}|{_unidic()}|{_google_is()}"
+
+
+_SUMMARIES = (
+    _rouge("lm-eval", _by_google(_lm_eval_words), _lm_eval_is),
+    _rouge(
+        "xlsum",
+        _by_google(_xlsum_words),
+        lambda: f"norm:lower+no-punctuation|{_unidic()}|{_google_is()}",
+    ),
+    _rouge("flexeval", _flexeval, lambda: f"norm:none|{_ipadic_is()}|impl:ours-as-rouge-1.0.1"),
+    _rouge("char", _by_google(_characters), lambda: f"norm:none|seg:characters|{_google_is()}"),
+)
+_CLOSED = (
+    _match("tsugiki", _tsugiki, "nfkc+strip"),
+    _match("flexeval", _flexeval_match, "none"),
+    _match("llm-jp-eval", _llm_jp_match, "before-empty-line+nfkc+strip"),
+)
+SUMMARY_RULES = {metric.name: metric for metric in _SUMMARIES}
+CLOSED_RULES = {metric.name: metric for metric in _CLOSED}
+
+
+def _closed(name: str) -> Metric:
+    told = f"{name}|norm:nfkc+strip|decode:greedy"
+    return Metric(
+        name=name, rule=_equal(name), main=name, signature=lambda: told, rules=CLOSED_RULES
+    )
+
+
+# What a task file may name.
+METRICS: dict[str, Metric] = {
+    "accuracy": _closed("accuracy"),
+    "exact_match": _closed("exact_match"),
+    "rouge": Metric(
+        name="rouge",
+        rule=SUMMARY_RULES["lm-eval"].rule,
+        main="rougeL",
+        signature=SUMMARY_RULES["lm-eval"].signature,
+        rules=SUMMARY_RULES,
+    ),
 }
 
 

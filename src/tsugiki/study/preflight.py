@@ -7,29 +7,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice
 from tsugiki.data.prompts import render
 from tsugiki.data.tasks import SPLITS, Task, load_task, refuse_leak
+from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import TsugikiError
-from tsugiki.model.export import import_adapter
 from tsugiki.model.folder import resolve, stop_ids_of
 from tsugiki.model.loading import (
     load_tokenizer,
     max_positions_of,
     num_parameters,
-    pick_device,
-    pick_numerics,
     read_model,
 )
-from tsugiki.model.lora import adapted_places, detach
-from tsugiki.runs.imported import adapter_checksum, other_base
+from tsugiki.runs.methods import method_of
 from tsugiki.runs.preflight import look_at_rows, rows_of
 from tsugiki.score.metrics import check_ready
-from tsugiki.train.memory import refuse_no_room
 
 Refuse = Callable[[TsugikiError, Sequence[RunConfig]], None]
 """What is done with an error and the configurations that it keeps from running."""
@@ -92,30 +87,10 @@ def check_model(
     folder = resolve(choice)
     tokenizer = load_tokenizer(folder)
     model = read_model(folder, torch.float32, only_names=True)
-    for config in {c.adapter: c for c in configs if c.adapter is not None}.values():
-        with _refusing([one for one in configs if one.adapter == config.adapter], refuse):
-            adapter_checksum(config)
-            if (said := other_base(config)) is not None:
-                yield f"  note: {said}"
-            import_adapter(model, Path(str(config.adapter)))
-            detach(model)
-    for lora in {config.lora for config in configs if config.lora}:
-        with _refusing([config for config in configs if config.lora == lora], refuse):
-            adapted_places(model, lora)
-    for precision in {config.train.precision for config in configs if config.method == "full"}:
-        with _refusing(
-            [
-                config
-                for config in configs
-                if config.method == "full" and config.train.precision == precision
-            ],
-            refuse,
-        ):
-            refuse_no_room(
-                num_parameters(model),
-                pick_numerics("full", precision, pick_device()),
-                pick_device(),
-            )
+    for config, alike in _by_look(configs).items():
+        with _refusing(alike, refuse):
+            for note in method_of(config).look(model, config):
+                yield f"  note: {note}"
     for config, alike in _by_rows(configs, max_positions_of(model.config)).items():
         with _refusing(alike, refuse):
             longest = min(config.train.max_length, max_positions_of(model.config))
@@ -134,9 +109,18 @@ def check_model(
     )
 
 
+def _by_look(configs: Sequence[RunConfig]) -> dict[RunConfig, list[RunConfig]]:
+    """One configuration of each kind that a method looks at, with all that agree in it."""
+    found: dict[tuple[str, object], list[RunConfig]] = {}
+    for config in configs:
+        method = method_of(config)
+        found.setdefault((type(method).__name__, method.looks_at(config)), []).append(config)
+    return {alike[0]: alike for alike in found.values()}
+
+
 def _by_rows(configs: Sequence[RunConfig], positions: int) -> dict[RunConfig, list[RunConfig]]:
     """One configuration of each kind of rows, with all that make the same ids."""
-    found: dict[tuple[Any, ...], list[RunConfig]] = {}
+    found: dict[tuple[object, ...], list[RunConfig]] = {}
     for config in configs:
         key = (
             config.task,
@@ -148,7 +132,7 @@ def _by_rows(configs: Sequence[RunConfig], positions: int) -> dict[RunConfig, li
     return {alike[0]: alike for alike in found.values()}
 
 
-def _ends_of(folder: Path, tokenizer: Any) -> str:
+def _ends_of(folder: Path, tokenizer: Tokenizer) -> str:
     ids = sorted({tokenizer.eos_token_id, *stop_ids_of(folder)})
     return (
         f"answers end at {' '.join(str(piece) for piece in tokenizer.convert_ids_to_tokens(ids))}"
@@ -156,7 +140,7 @@ def _ends_of(folder: Path, tokenizer: Any) -> str:
 
 
 def _check_rows(
-    folder: Path, tokenizer: Any, task: Task, config: RunConfig, longest: int, vocab_rows: int
+    folder: Path, tokenizer: Tokenizer, task: Task, config: RunConfig, longest: int, vocab_rows: int
 ) -> list[str]:
     left_out: list[str] = []
     rows = {

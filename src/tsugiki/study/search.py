@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import MethodSpec, Range, Setting
@@ -106,9 +106,20 @@ def _learnt(method: MethodSpec, config_of: ConfigOf, lookup: Lookup) -> Iterator
             return
 
 
-def _ask(trial: Any, name: str, values: Any) -> Any:
+class Trial(Protocol):
+    """What we ask of a trial of Optuna's."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int: ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float: ...
+
+
+def _ask(trial: Trial, name: str, values: tuple[Setting, ...] | Range) -> Setting:
     if not isinstance(values, Range):
-        return trial.suggest_categorical(name, values)
+        picked: Setting = trial.suggest_categorical(name, values)
+        return picked
     if isinstance(values.low, int) and isinstance(values.high, int):
         return trial.suggest_int(name, values.low, values.high, log=values.log)
     return _plain(trial.suggest_float(name, values.low, values.high, log=values.log), values)

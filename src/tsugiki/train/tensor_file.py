@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import torch
 
-PIECE = 16 * 2**20
+PIECE = 4 * 2**20
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,

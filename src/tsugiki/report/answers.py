@@ -1,0 +1,60 @@
+"""Tables 4–6: the same test examples answered by every method side by side. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tsugiki.data.tasks import Task
+from tsugiki.report.table import Content, Said, Table, column, named
+from tsugiki.runs.record import Answer
+from tsugiki.study.cells import StudyResult
+
+# The rows of an example that no method wrote.
+INPUT, REFERENCE = named("Input"), named("reference")
+COLUMNS = (
+    column("example", "text", "Example"),
+    column("method", "text", "Method"),
+    column("text", "text", "Text"),
+)
+
+
+def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table]:
+    """One for each task, from Table 4 on: the first examples where methods disagree, else the
+    first."""
+    tables = []
+    for number, (label, task) in enumerate(tasks.items(), 4):
+        answers = _answers(result, label)
+        if not answers or not result.study.answers_shown:
+            continue
+        rows = list[tuple[Content, ...]]()
+        for place in _shown(list(answers.values()), result.study.answers_shown):
+            example = task.examples["test"][place]
+            prompt = task.template.format_map(dict(example.fields))
+            rows.append((example.id, INPUT, _short(prompt)))
+            rows.append(("", REFERENCE, example.target))
+            for name, given in answers.items():
+                rows.append(("", name, given[place].answer + ("" if given[place].ended else " …")))
+        title = Said(ja=f"表 {number}: {label} の生成例", en=f"Table {number}: generated answers")
+        tables.append(Table(name=f"table{number}", title=title, columns=COLUMNS, rows=tuple(rows)))
+    return tables
+
+
+def _answers(result: StudyResult, label: str) -> dict[str, Sequence[Answer]]:
+    """The test answers of every chosen cell of a task, by the name of its row."""
+    found = dict[str, Sequence[Answer]]()
+    for key, cell in result.chosen.items():
+        record = result.record(cell)
+        if key[1] == label and record is not None and record.scores("test"):
+            found[f"{key[0]}-{key[2]}"] = record.answers("test")
+    return found
+
+
+def _shown(given: Sequence[Sequence[Answer]], most: int) -> list[int]:
+    places = range(len(given[0]))
+    differing = [place for place in places if len({some[place].answer for some in given}) > 1]
+    others = [place for place in places if place not in set(differing)]
+    return [*differing, *others][:most]
+
+
+def _short(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,80 @@
+"""Scores, costs and settings as cells of tables. No torch here."""
+
+from __future__ import annotations
+
+from tsugiki.report.compare import pooled
+from tsugiki.report.standing import lost_seeds
+from tsugiki.report.table import Content, Estimated, Number, Said, Two, said
+from tsugiki.report.texts import best_text, score_text, values_text
+from tsugiki.report.words import Language, named_in, pick
+from tsugiki.runs.record import Scores
+from tsugiki.study.cells import Cell, StudyResult
+from tsugiki.study.missing import test_of
+from tsugiki.train.cost import Cost
+
+
+def number(value: float | None, form: str = ".3f") -> Content:
+    return None if value is None else Number(value=value, form=form)
+
+
+def score_cell(scores: Scores) -> Estimated:
+    """A score with its interval."""
+    words = said(lambda language: score_text(scores))
+    return Estimated(
+        value=scores.main.value, low=scores.main.low, high=scores.main.high, words=words
+    )
+
+
+def best_cell(scores: Scores, num_cells: int) -> Estimated:
+    """The score of the best of so many, which has no interval of its own."""
+    if num_cells == 1:
+        return score_cell(scores)
+    words = said(lambda language: best_text(scores, num_cells, language))
+    return Estimated(value=scores.main.value, words=words)
+
+
+def test_cell(result: StudyResult, cell: Cell) -> Content:
+    """`0.401 [0.360, 0.440]`; over several seeds their mean, with `± .012 (3 seeds)`; each seed's
+    score where another failed."""
+    records, lost = result.seeds(cell), lost_seeds(result, cell)
+    if not records:
+        why = result.missing.get(test_of(cell.label))
+        tail = f": {why}" if why else ""
+        return said(lambda language: named_in("not scored yet", language) + tail)
+    if lost:
+        tests = [record.scored("test") for record in records]
+        scores = " · ".join(values_text(test.values, test.main.name) for test in tests)
+        total = len(records) + len(lost)
+        return Said(
+            ja=f"{scores}（{total} シードのうち {len(lost)} 個が失敗）",
+            en=f"{scores} ({len(lost)} of {total} seeds failed)",
+        )
+    over, count = pooled(records), len(records)
+    text = values_text(over.means, over.main, over.low, over.high)
+
+    def words(language: Language) -> str:
+        seeds = pick(language, f"{count} シード", f"{count} seeds")
+        return text if count == 1 else f"{text} ± {over.spread:.3f} ({seeds})"
+
+    return Estimated(value=over.means[over.main], low=over.low, high=over.high, words=said(words))
+
+
+def seconds_cell(cost: Cost | None, tail: str = "") -> Content:
+    """`median / mean` seconds a step."""
+    if cost is None or cost.step_s_median is None or cost.step_s_mean is None:
+        return f"-{tail}" if tail else None
+    text = f"{cost.step_s_median:.4f} / {cost.step_s_mean:.4f}{tail}"
+    return Two(first=cost.step_s_median, second=cost.step_s_mean, words=Said(en=text, ja=text))
+
+
+def memory_cell(cost: Cost) -> Content:
+    """Peak memory in MiB: `allocated / reserved` on CUDA, resident size of the process on a CPU."""
+    if cost.peak_allocated_bytes is not None:
+        first, second = cost.peak_allocated_bytes / 2**20, (cost.peak_reserved_bytes or 0) / 2**20
+        text = f"{first:,.0f} / {second:,.0f}"
+        return Two(first=first, second=second, words=Said(en=text, ja=text))
+    if cost.peak_process_bytes is None:
+        return None
+    size = cost.peak_process_bytes / 2**20
+    words = Said(en=f"{size:,.0f} (process)", ja=f"{size:,.0f} (プロセス)")
+    return Two(first=size, second=None, words=words)

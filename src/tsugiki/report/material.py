@@ -1,0 +1,51 @@
+"""What a report is made from, read and compared once for both languages. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tsugiki.data.tasks import Task, load_task
+from tsugiki.errors import TsugikiError, reason_of
+from tsugiki.report.finding import Finding, findings, statements
+from tsugiki.report.shortfall import not_had, shortfalls
+from tsugiki.report.standing import Standing, standings
+from tsugiki.report.words import Language
+from tsugiki.study.cells import Key, StudyResult, task_label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """`unread`: tasks that cannot be read now, and why."""
+
+    result: StudyResult
+    tasks: Mapping[str, Task]
+    unread: Mapping[str, str]
+    standings: Mapping[Key, Standing]
+    found: Sequence[Finding]
+
+    def statements(self, language: Language) -> list[str]:
+        """What the finding says."""
+        return statements(self.found, self.standings, language)
+
+    def shortfalls(self, language: Language) -> list[str]:
+        """What is missing, and what did not learn."""
+        return shortfalls(self.result, self.standings, self.unread, language)
+
+    def not_had(self, language: Language) -> list[str]:
+        """What is missing, without what the finding says of methods."""
+        return not_had(self.result, self.unread, language)
+
+
+def gather(result: StudyResult) -> Material:
+    """Loads the tasks, and compares."""
+    tasks, unread = dict[str, Task](), dict[str, str]()
+    for choice in result.study.tasks:
+        try:
+            tasks[task_label(choice)] = load_task(choice)
+        except (TsugikiError, OSError) as broken:
+            unread[task_label(choice)] = reason_of(broken)
+    found = standings(result, tasks)
+    return Material(
+        result=result, tasks=tasks, unread=unread, standings=found, found=findings(result, found)
+    )
