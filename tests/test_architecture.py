@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from unicodedata import east_asian_width
 
@@ -34,29 +35,37 @@ NO_TORCH = [
     "toml",
     "data.tasks",
     "data.sources",
+    "data.tokenizer",
     "score.japanese",
     "score.metrics",
+    "score.statistics",
+    "score.rules",
     "score.failures",
+    "train.cost",
+    "train.history",
+    "runs.record",
+    "runs.reading",
+    "runs.identity",
     "runs.store",
+    "runs.methods",
+    "runs.events",
+    "runs.rescore",
     "study.cells",
+    "study.search",
     "study.missing",
-    "report.table",
-    "report.tables",
-    "report.compare",
-    "report.write",
-    "report.standing",
-    "report.paired",
-    "report.shortfall",
+    "cli.app",
     "cli.commands",
+    "cli.printing",
+    "cli.progress",
+    "cli.run_commands",
+    "cli.task_commands",
 ]
+NO_TORCH += [f"report.{path.stem}" for path in FILES if path.parent.name == "report"]
 # Longer than 400 lines since the tree is written at 100 columns: none may grow.
 LONGER = {
-    "data/tasks.py": 459,
-    "model/export.py": 423,
+    "data/tasks.py": 458,
     "fast/short_document_kernels.py": 565,
-    "report/landscape.py": 452,
-    "report/tables.py": 422,
-    "train/captured.py": 469,
+    "train/captured.py": 459,
 }
 LONGER_FUNCTIONS = {
     "packed_attention": 71,
@@ -64,10 +73,8 @@ LONGER_FUNCTIONS = {
     "_backward_keys": 67,
     "_backward_queries": 71,
     "_backward_of_one_block": 136,
-    "print_report": 64,
-    "export_merged": 76,
-    "results_table": 69,
-    "captured_step": 65,
+    "export_merged": 70,
+    "captured_step": 61,
 }
 WORD_LISTS = ("recipes/sample_tasks/", "tests/campaign/")
 SAYS_NOTHING = {"utils", "common", "helpers", "misc", "base", "core", "manager", "handler"}
@@ -141,3 +148,59 @@ def test_no_torch_behind_these_modules(module: str) -> None:
 
     code = f"import sys, tsugiki.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_methods_are_told_apart_in_one_place() -> None:
+    """LoRA, full fine-tuning, an adapter from elsewhere: branches between them are in
+    `runs/methods`, and few."""
+    tells = re.compile(
+        r"(adapter|grafted|bank|lora) is (not )?None|(method|kind) [!=]= \"(lora|full)\""
+        r"|\bif [a-z_.]+\.(lora|adapter)\b"
+    )
+    found = [
+        (path.relative_to(ROOT).as_posix(), line.strip())
+        for path in FILES
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if tells.search(line)
+    ]
+    elsewhere = [place for place in found if place[0] != "runs/methods.py"]
+    assert len(found) <= 8
+    assert len(elsewhere) <= 2, elsewhere
+
+
+def test_no_untyped_dictionary_crosses_a_module() -> None:
+    """What files say before a schema has read it is `toml.Given`; all else is a record."""
+    loose = re.compile(r"dict\[str, Any\]|Mapping\[str, Any\]|happened\[|\.happened\b")
+    for path in FILES:
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if own not in ("config", "toml", "data"):
+            assert not loose.search(path.read_text(encoding="utf-8")), path
+
+
+def test_the_main_path_fits_a_screen_and_writes_nothing() -> None:
+    text = (ROOT / "runs" / "group.py").read_text(encoding="utf-8")
+    path = next(
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.name == "train_group"
+    )
+    assert (path.end_lineno or 0) - path.lineno + 1 <= 60
+    for writes in ("write", "save_", "open(", "Store", ".keep("):
+        assert writes not in "\n".join(text.splitlines()[path.lineno - 1 : path.end_lineno])
+
+
+@pytest.mark.slow
+def test_any_is_rare_where_records_are_made_and_read(tmp_path: Path) -> None:
+    """At most 1 % of the expressions of runs/, study/ and report/ are of type Any."""
+    import subprocess
+    import sys
+
+    report = ["--any-exprs-report", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "mypy", *report], cwd=ROOT.parents[1], check=True)
+    counts = [0, 0]
+    for line in (tmp_path / "any-exprs.txt").read_text(encoding="utf-8").splitlines():
+        name, *numbers = line.split() or [""]
+        if name.startswith(("tsugiki.runs", "tsugiki.study", "tsugiki.report")):
+            counts = [one + int(more) for one, more in zip(counts, numbers[:2], strict=True)]
+    assert counts[1] > 10_000
+    assert counts[0] <= 0.01 * counts[1], counts

@@ -12,8 +12,9 @@ import torch
 from tests import tiny
 from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.export import export_adapter, import_adapter, merge_adapter
+from tsugiki.model.export import export_adapter, import_adapter
 from tsugiki.model.lora import Grafted, attach, detach, lora_layers, switched_off
+from tsugiki.model.merge import merge_adapter
 
 IDS = torch.tensor([[5, 9, 30, 41, 300, 7], [8, 8, 100, 2, 17, 45]])
 CASES = [

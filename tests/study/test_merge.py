@@ -13,8 +13,8 @@ from tests import tiny
 from tests.study.test_study import TRAIN, asked
 from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.export import merge_adapter
 from tsugiki.model.lora import attach
+from tsugiki.model.merge import merge_adapter
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
 from tsugiki.runs.use import answer_texts, export_merged

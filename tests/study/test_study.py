@@ -264,7 +264,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
     assert collect(study, store).chosen.keys() == result.chosen.keys()
     with (page.parent / "table2.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0][0] == "Task"
+    assert rows[0][0] == "task"
     assert {len(row) for row in rows} == {len(rows[0])}
 
 

@@ -43,12 +43,11 @@ def print_report(
 
     material = gather(result)
     lacking = material.shortfalls(lang)
-    where: Path | None = None
+    tables, where = all_tables(material), None
     try:
-        where = write_report(material, out, lang)
+        where = write_report(material, out, lang, tables)
     except (OSError, TsugikiError) as broken:
         lacking.append(f"the report could not be written: {reason_of(broken)}")
-    tables = all_tables(material)
     if as_json:
         print_json(
             {

@@ -19,10 +19,16 @@ from tsugiki.study.missing import study_folder
 MARKDOWN: dict[Language, str] = {"en": "report.md", "ja": "report.ja.md"}
 
 
-def write_report(material: Material, root: Path, language: Language = "en") -> Path:
-    """Writes the page in HTML and Markdown for both languages, and the tables as CSV and LaTeX;
-    returns the Markdown page in `language`."""
-    folder, tables = study_folder(root, material.result.study), all_tables(material)
+def write_report(
+    material: Material,
+    root: Path,
+    language: Language = "en",
+    tables: Sequence[Table] | None = None,
+) -> Path:
+    """Writes the page in HTML and Markdown for both languages, and the tables (where they are made
+    already) as CSV and LaTeX; returns the Markdown page in `language`."""
+    folder = study_folder(root, material.result.study)
+    tables = all_tables(material) if tables is None else tables
     for one in get_args(Language):
         _write_pages(material, folder, root, one, tables)
     for table in tables:

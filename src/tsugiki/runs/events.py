@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tsugiki.config.run import RunConfig
-from tsugiki.train.engine import Progress
+
+if TYPE_CHECKING:
+    from tsugiki.train.engine import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

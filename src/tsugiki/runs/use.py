@@ -16,9 +16,10 @@ from tsugiki.data.prompts import answer_text, ending_of, pad_id_of, prompt_ids_o
 from tsugiki.data.tasks import CHAT, load_task
 from tsugiki.errors import ModelError
 from tsugiki.files import new_folder, umask
-from tsugiki.model.export import export_adapter, merge_adapter, refuse_filled, store_frozen
+from tsugiki.model.export import export_adapter, refuse_filled
 from tsugiki.model.folder import resolve, settings_files
 from tsugiki.model.lora import grafted_of
+from tsugiki.model.merge import merge_adapter, store_frozen
 from tsugiki.runs.finished import load_trained
 from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import method_of
