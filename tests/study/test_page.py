@@ -136,11 +136,9 @@ def test_a_terminal_leaves_out_the_same_columns_in_both_languages(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They were hidden by their English titles, so that --lang ja printed all of them."""
-    from rich.console import Console
-
     from tsugiki.cli.progress import show_tables
 
-    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard output were a terminal
     columns = (
         column("task", "text", "Task"),
         column("n", "number", "n", report_only=True),

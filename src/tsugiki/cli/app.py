@@ -4,6 +4,7 @@ needs them.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, cast
 
@@ -54,3 +55,9 @@ def run_folder(given: Path) -> Path:
     """The folder of a run: as given, or a name that `ls` prints."""
     named = DEFAULT_OUT / "runs" / given.name
     return named if not given.exists() and given == Path(given.name) and named.exists() else given
+
+
+def reads_records_alone() -> None:
+    """For commands that load no torch: numpy's products are small there, and the threads that its
+    library would start for them cost a tenth of a second."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -18,6 +18,7 @@ from tsugiki.cli.app import (
     app,
     end,
     language_of,
+    reads_records_alone,
 )
 from tsugiki.cli.printing import (
     print_damaged,
@@ -223,6 +224,7 @@ def report(
     lang: Lang = "en",
 ) -> None:
     """Write and print the tables of a study from the runs on disk; runs nothing."""
+    reads_records_alone()
     from tsugiki.runs.store import Store
     from tsugiki.study.cells import collect
 
@@ -235,5 +237,5 @@ def report(
             f"{out}: no finished run of this study there. Run: tsugiki study {file} --out "
             f"{out}{options}"
         )
-    print_damaged(store.damaged())
+    print_damaged(result.damaged)
     end(print_report(result, out, f"tsugiki study {file} --out {out}{options}", as_json, language))

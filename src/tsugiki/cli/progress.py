@@ -3,20 +3,19 @@ Plain text elsewhere."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
-
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.status import Status
-from rich.table import Table as Drawn
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, Self
 
 from tsugiki.report.table import Table
 from tsugiki.report.words import Language
 from tsugiki.runs.events import Events
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 PLAIN_EVERY_S = 15.0
 
@@ -24,10 +23,15 @@ PLAIN_EVERY_S = 15.0
 def show_tables(tables: Sequence[Table], language: Language = "en") -> None:
     """Prints tables: drawn to the width of a terminal, without what only a report has room for; or
     as Markdown into a pipe or file."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
+    if not sys.stdout.isatty() and "FORCE_COLOR" not in os.environ:
         print("\n".join(table.in_words(language).to_markdown() for table in tables))
         return
+    from rich.box import SIMPLE  # what only a terminal needs is not loaded for a pipe
+    from rich.console import Console
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    console = Console(highlight=False)
     for table in tables:
         words, brief = table.in_words(language), any(one.report_only for one in table.columns)
         kept = [place for place, one in enumerate(table.columns) if not one.report_only]
@@ -45,6 +49,8 @@ class Display:
     """A live status line on a terminal; elsewhere a plain line every quarter of a minute."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+
         self.console = Console(stderr=True, highlight=False)
         self.status: Status | None = None
         self.head = ""

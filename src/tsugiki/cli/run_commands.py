@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
-from tsugiki.cli.app import (
-    DEFAULT_OUT,
-    AsJson,
-    Out,
-    app,
-    run_folder,
-)
+from tsugiki.cli.app import DEFAULT_OUT, AsJson, Out, app, reads_records_alone, run_folder
 from tsugiki.cli.printing import (
     print_comparison,
     print_damaged,
@@ -93,6 +87,7 @@ def score(
 @app.command("ls", epilog="Example: tsugiki ls --out tsugiki-runs")
 def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
     """The runs under a root folder: status, scores, training time."""
+    reads_records_alone()
     from tsugiki.cli.progress import show_tables
     from tsugiki.report.cells import number
     from tsugiki.report.compare import list_row

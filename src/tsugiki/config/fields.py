@@ -37,4 +37,6 @@ Above0 = Annotated[float, IsNumber, Field(gt=0, le=1e20, allow_inf_nan=False)]
 class Record(BaseModel):
     """A frozen record that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, protected_namespaces=(), defer_build=True
+    )

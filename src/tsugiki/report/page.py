@@ -6,8 +6,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tsugiki.report.answers import COLUMNS as ANSWERS
 from tsugiki.report.answers import INPUT, REFERENCE
@@ -17,24 +19,19 @@ from tsugiki.report.notes import comparable_notes
 from tsugiki.report.table import InWords, Table
 from tsugiki.report.words import SECTIONS, Language, half
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 TEMPLATE = Path(__file__).parent.parent / "presets" / "report" / "page.html.j2"
 
 
 def render_page(material: Material, tables: Sequence[Table], language: Language) -> str:
     """The page as text, from the tables in its language. Raises nothing for missing cells: what
     was not run is not drawn."""
-    from jinja2 import Environment, FileSystemLoader
-
     result = material.result
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     answers = [table.name for table in tables if table.columns == ANSWERS]
     words = {key: value[language] for key, value in SECTIONS.items()}
-    return environment.get_template(TEMPLATE.name).render(
+    return _template().render(
         language=language,
         title=half(result.study.title or result.study.name, language),
         words=words,
@@ -45,6 +42,19 @@ def render_page(material: Material, tables: Sequence[Table], language: Language)
         figures=all_figures(result, words, language),
         comparable=comparable_notes(result, language),
     )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE.name)
 
 
 @dataclass(frozen=True, kw_only=True)

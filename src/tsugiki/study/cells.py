@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice, TrainConfig
@@ -37,7 +38,7 @@ class Cell:
     settings: Settings
     config: RunConfig
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return (self.model.label, task_label(self.task), self.method.name)
 
@@ -46,7 +47,7 @@ class Cell:
         trained elsewhere has one."""
         return asked if method_of(self.config).trains else 1
 
-    @property
+    @cached_property
     def label(self) -> str:
         settings = ", ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
@@ -64,6 +65,8 @@ class StudyResult:
     records: dict[str, RunRecord] = field(default_factory=dict)
     chosen: dict[Key, Cell] = field(default_factory=dict)
     repeats: dict[Key, list[RunRecord]] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+    """Runs beside them that cannot be read: what is to be said of each."""
     missing: dict[str, str] = field(default_factory=dict)
     """What could not be had (a cell's label, `test_of` it, `seed_of` it), and why."""
 
@@ -237,7 +240,7 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
     task that cannot be read today stay: nothing says that they are of other data."""
     known = Kept(store, {choice: readable_task(choice) for choice in study.tasks})
     known.settle_weights([cell.config for cell in expand(study)])
-    result = StudyResult(study=study, cells=expand(study, known.record))
+    result = StudyResult(study=study, cells=expand(study, known.record), damaged=known.damaged)
     result.records = {
         cell.label: found for cell in result.cells if (found := known.record(cell.config))
     }
@@ -259,8 +262,9 @@ class Kept:
 
     def __init__(self, store: Store, tasks: Mapping[TaskChoice, Task | None]):
         self.tasks = tasks
+        records, self.damaged = store.read()
         self.newest_first = sorted(
-            store.records(),
+            records,
             key=lambda record: -file_of(record.folder, "config.json").stat().st_mtime,
         )
         self.weights: dict[str, str] = {}
