@@ -131,7 +131,7 @@ def test_short_attention_equals_its_fp32_twin(
 def test_the_memory_of_a_probe_does_not_hold_what_earlier_ones_left(tmp_path: Path) -> None:
     """Rank 16 had less than rank 8, which was probed after it: each left a workspace on a stream
     of its own."""
-    from tsugiki.report.finding import solo_measurement
+    from tsugiki.report.finding import exclusive_cost
     from tsugiki.runs.store import Store
     from tsugiki.study.cells import parse_study
     from tsugiki.study.sweep import run_study
@@ -154,7 +154,7 @@ def test_the_memory_of_a_probe_does_not_hold_what_earlier_ones_left(tmp_path: Pa
     }
     result = run_study(parse_study(given, "study"), Store(tmp_path))
     peaks = {
-        key[1:]: solo_measurement(result.records[cell.label])["peak_allocated_bytes"]
+        key[1:]: exclusive_cost(result.records[cell.label]).peak_allocated_bytes
         for key, cell in result.chosen.items()
     }
     for task in ("sample_nli", "sample_choice"):

@@ -72,5 +72,5 @@ def test_a_run_from_one_end_to_the_other(method: str, task_file: Path, tmp_path:
     record = score_run(record, "test")
     assert record.provenance.numerics.compute == "bf16"
     assert record.outcome.step.startswith("captured")
-    assert record.outcome.ends == ["</s>"]
+    assert record.outcome.ends == ("</s>",)
     assert record.losses[-1] < record.losses[0]

@@ -46,7 +46,8 @@ class ScoreKey(Record):
 
 class Scores(Record):
     """What the answers to one part are worth. Records from before keys have none: their part was
-    scored as the run's own configuration says."""
+    scored as the run's own configuration says. `answers` names their file where another key of
+    the part came first."""
 
     key: ScoreKey | None = None
     part: str
@@ -55,6 +56,7 @@ class Scores(Record):
     failures: dict[str, int]
     candidate_rate: float | None = None
     answer_s: float
+    answers: str = ""
 
     @property
     def values(self) -> dict[str, float]:
@@ -64,7 +66,7 @@ class Scores(Record):
     @property
     def file(self) -> str:
         """The file of the answers, beside the record."""
-        return f"answers-{self.part}{'' if self.key is None else f'-{self.key.digest}'}.jsonl"
+        return self.answers or f"answers-{self.part}.jsonl"
 
 
 class Validation(Record):

@@ -3,7 +3,7 @@
 ROOT/runs/jnli-mame-lora-1a2b3c4d5e6f/
     config.json  provenance.json  outcome.json      see `runs/record`
     validations.json  history.json                  what was seen during training
-    answers-PART-KEY.jsonl                          every prompt's answer, with its class
+    answers-PART.jsonl                              every prompt's answer, with its class
     checkpoint/ (while training)   weights/ (afterwards)
 ROOT/locks/1a2b3c4d5e6f.lock
 
@@ -144,9 +144,10 @@ class Run:
         """Adds the scores of one part to a finished run; those of the same part and key give
         way."""
         before = self.outcome
-        kept = tuple(one for one in before.scores if one.file != scores.file)
-        self._write_answers(scores, answers)
-        self._write("outcome.json", before.model_copy(update={"scores": (*kept, scores)}))
+        named = scores.model_copy(update={"answers": _answers_of(scores, before.scores)})
+        kept = tuple(one for one in before.scores if one.file != named.file)
+        self._write_answers(named, answers)
+        self._write("outcome.json", before.model_copy(update={"scores": (*kept, named)}))
 
     def change(self, **changes: object) -> None:
         """Changes some of what is kept of the outcome (fields by their names)."""
@@ -257,6 +258,16 @@ class Run:
             except OSError:
                 raise RunBusy(f"{self.folder}: another process is working on this run") from None
             yield
+
+
+def _answers_of(scores: Scores, others: Sequence[Scores]) -> str:
+    """The name of the file of these answers: a part's first key needs none of its own."""
+    same = [one for one in others if one.part == scores.part]
+    digest = scores.key.digest if scores.key else ""
+    for one in same:
+        if one.key is not None and one.key.digest == digest:
+            return one.answers
+    return f"answers-{scores.part}-{digest}.jsonl" if same else ""
 
 
 def _hold(handle: IO[str]) -> None:
