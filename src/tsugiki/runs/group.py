@@ -77,6 +77,8 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
         elif result.pruned:
             yield Ended(number=number, status="pruned")
     whole = [number for number, result in enumerate(results) if result.whole]
+    if not whole:
+        return
     score, heard = configs[0].score, events.answers("validation")
     evaluations = evaluate_lanes(
         base, task.spec, "validation", validation, score, heard, lanes=whole

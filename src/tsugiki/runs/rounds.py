@@ -17,7 +17,6 @@ from tsugiki.config.run import RunConfig
 from tsugiki.data.tasks import Task, load_task, refuse_leak
 from tsugiki.errors import RunError, reason_of, told
 from tsugiki.model.loading import BaseSource, find_base
-from tsugiki.model.lora import detach
 from tsugiki.runs.branching import find_branches
 from tsugiki.runs.events import SILENT, Events
 from tsugiki.runs.finished import complete
@@ -93,7 +92,7 @@ class Rounds:
         if full and len(configs) > 1:
             return f"{len(configs)} runs do not fit together"
         if full:
-            helps = self.shared.method.what_helps(self.shared.base, configs[0])
+            helps = self.shared.what_helps(configs[0]) or str(broken)
             broken = RunError(f"does not fit: {helps}")
         if self.faults is None:
             raise broken
@@ -117,7 +116,7 @@ class Rounds:
             if not open_ones:
                 return
             self.shared.events.start(open_ones)
-            held.callback(lambda: detach(self.shared.base.model))
+            held.callback(self.shared.detach)
             handles = Handles(open_ones, self.opened)
             for ended in train_group(self.shared, open_ones, handles):
                 self._keep(handles.runs[ended.number], ended)

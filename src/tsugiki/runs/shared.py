@@ -14,6 +14,7 @@ from tsugiki.data.tasks import Task, drawn
 from tsugiki.fast.cuda_graphs import why_plain
 from tsugiki.model.loading import Base, BaseSource, load_base, why_fp32
 from tsugiki.model.look import WITHOUT_CACHE, look_of
+from tsugiki.model.lora import detach
 from tsugiki.runs.branching import Branches
 from tsugiki.runs.events import Events
 from tsugiki.runs.inputs import longest_of, tokens_of
@@ -70,6 +71,15 @@ class Shared:
     def base(self) -> Base:
         assert self._base is not None, "prepared first"
         return self._base
+
+    def detach(self) -> None:
+        """Takes every adapter off the model, if one is loaded."""
+        if self._base is not None:
+            detach(self._base.model)
+
+    def what_helps(self, config: RunConfig) -> str | None:
+        """What to do where one run alone did not fit; None where not even the model did."""
+        return None if self._base is None else self.method.what_helps(self._base, config)
 
     @cached_property
     def left_out(self) -> list[str]:
