@@ -106,7 +106,7 @@ def ours(size: str, work: str, steps: int, lanes: int) -> dict[str, Any]:
         "first_step_s": round(first_step_s, 2),
         **times,
         "ms_per_adapter_step": round(times["ms_late"] / lanes, 3),
-        "peak_gib": gib(results[0].measurement.peak_allocated_bytes or 0),
+        "peak_gib": gib(results[0].cost.peak_allocated_bytes or 0),
         "foretold_gib": gib(foretold),
         "floor_ms": floor_ms(size, "llama", tokens),
         "products_ms": products_ms(model, tokens),

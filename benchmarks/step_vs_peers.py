@@ -147,7 +147,7 @@ def ours(
         "first_step_s": round(first_step_s, 2),
         "first_loss": first_loss,
         **spread([1000 * s for s in history.step_s[5:]], history.step_tokens[5:]),
-        "peak_gib": gib(result.measurement.peak_allocated_bytes or 0),
+        "peak_gib": gib(result.cost.peak_allocated_bytes or 0),
         "reserved_gib": gib(torch.cuda.max_memory_reserved()),
         **extra,
     }

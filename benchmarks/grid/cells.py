@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tsugiki.runs.store import Store
+from tsugiki.score.metrics import Score
 
 HEADER = (
     "model", "task", "method", "learning_rate", "epochs", "batch", "targets", "rank", "seed",
@@ -20,23 +21,26 @@ HEADER = (
 )  # fmt: skip
 
 
+def _of(score: Score | None) -> tuple[float | int | None, ...]:
+    """Value, interval, number of examples."""
+    return (None,) * 4 if score is None else (score.value, score.low, score.high, score.n)
+
+
 def main() -> None:
     rows = []
-    for one in Store(Path(sys.argv[1])).records():
-        config, happened = one.config, one.happened
-        validation, test = one.evaluation("validation") or {}, one.evaluation("test")
-        main_score, lora = validation.get("main", {}), config.lora
-        seconds = (happened.get("measurement") or {}).get("step_s_median")
+    for record in Store(Path(sys.argv[1])).records():
+        config, outcome = record.config, record.outcome
+        validation, test = record.scores("validation"), record.scores("test")
+        main_score, lora = validation.main if validation else None, config.lora
         rows.append(
             (
                 config.model.label, Path(config.task.name).stem, config.method,
                 config.train.learning_rate, config.train.epochs, config.train.batch,
                 lora.targets if lora else "", lora.rank if lora else "", config.train.seed,
-                one.status, main_score.get("value"), main_score.get("low"),
-                main_score.get("high"), main_score.get("n"), validation.get("candidate_rate"),
-                test["main"]["value"] if test else "", happened.get("steps"),
-                happened.get("lanes"), happened.get("shared", {}).get("steps", 0), seconds,
-                happened.get("step"),
+                record.status, *_of(main_score), validation.candidate_rate if validation else None,
+                test.main.value if test else "", outcome.steps, outcome.lanes,
+                outcome.branch.steps if outcome.branch else 0, record.cost().step_s_median,
+                outcome.step,
             )
         )  # fmt: skip
     writer = csv.writer(sys.stdout, lineterminator="\n")

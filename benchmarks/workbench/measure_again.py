@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tsugiki.runs.finished import measure_solo
+from tsugiki.runs.finished import measure_exclusive
 from tsugiki.runs.reading import read_record
 from tsugiki.runs.store import Run, Store
 from tsugiki.study.cells import collect, find_study, parse_study
@@ -27,13 +27,12 @@ def main() -> None:
     result = collect(study, Store(args.root))
     for cell in result.chosen.values():
         record = result.records[cell.label]
-        happened = {key: value for key, value in record.happened.items() if key != "solo"}
-        Run(record.folder).write("happened.json", happened)
-        measure_solo(read_record(record.folder))
-        for batch, measured in read_record(record.folder).outcome.exclusive_cost.items():
+        Run(record.folder).change(exclusive_cost=None)
+        measure_exclusive(read_record(record.folder))
+        for batch, cost in (read_record(record.folder).outcome.exclusive_cost or {}).items():
             print(
-                f"{cell.label} batch {batch}: {measured['step_s_median']:.4f} s median, "
-                f"{measured['step_s_mean']:.4f} s mean, {measured['num_steps']} steps",
+                f"{cell.label} batch {batch}: {cost.step_s_median:.4f} s median, "
+                f"{cost.step_s_mean:.4f} s mean, {cost.num_steps} steps",
                 flush=True,
             )
 

@@ -97,6 +97,12 @@ class Fault:
     alone: bool = False  # `strike` runs the study itself, by the command line
 
 
+def task_text(path: Path, name: str) -> str:
+    """A tiny task under a name, with prompts of its own: two tasks of one content are one run."""
+    text = path.read_text(encoding="utf-8").replace('name = "tiny"', f'name = "{name}"')
+    return text.replace("[SEP]文2", f"／{name}文2")
+
+
 def new_trial(folder: Path, dice: random.Random, patch: pytest.MonkeyPatch, master: Path) -> Trial:
     models = [
         {"path": str(folder / name), "name": name}
@@ -107,7 +113,7 @@ def new_trial(folder: Path, dice: random.Random, patch: pytest.MonkeyPatch, mast
     tasks = []
     for name in ("one", "two")[: dice.choice((1, 2))]:
         path = tiny.save_task(folder / name)
-        text = path.read_text(encoding="utf-8").replace('name = "tiny"', f'name = "{name}"')
+        text = task_text(path, name)
         tasks.append({"name": str(path.rename(path.with_name(f"{name}.toml")))})
         Path(tasks[-1]["name"]).write_text(text, encoding="utf-8")
     lora = {"name": "LoRA", "kind": "lora", "grid": {"rank": [2], "learning_rate": [1e-3, 5e-3]}}
@@ -128,7 +134,7 @@ def last_task(trial: Trial) -> tuple[Path, Touched]:
     """A task beside good ones (a second is made where there is one), and what it touches."""
     if len(trial.given["tasks"]) == 1:
         path = tiny.save_task(trial.folder / "two")
-        text = path.read_text(encoding="utf-8").replace('name = "tiny"', 'name = "two"')
+        text = task_text(path, "two")
         (trial.folder / "two" / "two.toml").write_text(text, encoding="utf-8")
         trial.given["tasks"].append({"name": str(trial.folder / "two" / "two.toml")})
     name = trial.given["tasks"][-1]["name"]
