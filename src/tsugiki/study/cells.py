@@ -14,7 +14,7 @@ from tsugiki.config.study import MethodSpec, Range, StudySpec
 from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 from tsugiki.model.folder import check_settings, checksum_of, resolve, weight_files
-from tsugiki.runs.identity import is_of, keys_of
+from tsugiki.runs.identity import keys_of, made_from, recipe_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord, file_of
 from tsugiki.runs.store import Store
@@ -261,31 +261,36 @@ class Kept:
     """The records of a store as the configurations of a study ask for them."""
 
     def __init__(self, store: Store, tasks: Mapping[TaskChoice, Task | None]):
-        self.tasks = tasks
         records, self.damaged = store.read()
-        self.newest_first = sorted(
-            records,
-            key=lambda record: -file_of(record.folder, "config.json").stat().st_mtime,
-        )
+        self.tasks = tasks
         self.weights: dict[str, str] = {}
         self.found: dict[RunConfig, list[RunRecord]] = {}
+        self.newest_first = sorted(
+            records, key=lambda record: -file_of(record.folder, "config.json").stat().st_mtime
+        )
+        self.age = {record.folder: place for place, record in enumerate(self.newest_first)}
+        self.by_recipe: dict[str, list[RunRecord]] = {}
+        self.by_words: dict[RunConfig, list[RunRecord]] = {}
+        for record in self.newest_first:
+            self.by_recipe.setdefault(record.provenance.recipe_sha256, []).append(record)
+            self.by_words.setdefault(record.config, []).append(record)
 
     def of(self, config: RunConfig) -> list[RunRecord]:
         """All records of a configuration over today's rows, the newest first, whatever their
         model; with the scores that it asks for alone."""
         if config not in self.found:
-            task = self.tasks[config.task]
-            if task is None:
-                same = [record for record in self.newest_first if record.config == config]
-                self.found[config] = same
-            else:
-                keys = keys_of(config, task)
-                self.found[config] = [
-                    record.asked(config, keys)
-                    for record in self.newest_first
-                    if is_of(record, config, task)
-                ]
+            self.found[config] = self._of(config)
         return self.found[config]
+
+    def _of(self, config: RunConfig) -> list[RunRecord]:
+        task, same_words = self.tasks[config.task], self.by_words.get(config, [])
+        if task is None:
+            return same_words
+        keys, recipe = keys_of(config, task), recipe_of(config, task)
+        before = [one for one in same_words if not one.provenance.recipe_sha256]
+        found = [*self.by_recipe.get(recipe, []), *(one for one in before if made_from(one, task))]
+        found.sort(key=lambda record: self.age[record.folder])
+        return [record.asked(config, keys) for record in found]
 
     def settle_weights(self, configs: Sequence[RunConfig]) -> None:
         """One set of weights for each model: that of the newest record of any configuration."""
@@ -298,14 +303,10 @@ class Kept:
                 if record.known_as.path == model.path
             ]
             if records:
-                newest = min(records, key=self._age)
+                newest = min(records, key=lambda record: self.age[record.folder])
                 self.weights.setdefault(model.label, newest.provenance.model_sha256)
             elif (checksum := _checksum(model)) is not None:
                 self.weights.setdefault(model.label, checksum)
-
-    def _age(self, record: RunRecord) -> int:
-        folders = [known.folder for known in self.newest_first]
-        return folders.index(record.folder)
 
     def record(self, config: RunConfig) -> RunRecord | None:
         """The newest record of a configuration over its model's weights."""
