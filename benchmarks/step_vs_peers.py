@@ -37,8 +37,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.batch import Order, collate
+from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
-from tsugiki.data.tasks import Example
 from tsugiki.fast.cuda_graphs import Recorder
 from tsugiki.model.layouts import groups_of
 from tsugiki.model.loading import Numerics, no_dropout

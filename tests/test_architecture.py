@@ -34,6 +34,7 @@ NO_TORCH = [
     "files",
     "toml",
     "data.tasks",
+    "data.leaks",
     "data.sources",
     "data.tokenizer",
     "score.japanese",
@@ -63,7 +64,6 @@ NO_TORCH = [
 NO_TORCH += [f"report.{path.stem}" for path in FILES if path.parent.name == "report"]
 # Longer than 400 lines since the tree is written at 100 columns: none may grow.
 LONGER = {
-    "data/tasks.py": 458,
     "fast/short_document_kernels.py": 565,
     "train/captured.py": 459,
 }
@@ -73,7 +73,6 @@ LONGER_FUNCTIONS = {
     "_backward_keys": 67,
     "_backward_queries": 71,
     "_backward_of_one_block": 136,
-    "export_merged": 70,
     "captured_step": 61,
 }
 WORD_LISTS = ("recipes/sample_tasks/", "tests/campaign/")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tsugiki.config.run import TaskChoice
-from tsugiki.data.tasks import Example, load_task
+from tsugiki.data.example import Example
+from tsugiki.data.tasks import load_task
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 
 

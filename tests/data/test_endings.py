@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests import tiny
+from tsugiki.data.example import Example
 from tsugiki.data.prompts import (
     Tokens,
     answer_text,
@@ -14,7 +15,6 @@ from tsugiki.data.prompts import (
     prompt_ids_of,
     target_ids_of,
 )
-from tsugiki.data.tasks import Example
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + CLOSING }}{% endfor "

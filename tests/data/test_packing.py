@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsugiki.data.batch import IGNORED
+from tsugiki.data.example import Example
 from tsugiki.data.packing import (
     PackableRows,
     PackedShape,
@@ -17,7 +18,6 @@ from tsugiki.data.packing import (
     split_rows,
 )
 from tsugiki.data.prompts import Tokens
-from tsugiki.data.tasks import Example
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 6)), min_size=1, max_size=30)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests import tiny
 from tsugiki.config.run import TaskChoice
 from tsugiki.data.batch import IGNORED, Order, collate
+from tsugiki.data.example import Example
 from tsugiki.data.prompts import (
     Tokens,
     answer_text,
@@ -22,7 +23,7 @@ from tsugiki.data.prompts import (
     target_ids_of,
     tokenize_one,
 )
-from tsugiki.data.tasks import Example, Task, load_task
+from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import DataError, ModelError
 
 WITH_SEP, WITHOUT_SEP = tiny.tokenizer(), tiny.tokenizer(sep=False)

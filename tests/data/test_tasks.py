@@ -17,7 +17,8 @@ from tests import tiny
 from tsugiki.config.run import TaskChoice
 from tsugiki.config.task import FileSpec
 from tsugiki.data import sources
-from tsugiki.data.tasks import Shared, builtin_tasks, load_task, refuse_leak, shared_rows
+from tsugiki.data.leaks import Shared, refuse_leak, shared_rows
+from tsugiki.data.tasks import builtin_tasks, load_task
 from tsugiki.errors import DataError
 from tsugiki.report.notes import leak_notes
 from tsugiki.toml import read_task

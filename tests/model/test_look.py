@@ -16,8 +16,8 @@ from torch import nn
 from tests import tiny
 from tsugiki.config.run import LoraConfig, ModelChoice
 from tsugiki.data.batch import collate
+from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
-from tsugiki.data.tasks import Example
 from tsugiki.errors import ModelError
 from tsugiki.fast.attention import packed_states
 from tsugiki.model.layouts import find_places

@@ -9,8 +9,8 @@ import torch
 from tests import tiny
 from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.batch import collate
+from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
-from tsugiki.data.tasks import Example
 from tsugiki.model.loading import Numerics
 from tsugiki.model.lora import attach
 from tsugiki.train.engine import fit

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from tests import tiny
+from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens, target_ids_of
-from tsugiki.data.tasks import Example
 from tsugiki.model.loading import Numerics
 from tsugiki.score.choices import choose_all, log_probs, spell
 

@@ -10,8 +10,8 @@ from rouge_score import rouge_scorer
 
 from tests import tiny
 from tsugiki.config.run import ScoreConfig
+from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
-from tsugiki.data.tasks import Example
 from tsugiki.data.text import normalise
 from tsugiki.errors import RunError
 from tsugiki.model.loading import Numerics

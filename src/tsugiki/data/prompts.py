@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from tsugiki.data.tasks import CHAT, Example, Task
+from tsugiki.data.example import Example
+from tsugiki.data.tasks import CHAT, Task
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import DataError, ModelError, did_you_mean, first_line
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ import regex
 
 from tsugiki.config.run import TaskChoice
 from tsugiki.config.task import FileSpec, PartSpec, TaskSpec
+from tsugiki.data.example import Example, equal_candidates
 from tsugiki.data.sources import at_hand, git_blob_id, locate, read_rows
-from tsugiki.data.text import as_text, normalise
+from tsugiki.data.text import as_text
 from tsugiki.errors import DataError, did_you_mean
 from tsugiki.toml import read_task
 
@@ -33,24 +33,6 @@ ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation", "test")
 DRAWN_WITH = 20230313  # the seed of every sample of rows: train_rows, eval_rows, what is watched
 PATTERN_S = 1.0  # a pattern that takes longer for one row runs away
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One row: its fields as text, the right answer, the answers that are allowed (empty for free
-    text).
-
-    `turns` are the (role, content) of a conversation before the answer.
-    `group` names what rows of one origin share (an image, say): intervals resample groups, not
-    rows.
-    """
-
-    id: str
-    fields: Mapping[str, str]
-    target: str
-    candidates: tuple[str, ...] = ()
-    group: str = ""
-    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,16 +249,6 @@ def _matched(pattern: Any, text: str, where: str) -> Any:
         ) from None
 
 
-def equal_candidates(example: Example) -> tuple[str, str] | None:
-    """Two unlike candidates of a row that are one after NFKC and strip, the right one first if it
-    is among them; None where there are none."""
-    known: dict[str, str] = {}
-    for one in sorted(example.candidates, key=lambda candidate: candidate != example.target):
-        if (first := known.setdefault(normalise(one), one)) != one:
-            return first, one
-    return None
-
-
 def _refuse_equal_candidates(spec: TaskSpec, part: str, rows: Sequence[Example]) -> None:
     """Raises `DataError` where a wrong answer would count as the right one. (In training it does
     no harm: `runs/preflight` counts it.)"""
@@ -411,48 +383,3 @@ def task_digest(task: Task) -> str:
             "messages"
         ]  # runs keep the names that they had before tasks could be conversations
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shared:
-    """How many rows of a part stand in another one: the same, with two fields swapped, of the same
-    group (an image, say)."""
-
-    same: int
-    mirrored: int
-    grouped: int
-
-
-def shared_rows(task: Task, part: str, other: str = "train") -> Shared:
-    """Rows of `part` that stand in `other`; each counts once, under the first that holds. Texts
-    are compared after NFKC and without white space."""
-
-    def key(example: Example) -> tuple[str, ...]:
-        return tuple(
-            "".join(unicodedata.normalize("NFKC", value).split())
-            for value in example.fields.values()
-        )
-
-    trained = {key(example) for example in task.examples[other]}
-    groups = {example.group for example in task.examples[other]} if task.spec.group else set()
-    counts = {"same": 0, "mirrored": 0, "grouped": 0}
-    for example in task.examples[part]:
-        mine = key(example)
-        if mine in trained:
-            counts["same"] += 1
-        elif len(mine) == 2 and mine[::-1] in trained:
-            counts["mirrored"] += 1
-        elif example.group in groups:
-            counts["grouped"] += 1
-    return Shared(**counts)
-
-
-def refuse_leak(task: Task, trained_on: Mapping[str, str], part: str) -> None:
-    """Raises when one of the files that `part` is cut from was trained on (`trained_on`: file name
-    -> git blob id)."""
-    for name, blob in task.files[part].items():
-        if blob in trained_on.values():
-            same = f'{part} is cut from the same rows as the training data (file "{name}")'
-            raise DataError(
-                f'task "{task.name}": {same}. Give {part} rows of its own, or choose another split'
-            )

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsugiki.config.study import Range
-from tsugiki.data.tasks import Task, shared_rows
+from tsugiki.data.leaks import shared_rows
+from tsugiki.data.tasks import Task
 from tsugiki.report.paper import PAPER
 from tsugiki.report.texts import chosen_text
 from tsugiki.report.words import Language, named_in, pick

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 
 from tsugiki.config.run import RunConfig
+from tsugiki.data.leaks import refuse_leak
 from tsugiki.data.prompts import pad_id_of
-from tsugiki.data.tasks import Task, load_task, refuse_leak
+from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import RunError
 from tsugiki.model.loading import Base, find_base, load_base
 from tsugiki.runs.events import SILENT, Events

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tsugiki.config.run import RunConfig
+from tsugiki.data.example import equal_candidates
 from tsugiki.data.prompts import (
     Tokens,
     answer_text,
@@ -19,7 +20,7 @@ from tsugiki.data.prompts import (
     control_ids,
     tokenize,
 )
-from tsugiki.data.tasks import Task, equal_candidates
+from tsugiki.data.tasks import Task
 from tsugiki.data.text import normalise
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import DataError, ModelError

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from tsugiki.config.run import RunConfig
-from tsugiki.data.tasks import Task, load_task, refuse_leak
+from tsugiki.data.leaks import refuse_leak
+from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import RunError, reason_of, told
 from tsugiki.model.loading import BaseSource, find_base
 from tsugiki.runs.branching import find_branches

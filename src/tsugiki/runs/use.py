@@ -134,37 +134,24 @@ def export_merged(
     task = load_task(config.task)
     dtype = getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[stored])
     compute = "fp32" if stored == "fp32" else base.numerics.compute
-    gate = replace(
-        base, source=replace(base.source, numerics=replace(base.numerics, compute=compute))
-    )
+    numerics = replace(base.numerics, compute=compute)
+    gate = replace(base, source=replace(base.source, numerics=numerics))
     if not method_of(config).moves_base:
-        store_frozen(
-            base.model, dtype
-        )  # the adapter is judged, not the type that the base is stored in
+        # The adapter is judged, not the type that the base is stored in.
+        store_frozen(base.model, dtype)
     sample = tokens_of(base, task, config, "validation")[:rows]
     before = evaluate(gate, task.spec, "validation", sample, config.score)
     lost = merge_adapter(base.model, dtype)
     after = evaluate(gate, task.spec, "validation", sample, config.score)
-    changed = sum(
-        one.answer != other.answer
-        for one, other in zip(before.predictions, after.predictions, strict=True)
-    )
+    closed = task.spec.kind != "generation"
+    pairs = zip(before.predictions, after.predictions, strict=True)
+    changed = sum(one.answer != other.answer for one, other in pairs)
     seen = Merged(
         rows=len(sample), score=before.main.name, before=before.main.value, after=after.main.value,
         changed=changed, lost=lost,
         stored_before=base.numerics.base, stored_after=stored,
     )  # fmt: skip
-    moved = 100 * abs(seen.after - seen.before)
-    if moved > tolerance or (
-        task.spec.kind != "generation" and 100 * changed > answers * len(sample)
-    ):
-        raise ModelError(
-            f"{record.folder}: merged into {stored} weights it is another model: {seen.score} "
-            f"{seen.before:.4f} → {seen.after:.4f}, {changed} of "
-            f"{len(sample)} answers changed, {lost:.1%} of the adapter lost to rounding (allowed: "
-            f"{tolerance:g} points, {answers:g} % of the answers). "
-            f"Nothing was written.{'' if stored == 'fp32' else ' Try --dtype fp32'}"
-        )
+    _gate(record, seen, stored, tolerance, answers if closed else None)
     try:
         with new_folder(folder) as draft:
             base.model.save_pretrained(draft)
@@ -174,6 +161,25 @@ def export_merged(
     except OSError as broken:
         raise ModelError(f"{folder}: cannot be written: {broken.strerror}") from None
     return seen
+
+
+def _gate(
+    record: RunRecord, seen: Merged, stored: Stored, tolerance: float, answers: float | None
+) -> None:
+    """Raises `ModelError` where merging moved the score, or changed answers, by more than is
+    allowed (`answers`: None for free text)."""
+    moved = 100 * abs(seen.after - seen.before)
+    if moved <= tolerance and (answers is None or 100 * seen.changed <= answers * seen.rows):
+        return
+    allowed = f"{tolerance:g} points" + (
+        "" if answers is None else f", {answers:g} % of the answers"
+    )
+    raise ModelError(
+        f"{record.folder}: merged into {stored} weights it is another model: {seen.score} "
+        f"{seen.before:.4f} → {seen.after:.4f}, {seen.changed} of {seen.rows} answers changed, "
+        f"{seen.lost:.1%} of the adapter lost to rounding (allowed: {allowed}). "
+        f"Nothing was written.{'' if stored == 'fp32' else ' Try --dtype fp32'}"
+    )
 
 
 def _own_files(source: Path, draft: Path, dtype: str) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice
+from tsugiki.data.leaks import refuse_leak
 from tsugiki.data.prompts import render
-from tsugiki.data.tasks import SPLITS, Task, load_task, refuse_leak
+from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.model.folder import resolve, stop_ids_of
