@@ -59,7 +59,7 @@ def _template() -> Template:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A table as the template draws it: `rows` are HTML; `numeric` columns stand to the right."""
+    """A table as the template draws it: `rows` are HTML; `numeric` columns have digits of one width."""
 
     name: str
     title: str
