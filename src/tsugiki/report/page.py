@@ -59,7 +59,8 @@ def _template() -> Template:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A table as the template draws it: `rows` are HTML; `numeric` columns have digits of one width."""
+    """A table as the template draws it: `rows` are HTML; `numeric` columns have digits of one
+    width."""
 
     name: str
     title: str
