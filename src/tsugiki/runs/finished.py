@@ -40,14 +40,21 @@ def score_run(record: RunRecord, part: str, events: Events = SILENT) -> RunRecor
         DataError: the part is cut from a file the run was trained on.
         RunError: the run is not finished, or its weights are gone.
     """
-    if record.wanted and record.scores(part) is not None:
-        return record
-    _refuse_earlier(record, part)
-    if record.scores(part) is not None and record.provenance.semantics != SEMANTICS:
+    scored, earlier = record.scores(part) is not None, record.provenance.semantics != SEMANTICS
+    if scored and (record.wanted or earlier):
         return record  # what it scored by earlier rules is kept, and only printed
+    if not scored:
+        _refuse_unfinished(record)
+    if earlier:
+        raise RunError(
+            f"{record.folder}: was trained by an earlier version of tsugiki, where answers ended "
+            "and rows were drawn by other rules (semantics "
+            f"{record.provenance.semantics}, now {SEMANTICS}). What it scored is kept; to score "
+            "more, give its run or study command again"
+        )
     task = load_task(record.config.task)
     if not is_of(record, record.config, task):
-        if record.scores(part) is not None:
+        if scored:
             return record  # of the data of then
         raise RunError(
             f"{record.folder}: the task file or its data changed since this run was trained. Run "
@@ -72,18 +79,9 @@ def _score(record: RunRecord, task: Task, part: str, events: Events) -> None:
     score_part(base, task, record.config, part, rows, Run(record.folder), events)
 
 
-def _refuse_earlier(record: RunRecord, part: str) -> None:
-    if record.scores(part) is not None:
-        return
+def _refuse_unfinished(record: RunRecord) -> None:
     if record.status != "done":
         raise RunError(f"{record.folder}: {_why_not_done(record)}")
-    if record.provenance.semantics != SEMANTICS:
-        raise RunError(
-            f"{record.folder}: was trained by an earlier version of tsugiki, where answers ended "
-            "and rows were drawn by other rules (semantics "
-            f"{record.provenance.semantics}, now {SEMANTICS}). What it scored is kept; to score "
-            "more, give its run or study command again"
-        )
 
 
 def complete(run: Run, config: RunConfig, task: Task, events: Events) -> bool:
@@ -113,8 +111,7 @@ def _why_not_done(record: RunRecord) -> str:
 
 def load_trained(record: RunRecord) -> Base:
     """The base model with what the run trained in place."""
-    if record.status != "done":
-        raise RunError(f"{record.folder}: {_why_not_done(record)}")
+    _refuse_unfinished(record)
     config, there, method = record.config, record.provenance, method_of(record.config)
     if method.trains and latest_checkpoint(record.folder / "weights") is None:
         raise RunError(

@@ -14,7 +14,7 @@ from tsugiki.data.prompts import TEMPLATE_DATE, Tokens
 from tsugiki.data.tasks import CHAT, SPLITS, Task, task_digest
 from tsugiki.model.loading import Base, BaseSource
 from tsugiki.runs.identity import SEMANTICS, recipe_of
-from tsugiki.runs.preflight import rows_of
+from tsugiki.runs.preflight import longest_of, rows_of
 from tsugiki.runs.record import Provenance, StoredNumerics, TaskNamed
 from tsugiki.train.meter import device_name
 
@@ -55,13 +55,8 @@ def tokens_of(
         task,
         config,
         part,
-        longest=longest_of(base, config),
+        longest=longest_of(config, base.max_positions),
         vocab_rows=base.vocab_rows,
         stops=base.stops,
         left_out=left_out,
     )
-
-
-def longest_of(base: Base, config: RunConfig) -> int:
-    """Tokens a row may have: what was asked, or what the model has positions for."""
-    return min(config.train.max_length, base.max_positions)

@@ -88,23 +88,13 @@ class _Trained:
 
     trains, step_kind = True, ""
 
-    def put_back(self, base: Base, record: RunRecord) -> None:
-        from tsugiki.errors import RunError
+    def put_back(self: Method, base: Base, record: RunRecord) -> None:
         from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 
         path = latest_checkpoint(record.folder / "weights")
-        if path is None:
-            raise RunError(
-                f"{record.folder}: its weights were not kept (of full fine-tuning a study keeps "
-                "the "
-                "best configuration's). Take another run, or delete this folder and give the study "
-                "command again"
-            )
+        assert path is not None, "whoever loads a run refuses one whose weights were not kept"
         [lane] = self.lanes(base, [record.config], num_rows=record.config.train.batch)
         lane.load_state(read_checkpoint(path)[0], step=0, moving_steps=0)
-
-    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
-        raise NotImplementedError
 
 
 class Lora(_Trained):
@@ -170,10 +160,9 @@ class Lora(_Trained):
         return lanes_that_fit(base.model, base.device, adapters, batch, rows)
 
     def what_helps(self, base: Base, config: RunConfig) -> str:
-        from tsugiki.model.loading import num_parameters
         from tsugiki.train.memory import what_helps
 
-        taken = num_parameters(base.model) * next(base.model.parameters()).element_size()
+        taken = base.num_parameters * next(base.model.parameters()).element_size()
         other = "a smaller model or more memory"
         return what_helps(taken, "frozen weights", other, config.train, base.device)
 
@@ -232,10 +221,9 @@ class Full(_Trained):
         return 1
 
     def what_helps(self, base: Base, config: RunConfig) -> str:
-        from tsugiki.model.loading import num_parameters
         from tsugiki.train.memory import FULL_BYTES, what_helps
 
-        taken = num_parameters(base.model) * FULL_BYTES[base.numerics.compute]
+        taken = base.num_parameters * FULL_BYTES[base.numerics.compute]
         kind, other = "weights, gradients and moments", "LoRA, a smaller model or more memory"
         return what_helps(taken, kind, other, config.train, base.device)
 

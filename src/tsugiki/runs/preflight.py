@@ -35,6 +35,11 @@ from tsugiki.model.tokenizers import (
 LINES = 50  # of the task's own texts whose ids are compared
 
 
+def longest_of(config: RunConfig, positions: int) -> int:
+    """Tokens a row may have: what was asked, or what the model has positions for."""
+    return min(config.train.max_length, positions)
+
+
 def rows_of(
     tokenizer: Tokenizer,
     task: Task,
@@ -131,8 +136,8 @@ def _closed_answers(
     tokenizer: Tokenizer, task: Task, part: str, rows: Sequence[Tokens]
 ) -> Iterator[str]:
     """Refuses a label word, or a candidate with an end in it, that could never be given; of
-    candidates those are counted that the tokenizer
-    loses: in a large file a rare character in a wrong one makes no score untrue.
+    candidates those are counted that the tokenizer loses: in a large file a rare character in a
+    wrong one makes no score untrue.
 
     Raises:
         DataError: it does not survive encode → decode as scoring decodes, or holds an end, padding

@@ -17,9 +17,9 @@ from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.lora import detach
 from tsugiki.runs.branching import Branches
 from tsugiki.runs.events import Events
-from tsugiki.runs.inputs import longest_of, tokens_of
+from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import Method
-from tsugiki.runs.preflight import look_at_rows
+from tsugiki.runs.preflight import longest_of, look_at_rows
 from tsugiki.runs.record import Outcome
 from tsugiki.train.captured import CapturedStep, open_step
 from tsugiki.train.lane import Lane
@@ -55,17 +55,16 @@ class Shared:
         self.moved = self.method.moves_base
         return self._base
 
-    def prepare(self) -> Base:
+    def prepare(self) -> None:
         """The first load: refuses what must not be trained on, notes what a look found (`plan`)."""
         said = why_fp32(self.first.train.precision, self.source.numerics, self.source.device)
         if said is not None:
             self.events.note(said)
         self.method.check_room(self.source)
-        base = self.load()
+        self.load()
         self.moved = False
         for note in self.plan.notes:
             self.events.note(note)
-        return base
 
     @property
     def base(self) -> Base:
@@ -107,7 +106,7 @@ class Shared:
         rows = {"train": self.rows, "validation": self.validation}
         folder, room = base.source.folder, base.vocab_rows
         notes = look_at_rows(folder, base.tokenizer, self.task, rows, first, vocab_rows=room)
-        longest = longest_of(base, first)
+        longest = longest_of(first, base.max_positions)
         if self.left_out:
             notes.append(
                 f"train: {len(self.left_out)} rows do not fit into {longest} tokens and are left "

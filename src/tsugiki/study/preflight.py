@@ -17,14 +17,9 @@ from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.model.folder import resolve, stop_ids_of
-from tsugiki.model.loading import (
-    load_tokenizer,
-    max_positions_of,
-    num_parameters,
-    read_model,
-)
+from tsugiki.model.loading import load_tokenizer, max_positions_of, num_parameters, read_model
 from tsugiki.runs.methods import method_of
-from tsugiki.runs.preflight import look_at_rows, rows_of
+from tsugiki.runs.preflight import longest_of, look_at_rows, rows_of
 from tsugiki.score.metrics import check_ready
 
 Refuse = Callable[[TsugikiError, Sequence[RunConfig]], None]
@@ -92,9 +87,10 @@ def check_model(
         with _refusing(alike, refuse):
             for note in method_of(config).look(model, config):
                 yield f"  note: {note}"
-    for config, alike in _by_rows(configs, max_positions_of(model.config)).items():
+    positions = max_positions_of(model.config)
+    for config, alike in _by_rows(configs, positions).items():
         with _refusing(alike, refuse):
-            longest = min(config.train.max_length, max_positions_of(model.config))
+            longest = longest_of(config, positions)
             for note in _check_rows(
                 folder,
                 tokenizer,
@@ -125,7 +121,7 @@ def _by_rows(configs: Sequence[RunConfig], positions: int) -> dict[RunConfig, li
     for config in configs:
         key = (
             config.task,
-            min(config.train.max_length, positions),
+            longest_of(config, positions),
             config.score.max_new_tokens,
             config.train.long_rows,
         )

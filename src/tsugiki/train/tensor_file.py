@@ -44,24 +44,23 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
             file.write(part)
             digest.update(part)
         for tensor in tensors.values():
-            for piece in _pieces(tensor.detach()):
-                content = piece.cpu().view(torch.uint8).numpy().data
+            for piece in _pieces(tensor.detach(), tensor.element_size()):
+                flat = piece.contiguous().reshape(-1)
+                content = flat.cpu().view(torch.uint8).numpy().data
                 file.write(content)
                 digest.update(content)
     return digest.hexdigest()
 
 
-def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensor in flat pieces. One that is no stretch of memory is cut along its rows first, so
-    that no copy of all of it is made."""
+def _pieces(tensor: torch.Tensor, width: int) -> Iterator[torch.Tensor]:
+    """The tensor in views of `PIECE` bytes, an element taking `width` of them. One that is no
+    stretch of memory is cut along its rows, so that no copy of all of it is made."""
     if tensor.numel() == 0:
         return
     if tensor.is_contiguous():
-        yield from tensor.reshape(-1).split(PIECE // tensor.element_size())
+        yield from tensor.view(-1).split(PIECE // width)
         return
-    row = tensor.element_size() * tensor[0].numel()
-    for rows in tensor.split(max(1, PIECE // row)):
-        yield rows.contiguous().reshape(-1)
+    yield from tensor.split(max(1, PIECE // (width * tensor[0].numel())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,19 +115,8 @@ class TensorFile(Mapping[str, torch.Tensor]):
         assert entry.shape == tuple(target.shape), f"{name}: {entry.shape} into {target.shape}"
         with self.path.open("rb") as file:
             file.seek(entry.start)
-            for piece in _targets(target):
+            for piece in _pieces(target, entry.dtype.itemsize):
                 piece.copy_(_read(file, entry.dtype, piece.numel()).view(piece.shape))
-
-
-def _targets(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The same pieces as `_pieces` makes, as views that can be written to."""
-    if tensor.numel() == 0:
-        return
-    if tensor.is_contiguous():
-        yield from tensor.view(-1).split(PIECE // 8)
-        return
-    row = 8 * tensor[0].numel()
-    yield from tensor.split(max(1, PIECE // row))
 
 
 def _entry(told: Mapping[str, object], offset: int) -> Entry:
@@ -137,7 +125,7 @@ def _entry(told: Mapping[str, object], offset: int) -> Entry:
         raise ValueError("its header is not one of safetensors")
     dtype = DTYPES[str(told["dtype"])]
     start, stop = offsets
-    if stop - start != math.prod(shape) * torch.empty((), dtype=dtype).element_size():
+    if stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError("its header does not add up")
     return Entry(dtype=dtype, shape=tuple(shape), start=offset + start, stop=offset + stop)
 
