@@ -53,9 +53,8 @@ from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.memory import lane_bytes
 
 RATES, TARGETS, RANKS = (1e-5, 2e-5, 5e-5, 2e-4), ("q+v", "q+k+v+o"), (4, 8, 16)
-GRID = sorted(
-    itertools.product(RANKS[::-1], TARGETS[::-1], RATES), key=lambda cell: cell[1]
-)  # as a study sorts its lanes
+# As a study sorts its lanes.
+GRID = sorted(itertools.product(RANKS[::-1], TARGETS[::-1], RATES), key=lambda cell: cell[1])
 
 
 def ours(size: str, work: str, steps: int, lanes: int) -> dict[str, Any]:
@@ -231,11 +230,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     before: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    kept: dict[str, Any] = {
-        "ours": {},
-        "peers": {},
-        "runs": before.get("runs", []),
-    }  # one run is one card on one host: nothing of an earlier one is mixed in
+    # One run is one card on one host: nothing of an earlier one is mixed in.
+    kept: dict[str, Any] = {"ours": {}, "peers": {}, "runs": before.get("runs", [])}
     kept["about"] = {
         "device": torch.cuda.get_device_name(), "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),

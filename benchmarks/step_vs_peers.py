@@ -48,10 +48,8 @@ from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane, OneVector
 
 VOCAB, BATCH, RANK = 51_200, 8, 16
-SIZES = {
-    "1b": (24, 2048, 16, 5504),
-    "6.7b": (32, 4096, 32, 11008),
-}  # layers, width, heads, MLP of the Llama layout
+# Layers, width, heads, MLP of the Llama layout.
+SIZES = {"1b": (24, 2048, 16, 5504), "6.7b": (32, 4096, 32, 11008)}
 PEAK_FLOPS, BANDWIDTH = 784e12, 3.0e12  # measured on an H100: an 8192³ bf16 product; a device copy
 DEVICE = torch.device("cuda")
 LENGTHS = Path(__file__).with_name("row_lengths.json")

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TSUGIKI_DEVICE", "cpu")
-os.environ.setdefault(
-    "TSUGIKI_CPU_BF16", "0"
-)  # fp32 whatever the CPU is fast at; `make test` repeats the marked part in bf16
+# fp32 whatever the CPU is fast at; `make test` repeats the marked part in bf16.
+os.environ.setdefault("TSUGIKI_CPU_BF16", "0")
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers on two cores, and the processes that tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -210,9 +210,6 @@ def test_what_reads_records_alone_loads_no_torch(command: str, tmp_path: Path) -
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *command.split()],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
+        [sys.executable, "-c", code, *command.split()], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

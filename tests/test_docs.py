@@ -88,10 +88,8 @@ def test_the_tutorial_leads_from_three_rows_to_a_report(tmp_path: Path) -> None:
             [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path
         )
         runs = "--dry-run" not in command and re.match(r"tsugiki (study|report) ", command)
-        assert done.returncode == (3 if runs else 0), (
-            command,
-            done.stderr,
-        )  # three rows teach nothing, as the page says
+        # Three rows teach nothing, as the page says.
+        assert done.returncode == (3 if runs else 0), (command, done.stderr)
         said[command.strip()] = done.stdout
     pages = sorted((tmp_path / "tsugiki-runs" / "studies").rglob("report.*.html"))
     assert {page.name for page in pages} == {"report.ja.html", "report.en.html"}

@@ -852,9 +852,8 @@ def campaign(seed: int, share: float, out: Path) -> list[dict[str, Any]]:
         else []
     )
     code = code_now()
-    kept = [
-        row for row in kept if row["seed"] == seed and row["code"] == code
-    ]  # what other code did says nothing of this
+    # What other code did says nothing of this.
+    kept = [row for row in kept if row["seed"] == seed and row["code"] == code]
     done = {row["input"] for row in kept}
     out.parent.mkdir(parents=True, exist_ok=True)
     for number, one in enumerate(chosen):

@@ -90,9 +90,8 @@ def test_the_planned_shapes_hold_every_batch(lengths, batch, most) -> None:
     assert shapes == sorted(shapes, key=lambda shape: -shape.tokens)
     for shape in wanted:
         room = shapes[shape_for(shape, shapes)]
-        assert (
-            room.tokens - shape.tokens <= room.longest * room.idle
-        )  # the idle document is no longer than the kernel's limit
+        # The idle document is no longer than the kernel's limit.
+        assert room.tokens - shape.tokens <= room.longest * room.idle
 
 
 def test_few_shapes_are_chosen_where_the_batches_are() -> None:

@@ -178,10 +178,8 @@ def test_candidates_that_are_one_after_normalisation_are_refused_where_they_are_
             match=f"{bad} row .* the candidates “10㎡” and “10m2” are the same after normalisation",
         ):
             load_task(task_with(bad))
-    for bad in (
-        "train",
-        "none",
-    ):  # training on it, or another answer being right, makes no score untrue
+    # Training on it, or another answer being right, makes no score untrue.
+    for bad in ("train", "none"):
         assert load_task(task_with(bad)).name == "tiny"
 
 

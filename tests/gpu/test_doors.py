@@ -56,9 +56,8 @@ def test_what_is_taken_on_a_cpu_is_taken_in_bf16_on_a_card(
 @pytest.mark.parametrize("kind", list(REFUSED))
 def test_what_is_refused_on_a_cpu_is_refused_in_bf16_on_a_card(kind: str, tmp_path: Path) -> None:
     config, message = REFUSED[kind]
-    with pytest.raises(
-        ModelError, match=f"{message}|changes its logits"
-    ):  # of two faults the nearer one
+    # Of two faults the nearer one.
+    with pytest.raises(ModelError, match=f"{message}|changes its logits"):
         load_base(find_base(ModelChoice(path=str(saved(config, tmp_path))), "lora", "bf16"))
 
 

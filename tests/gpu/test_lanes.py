@@ -25,10 +25,11 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
 ]
 CUDA = torch.device("cuda")
+# Less for bf16 noise to grow in.
 SLOW = [
     (lora, train.model_copy(update={"learning_rate": train.learning_rate / 5}))
     for lora, train in LANES
-]  # less for bf16 noise to grow in
+]
 FUSED: list[Asked] = [
     (lora.model_copy(update={"dropout": 0.0}), train.model_copy(update={"micro_batch": None}))
     for lora, train in SLOW

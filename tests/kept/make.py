@@ -47,9 +47,8 @@ def rows(part: str, count: int) -> Iterator[tuple[dict[str, str], dict[str, str]
             THINGS[(number * 5 + 3) % 12],
             PEOPLE[number * 3 % 8],
         )
-        likes = (number * 11 % 5 < 2 + number % 2) != (
-            number % 7 == 3
-        )  # one in seven says the other
+        # One in seven says the other.
+        likes = (number * 11 % 5 < 2 + number % 2) != (number % 7 == 3)
         said = (
             f"{who}は{thing}が{'好き' if number * 11 % 5 < 2 + number % 2 else '嫌い'}だ（"
             f"{number}番）。"

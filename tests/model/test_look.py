@@ -169,9 +169,8 @@ def test_what_would_train_another_model_is_refused(
     with pytest.raises(ModelError, match=message):
         loaded(folder)
     monkeypatch.setenv("TSUGIKI_CPU_BF16", "1")
-    with pytest.raises(
-        ModelError, match=f"{message}|changes its logits"
-    ):  # of two faults the nearer one
+    # Of two faults the nearer one.
+    with pytest.raises(ModelError, match=f"{message}|changes its logits"):
         load_base(find_base(ModelChoice(path=str(folder)), "lora", "bf16"))
 
 

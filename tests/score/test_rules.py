@@ -14,13 +14,7 @@ from tests import tiny
 from tsugiki.errors import ConfigError
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
 from tsugiki.score.metrics import rouge
-from tsugiki.score.rules import (
-    CLOSED_RULES,
-    SUMMARY_RULES,
-    class_scores,
-    pick_rules,
-    pltrdy_rouge,
-)
+from tsugiki.score.rules import CLOSED_RULES, SUMMARY_RULES, class_scores, pick_rules, pltrdy_rouge
 from tsugiki.score.statistics import mcnemar
 
 WORDS = [

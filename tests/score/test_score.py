@@ -194,9 +194,8 @@ def test_packed_answers_equal_the_reference(kind: str, batch: int) -> None:
     ]
     free = generate_ids(model, prompts, max_new_tokens=8, stops=(), pad_id=3)
     written = [token for answer in free for token in answer]
-    eos = max(
-        set(written), key=written.count
-    )  # the commonest token: many rows end, at different steps
+    # The commonest token: many rows end, at different steps.
+    eos = max(set(written), key=written.count)
     reference = generate_ids(model, prompts, max_new_tokens=8, stops=(eos,), pad_id=3)
     assert len({len(answer) for answer in reference}) > 2
     assert (

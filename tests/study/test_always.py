@@ -334,9 +334,8 @@ def test_the_end_of_a_study_ends_its_workers_and_the_same_command_goes_on(
     assert len(workers) == 2
     os.kill(started.pid, how)
     started.wait(timeout=30)
-    again = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )  # at once
+    # At once.
+    again = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     _, left = psutil.wait_procs(workers, timeout=30)
     assert not left, "workers live on"
     out = again.communicate(timeout=200)[0]

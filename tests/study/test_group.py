@@ -379,12 +379,7 @@ def test_a_chosen_cell_that_scores_less_when_trained_again_is_chosen_no_more(
     ].main_score("test")
     outcome = resumed.records[loser.label].outcome
     told = (outcome.search_score, outcome.lanes, outcome.exclusive, outcome.branch is not None)
-    assert told == (
-        2.0,
-        1,
-        True,
-        False,
-    ), "nothing of the run before stays"
+    assert told == (2.0, 1, True, False), "nothing of the run before stays"
     assert [path.parent.name for path in (tmp_path / "second" / "runs").glob("*/weights")] == [
         resumed.records[best.label].folder.name
     ]

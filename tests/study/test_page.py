@@ -139,10 +139,7 @@ def test_a_terminal_leaves_out_the_same_columns_in_both_languages(
     from tsugiki.cli.progress import show_tables
 
     monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard output were a terminal
-    columns = (
-        column("task", "text", "Task"),
-        column("n", "number", "n", report_only=True),
-    )
+    columns = (column("task", "text", "Task"), column("n", "number", "n", report_only=True))
     table = Table(name="t", title=Said(en="t", ja="表"), columns=columns, rows=(("a", 560),))
     for language, title in (("en", "Task"), ("ja", "タスク")):
         show_tables([table], language)

@@ -449,10 +449,7 @@ def test_what_changes_an_answer_changes_the_run(task_file: Path, tmp_path: Path)
     store = Store(tmp_path / "out")
     names = {run_group([asked(folder, task_file)], store)[0].folder.name}
     text = task_file.read_text(encoding="utf-8")
-    for change in (
-        ("[SEP]文2", " 文2"),
-        ("含意", "田園"),
-    ):
+    for change in (("[SEP]文2", " 文2"), ("含意", "田園")):
         task_file.write_text(text.replace(*change), encoding="utf-8")
         names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
     task_file.write_text(text.replace('title = "tiny"', 'title = "other"'), encoding="utf-8")

@@ -37,9 +37,8 @@ from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane
 from tsugiki.train.step import EagerStep
 
-ROOM = PackedShape(
-    tokens=7, documents=2, longest=8, targets=3
-)  # idle tokens, documents and targets beyond the rows
+# Idle tokens, documents and targets beyond the rows.
+ROOM = PackedShape(tokens=7, documents=2, longest=8, targets=3)
 
 
 def train_packed(model: torch.nn.Module, lane: Lane, recomputed: bool = False) -> list[float]:
@@ -268,9 +267,8 @@ def test_what_packed_attention_does_not_do_is_refused() -> None:
 def test_models_that_cannot_be_recorded_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     from tsugiki.fast import cuda_graphs as capture
 
-    monkeypatch.setattr(
-        capture, "missing_tools", lambda: None
-    )  # this machine's Triton is not the question
+    # This machine's Triton is not the question.
+    monkeypatch.setattr(capture, "missing_tools", lambda: None)
     bf16, cuda = Numerics(compute="bf16", base="bf16", trained="fp32"), torch.device("cuda")
     model = tiny.llama()
     assert why_not_captured(model, cuda, bf16) is None

@@ -13,11 +13,7 @@ from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.fast.cuda_graphs import why_plain
 from tsugiki.model.folder import resolve, stop_ids_of
-from tsugiki.model.loading import (
-    find_base,
-    load_base,
-    load_tokenizer,
-)
+from tsugiki.model.loading import find_base, load_base, load_tokenizer
 from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.report.notes import leak_notes

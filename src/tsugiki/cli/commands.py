@@ -20,13 +20,7 @@ from tsugiki.cli.app import (
     language_of,
     reads_records_alone,
 )
-from tsugiki.cli.printing import (
-    print_damaged,
-    print_json,
-    print_report,
-    print_scores,
-    record_json,
-)
+from tsugiki.cli.printing import print_damaged, print_json, print_report, print_scores, record_json
 from tsugiki.errors import RunError, TsugikiError
 
 if TYPE_CHECKING:
@@ -37,9 +31,8 @@ def main() -> None:
     """Entry point: the user's errors become one line and exit code 2, Ctrl-C exit code 130."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                encoding="utf-8"
-            )  # a Japanese Windows would pipe in CP932, which lacks some of our signs
+            # A Japanese Windows would pipe in CP932, which lacks some of our signs.
+            stream.reconfigure(encoding="utf-8")
     from tsugiki.cli import run_commands, task_commands
 
     assert run_commands.app is task_commands.app is app, "their commands are there when imported"

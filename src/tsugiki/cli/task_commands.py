@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from tsugiki.cli.app import (
-    AsJson,
-    Changes,
-    app,
-    tasks_app,
-)
-from tsugiki.cli.printing import (
-    print_json,
-)
+from tsugiki.cli.app import AsJson, Changes, app, tasks_app
+from tsugiki.cli.printing import print_json
 
 if TYPE_CHECKING:
     pass

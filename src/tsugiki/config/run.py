@@ -178,10 +178,8 @@ class RunConfig(Record):
                             f"train.{name}: an adapter that was trained elsewhere does not read "
                             "it; remove it"
                         )
-                return {
-                    **given,
-                    "train": {"learning_rate": 1.0, **train},
-                }  # nothing is trained: no rate is read
+                # Nothing is trained: no rate is read.
+                return {**given, "train": {"learning_rate": 1.0, **train}}
             return given
         return given if given.get("lora") is not None else {**given, "lora": {}}
 

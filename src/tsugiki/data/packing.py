@@ -90,10 +90,8 @@ class PackedBatch:
             one: torch.Tensor = views["scalars"][:, scalars.index(name)]
             return one
         view: torch.Tensor = views[name]
-        if self.shape.lanes > 1 and name in (
-            "sources",
-            "cu_seq",
-        ):  # counted from the lane's own first token
+        # Counted from the lane's own first token.
+        if self.shape.lanes > 1 and name in ("sources", "cu_seq"):
             view = (
                 view
                 + self.shape.tokens * torch.arange(self.shape.lanes, device=view.device)[:, None]

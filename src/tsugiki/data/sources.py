@@ -223,9 +223,8 @@ def _object(row: Any, where: str) -> dict[str, Any]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(
-        2**31 - 1
-    )  # of the whole process; Python's own limit is 131,072 characters, which articles exceed
+    # Of the whole process; Python's own limit is 131,072 characters, which articles exceed.
+    csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)

@@ -2,9 +2,8 @@
 share one format.
 
 The pieces: `find_task` reads the task file, `load_task` brings its data files and cuts the splits.
-A split never
-mixes: validation and test halves of one file are disjoint, and the files a run trained on are on
-record so that it can refuse to be scored on them.
+A split never mixes: validation and test halves of one file are disjoint, and the files a run
+trained on are on record so that it can refuse to be scored on them.
 """
 
 from __future__ import annotations
@@ -379,7 +378,6 @@ def task_digest(task: Task) -> str:
         "version": task.version,
     }
     if task.spec.messages is None:
-        del content[
-            "messages"
-        ]  # runs keep the names that they had before tasks could be conversations
+        # Runs keep the names that they had before tasks could be conversations.
+        del content["messages"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

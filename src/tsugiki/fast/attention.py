@@ -110,9 +110,8 @@ def packed_attention(
     whole = sliding_window is None or sliding_window >= longest
     short = value.is_cuda and whole and serves(value, longest)
     product = product_behind(module, turned=not isinstance(query, Unturned))
-    if (
-        store is not None or not short
-    ):  # only the kernel turns what it reads, and what is stored has been turned
+    # Only the kernel turns what it reads, and what is stored has been turned.
+    if store is not None or not short:
         query, key, product = turned(query), turned(key), None
     cos = sin = None
     if isinstance(query, Unturned):

@@ -62,14 +62,8 @@ REFUSED = {  # what would change the result and is not implemented: refused by n
     "use_bdlora": None,
     "use_qalora": False,
 }
-STARTS = (
-    True,
-    False,
-    None,
-    "gaussian",
-    "orthogonal",
-    "eva",
-)  # ways to start an adapter that leave the base as it is (pissa, olora, loftq do not)
+# Ways to start an adapter that leave the base as it is (pissa, olora, loftq do not).
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def export_adapter(
@@ -257,11 +251,7 @@ def _check_adapter_settings(given: Given, folder: Path) -> None:
 
 
 def _take(
-    tensors: dict[str, torch.Tensor],
-    name: str,
-    shape: tuple[int, int],
-    folder: Path,
-    given: Given,
+    tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int], folder: Path, given: Given
 ) -> torch.Tensor:
     """Takes one tensor out; raises `ModelError` when it is not there or belongs to a base of other
     sizes."""

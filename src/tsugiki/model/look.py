@@ -176,9 +176,8 @@ def looks_ahead(backbone: Callable[..., torch.Tensor], ids: torch.Tensor) -> Non
     other[0, half:] = ids[0, half:].flip(0).roll(1)
     before, after = backbone(ids)[:, :half], backbone(other)[:, :half]
     _refuse_not_finite(before)
-    if _distance(after, before) > (
-        1e-3 if before.dtype == torch.float32 else 0.03
-    ):  # of one shape: nearly bit-equal in any type
+    # Of one shape: nearly bit-equal in any type.
+    if _distance(after, before) > (1e-3 if before.dtype == torch.float32 else 0.03):
         raise ModelError(
             "later tokens change what stands before them: it is not a causal language model (an "
             "encoder, perhaps)"
@@ -203,10 +202,8 @@ def cache_agrees(model: Any, ids: torch.Tensor) -> bool:
     a cache, give the logits of full passes."""
     whole, start = ids.shape[1], max(1, ids.shape[1] - 3)
     short = max(1, start // 2)
-    rows = [
-        ids[0],
-        ids[0, start - short :],
-    ]  # the second begins later, and is written on with the same tokens
+    # The second begins later, and is written on with the same tokens.
+    rows = [ids[0], ids[0, start - short :]]
     batch = torch.full((2, start), int(ids[0, 0]), device=ids.device)
     mask = torch.zeros_like(batch)
     batch[0], mask[0] = ids[0, :start], 1

@@ -15,11 +15,8 @@ from typing import Any
 
 import torch
 
-_MULTIPLIERS = (
-    -7046029254386353131,
-    -4658895280553007687,
-    -7723592293110705685,
-)  # odd 64-bit constants of splitmix64
+# Odd 64-bit constants of splitmix64.
+_MULTIPLIERS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 
 
 def low_rank_update(
@@ -193,9 +190,8 @@ def adapted_linear_backward(
     if dh.stride(-1) != 1:
         dh = dh.contiguous()
     lanes, some = len(a), slice(min(spans), max(spans))
-    make = (
-        torch.empty_like if spans == [0, lanes] * len(starts) else torch.zeros_like
-    )  # what no lane has stays zero
+    # What no lane has stays zero.
+    make = torch.empty_like if spans == [0, lanes] * len(starts) else torch.zeros_like
     dxa, da, db = (
         make(xa),
         make(a, memory_format=torch.contiguous_format),

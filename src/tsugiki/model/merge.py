@@ -6,12 +6,7 @@ import math
 
 import torch
 
-from tsugiki.model.layouts import (
-    by_outputs,
-    replace_module,
-    store_by_outputs,
-    weight_of,
-)
+from tsugiki.model.layouts import by_outputs, replace_module, store_by_outputs, weight_of
 from tsugiki.model.lora import lora_layers
 
 

@@ -106,11 +106,10 @@ def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None
         raise ModelError(
             f"model {path}: damaged or cut short ({first_line(broken)}). Download again"
         ) from None
-    added = set(tokenizer.get_added_vocab()) - set(
-        plain.get_vocab()
-    )  # pieces that the settings add are the user's own
+    # Pieces that the settings add are the user's own.
+    added = set(tokenizer.get_added_vocab()) - set(plain.get_vocab())
     lines = [line for line in lines if not any(piece in line for piece in added)]
-    # which a file may hold from an earlier training, and transformers does not read
+    # A file may hold these from an earlier training; transformers does not read them.
     plain.no_truncation()
     plain.no_padding()
     wanted = [plain.encode(line, add_special_tokens=False).ids for line in lines]
@@ -183,9 +182,8 @@ def refuse_other_unknown(folder: Path, tokenizer: Any) -> None:
     """Raises `OtherIds` when an unknown character becomes something else than sentencepiece's
     unknown piece: an end, in transformers' T5 class, where `</s>` stands at the place that it
     expects `<unk>` at."""
-    differing = conversion_differences(
-        folder, tokenizer, ["\ue000\u0378"]
-    )  # no text has these: of private use, and not assigned
+    # No text has these: of private use, and not assigned.
+    differing = conversion_differences(folder, tokenizer, ["\ue000\u0378"])
     if not differing:
         return
     _, ours, theirs = differing[0]

@@ -83,9 +83,8 @@ def _cost(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, st
     memory = {}
     for cell, record in pairs:
         measured = exclusive_cost(record)
-        if (
-            peak := measured.peak_allocated_bytes
-        ):  # of a CPU only the whole process is known, which compares nothing
+        # Of a CPU only the whole process is known, which compares nothing.
+        if peak := measured.peak_allocated_bytes:
             memory[_name(cell)] = peak / 2**20
     seconds = {
         _name(cell): value

@@ -230,9 +230,8 @@ def differences(result: StudyResult, language: Language) -> list[str]:
                 for key, cell in result.chosen.items()
                 if key[:2] == (model.label, task_label(choice))
             ]
-            cells = [
-                cell for cell in here if method_of(cell.config).trains
-            ]  # how an imported one was trained is not known
+            # How an imported one was trained is not known.
+            cells = [cell for cell in here if method_of(cell.config).trains]
             for name in type(cells[0].config.train).model_fields if len(cells) > 1 else ():
                 values = {cell.method.name: getattr(cell.config.train, name) for cell in cells}
                 tried = {cell.method.name: _tried_values(cell, name) for cell in cells}

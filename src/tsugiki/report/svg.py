@@ -258,9 +258,8 @@ def stacked(columns: Mapping[str, Mapping[str, int]], names: Mapping[str, str], 
     """Stacked columns of counts as shares, bottom up in the order of `names` (class → text in the
     legend)."""
     used = [name for name in names if any(column.get(name) for column in columns.values())]
-    colours = {
-        name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)
-    }  # a class keeps its colour from chart to chart
+    # A class keeps its colour from chart to chart.
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
     width = (WIDTH - LEFT - RIGHT) / max(len(columns), 1)
     inner = HEIGHT - TOP - BOTTOM
     parts = []

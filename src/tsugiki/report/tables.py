@@ -8,14 +8,7 @@ from statistics import fmean
 
 from tsugiki.data.tasks import SPLITS, Task
 from tsugiki.report.answers import answers_tables
-from tsugiki.report.cells import (
-    best_cell,
-    memory_cell,
-    number,
-    score_cell,
-    seconds_cell,
-    test_cell,
-)
+from tsugiki.report.cells import best_cell, memory_cell, number, score_cell, seconds_cell, test_cell
 from tsugiki.report.finding import PAPER_BATCH, exclusive_cost
 from tsugiki.report.landscape import landscapes
 from tsugiki.report.landscape_tables import landscape_table, settings_table
@@ -24,17 +17,7 @@ from tsugiki.report.notes import leak_notes, results_notes, shared_note
 from tsugiki.report.paired import comparison_table, search_table
 from tsugiki.report.paper import PAPER, PAPER_ROWS
 from tsugiki.report.standing import reason_text, why_nothing
-from tsugiki.report.table import (
-    Content,
-    Estimated,
-    Number,
-    Said,
-    Table,
-    column,
-    lines,
-    named,
-    said,
-)
+from tsugiki.report.table import Content, Estimated, Number, Said, Table, column, lines, named, said
 from tsugiki.report.texts import chosen_text, values_text
 from tsugiki.report.words import Language, named_in
 from tsugiki.runs.reading import RunRecord

@@ -20,10 +20,7 @@ MARKDOWN: dict[Language, str] = {"en": "report.md", "ja": "report.ja.md"}
 
 
 def write_report(
-    material: Material,
-    root: Path,
-    language: Language = "en",
-    tables: Sequence[Table] | None = None,
+    material: Material, root: Path, language: Language = "en", tables: Sequence[Table] | None = None
 ) -> Path:
     """Writes the page in HTML and Markdown for both languages, and the tables (where they are made
     already) as CSV and LaTeX; returns the Markdown page in `language`."""

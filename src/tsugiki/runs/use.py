@@ -119,8 +119,7 @@ def export_merged(
     The gate: the first `rows` of validation are answered before and after, by adapters over
     weights of the stored kind and by the merged ones, in fp32 where those are stored; the main
     score may move by `tolerance` points of 100, and of a closed task `answers` percent of the
-    answers may change. Only the weights are
-    new: every other file is the base's own.
+    answers may change. Only the weights are new: every other file is the base's own.
 
     Raises:
         ModelError: the folder holds something already, or the gate is not passed: nothing is

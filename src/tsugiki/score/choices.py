@@ -73,9 +73,8 @@ def spell(ids: Sequence[Sequence[int]], found: Sequence[Sequence[float]]) -> int
         best = max(left, key=lambda one: (found[one][depth], -one))
         left = [one for one in left if ids[one][depth] == ids[best][depth]]
         depth += 1
-        if any(
-            depth == len(ids[one]) for one in left
-        ):  # ids end with the end mark: all that are left are equal
+        # Ids end with the end mark: all that are left are equal.
+        if any(depth == len(ids[one]) for one in left):
             return left[0]
     return left[0]
 

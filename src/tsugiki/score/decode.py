@@ -212,9 +212,8 @@ def _answer_group(
             break
         smaller = _group_size(max(map(len, going)), writer.room)
         if smaller < size:
-            kept = [
-                (places + [0] * smaller)[:smaller] for places in going
-            ]  # a lane with fewer drags some ended row along
+            # A lane with fewer drags some ended row along.
+            kept = [(places + [0] * smaller)[:smaller] for places in going]
             writer.keep(
                 [lane * size + place for lane, places in enumerate(kept) for place in places]
             )

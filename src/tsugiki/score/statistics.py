@@ -99,17 +99,16 @@ def paired_difference(
 
     With one seed each: the paired bootstrap by group, and the spread between seeds is not in it.
     With two: seeds are drawn too, for each method by itself; two say little of how far runs vary.
-    From three on, two half widths added as
-    squares: that of the seeds' means by Student's t (Welch's degrees of freedom, as methods vary
-    each in its own way), and that of the examples, each averaged over the seeds. What seed and
-    example do together is in both: the interval is a little too wide.
+    From three on, two half widths added as squares: that of the seeds' means by Student's t
+    (Welch's degrees of freedom, as methods vary each in its own way), and that of the examples,
+    each averaged over the seeds. What seed and example do together is in both: the interval is a
+    little too wide.
     Measured: docs/verdicts.md. Sources: Welch 1947, Biometrika 34, 28-35; Zou & Donner 2008,
     Statistics in Medicine 27, 1693-1702 (limits of a sum from the limits of its parts).
     """
     one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if (
-        len(one) == len(other) == 1 and not (one != other).any()
-    ):  # a bootstrap of equal values has no width: Wilson's slack, to both sides
+    # A bootstrap of equal values has no width: Wilson's slack, to both sides.
+    if len(one) == len(other) == 1 and not (one != other).any():
         slack = _slack(len(set(groups)))
         return Estimate(mean=0.0, low=-slack, high=slack, rows=slack, seeds=0.0)
     return _estimate([one, other], groups)

@@ -41,10 +41,8 @@ from tsugiki.train.loss import packed_losses
 from tsugiki.train.step import EagerStep, StepResult
 
 HOST_BUFFERS = 8
-SHAPES, SHAPES_OF_LANES = (
-    8,
-    20,
-)  # recorded at most: filled-up tokens cost every lane, a recording costs a group once
+# Recorded at most: filled-up tokens cost every lane, a recording costs a group once.
+SHAPES, SHAPES_OF_LANES = 8, 20
 NOTHING: list[int] = []
 MOST_VARIANTS = 64  # of a layer compiled in one process: methods, targets, ranks
 
@@ -194,9 +192,10 @@ class CapturedStep:
     ) -> list[torch.cuda.CUDAGraph]:
         """Largest first; real rows are in the buffers while kernels warm up."""
         with warnings.catch_warnings():
+            # The compiler looks at it.
             warnings.filterwarnings(
                 "ignore", message="The .grad attribute of a Tensor that is not a leaf"
-            )  # the compiler looks at it
+            )
             return self._record(wanted, fewest)
 
     def _record(

@@ -42,12 +42,7 @@ class LaneState:
 
 
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    tensors: Tensors,
-    state: LaneState,
-    *,
-    keep: bool = False,
+    folder: Path, step: int, tensors: Tensors, state: LaneState, *, keep: bool = False
 ) -> Path:
     """Writes `FOLDER/step-…` atomically and removes older ones, unless they are to be kept."""
     final = folder / f"step-{step:08d}"

@@ -22,10 +22,8 @@ from tsugiki.model.loading import Numerics, num_parameters
 
 ADAPTER_BYTES = 4 + 4 + 8 + 2 + 2  # fp32 value, gradient, two moments; bf16 copy, its gradient
 USABLE = 0.88  # of the device's memory; the rest is for the libraries' workspaces and for fragments
-FULL_BYTES = {
-    "fp32": 4 + 4 + 8,
-    "bf16": 4 + 4 + 8 + 2,
-}  # a parameter: fp32 value, gradient, two moments; where products are in bf16 its copy
+# A parameter: fp32 value, gradient, two moments; where products are in bf16 its copy.
+FULL_BYTES = {"fp32": 4 + 4 + 8, "bf16": 4 + 4 + 8 + 2}
 MOST_LANES = 96  # beyond, a step only gets longer: products are bound by arithmetic long before
 
 
