@@ -47,10 +47,10 @@ from step_vs_peers import (
 from tsugiki.config.run import LoraConfig, RunConfig
 from tsugiki.model.loading import Numerics
 from tsugiki.model.lora import attach_lanes, detach
-from tsugiki.train.captured import open_step
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.memory import lane_bytes
+from tsugiki.train.open_step import open_step
 
 RATES, TARGETS, RANKS = (1e-5, 2e-5, 5e-5, 2e-4), ("q+v", "q+k+v+o"), (4, 8, 16)
 # As a study sorts its lanes.
@@ -63,7 +63,10 @@ def ours(size: str, work: str, steps: int, lanes: int) -> dict[str, Any]:
     model = build(size, "llama")
     numerics = Numerics(compute="bf16", base="bf16", trained="fp32")
     asked = [
-        (LoraConfig(targets=words, rank=rank), settings(steps * BATCH / len(rows), step="captured"))
+        (
+            LoraConfig(targets=words, rank=rank),
+            settings(steps * BATCH / len(rows), step="cuda_graph"),
+        )
         for rank, words, _ in (GRID * 9)[:lanes]
     ]
     asked = [
@@ -118,7 +121,7 @@ def wall_clock(size: str, work: str, steps: int, lanes: int) -> dict[str, Any]:
     rows = make_rows(work)
     model = build(size, "llama")
     numerics = Numerics(compute="bf16", base="bf16", trained="fp32")
-    train = settings(steps * BATCH / len(rows), step="captured")
+    train = settings(steps * BATCH / len(rows), step="cuda_graph")
 
     def course(asked: list[tuple[LoraConfig, int]]) -> float:
         torch.cuda.synchronize()

@@ -27,9 +27,9 @@ from tsugiki.model.export import export_adapter
 from tsugiki.model.loading import Base, Numerics, find_base, load_base
 from tsugiki.model.lora import attach, detach
 from tsugiki.score.predict import predict
-from tsugiki.train.captured import open_step
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane, OneVector
+from tsugiki.train.open_step import open_step
 
 STEPS, BATCH = 50, 8
 LORA = LoraConfig(targets="q+k+v+o", rank=16, alpha=32)
@@ -96,11 +96,11 @@ def main() -> None:
         detach(base.model)
         answers = {}
         if base.device.type == "cuda":
-            runs["captured"] = ours(base, rows, "captured", base.device, base.numerics)
+            runs["cuda_graph"] = ours(base, rows, "cuda_graph", base.device, base.numerics)
             detach(base.model)
-            runs["captured again"] = ours(base, rows, "captured", base.device, base.numerics)
+            runs["captured again"] = ours(base, rows, "cuda_graph", base.device, base.numerics)
             validation = tokenize(base.tokenizer, task, task.examples["validation"], 512)
-            for kind in ("eager", "captured"):
+            for kind in ("eager", "cuda_graph"):
                 start = time.perf_counter()
                 made = predict(
                     base.model,
@@ -146,7 +146,7 @@ def main() -> None:
         flips = sum(
             one != other
             for one, other in zip(
-                answers["eager"]["answers"], answers["captured"]["answers"], strict=True
+                answers["eager"]["answers"], answers["cuda_graph"]["answers"], strict=True
             )
         )
         result["decoding"] = {

@@ -39,13 +39,13 @@ from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.batch import Order, collate
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
-from tsugiki.fast.cuda_graphs import Recorder
+from tsugiki.fast.cuda_graphs import GraphCapturer
 from tsugiki.model.layouts import groups_of
 from tsugiki.model.loading import Numerics, no_dropout
 from tsugiki.model.lora import attach, detach
-from tsugiki.train.captured import open_step
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane, OneVector
+from tsugiki.train.open_step import open_step
 
 VOCAB, BATCH, RANK = 51_200, 8, 16
 # Layers, width, heads, MLP of the Llama layout.
@@ -109,7 +109,7 @@ def lora_lane(model: Any, rows: list[Tokens], train: TrainConfig) -> Lane:
 
 
 def ours(
-    size: str, layout: str, work: str, steps: int, method: str = "lora", step: str = "captured"
+    size: str, layout: str, work: str, steps: int, method: str = "lora", step: str = "cuda_graph"
 ) -> dict[str, Any]:
     rows = make_rows(work)
     frozen = method == "lora"
@@ -135,7 +135,7 @@ def ours(
             if hasattr(opened, "shapes")
             else {}
         )
-    if frozen and step == "captured":
+    if frozen and step == "cuda_graph":
         detach(model)
         del opened
         gc.collect()
@@ -454,9 +454,9 @@ def products_ms(model: Any, tokens: int) -> float:
         for weight in reversed(weights):
             inputs[weight.shape[0]] @ weight
 
-    recorder = Recorder(DEVICE)
-    recorder.warm_up(work)
-    graph = recorder.record(work)
+    capturer = GraphCapturer(DEVICE)
+    capturer.warm_up(work)
+    graph = capturer.capture(work)
     times = []
     for _ in range(20):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

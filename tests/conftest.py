@@ -19,7 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 import transformers
 
-from tests import tiny
+from tests import build
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
@@ -27,17 +27,17 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("llama"), "llama")
+    return build.save(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture(scope="session")
 def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("gpt2"), "gpt2")
+    return build.save(tmp_path_factory.mktemp("gpt2"), "gpt2")
 
 
 @pytest.fixture
 def task_file(tmp_path: Path) -> Path:
-    return tiny.save_task(tmp_path / "task")
+    return build.save_task(tmp_path / "task")
 
 
 @pytest.fixture(scope="session")

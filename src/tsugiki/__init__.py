@@ -35,8 +35,8 @@ def run(config: RunConfig | Given, out: str | Path = "tsugiki-runs") -> RunRecor
     from tsugiki.runs.store import Store
     from tsugiki.toml import parse
 
-    asked = config if isinstance(config, RunConfig) else parse(RunConfig, config, "tsugiki.run")
-    return run_group([asked], Store(Path(out)))[0]
+    parsed = config if isinstance(config, RunConfig) else parse(RunConfig, config, "tsugiki.run")
+    return run_group([parsed], Store(Path(out)))[0]
 
 
 def run_study(study: str | Path, out: str | Path = "tsugiki-runs") -> StudyResult:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class TsugikiError(Exception):
-    """A fault that the user can mend. The command line prints its one line and exits with code
+    """A fault that the user can fix. The command line prints its one line and exits with code
     2."""
 
 
@@ -39,8 +39,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """` Did you mean "jnli"? Known: …` for a misspelt name; just the known names when nothing is
     near."""
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    hint = f' Did you mean "{near[0]}"?' if near else ""
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    hint = f' Did you mean "{close[0]}"?' if close else ""
     return f"{hint} Known: {', '.join(names)}"
 
 
@@ -57,7 +57,7 @@ def reason_of(broken: BaseException) -> str:
     return f"{type(broken).__name__}: {first_line(broken)}"
 
 
-def told(broken: BaseException) -> str:
+def message_of(broken: BaseException) -> str:
     """The same for whoever watches: with its traceback where it is no error that we know, but
     perhaps a bug."""
     known = (

@@ -28,16 +28,16 @@ def parse(
     try:
         return schema.model_validate(given)
     except ValidationError as broken:
-        found = broken.errors()
+        mistakes = broken.errors()
         inner = [
-            one
-            for one in found
+            mistake
+            for mistake in mistakes
             if not any(
-                other is not one and other["loc"][: len(one["loc"])] == one["loc"]
-                for other in found
+                other is not mistake and other["loc"][: len(mistake["loc"])] == mistake["loc"]
+                for other in mistakes
             )
         ]
-        lines = [_say(schema, one) for one in inner]
+        lines = [_say(schema, mistake) for mistake in inner]
         head = f"{where}: {len(lines)} mistakes. " if len(lines) > 1 else f"{where}: "
         raise error(head + " | ".join(lines)) from None
 
@@ -58,22 +58,22 @@ def _refuse_broken_text(given: Any, where: str, error: type[TsugikiError]) -> No
         raise error(f"{where}: {given!r} holds a NUL, or bytes that are not UTF-8")
 
 
-def _say(schema: type[BaseModel], one: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in one["loc"])
-    if one["type"] == "extra_forbidden":
+def _say(schema: type[BaseModel], mistake: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
         return (
-            f"{place}: unknown "
-            f"key.{did_you_mean(str(one['loc'][-1]), _keys_at(schema, one['loc'][:-1]))}"
+            f"{where}: unknown "
+            f"key.{did_you_mean(str(mistake['loc'][-1]), _keys_at(schema, mistake['loc'][:-1]))}"
         )
-    if one["type"] == "missing":
-        return f"{place}: missing, must be given"
-    message = one["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if one["type"] in ("model_type", "model_attributes_type", "dict_type"):
+    if mistake["type"] == "missing":
+        return f"{where}: missing, must be given"
+    message = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if mistake["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be a table with keys of its own, like name = …"
-    elif one["type"] == "tuple_type":
+    elif mistake["type"] == "tuple_type":
         message = "must be a list in square brackets"
-    given = "" if one["type"] == "value_error" else f", got {_short(one['input'])}"
-    return f"{place}: {message}{given}" if place else f"{message}{given}"
+    given = "" if mistake["type"] == "value_error" else f", got {_short(mistake['input'])}"
+    return f"{where}: {message}{given}" if where else f"{message}{given}"
 
 
 def _short(value: Any) -> str:
@@ -87,27 +87,31 @@ def _short(value: Any) -> str:
 def _keys_at(schema: type[BaseModel], path: Sequence[Any]) -> list[str]:
     """Field names of the schema that `path` leads to, through records, tuples and dictionaries of
     records."""
-    here: Any = schema
+    target: Any = schema
     for part in path:
         field = (
-            here.model_fields.get(part)
-            if isinstance(here, type) and issubclass(here, BaseModel)
+            target.model_fields.get(part)
+            if isinstance(target, type) and issubclass(target, BaseModel)
             else None
         )
         if field is not None:
-            here = field.annotation
-        while not (isinstance(here, type) and issubclass(here, BaseModel)) and getattr(
-            here, "__args__", None
+            target = field.annotation
+        while not (isinstance(target, type) and issubclass(target, BaseModel)) and getattr(
+            target, "__args__", None
         ):
             records = [
                 a
-                for a in here.__args__
+                for a in target.__args__
                 if a is not type(None) and a is not Ellipsis and a is not str
             ]
             if not records:
                 return []
-            here = records[-1]
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+            target = records[-1]
+    return (
+        list(target.model_fields)
+        if isinstance(target, type) and issubclass(target, BaseModel)
+        else []
+    )
 
 
 def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, Any]:
@@ -151,7 +155,7 @@ def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Paths of tasks, data and models that are not there from the current folder but beside the
     file that names them."""
 
-    def place(table: Any, keys: Sequence[str] = ("name", "path", "data_dir")) -> Any:
+    def placed(table: Any, keys: Sequence[str] = ("name", "path", "data_dir")) -> Any:
         if not isinstance(table, Mapping):
             return table
         moved = dict(table)
@@ -164,14 +168,14 @@ def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     result = dict(given)
     for key in ("task", "model"):
         if key in result:
-            result[key] = place(result[key])
+            result[key] = placed(result[key])
     if isinstance(result.get("adapter"), str):
-        result = place(result, ("adapter",))
+        result = placed(result, ("adapter",))
     if isinstance(result.get("methods"), list):
-        result["methods"] = [place(one, ("adapter",)) for one in result["methods"]]
+        result["methods"] = [placed(mistake, ("adapter",)) for mistake in result["methods"]]
     for key in ("tasks", "models"):
         if isinstance(result.get(key), list):
-            result[key] = [place(one) for one in result[key]]
+            result[key] = [placed(mistake) for mistake in result[key]]
     return result
 
 
@@ -194,10 +198,10 @@ def override(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]
         *parents, last = name.strip().split(".")
         if not all([*parents, last]):
             raise ConfigError(f"--set {change}: must read key=value, like train.learning_rate=2e-4")
-        here = result
+        target = result
         for parent in parents:
-            here = here.setdefault(parent, {})
-            if not isinstance(here, dict):
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
                 raise ConfigError(f"--set {change}: {parent} is a value, not a table")
-        here[last] = value
+        target[last] = value
     return result

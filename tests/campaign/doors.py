@@ -44,7 +44,7 @@ os.environ.update(
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import tiny
+from tests import build
 
 ROOT = Path(__file__).parents[2]
 HANG_S = 30
@@ -150,7 +150,7 @@ _KEPT: dict[str, Path] = {}
 
 def _model() -> Path:
     if "model" not in _KEPT:
-        _KEPT["model"] = tiny.save(Path(tempfile.mkdtemp()) / "model", "llama")
+        _KEPT["model"] = build.save(Path(tempfile.mkdtemp()) / "model", "llama")
     return _KEPT["model"]
 
 
@@ -424,7 +424,7 @@ def run_inputs() -> Iterator[Input]:
     for place, good in (
         ("train.learning_rate", [1e-5, 1, "1e-3"]), ("train.epochs", [1, 0.5, 20]), ("train.batch", [1, 64]), ("train.max_length", [64, 4096]),
         ("train.warmup", [0, 0.5, 1]), ("train.clip", [0.1, 10]), ("train.weight_decay", [0, 0.1]), ("train.seed", [0, 2**31]), ("lora.rank", [1, 16]),
-        ("lora.alpha", [1, 32.5]), ("lora.dropout", [0, 0.5]), ("score.during", [0, 3]), ("task.train_rows", [1, 10**6]), ("task.eval_rows", [1, 10**6]),
+        ("lora.alpha", [1, 32.5]), ("lora.dropout", [0, 0.5]), ("score.validations", [0, 3]), ("task.train_rows", [1, 10**6]), ("task.eval_rows", [1, 10**6]),
     ):  # fmt: skip
         for value in good:
             yield _run(f"{place} = {value!r}", "read", place, value)
@@ -721,7 +721,7 @@ def _adapter(
         if "adapter" not in _KEPT:
             _KEPT["adapter"] = Path(tempfile.mkdtemp()) / "adapter"
             export_adapter(
-                attach(tiny.llama(), LoraConfig(targets="q+v", rank=2), seed=0),
+                attach(build.llama(), LoraConfig(targets="q+v", rank=2), seed=0),
                 _KEPT["adapter"],
                 "model",
             )

@@ -48,7 +48,7 @@ import psutil
 import pytest
 import torch
 
-from tests import tiny
+from tests import build
 from tests.campaign.doors import ROOT, code_now
 from tsugiki.cli.printing import print_report
 from tsugiki.config.run import RunConfig
@@ -112,7 +112,7 @@ def new_trial(folder: Path, dice: random.Random, patch: pytest.MonkeyPatch, mast
         shutil.copytree(master, one["path"])
     tasks = []
     for name in ("one", "two")[: dice.choice((1, 2))]:
-        path = tiny.save_task(folder / name)
+        path = build.save_task(folder / name)
         text = task_text(path, name)
         tasks.append({"name": str(path.rename(path.with_name(f"{name}.toml")))})
         Path(tasks[-1]["name"]).write_text(text, encoding="utf-8")
@@ -133,7 +133,7 @@ def new_trial(folder: Path, dice: random.Random, patch: pytest.MonkeyPatch, mast
 def last_task(trial: Trial) -> tuple[Path, Touched]:
     """A task beside good ones (a second is made where there is one), and what it touches."""
     if len(trial.given["tasks"]) == 1:
-        path = tiny.save_task(trial.folder / "two")
+        path = build.save_task(trial.folder / "two")
         text = task_text(path, "two")
         (trial.folder / "two" / "two.toml").write_text(text, encoding="utf-8")
         trial.given["tasks"].append({"name": str(trial.folder / "two" / "two.toml")})
@@ -470,7 +470,7 @@ def campaign(seed: int, studies: int, out: Path) -> list[dict[str, Any]]:
     kept = [row for row in kept if row["seed"] == seed and row["code"] == code][:studies]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        master = tiny.save(Path(folder) / "model")
+        master = build.save(Path(folder) / "model")
         for number in range(len(kept), studies):
             fault, start = FAULTS[(number + seed) % len(FAULTS)], time.monotonic()
             row = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import TaskChoice
 from tsugiki.data.prompts import tokenize
 from tsugiki.data.tasks import load_task
@@ -47,7 +47,7 @@ test = { files = "test" }
 
 
 def chatty(template: str | None = TEMPLATE) -> Any:
-    tokenizer = tiny.tokenizer()
+    tokenizer = build.tokenizer()
     tokenizer.chat_template = template
     return tokenizer
 
@@ -144,11 +144,11 @@ def test_settings_that_conversations_do_not_read_are_refused(tmp_path: Path) -> 
 
 
 def test_a_chat_model_is_trained_on_conversations_and_answers(tmp_path: Path) -> None:
-    from tests.study.test_study import asked
+    from tests.build import run_config
 
-    folder = tiny.save(tmp_path / "model")
+    folder = build.save(tmp_path / "model")
     chatty().save_pretrained(folder)
-    record = run_group([asked(folder, talk(tmp_path / "task", ROWS * 4))], Store(tmp_path))[0]
+    record = run_group([run_config(folder, talk(tmp_path / "task", ROWS * 4))], Store(tmp_path))[0]
     assert record.status == "done"
     assert record.scored("validation").main.n == 1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from tests import tiny
+from tests import build
 from tests.data.hub import serve
 
 
@@ -47,7 +47,7 @@ except TsugikiError as error:
 
 
 def test_a_model_of_the_hub_is_downloaded_then_read_offline(tmp_path: Path) -> None:
-    tiny.save(tmp_path / "repo")
+    build.save(tmp_path / "repo")
     (tmp_path / "repo" / "pytorch_model.bin").write_bytes(b"never fetched")
     with serve(tmp_path / "repo", "models", "someone/tiny") as hub:
         first = run(MODEL, hub.address, tmp_path / "home")
@@ -61,7 +61,7 @@ def test_a_model_of_the_hub_is_downloaded_then_read_offline(tmp_path: Path) -> N
 
 
 def test_an_unknown_repository_and_one_without_safetensors_are_named(tmp_path: Path) -> None:
-    tiny.save(tmp_path / "repo")
+    build.save(tmp_path / "repo")
     (tmp_path / "repo" / "model.safetensors").unlink()
     (tmp_path / "repo" / "pytorch_model.bin").write_bytes(b"x")
     with serve(tmp_path / "repo", "models", "someone/tiny") as hub:

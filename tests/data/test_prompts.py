@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import TaskChoice
 from tsugiki.data.batch import IGNORED, Order, collate
 from tsugiki.data.example import Example
@@ -26,12 +26,12 @@ from tsugiki.data.prompts import (
 from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import DataError, ModelError
 
-WITH_SEP, WITHOUT_SEP = tiny.tokenizer(), tiny.tokenizer(sep=False)
+WITH_SEP, WITHOUT_SEP = build.tokenizer(), build.tokenizer(sep=False)
 TEXT = st.text(alphabet="犬猫空青今日は。、１a\n「」ｱ😀 ", min_size=0, max_size=30)
 
 
 def tiny_task(folder: Path) -> Task:
-    return load_task(TaskChoice(name=str(tiny.save_task(folder))))
+    return load_task(TaskChoice(name=str(build.save_task(folder))))
 
 
 @settings(max_examples=60)
@@ -105,9 +105,9 @@ def test_a_template_with_an_unknown_field_is_an_error() -> None:
 
 
 def test_a_tokenizer_without_an_end_mark_is_refused() -> None:
-    bare = tiny.tokenizer()
+    bare = build.tokenizer()
     bare.eos_token = None
-    with pytest.raises(ModelError, match="no end mark"):
+    with pytest.raises(ModelError, match="no EOS token"):
         check_tokenizer(bare)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import TaskChoice
 from tsugiki.config.task import FileSpec
 from tsugiki.data import sources
@@ -290,7 +290,7 @@ def test_the_git_blob_id_is_gits() -> None:
 
 
 def test_the_tiny_task_is_readable(tmp_path: Path) -> None:
-    assert load_task(TaskChoice(name=str(tiny.save_task(tmp_path)))).name == "tiny"
+    assert load_task(TaskChoice(name=str(build.save_task(tmp_path)))).name == "tiny"
 
 
 def test_what_of_a_part_stands_in_the_training_data_is_counted_once(task_file: Path) -> None:
@@ -309,10 +309,10 @@ def test_what_of_a_part_stands_in_the_training_data_is_counted_once(task_file: P
     task = load_task(TaskChoice(name=str(task_file)))
     assert shared_rows(task, "test") == Shared(same=1, mirrored=1, grouped=1)
     assert (
-        "of 4 test rows 1 stand in the training data too, 1 with their two fields swapped, 1 more "
+        "of 4 test rows 1 also occur in the training data, 1 with their two fields swapped, 1 more "
         "are of a group" in leak_notes(task, "en")[-1]
     )
-    assert "テスト 4 件のうち、学習データと同文 1" in leak_notes(task, "ja")[-1]
+    assert "テスト 4 事例のうち、学習データと同文 1" in leak_notes(task, "ja")[-1]
     (task_file.parent / "validation.jsonl").write_text(
         (task_file.parent / "test.jsonl").read_text(encoding="utf-8"), encoding="utf-8"
     )

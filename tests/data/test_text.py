@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import TaskChoice
 from tsugiki.config.task import TaskSpec
 from tsugiki.data.sources import read_rows
@@ -119,7 +119,7 @@ def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
 
 def choices(folder: Path, rows: Callable[[str], list[dict]]) -> Path:
     text = (
-        tiny.TASK.replace('kind = "classification"', 'kind = "choice"')
+        build.TASK.replace('kind = "classification"', 'kind = "choice"')
         .replace("accuracy", "exact_match")
         .replace('fields = ["a", "b"]', 'fields = ["a"]')
     )

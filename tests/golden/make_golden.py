@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tests import tiny
+from tests import build
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tsugiki.config.run import TaskChoice
 from tsugiki.data.prompts import render, tokenize
@@ -29,7 +29,7 @@ def loss_curves() -> dict[str, list[float]]:
     for kind in ("llama", "gpt2"):
         for method in ("lora", "full"):
             torch.manual_seed(0)
-            model = tiny.MODELS[kind]()
+            model = build.MODELS[kind]()
             lane = lane_of(model, config(epochs=8 / 3, schedule="cosine", warmup=0.25), method, 10)
             curves[f"{kind}-{method}"] = fit(
                 EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None]
@@ -49,8 +49,8 @@ def prompts() -> dict[str, dict]:
                     "answer": task.examples["test"][0].target,
                 }
     with tempfile.TemporaryDirectory() as folder:
-        task = load_task(TaskChoice(name=str(tiny.save_task(Path(folder)))))
-        row = tokenize(tiny.tokenizer(), task, task.examples["train"][:1], 128)[0]
+        task = load_task(TaskChoice(name=str(build.save_task(Path(folder)))))
+        row = tokenize(build.tokenizer(), task, task.examples["train"][:1], 128)[0]
     rendered["tiny-ids"] = {
         "ids": [*row.prompt_ids, *row.target_ids],
         "trained": [0] * len(row.prompt_ids) + [1] * len(row.target_ids),

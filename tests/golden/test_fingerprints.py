@@ -44,7 +44,7 @@ def test_labels_paths_and_scoring_describe_a_run_and_do_not_name_it() -> None:
     for change in (
         {"model": {"path": "elsewhere/model", "name": "another name"}},
         {"task": {"name": "sample_nli", "data_dir": "/somewhere", "eval_rows": 5}},
-        {"score": {"batch": 4, "during": 3, "during_rows": 7, "max_new_tokens": 5}},
+        {"score": {"batch": 4, "validations": 3, "validation_rows": 7, "max_new_tokens": 5}},
     ):
         same = RunConfig(**{**GIVEN, **LORA, **change})
         if "data_dir" in str(change):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
+from tests import build
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tsugiki.fast.attention import by_document
-from tsugiki.fast.short_document_attention import short_attention
+from tsugiki.fast.short_document_attention import short_document_attention
 from tsugiki.model.loading import Numerics, no_dropout, pick_numerics
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.engine import fit
@@ -33,7 +33,7 @@ def losses(
     folder: Path | None = None,
     upto: int | None = None,
 ) -> tuple[list[float], Lane]:
-    model = tiny.MODELS[kind]().to(
+    model = build.MODELS[kind]().to(
         device, torch.bfloat16 if numerics.base == "bf16" else torch.float32
     )
     no_dropout(model)
@@ -77,18 +77,18 @@ def test_a_run_resumed_on_cuda_goes_on_to_the_same_losses(method: str, tmp_path:
 def test_greedy_answers_equal_the_cpus(kind: str) -> None:
     prompts = [[5, 6, 7], [9, 10, 11, 12, 13, 14], [20]]
     reference = generate_ids(
-        tiny.MODELS[kind](seed=3), prompts, max_new_tokens=10, stops=(2,), pad_id=3
+        build.MODELS[kind](seed=3), prompts, max_new_tokens=10, stops=(2,), pad_id=3
     )
     assert (
         generate_ids(
-            tiny.MODELS[kind](seed=3).to(CUDA), prompts, max_new_tokens=10, stops=(2,), pad_id=3
+            build.MODELS[kind](seed=3).to(CUDA), prompts, max_new_tokens=10, stops=(2,), pad_id=3
         )
         == reference
     )
 
 
 def test_memory_and_times_are_measured() -> None:
-    model = tiny.llama().to(CUDA)
+    model = build.llama().to(CUDA)
     lane = lane_of(model, config(), "full", 10)
     measured = fit(EagerStep(model, rows(), 3, CUDA, FP32), [lane], CUDA, folders=[None])[0].cost
     assert measured.device == torch.cuda.get_device_name()
@@ -98,7 +98,7 @@ def test_memory_and_times_are_measured() -> None:
 
 @pytest.mark.parametrize(("heads", "group", "width"), [(16, 1, 128), (8, 4, 64), (4, 2, 32)])
 @pytest.mark.parametrize("longest", [7, 64, 128])
-def test_short_attention_equals_its_fp32_twin(
+def test_short_document_attention_equals_its_fp32_twin(
     heads: int, group: int, width: int, longest: int
 ) -> None:
     """Values and gradients to bf16 noise; empty documents; the strides that models give."""
@@ -115,7 +115,7 @@ def test_short_attention_equals_its_fp32_twin(
         torch.randn(n, heads // group, width, device=CUDA, dtype=torch.bfloat16).requires_grad_()
         for _ in range(2)
     )
-    out, _ = short_attention(
+    out, _ = short_document_attention(
         q, k, v, None, None, torch.tensor(edges, dtype=torch.int32, device=CUDA), width**-0.5
     )
     slopes = torch.randn_like(out)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
+from tests import build
+from tests.build import TRAIN, run_config
 from tests.model.test_look import REFUSED, TAKEN, saved
-from tests.study.test_study import TRAIN, asked
 from tsugiki.config.run import ModelChoice
 from tsugiki.errors import ModelError
 from tsugiki.fast.attention import packed_states
-from tsugiki.fast.cuda_graphs import why_not_captured, why_plain
+from tsugiki.fast.cuda_graphs import why_eager, why_no_cuda_graphs
 from tsugiki.model.loading import find_base, load_base
 from tsugiki.model.look import look_of, rows_stay_apart
 from tsugiki.runs.finished import score_run
@@ -43,13 +43,13 @@ def test_what_is_taken_on_a_cpu_is_taken_in_bf16_on_a_card(
     base = load_base(find_base(choice, method, "bf16"))  # type: ignore[arg-type]
     if kind in APART:
         assert look_of(base.model).cached
-        assert why_not_captured(base.model, base.device, base.numerics) is None
+        assert why_no_cuda_graphs(base.model, base.device, base.numerics) is None
         assert rows_stay_apart(
             base.model, partial(packed_states, base.model, base.numerics.autocast(base.device))
         )
     if kind in ("lfm2", "mamba"):
         assert "takes the plain step" in (
-            why_plain(base.model, base.device, base.numerics, "auto") or ""
+            why_eager(base.model, base.device, base.numerics, "auto") or ""
         )
 
 
@@ -63,13 +63,14 @@ def test_what_is_refused_on_a_cpu_is_refused_in_bf16_on_a_card(kind: str, tmp_pa
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_from_one_end_to_the_other(method: str, task_file: Path, tmp_path: Path) -> None:
-    folder = tiny.save(tmp_path / "model", "broad llama")
+    folder = build.save(tmp_path / "model", "broad llama")
     changes = {"method": "full", "lora": None} if method == "full" else {}
     [record] = run_group(
-        [asked(folder, task_file, train={**TRAIN, "precision": "auto"}, **changes)], Store(tmp_path)
+        [run_config(folder, task_file, train={**TRAIN, "precision": "auto"}, **changes)],
+        Store(tmp_path),
     )
     record = score_run(record, "test")
     assert record.provenance.numerics.compute == "bf16"
-    assert record.outcome.step.startswith("captured")
+    assert record.outcome.step.startswith("cuda_graph")
     assert record.outcome.ends == ("</s>",)
     assert record.losses[-1] < record.losses[0]

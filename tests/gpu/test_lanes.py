@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
+from tests import build
 from tests.parity.test_training import config, rows
 from tests.train.test_lanes import LANES, Asked, StopAt, lanes_of
 from tsugiki.config.run import LoraConfig
 from tsugiki.model.loading import no_dropout, pick_numerics
 from tsugiki.score.decode import generate_lanes
 from tsugiki.score.predict import generate_ids
-from tsugiki.train.captured import CapturedStep, open_step
+from tsugiki.train.cuda_graph_step import CudaGraphStep
 from tsugiki.train.engine import FitResult, fit
 from tsugiki.train.lane import DoesNotFit, Lane
+from tsugiki.train.open_step import open_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,13 +45,13 @@ def course(
     killed_at: int | None = None,
 ) -> tuple[list[Lane], list[FitResult]]:
     numerics = pick_numerics("lora", "auto", CUDA)
-    model = tiny.MODELS[kind]().to(CUDA, torch.bfloat16)
+    model = build.MODELS[kind]().to(CUDA, torch.bfloat16)
     no_dropout(model)
     lanes = lanes_of(
         model, [(lora, train.model_copy(update={"step": step})) for lora, train in asked]
     )
     with open_step(model, lanes, rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
-        assert isinstance(opened, CapturedStep) == (step == "captured")
+        assert isinstance(opened, CudaGraphStep) == (step == "cuda_graph")
         stepping = StopAt(opened, killed_at) if killed_at else opened
         results = fit(
             stepping,
@@ -68,21 +69,21 @@ def test_captured_lanes_train_as_plain_ones_and_as_each_alone(
     kind: str, asked: list[Asked]
 ) -> None:
     _, plain = course(kind, asked, "eager")
-    _, captured = course(kind, asked, "captured")
+    _, captured = course(kind, asked, "cuda_graph")
     for one, other in zip(captured, plain, strict=True):
         assert one.history.loss == pytest.approx(other.history.loss, rel=2e-2)
     for lane, result in zip(asked, captured, strict=True):
-        _, [alone] = course(kind, [lane], "captured")
+        _, [alone] = course(kind, [lane], "cuda_graph")
         assert result.history.loss == pytest.approx(alone.history.loss, rel=2e-2)
         assert result.history.learning_rate == alone.history.learning_rate
 
 
 def test_a_captured_group_resumed_goes_on_to_the_same_losses(tmp_path: Path) -> None:
-    whole, straight = course("llama", FUSED, "captured")
+    whole, straight = course("llama", FUSED, "cuda_graph")
     folders = [tmp_path / str(number) for number in range(len(FUSED))]
     with pytest.raises(KeyboardInterrupt):
-        course("llama", FUSED, "captured", folders, killed_at=21)
-    lanes, resumed = course("llama", FUSED, "captured", folders)
+        course("llama", FUSED, "cuda_graph", folders, killed_at=21)
+    lanes, resumed = course("llama", FUSED, "cuda_graph", folders)
     for lane, result, other, expected in zip(lanes, resumed, whole, straight, strict=True):
         assert 0 < result.resumed_from < 21
         assert result.history.loss == expected.history.loss
@@ -102,7 +103,7 @@ def test_a_captured_lane_does_not_notice_what_the_others_do() -> None:
                 (LoraConfig(targets="q+v", rank=2), config(epochs=5, learning_rate=rate, seed=3)),
                 mine,
             ],
-            "captured",
+            "cuda_graph",
         )
         seen.append(
             (
@@ -120,18 +121,18 @@ def test_a_captured_lane_does_not_notice_what_the_others_do() -> None:
 
 
 def test_lanes_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: CapturedStep, wanted: dict, fewest: dict) -> list:
+    def full(self: CudaGraphStep, wanted: dict, fewest: dict) -> list:
         raise torch.OutOfMemoryError("as if")
 
-    monkeypatch.setattr(CapturedStep, "_record_all", full)
+    monkeypatch.setattr(CudaGraphStep, "_record_all", full)
     with pytest.raises(DoesNotFit, match="4 lanes do not fit"):
-        course("llama", FUSED, "captured")
+        course("llama", FUSED, "cuda_graph")
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_captured_answers_of_all_lanes_equal_the_plain_ones(kind: str) -> None:
     numerics = pick_numerics("lora", "auto", CUDA)
-    model = tiny.MODELS[kind](seed=5).to(CUDA, torch.bfloat16)
+    model = build.MODELS[kind](seed=5).to(CUDA, torch.bfloat16)
     lanes = lanes_of(
         model, [(lora, train.model_copy(update={"learning_rate": 0.05})) for lora, train in FUSED]
     )

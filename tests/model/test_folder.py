@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import ModelChoice
 from tsugiki.errors import ModelError
 from tsugiki.model.folder import INDEX, SINGLE, settings_checksum, stop_ids_of, weight_files
@@ -119,7 +119,7 @@ def test_more_layers_in_the_settings_than_in_the_weights_are_refused(folder: Pat
 def test_constants_that_older_versions_wrote_are_no_tensors_too_many(
     kind: str, name: str, tmp_path: Path
 ) -> None:
-    folder = tiny.save(tmp_path / kind, kind)
+    folder = build.save(tmp_path / kind, kind)
     tensors_changed(folder, lambda tensors: tensors.update({name: torch.tensor(-1e4)}))
     load(folder)
 

@@ -13,14 +13,14 @@ import torch
 import transformers as tf
 from torch import nn
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import LoraConfig, ModelChoice
 from tsugiki.data.batch import collate
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
 from tsugiki.errors import ModelError
 from tsugiki.fast.attention import packed_states
-from tsugiki.model.layouts import find_places
+from tsugiki.model.layouts import find_target_slices
 from tsugiki.model.loading import Base, Numerics, backbone_and_head, find_base, load_base
 from tsugiki.model.look import look_of, rows_stay_apart
 from tsugiki.model.lora import attach
@@ -107,7 +107,7 @@ def saved(config: Any, folder: Path) -> Path:
         if parameter.ndim > 1:
             parameter.data.mul_(3)  # far from zero, so that answers differ from row to row
     model.save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    build.tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -187,16 +187,16 @@ def test_a_cap_is_seen_however_small_the_logits_are(tmp_path: Path) -> None:
     tf.AutoModelForCausalLM.from_config(
         tf.Gemma2Config(**LLAMA, final_logit_softcapping=30.0, initializer_range=1e-3)
     ).save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
+    build.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="changes its logits"):
         loaded(tmp_path)
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    model = tiny.llama()
+    model = build.llama()
     model.model.norm.weight.data[3] = float("nan")
     model.save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
+    build.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="its logits are not finite numbers"):
         loaded(tmp_path)
 
@@ -236,7 +236,7 @@ def test_a_layout_is_looked_at_in_every_layer() -> None:
         match=r"layer 1 has no linear layer mlp.gate_proj. "
         r"Targets that every layer has: q\+k\+v\+o",
     ):
-        find_places(model, "all-linear")
+        find_target_slices(model, "all-linear")
     assert len(attach(model, LoraConfig(targets="q+k+v+o", rank=2), seed=0).parameters) == 2 * 4 * 2
 
 
@@ -250,9 +250,9 @@ def test_a_fused_weight_of_unequal_parts_is_not_cut_in_three() -> None:
         match=r"c_attn has 48 outputs, not 3 equal parts of 32. Targets that every layer has: "
         r"o\+fc\+proj",
     ):
-        find_places(model, "q+v")
+        find_target_slices(model, "q+v")
     assert isinstance(model.transformer.h[0].mlp.c_fc, nn.Module)
-    assert len(find_places(model, "fc+proj")) == 4
+    assert len(find_target_slices(model, "fc+proj")) == 4
 
 
 def test_a_rank_above_the_matrix_is_refused() -> None:
@@ -260,7 +260,7 @@ def test_a_rank_above_the_matrix_is_refused() -> None:
         ModelError,
         match=r"lora.rank = 17: model.layers.0.self_attn.v_proj \(v\) has rank 16 at most",
     ):
-        attach(tiny.llama(), LoraConfig(targets="q+v", rank=17), seed=0)
+        attach(build.llama(), LoraConfig(targets="q+v", rank=17), seed=0)
 
 
 def test_the_fast_step_asks_for_what_compiles_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,10 +280,10 @@ def test_whether_rows_stay_apart_is_asked_of_the_base_however_many_lanes_are_on_
     from tsugiki.model.lora import attach_lanes
 
     monkeypatch.setattr(capture, "missing_tools", lambda: None)
-    model = tiny.llama()
+    model = build.llama()
     attach_lanes(model, [(LoraConfig(targets="q+v", rank=2), seed) for seed in range(3)])
     assert (
-        capture.why_not_captured(
+        capture.why_no_cuda_graphs(
             model, torch.device("cuda"), Numerics(compute="bf16", base="bf16", trained="fp32")
         )
         is None

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, OPTForCausalLM
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.layouts import find_places
+from tsugiki.model.layouts import find_target_slices
 from tsugiki.model.loading import num_parameters
 from tsugiki.model.lora import attach
 from tsugiki.model.lora_ops import dropout_mask
@@ -45,12 +45,12 @@ def test_the_papers_models_have_its_parameter_counts(
     ],
 )
 def test_words_name_layers(kind: str, targets: str, words: str) -> None:
-    places = find_places(tiny.MODELS[kind](), targets)
-    assert [place.word for place in places] == words.split() * 2
+    places = find_target_slices(build.MODELS[kind](), targets)
+    assert [place.target for place in places] == words.split() * 2
 
 
 def test_gpt2_q_and_v_are_ranges_of_the_fused_weight() -> None:
-    q, v = find_places(tiny.gpt2(), "q+v")[:2]
+    q, v = find_target_slices(build.gpt2(), "q+v")[:2]
     assert (q.path, q.start, q.stop) == ("transformer.h.0.attn.c_attn", 0, 32)
     assert (v.path, v.start, v.stop) == ("transformer.h.0.attn.c_attn", 64, 96)
 
@@ -60,7 +60,7 @@ def test_an_unknown_target_is_an_error_that_lists_what_is_there(targets: str) ->
     with pytest.raises(
         ModelError, match=r"names a layer twice|Known: all-linear, down, gate, k, o, q, up, v"
     ):
-        find_places(tiny.llama(), targets)
+        find_target_slices(build.llama(), targets)
 
 
 def test_an_unknown_layout_lists_its_linear_layers() -> None:
@@ -77,15 +77,15 @@ def test_an_unknown_layout_lists_its_linear_layers() -> None:
         match=r"of none of the layouts that LoRA knows \(Llama, GPT-2, GPT-NeoX\).*fc1, fc2, "
         r"k_proj, lm_head, out_proj",
     ):
-        find_places(OPTForCausalLM(config), "q+v")
+        find_target_slices(OPTForCausalLM(config), "q+v")
 
 
 def test_neox_q_is_a_range_of_each_head() -> None:
     """Each head's 24 outputs are its q, k and v, eight of each: the model splits them so."""
-    q, v = find_places(tiny.neox(), "q+v")[:2]
+    q, v = find_target_slices(build.neox(), "q+v")[:2]
     assert (q.start, q.stop, q.heads, v.start, v.stop) == (0, 8, 4, 16, 24)
     assert q.rows(96).tolist() == [24 * head + place for head in range(4) for place in range(8)]
-    model = tiny.neox()
+    model = build.neox()
     attention = model.gpt_neox.layers[0].attention
     with torch.no_grad():
         before = model(torch.tensor([[5, 6, 7, 8]])).logits
@@ -105,7 +105,7 @@ def test_neox_q_is_a_range_of_each_head() -> None:
 
 def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained() -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
-    model = tiny.gpt2()
+    model = build.gpt2()
     before = model(ids).logits
     grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
     assert torch.equal(model(ids).logits, before)

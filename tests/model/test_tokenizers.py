@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from tests import tiny
+from tests import build
 from tsugiki.errors import ModelError
 from tsugiki.model.tokenizers import (
     PROBES,
@@ -27,7 +27,7 @@ def folder_of(path: Path, rule: str, kind: str = "T5Tokenizer") -> Path:
     converted yet."""
     path.mkdir(parents=True)
     (path / "text.txt").write_text(
-        "\n".join(sentence for sentence in tiny.SENTENCES for _ in range(40)), encoding="utf-8"
+        "\n".join(sentence for sentence in build.SENTENCES for _ in range(40)), encoding="utf-8"
     )
     spm.SentencePieceTrainer.train(
         input=str(path / "text.txt"), model_prefix=str(path / "made"), vocab_size=360,
@@ -55,7 +55,7 @@ def folder_of(path: Path, rule: str, kind: str = "T5Tokenizer") -> Path:
 
 def lines(count: int = 1000) -> list[str]:
     dice = random.Random(0)
-    letters = sorted(set("".join(tiny.SENTENCES)))
+    letters = sorted(set("".join(build.SENTENCES)))
     return [
         "".join(dice.choice(letters) for _ in range(dice.randint(1, 40))).strip() or "犬"
         for _ in range(count)
@@ -88,7 +88,7 @@ def test_a_conversion_that_loses_the_normalisation_is_said_with_an_example(tmp_p
 
 
 def test_what_does_not_come_back_is_said_with_an_example(tmp_path: Path) -> None:
-    tokenizer = tiny.tokenizer()  # NFKC: full-width letters come back half-width
+    tokenizer = build.tokenizer()  # NFKC: full-width letters come back half-width
     assert dict(round_trip_losses(tokenizer, PROBES))["ＡＢＣ１２３"] == "ABC123"
     notes = list(tokenizer_notes(tmp_path, tokenizer, ["今日は天気がよいので、", "ＡＢ"]))
     assert (
@@ -111,17 +111,17 @@ def test_what_does_not_come_back_is_said_with_an_example(tmp_path: Path) -> None
 def test_a_damaged_sentencepiece_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"tokenizer.model: damaged or no SentencePiece model"):
-        conversion_differences(tmp_path, tiny.tokenizer(), ["犬"])
+        conversion_differences(tmp_path, build.tokenizer(), ["犬"])
 
 
-def test_unknown_characters_that_become_the_end_mark_are_refused(tmp_path: Path) -> None:
+def test_unknown_characters_that_become_the_eos_token_are_refused(tmp_path: Path) -> None:
     """transformers' T5 class has its unknown piece at id 2, where this model has its end."""
     from tsugiki.model.tokenizers import OtherIds, refuse_other_unknown
 
     path = tmp_path / "model"
     path.mkdir()
     (path / "text.txt").write_text(
-        "\n".join(sentence for sentence in tiny.SENTENCES for _ in range(40)), encoding="utf-8"
+        "\n".join(sentence for sentence in build.SENTENCES for _ in range(40)), encoding="utf-8"
     )
     spm.SentencePieceTrainer.train(
         input=str(path / "text.txt"),
@@ -148,6 +148,6 @@ def test_unknown_characters_that_become_the_end_mark_are_refused(tmp_path: Path)
         refuse_other_unknown(path, tokenizer)
         pytest.skip("this version of transformers keeps the unknown piece")
     with pytest.raises(
-        OtherIds, match="characters that its tokenizer does not know become its end mark"
+        OtherIds, match="characters that its tokenizer does not know become its EOS token"
     ):
         refuse_other_unknown(path, tokenizer)

@@ -9,11 +9,11 @@ import peft
 import pytest
 import torch
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
 from tsugiki.model.export import export_adapter, import_adapter
-from tsugiki.model.lora import Grafted, attach, detach, lora_layers, switched_off
+from tsugiki.model.lora import LaneAdapter, attach, detach, lora_layers, switched_off
 from tsugiki.model.merge import merge_adapter
 
 IDS = torch.tensor([[5, 9, 30, 41, 300, 7], [8, 8, 100, 2, 17, 45]])
@@ -38,9 +38,9 @@ CASES += [
 CASES += [("qwen2", "q+v"), ("qwen3", "all-linear"), ("gemma", "q+k+v+o")]
 
 
-def grafted(kind: str, targets: str, rank: int = 4, alpha: float = 6.0) -> Grafted:
+def grafted(kind: str, targets: str, rank: int = 4, alpha: float = 6.0) -> LaneAdapter:
     """An adapted model whose B is not zero, as after training."""
-    model = tiny.MODELS[kind]()
+    model = build.MODELS[kind]()
     result = attach(model, LoraConfig(targets=targets, rank=rank, alpha=alpha), seed=1)
     torch.manual_seed(7)
     for name, parameter in result.parameters.items():
@@ -55,10 +55,10 @@ def test_peft_computes_the_same_from_an_exported_adapter(
 ) -> None:
     ours = grafted(kind, targets)
     export_adapter(ours, tmp_path / "adapter", "tiny")
-    theirs = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "adapter").eval()
+    theirs = peft.PeftModel.from_pretrained(build.MODELS[kind](), tmp_path / "adapter").eval()
     with switched_off(ours.model):
         base = ours.model(IDS).logits
-    torch.testing.assert_close(base, tiny.MODELS[kind]()(IDS).logits, rtol=0, atol=0)
+    torch.testing.assert_close(base, build.MODELS[kind]()(IDS).logits, rtol=0, atol=0)
     assert (ours.model(IDS).logits - base).abs().max() > 1e-3
     torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
@@ -68,7 +68,7 @@ def test_gradients_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) 
     ours = grafted(kind, targets)
     export_adapter(ours, tmp_path / "adapter", "tiny")
     theirs = peft.PeftModel.from_pretrained(
-        tiny.MODELS[kind](), tmp_path / "adapter", is_trainable=True
+        build.MODELS[kind](), tmp_path / "adapter", is_trainable=True
     )
     for parameter in ours.parameters.values():
         parameter.requires_grad_(True)
@@ -78,7 +78,7 @@ def test_gradients_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) 
     for path, layer in lora_layers(ours.model):
         a = gradients[f"base_model.model.{path}.lora_A.default.weight"].grad
         b = gradients[f"base_model.model.{path}.lora_B.default.weight"].grad
-        for index, place in enumerate(layer.places):
+        for index, place in enumerate(layer.slices):
             part = slice(index * 4, index * 4 + 4)
             torch.testing.assert_close(layer.lora_a[index].grad, a[part], rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(
@@ -90,7 +90,7 @@ def test_gradients_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) 
 def test_round_trip_is_exact(kind: str, targets: str, tmp_path: Path) -> None:
     ours = grafted(kind, targets)
     export_adapter(ours, tmp_path / "adapter", "tiny")
-    back = import_adapter(tiny.MODELS[kind](), tmp_path / "adapter")
+    back = import_adapter(build.MODELS[kind](), tmp_path / "adapter")
     assert back.parameters.keys() == ours.parameters.keys()
     assert back.config.scale == pytest.approx(ours.config.scale)
     for name, parameter in ours.parameters.items():
@@ -105,9 +105,9 @@ def test_an_adapter_saved_by_peft_is_read(tmp_path: Path) -> None:
         init_lora_weights=False,
         task_type="CAUSAL_LM",
     )
-    theirs = peft.get_peft_model(tiny.llama(), config).eval()
+    theirs = peft.get_peft_model(build.llama(), config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
-    ours = import_adapter(tiny.llama(), tmp_path / "adapter")
+    ours = import_adapter(build.llama(), tmp_path / "adapter")
     assert ours.config.targets == "q+v"
     torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
@@ -134,21 +134,21 @@ def test_an_ordinary_adapter_on_the_fused_weight_is_read_as_qkv(
         task_type="CAUSAL_LM",
         fan_in_fan_out=kind == "gpt2",
     )
-    theirs = peft.get_peft_model(tiny.MODELS[kind](), config).eval()
+    theirs = peft.get_peft_model(build.MODELS[kind](), config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
-    ours = import_adapter(tiny.MODELS[kind](), tmp_path / "adapter")
+    ours = import_adapter(build.MODELS[kind](), tmp_path / "adapter")
     assert "qkv" in ours.config.targets.split("+")
     torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
     export_adapter(ours, tmp_path / "again", "tiny")
-    again = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "again").eval()
+    again = peft.PeftModel.from_pretrained(build.MODELS[kind](), tmp_path / "again").eval()
     torch.testing.assert_close(again(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path) -> None:
     config = peft.LoraConfig(r=3, use_dora=True, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    peft.get_peft_model(tiny.llama(), config).save_pretrained(tmp_path / "adapter")
+    peft.get_peft_model(build.llama(), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match="use_dora"):
-        import_adapter(tiny.llama(), tmp_path / "adapter")
+        import_adapter(build.llama(), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_what_would_be_scored_wrongly_is_refused_by_name(
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ModelError, match=said):
-        import_adapter(tiny.llama(), tmp_path)
+        import_adapter(build.llama(), tmp_path)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -178,13 +178,13 @@ def test_detaching_restores_the_base_bit_for_bit() -> None:
     result = grafted("gpt2", "all-linear")
     detach(result.model)
     assert not lora_layers(result.model)
-    assert torch.equal(result.model(IDS).logits, tiny.gpt2()(IDS).logits)
+    assert torch.equal(result.model(IDS).logits, build.gpt2()(IDS).logits)
 
 
 def test_the_start_of_a_place_depends_on_the_seed_not_on_its_neighbours() -> None:
-    narrow = attach(tiny.llama(), LoraConfig(targets="v", rank=4), seed=3).parameters
-    wide = attach(tiny.llama(), LoraConfig(targets="all-linear", rank=4), seed=3).parameters
-    other = attach(tiny.llama(), LoraConfig(targets="v", rank=4), seed=4).parameters
+    narrow = attach(build.llama(), LoraConfig(targets="v", rank=4), seed=3).parameters
+    wide = attach(build.llama(), LoraConfig(targets="all-linear", rank=4), seed=3).parameters
+    other = attach(build.llama(), LoraConfig(targets="v", rank=4), seed=4).parameters
     for name, parameter in narrow.items():
         assert torch.equal(parameter, wide[name])
         assert name.endswith(".B") or not torch.equal(parameter, other[name])
@@ -196,7 +196,7 @@ def test_merged_weights_equal_those_of_peft(kind: str, targets: str, tmp_path: P
     export_adapter(ours, tmp_path / "adapter", "tiny")
     adapted = ours.model(IDS).logits
     theirs = peft.PeftModel.from_pretrained(
-        tiny.MODELS[kind](), tmp_path / "adapter"
+        build.MODELS[kind](), tmp_path / "adapter"
     ).merge_and_unload()
     assert merge_adapter(ours.model, torch.float32) < 1e-5
     assert not lora_layers(ours.model)
@@ -232,9 +232,9 @@ def test_patterns_of_rank_and_alpha_are_read_as_peft_reads_them(
         task_type="CAUSAL_LM",
         **changes,
     )
-    theirs = peft.get_peft_model(tiny.llama(), config).eval()
+    theirs = peft.get_peft_model(build.llama(), config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
-    ours = import_adapter(tiny.llama(), tmp_path / "adapter")
+    ours = import_adapter(build.llama(), tmp_path / "adapter")
     torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
@@ -246,11 +246,11 @@ def test_scales_that_differ_by_module_are_refused(tmp_path: Path) -> None:
         alpha_pattern={"v_proj": 12},
         task_type="CAUSAL_LM",
     )
-    peft.get_peft_model(tiny.llama(), config).save_pretrained(tmp_path / "adapter")
+    peft.get_peft_model(build.llama(), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(
         ModelError, match=r"modules of different scales \(α / r: 1.5, 3\) are not implemented"
     ):
-        import_adapter(tiny.llama(), tmp_path / "adapter")
+        import_adapter(build.llama(), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_what_would_be_read_wrong_is_refused(change: dict, message: str, tmp_pat
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ModelError, match=message):
-        import_adapter(tiny.llama(), tmp_path / "adapter")
+        import_adapter(build.llama(), tmp_path / "adapter")
 
 
 def test_an_adapter_of_another_base_is_one_line(tmp_path: Path) -> None:
@@ -292,6 +292,6 @@ def test_an_adapter_of_another_base_is_one_line(tmp_path: Path) -> None:
     ):
         import_adapter(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path / "adapter")
     some = peft.LoraConfig(r=4, target_modules=r".*layers\.0\..*q_proj", task_type="CAUSAL_LM")
-    peft.get_peft_model(tiny.llama(), some).save_pretrained(tmp_path / "some")
+    peft.get_peft_model(build.llama(), some).save_pretrained(tmp_path / "some")
     with pytest.raises(ModelError, match="adapters on some layers only are not implemented"):
-        import_adapter(tiny.llama(), tmp_path / "some")
+        import_adapter(build.llama(), tmp_path / "some")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.batch import collate
 from tsugiki.data.example import Example
@@ -57,7 +57,7 @@ def lane_of(
 
 
 def train(kind: str, method: str, settings: TrainConfig) -> tuple[Lane, list[float]]:
-    model, data = tiny.MODELS[kind](), rows()
+    model, data = build.MODELS[kind](), rows()
     lane = lane_of(model, settings, method, len(data))
     result = fit(EagerStep(model, data, 3, CPU, FP32), [lane], CPU, folders=[None])[0]
     return lane, result.history.loss
@@ -69,7 +69,7 @@ def test_the_engine_equals_a_plain_loop(kind: str, method: str) -> None:
     settings = config(schedule="linear", warmup=0.2, weight_decay=0.1, clip=0.5)
     lane, losses = train(kind, method, settings)
 
-    model, data = tiny.MODELS[kind](), rows()
+    model, data = build.MODELS[kind](), rows()
     from tsugiki.model.loading import no_dropout
 
     no_dropout(model)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.study.test_study import TRAIN, asked
+from tests.build import TRAIN, run_config
 from tsugiki.errors import RunError
 from tsugiki.runs.reading import file_of, read_record
 from tsugiki.runs.record import Outcome
@@ -25,7 +25,7 @@ KEPT = Path(__file__).parents[1] / "kept" / "out"
 def test_a_record_is_read_back_as_it_was_written(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    [record] = run_group([asked(model_folder, task_file)], Store(tmp_path))
+    [record] = run_group([run_config(model_folder, task_file)], Store(tmp_path))
     outcome = record.outcome
     assert outcome.started <= outcome.ended
     assert outcome.cost is not None
@@ -72,7 +72,7 @@ def test_a_damaged_or_future_record_is_one_line_and_stops_no_other(
     content: str, said: str, model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     configs = [
-        asked(model_folder, task_file, train={**TRAIN, "epochs": epochs}) for epochs in (1, 2)
+        run_config(model_folder, task_file, train={**TRAIN, "epochs": epochs}) for epochs in (1, 2)
     ]
     first, second = run_group(configs, Store(tmp_path))
     file_of(second.folder, "outcome.json").write_text(content, encoding="utf-8")
@@ -97,7 +97,8 @@ def test_a_kill_while_lanes_are_scored_leaves_the_outcomes_of_those_before(
 ) -> None:
     rates = [1e-3 * number for number in range(1, 9)]
     configs = [
-        asked(model_folder, task_file, train={**TRAIN, "learning_rate": rate}) for rate in rates
+        run_config(model_folder, task_file, train={**TRAIN, "learning_rate": rate})
+        for rate in rates
     ]
     real, scored = evaluate.summarise, []
 
@@ -126,15 +127,15 @@ def test_a_kill_while_lanes_are_scored_leaves_the_outcomes_of_those_before(
 def test_another_label_batch_or_watch_is_the_same_run(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    [first] = run_group([asked(model_folder, task_file)], Store(tmp_path))
+    [first] = run_group([run_config(model_folder, task_file)], Store(tmp_path))
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     for change in (
         {"model": {"path": str(model_folder), "name": "another"}},
         {"score": {"batch": 4}},
-        {"score": {"during": 2, "during_rows": 3}},
+        {"score": {"validations": 2, "validation_rows": 3}},
         {"task": {"name": str(task_file), "data_dir": str(task_file.parent)}},
     ):
-        config = asked(model_folder, task_file, **change)
+        config = run_config(model_folder, task_file, **change)
         [again] = run_group([config], Store(tmp_path))
         assert again.folder == first.folder
         assert again.config == config, "under the labels that it was asked for with"
@@ -146,14 +147,14 @@ def test_another_label_batch_or_watch_is_the_same_run(
 def test_other_rows_of_validation_are_scored_from_the_kept_weights(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    [first] = run_group([asked(model_folder, task_file)], Store(tmp_path))
+    [first] = run_group([run_config(model_folder, task_file)], Store(tmp_path))
     fewer = {"name": str(task_file), "eval_rows": 5}
-    [again] = run_group([asked(model_folder, task_file, task=fewer)], Store(tmp_path))
+    [again] = run_group([run_config(model_folder, task_file, task=fewer)], Store(tmp_path))
     assert again.folder == first.folder
     assert (first.scored("validation").main.n, again.scored("validation").main.n) == (9, 5)
     assert len(again.outcome.scores) == 2
     assert len(again.answers("validation")) == 5
-    [once_more] = run_group([asked(model_folder, task_file)], Store(tmp_path))
+    [once_more] = run_group([run_config(model_folder, task_file)], Store(tmp_path))
     assert once_more.scored("validation") == first.scored("validation")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests import tiny
+from tests import build
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens, target_ids_of
 from tsugiki.model.loading import Numerics
@@ -28,7 +28,7 @@ def rows(tokenizer: object) -> list[Tokens]:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_log_likelihoods_equal_a_plain_computation(kind: str) -> None:
-    model, tokenizer = tiny.MODELS[kind](seed=3), tiny.tokenizer()
+    model, tokenizer = build.MODELS[kind](seed=3), build.tokenizer()
     pairs = [
         (row.prompt_ids, target_ids_of(tokenizer, candidate))
         for row in rows(tokenizer)
@@ -45,7 +45,7 @@ def test_log_likelihoods_equal_a_plain_computation(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("seed", [3, 4])
 def test_constrained_answers_equal_those_of_hf_generate(kind: str, seed: int) -> None:
-    model, tokenizer = tiny.MODELS[kind](seed=seed), tiny.tokenizer()
+    model, tokenizer = build.MODELS[kind](seed=seed), build.tokenizer()
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(20)  # so that candidates differ clearly
     ids = [target_ids_of(tokenizer, candidate) for candidate in CANDIDATES]
@@ -77,7 +77,7 @@ def test_sum_and_per_char_by_hand() -> None:
     assert spell([[5, 2], [5, 2]], [[-1.0, -1.0], [-1.0, -1.0]]) == 0, (
         "two equal candidates: the first"
     )
-    model, tokenizer = tiny.llama(seed=3), tiny.tokenizer()
+    model, tokenizer = build.llama(seed=3), build.tokenizer()
     data = rows(tokenizer)[:3]
     chosen = choose_all(model, tokenizer, data, FP32)
     for place, row in enumerate(data):

@@ -10,7 +10,7 @@ import unicodedata
 
 import pytest
 
-from tests import tiny
+from tests import build
 from tsugiki.errors import ConfigError
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
 from tsugiki.score.metrics import rouge
@@ -18,7 +18,7 @@ from tsugiki.score.rules import CLOSED_RULES, SUMMARY_RULES, class_scores, pick_
 from tsugiki.score.statistics import mcnemar
 
 WORDS = [
-    *"".join(tiny.SENTENCES),
+    *"".join(build.SENTENCES),
     "。",
     "、",
     ".",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rouge_score import rouge_scorer
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import ScoreConfig
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
@@ -139,7 +139,7 @@ def test_baselines() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_greedy_answers_equal_hf_generate_and_do_not_depend_on_the_batch(kind: str) -> None:
-    model = tiny.MODELS[kind](seed=3)
+    model = build.MODELS[kind](seed=3)
     prompts = [[5, 6, 7], [9, 10, 11, 12, 13, 14], [20], [9, 9, 9, 9]]
     together = generate_ids(model, prompts, max_new_tokens=10, stops=(2,), pad_id=3)
     for prompt, answer in zip(prompts, together, strict=True):
@@ -155,7 +155,7 @@ def test_greedy_answers_equal_hf_generate_and_do_not_depend_on_the_batch(kind: s
 
 
 def test_rows_that_end_are_retired_and_order_is_kept() -> None:
-    model = tiny.llama(seed=1)
+    model = build.llama(seed=1)
     free = generate_ids(model, [[5, 6], [7, 8, 9]], max_new_tokens=6, stops=(), pad_id=3)
     eos = free[0][1]
     stopped = generate_ids(model, [[5, 6], [7, 8, 9]], max_new_tokens=6, stops=(eos,), pad_id=3)
@@ -164,7 +164,7 @@ def test_rows_that_end_are_retired_and_order_is_kept() -> None:
 
 
 def test_predictions_come_in_the_order_of_the_rows() -> None:
-    tokenizer, model = tiny.tokenizer(), tiny.llama(seed=1)
+    tokenizer, model = build.tokenizer(), build.llama(seed=1)
     rows = [
         Tokens(
             example=Example(id=str(n), fields={}, target="含意", candidates=CANDIDATES),
@@ -188,7 +188,7 @@ def test_predictions_come_in_the_order_of_the_rows() -> None:
 def test_packed_answers_equal_the_reference(kind: str, batch: int) -> None:
     """Prompts read packed and a fixed store give the same tokens, with rows that end early and
     groups that shrink."""
-    model = tiny.MODELS[kind](seed=5)
+    model = build.MODELS[kind](seed=5)
     prompts = [
         tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)
     ]
@@ -210,13 +210,13 @@ def test_packed_answers_equal_the_reference(kind: str, batch: int) -> None:
 
 def test_captured_decoding_that_cannot_be_is_refused() -> None:
     with pytest.raises(
-        RunError, match=r'score.decode = "captured": it needs a CUDA device, this is cpu'
+        RunError, match=r'score.decode = "cuda_graph": it needs a CUDA device, this is cpu'
     ):
         predict(
-            tiny.llama(),
-            tiny.tokenizer(),
+            build.llama(),
+            build.tokenizer(),
             [],
             max_new_tokens=4,
-            config=ScoreConfig(decode="captured"),
+            config=ScoreConfig(decode="cuda_graph"),
             numerics=FP32,
         )

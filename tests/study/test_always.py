@@ -19,8 +19,8 @@ import psutil
 import pytest
 import torch
 
-from tests import tiny
-from tests.study.test_study import asked, study_of
+from tests import build
+from tests.build import run_config, study_of
 from tsugiki import files
 from tsugiki.cli import commands as cli
 from tsugiki.config.run import RunConfig
@@ -136,7 +136,7 @@ def test_one_lane_that_cannot_be_written_does_not_take_the_others(
 ) -> None:
     """A group is halved until the culprit is alone."""
     configs = [
-        asked(model_folder, task_file, lora={"targets": "q+v", "rank": rank})
+        run_config(model_folder, task_file, lora={"targets": "q+v", "rank": rank})
         for rank in (1, 2, 3, 4)
     ]
     real = methods.LORA.lanes
@@ -161,8 +161,8 @@ def test_advice_names_what_helps_there(
 ) -> None:
     from tsugiki.model.loading import find_base
 
-    model, cpu = tiny.llama(), torch.device("cpu")
-    full = asked(model_folder, task_file, method="full", lora=None)
+    model, cpu = build.llama(), torch.device("cpu")
+    full = run_config(model_folder, task_file, method="full", lora=None)
     numerics = find_base(full.model, "full", "fp32").numerics
     size = 16 * sum(parameter.numel() for parameter in model.parameters())
     monkeypatch.setattr(memory, "room", lambda device: (size, size))
@@ -251,8 +251,8 @@ def test_a_kill_while_an_older_checkpoint_is_removed_does_not_block_a_restart(
 ) -> None:
     """It had left a folder without its state: “checkpoint cannot be read”, for ever."""
     tensors = {"a": torch.zeros(2)}
-    save_checkpoint(tmp_path, 3, tensors, LaneState(moving_steps=1), keep=True)
-    save_checkpoint(tmp_path, 5, tensors, LaneState(moving_steps=2), keep=True)
+    save_checkpoint(tmp_path, 3, tensors, LaneState(steps_with_lr=1), keep=True)
+    save_checkpoint(tmp_path, 5, tensors, LaneState(steps_with_lr=2), keep=True)
 
     def killed(path: Path, **named: Any) -> None:
         (Path(path) / "state.json").unlink()
@@ -269,7 +269,7 @@ def test_a_kill_while_an_older_checkpoint_is_removed_does_not_block_a_restart(
     (tmp_path / "step-00000003" / "lane.safetensors").write_bytes(b"half")
     latest = latest_checkpoint(tmp_path)
     assert latest is not None
-    assert read_checkpoint(latest)[1].moving_steps == 2
+    assert read_checkpoint(latest)[1].steps_with_lr == 2
     drop_older_checkpoints(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     (tmp_path / "step-00000005" / "state.json").unlink()
@@ -280,7 +280,7 @@ def test_a_kill_while_an_older_checkpoint_is_removed_does_not_block_a_restart(
 def test_a_run_goes_on_over_a_folder_without_a_state(
     model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, store = asked(model_folder, task_file), Store(tmp_path)
+    config, store = run_config(model_folder, task_file), Store(tmp_path)
     whole = run_group([config], Store(tmp_path / "whole"))[0]
     from tsugiki.train import engine
     from tsugiki.train.step import EagerStep
@@ -358,7 +358,7 @@ def test_loss_on_validation_is_that_of_the_answers(
     from tsugiki.train.loss import summed_losses
 
     configs = [
-        asked(model_folder, task_file, lora={"targets": targets, "rank": 2})
+        run_config(model_folder, task_file, lora={"targets": targets, "rank": 2})
         for targets in ("q+v", "all-linear")
     ]
     for record in run_group(configs, Store(tmp_path), lanes=2):
@@ -375,7 +375,7 @@ def test_loss_on_validation_is_that_of_the_answers(
 
 
 def test_a_run_put_back_is_as_before(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
-    record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
+    record = run_group([run_config(model_folder, task_file)], Store(tmp_path))[0]
     run = Run(record.folder)
     before = {path.name: path.read_bytes() for path in record.folder.iterdir() if path.is_file()}
     kept = run.start_over()

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests import tiny
-from tests.study.test_study import TRAIN, asked
+from tests import build
+from tests.build import TRAIN, run_config
 from tsugiki.cli.check import check_file
 from tsugiki.config.run import ModelChoice, TaskChoice
 from tsugiki.data.tasks import load_task
@@ -84,7 +84,7 @@ def test_an_answer_that_no_model_could_give_is_refused(
 ) -> None:
     task_of(task_file, '"含意"', f'"{word}"')
     with pytest.raises(DataError, match=message):
-        run_of(asked(model_folder, task_file), tmp_path)
+        run_of(run_config(model_folder, task_file), tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
@@ -94,7 +94,7 @@ def test_a_tokenizer_that_loses_an_answer_is_refused(
     from tokenizers import normalizers
 
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
-    tokenizer = tiny.tokenizer()
+    tokenizer = build.tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace("矛", "")]
     )
@@ -104,7 +104,7 @@ def test_a_tokenizer_that_loses_an_answer_is_refused(
         match="the answer “矛盾” comes back from the tokenizer as “盾”, so no answer could be "
         "right",
     ):
-        run_of(asked(folder, task_file), tmp_path)
+        run_of(run_config(folder, task_file), tmp_path)
 
 
 def test_label_words_that_are_control_tokens_are_kept(
@@ -114,7 +114,7 @@ def test_label_words_that_are_control_tokens_are_kept(
     empty."""
     folder = tmp_path / "model"
     model = AutoModelForCausalLM.from_pretrained(model_folder)
-    tokenizer = tiny.tokenizer()
+    tokenizer = build.tokenizer()
     words = ["<|含意|>", "<|中立|>", "<|矛盾|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": words})
     model.resize_token_embeddings(600, mean_resizing=False)
@@ -128,7 +128,9 @@ def test_label_words_that_are_control_tokens_are_kept(
     for word in ("含意", "中立", "矛盾"):
         text = text.replace(f'"{word}"', f'"<|{word}|>"')
     task_file.write_text(text, encoding="utf-8")
-    record, _ = run_of(asked(folder, task_file, train={**TRAIN, "learning_rate": 1e-9}), tmp_path)
+    record, _ = run_of(
+        run_config(folder, task_file, train={**TRAIN, "learning_rate": 1e-9}), tmp_path
+    )
     answers = record.answers("validation")  # type: ignore[attr-defined]
     assert {one.target for one in answers} == set(words)
     assert any("<|" in one.answer for one in answers)
@@ -138,7 +140,7 @@ def test_free_answers_that_cannot_be_whole_are_counted_and_an_end_inside_one_is_
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     record, notes = run_of(
-        asked(model_folder, free(task_file, ["犬", "犬が公園を走っています。"])), tmp_path
+        run_config(model_folder, free(task_file, ["犬", "犬が公園を走っています。"])), tmp_path
     )
     said = (
         "validation: 1 of 2 answers are longer than max_new_tokens = 6, so none of those can be "
@@ -150,7 +152,7 @@ def test_free_answers_that_cannot_be_whole_are_counted_and_an_end_inside_one_is_
     with pytest.raises(
         DataError, match=r"train row train:2: the answer becomes the tokenizer's “</s>”"
     ):
-        run_of(asked(model_folder, free(task_file, ["犬", "犬</s>猫"])), tmp_path)
+        run_of(run_config(model_folder, free(task_file, ["犬", "犬</s>猫"])), tmp_path)
 
 
 def test_control_tokens_in_the_users_texts_are_told_with_the_row(
@@ -160,7 +162,7 @@ def test_control_tokens_in_the_users_texts_are_told_with_the_row(
     path.write_text(
         path.read_text(encoding="utf-8").replace("犬が公園", "犬が</s>公園", 1), encoding="utf-8"
     )
-    _, notes = run_of(asked(model_folder, task_file), tmp_path)
+    _, notes = run_of(run_config(model_folder, task_file), tmp_path)
     assert notes == [
         "train: 1 of 24 rows hold control tokens of the tokenizer in their texts (first: row "
         "train:1, “</s>”)"
@@ -177,7 +179,7 @@ def test_a_label_that_is_never_scored_is_told(
         if json.loads(line)["label"] != "c"
     ]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    _, notes = run_of(asked(model_folder, task_file), tmp_path)
+    _, notes = run_of(run_config(model_folder, task_file), tmp_path)
     assert notes == [
         "validation: no row has the label 矛盾, which training has: a score there says nothing of "
         "it"
@@ -225,9 +227,11 @@ def test_a_conversation_that_is_too_long_is_left_out_by_a_setting_and_counted(
     with pytest.raises(
         DataError, match=r'leave such rows out of training with train.long_rows = "leave_out"'
     ) as caught:
-        run_of(asked(folder, task), tmp_path)
+        run_of(run_config(folder, task), tmp_path)
     assert "with cut" not in str(caught.value)
-    record, notes = run_of(asked(folder, task, train={**TRAIN, "long_rows": "leave_out"}), tmp_path)
+    record, notes = run_of(
+        run_config(folder, task, train={**TRAIN, "long_rows": "leave_out"}), tmp_path
+    )
     assert record.status == "done"  # type: ignore[attr-defined]
     assert record.outcome.left_out == 1  # type: ignore[attr-defined]
     assert record.outcome.ends == ("</s>", "[SEP]")  # type: ignore[attr-defined]
@@ -242,22 +246,22 @@ def test_a_tokenizer_class_that_gives_other_ids_than_its_file_is_refused_with_th
 ) -> None:
     from tokenizers import normalizers
 
-    tiny.tokenizer().save_pretrained(tmp_path)
-    refuse_other_ids(tmp_path, PreTrainedTokenizerFast.from_pretrained(tmp_path), tiny.SENTENCES)
-    other = tiny.tokenizer()
+    build.tokenizer().save_pretrained(tmp_path)
+    refuse_other_ids(tmp_path, PreTrainedTokenizerFast.from_pretrained(tmp_path), build.SENTENCES)
+    other = build.tokenizer()
     other.backend_tokenizer.normalizer = normalizers.Replace("犬", "猫")
     with pytest.raises(
         ModelError,
         match=r"gives other ids than its tokenizer\.json on 2 of 5 texts.*With tokenizer_class = "
         r'"PreTrainedTokenizerFast" .* 0 of 5 differ',
     ):
-        refuse_other_ids(tmp_path, other, tiny.SENTENCES)
+        refuse_other_ids(tmp_path, other, build.SENTENCES)
 
 
 def test_a_run_of_an_earlier_meaning_is_shown_and_never_taken_as_finished(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    config = asked(model_folder, task_file)
+    config = run_config(model_folder, task_file)
     record, _ = run_of(config, tmp_path)
     folder = record.folder  # type: ignore[attr-defined]
     old = folder.with_name(folder.name[:-12] + "0" * 12)
@@ -349,7 +353,7 @@ def test_candidates_that_the_tokenizer_loses_are_counted(
     from tests.data.test_text import choices
 
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
-    tokenizer = tiny.tokenizer()
+    tokenizer = build.tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("③", "")
     tokenizer.save_pretrained(folder)
     task = choices(
@@ -362,7 +366,7 @@ def test_candidates_that_the_tokenizer_loses_are_counted(
         task.read_text(encoding="utf-8").replace("max_new_tokens = 6", "max_new_tokens = 12"),
         encoding="utf-8",
     )
-    _, notes = run_of(asked(folder, task), tmp_path)
+    _, notes = run_of(run_config(folder, task), tmp_path)
     assert (
         "validation: the tokenizer loses 1 candidates, like “③” → “”; in 1 of 3 rows that is the "
         "right answer, which can never be given" in notes
@@ -373,31 +377,31 @@ def test_unknown_characters_of_free_answers_are_counted_where_padding_is_the_unk
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
-    tokenizer = tiny.tokenizer()
+    tokenizer = build.tokenizer()
     tokenizer.pad_token = "<unk>"
     tokenizer.save_pretrained(folder)
-    _, notes = run_of(asked(folder, free(task_file, ["犬", "<unk>"])), tmp_path)
+    _, notes = run_of(run_config(folder, free(task_file, ["犬", "<unk>"])), tmp_path)
     assert (
         "train: 1 of 2 answers hold characters that the tokenizer does not know, so they cannot be "
         "given (first: row train:2)" in notes
     )
 
 
-def test_an_end_that_is_an_ordinary_piece_is_told(
+def test_an_end_that_is_an_ordinary_token_is_told(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 508]}', encoding="utf-8")
-    _, notes = run_of(asked(folder, task_file), tmp_path)
-    assert any(note.startswith("answers also end at 508 (“no piece”)") for note in notes)
+    _, notes = run_of(run_config(folder, task_file), tmp_path)
+    assert any(note.startswith("answers also end at 508 (“no token”)") for note in notes)
 
 
 def test_truncation_and_padding_kept_in_a_tokenizer_file_change_nothing(tmp_path: Path) -> None:
-    tokenizer = tiny.tokenizer()
+    tokenizer = build.tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=64)
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    refuse_other_ids(tmp_path, tiny.tokenizer(), tiny.SENTENCES)
+    refuse_other_ids(tmp_path, build.tokenizer(), build.SENTENCES)
 
 
 def test_a_model_that_writes_without_a_cache_says_so_and_is_trained_and_scored(
@@ -408,7 +412,7 @@ def test_a_model_that_writes_without_a_cache_says_so_and_is_trained_and_scored(
 
     folder = saved(TAKEN["mamba"], tmp_path / "model")
     record, notes = run_of(
-        asked(folder, task_file, method="full", lora=None, train={**TRAIN, "max_length": 128}),
+        run_config(folder, task_file, method="full", lora=None, train={**TRAIN, "max_length": 128}),
         tmp_path,
     )
     assert WITHOUT_CACHE in notes

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.test_study import study_of
-from tests.tables import in_words
+from tests.build import in_words, study_of
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError

@@ -15,10 +15,9 @@ import pytest
 import torch
 
 import tsugiki
-from tests import tiny
-from tests.tables import in_words
+from tests import build
+from tests.build import STUDY, TRAIN, in_words, run_config, study_of
 from tsugiki.cli.check import check_file, show_task
-from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.report.compare import compare_runs
@@ -31,23 +30,7 @@ from tsugiki.runs.store import Run, RunBusy, Store
 from tsugiki.runs.use import answer_texts, export_run
 from tsugiki.study.cells import collect, expand, parse_study
 from tsugiki.study.sweep import run_study
-from tsugiki.toml import parse
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
-
-TRAIN = {"learning_rate": 5e-3, "epochs": 2, "batch": 8, "precision": "fp32"}
-
-
-def asked(model_path: Path, task_path: Path, **changes: object) -> RunConfig:
-    given = {
-        "model": {"path": str(model_path), "name": "tiny"},
-        "task": {"name": str(task_path)},
-        "train": TRAIN,
-        "lora": {"targets": "q+v", "rank": 2},
-        **changes,
-    }
-    return parse(
-        RunConfig, {key: value for key, value in given.items() if value is not None}, "test"
-    )
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -55,7 +38,7 @@ def test_one_run_leaves_exactly_these_files_and_is_only_read_again(
     method: str, model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     changes = {"method": "full", "lora": None} if method == "full" else {}
-    config = asked(model_folder, task_file, **changes)
+    config = run_config(model_folder, task_file, **changes)
     record = run_group([config], Store(tmp_path))[0]
     assert record.status == "done"
     names = {
@@ -85,7 +68,7 @@ def test_a_group_shares_its_base_and_each_member_equals_its_solo_run(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     configs = [
-        asked(model_folder, task_file, lora={"targets": targets, "rank": 2})
+        run_config(model_folder, task_file, lora={"targets": targets, "rank": 2})
         for targets in ("q+v", "all-linear")
     ]
     together = run_group(configs, Store(tmp_path / "group"))
@@ -100,7 +83,7 @@ def test_a_group_shares_its_base_and_each_member_equals_its_solo_run(
 def test_the_kept_weights_give_the_same_answers(
     gpt2_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    record = run_group([asked(gpt2_folder, task_file)], Store(tmp_path))[0]
+    record = run_group([run_config(gpt2_folder, task_file)], Store(tmp_path))[0]
     scored = score_run(record, "test")
     assert scored.scores("test") is not None
     os.remove(scored.folder / scored.scored("validation").file)
@@ -114,10 +97,10 @@ def test_scoring_on_training_data_is_refused(
 ) -> None:
     with pytest.raises(DataError, match="cut from the same rows as the training data"):
         run_group(
-            [asked(model_folder, task_file, task={"name": str(task_file), "split": "leaky"})],
+            [run_config(model_folder, task_file, task={"name": str(task_file), "split": "leaky"})],
             Store(tmp_path),
         )
-    record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
+    record = run_group([run_config(model_folder, task_file)], Store(tmp_path))[0]
     Run(record.folder).change(
         trained_on={"mine": next(iter(record.provenance.data["test"].values()))}
     )
@@ -128,7 +111,7 @@ def test_scoring_on_training_data_is_refused(
 def test_a_diverged_run_is_recorded_as_failed_with_its_reason(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    config = asked(
+    config = run_config(
         model_folder, task_file, method="full", lora=None, train={**TRAIN, "learning_rate": 1e6}
     )
     record = run_group([config], Store(tmp_path))[0]
@@ -141,7 +124,7 @@ def test_a_diverged_run_is_recorded_as_failed_with_its_reason(
 def test_damage_is_named_not_guessed_at(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
+    record = run_group([run_config(model_folder, task_file)], Store(tmp_path))[0]
     path = latest_checkpoint(record.folder / "weights")
     assert path is not None
     (path / "lane.safetensors").write_bytes(b"cut")
@@ -153,9 +136,9 @@ def test_damage_is_named_not_guessed_at(
 
 
 def test_a_base_that_changed_is_refused(task_file: Path, tmp_path: Path) -> None:
-    folder = tiny.save(tmp_path / "model")
-    record = run_group([asked(folder, task_file)], Store(tmp_path / "out"))[0]
-    tiny.llama(seed=5).save_pretrained(folder)
+    folder = build.save(tmp_path / "model")
+    record = run_group([run_config(folder, task_file)], Store(tmp_path / "out"))[0]
+    build.llama(seed=5).save_pretrained(folder)
     with pytest.raises(RunError, match="was trained over weights of sha256"):
         load_trained(record)
 
@@ -165,7 +148,7 @@ def test_a_base_that_changed_is_refused(task_file: Path, tmp_path: Path) -> None
     [("cut", "damaged or cut short"), ("gone", "no safetensors"), ("config", r"no config\.json")],
 )
 def test_a_broken_model_folder(damage: str, message: str, task_file: Path, tmp_path: Path) -> None:
-    folder = tiny.save(tmp_path / "model")
+    folder = build.save(tmp_path / "model")
     weights = folder / "model.safetensors"
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:1000])
@@ -174,7 +157,7 @@ def test_a_broken_model_folder(damage: str, message: str, task_file: Path, tmp_p
     else:
         (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=message):
-        run_group([asked(folder, task_file)], Store(tmp_path / "out"))
+        run_group([run_config(folder, task_file)], Store(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -186,7 +169,7 @@ def test_a_row_longer_than_the_model_is_refused(
         train.read_text(encoding="utf-8").replace("犬が公園", "犬が公園" * 60, 1), encoding="utf-8"
     )
     with pytest.raises(DataError, match="prompt tokens, but 128 less the answer leave"):
-        run_group([asked(model_folder, task_file)], Store(tmp_path / "out"))
+        run_group([run_config(model_folder, task_file)], Store(tmp_path / "out"))
     assert not (tmp_path / "out" / "runs").exists(), "nothing half-written"
 
 
@@ -195,30 +178,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="cannot be made"):
-        run_group([asked(model_folder, task_file)], Store(tmp_path / "file"))
-
-
-STUDY = {
-    "name": "tiny",
-    "train": {"epochs": 2, "precision": "fp32"},
-    "methods": [
-        {
-            "name": "LoRA",
-            "kind": "lora",
-            "grid": {"learning_rate": [1e-3, 1e-2], "targets": ["q+v"], "rank": [2]},
-        },
-        {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3, 1e6], "batch": [16]}},
-    ],
-    "reference_rows": True,
-}
-
-
-def study_of(model: Path, task: Path) -> dict:
-    return {
-        **STUDY,
-        "models": [{"path": str(model), "name": "tiny"}],
-        "tasks": [{"name": str(task)}],
-    }
+        run_group([run_config(model_folder, task_file)], Store(tmp_path / "file"))
 
 
 def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
@@ -253,7 +213,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
         "table4",
     ]
     assert "diverged" in text
-    assert "compared cells differ in batch: LoRA 8, FT 16" in text
+    assert "compared configurations differ in batch: LoRA 8, FT 16" in text
     assert "at most 128 tokens" in text, "the model has 128 positions"
     assert "| tiny | majority |" in text
     solo = result.records[result.chosen["tiny", "tiny", "FT"].label].outcome.exclusive_cost
@@ -294,7 +254,7 @@ def test_a_study_drops_only_the_weights_of_its_own_losing_cells(
         ),
         ({"grid": {"learning_rate": []}}, r"grid.learning_rate is empty"),
         ({"grid": {}}, "learning_rate: missing"),
-        ({"grid": {"learning_rate": [1e-3, 1e-3]}}, "two cells are called"),
+        ({"grid": {"learning_rate": [1e-3, 1e-3]}}, "two configurations are called"),
         ({"tasks": ["jnly"], "grid": {"learning_rate": [1e-3]}}, r'tasks names "jnly"'),
         ({"kind": "full", "grid": {"learning_rate": [1e-3], "rank": [2]}}, 'grid has no "rank"'),
     ],
@@ -313,7 +273,7 @@ def test_a_wrong_study_is_one_clear_line(change: dict, message: str) -> None:
 def test_a_trained_run_answers_own_text_and_exports(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    record = run_group([asked(model_folder, task_file)], Store(tmp_path))[0]
+    record = run_group([run_config(model_folder, task_file)], Store(tmp_path))[0]
     answers = answer_texts(record, ["文1: 犬[SEP]文2: 猫[SEP]", "空"], max_new_tokens=3)
     assert len(answers) == 2
     export_run(record, tmp_path / "adapter")
@@ -323,7 +283,9 @@ def test_a_trained_run_answers_own_text_and_exports(
     }
     with pytest.raises(ModelError, match="tokens; from 1 to"):
         answer_texts(record, ["空" * 200], max_new_tokens=3)
-    full = run_group([asked(model_folder, task_file, method="full", lora=None)], Store(tmp_path))[0]
+    full = run_group(
+        [run_config(model_folder, task_file, method="full", lora=None)], Store(tmp_path)
+    )[0]
     with pytest.raises(ModelError, match="no adapter to export"):
         export_run(full, tmp_path / "other")
 
@@ -332,7 +294,7 @@ def test_two_runs_are_compared_answer_by_answer(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     configs = [
-        asked(model_folder, task_file, lora={"targets": targets, "rank": 2})
+        run_config(model_folder, task_file, lora={"targets": targets, "rank": 2})
         for targets in ("q+v", "all-linear")
     ]
     first, second = run_group(configs, Store(tmp_path))
@@ -445,24 +407,24 @@ def test_kill_9_in_the_middle_resumes_to_the_same_bits(
 
 
 def test_what_changes_an_answer_changes_the_run(task_file: Path, tmp_path: Path) -> None:
-    folder = tiny.save(tmp_path / "model")
+    folder = build.save(tmp_path / "model")
     store = Store(tmp_path / "out")
-    names = {run_group([asked(folder, task_file)], store)[0].folder.name}
+    names = {run_group([run_config(folder, task_file)], store)[0].folder.name}
     text = task_file.read_text(encoding="utf-8")
     for change in (("[SEP]文2", " 文2"), ("含意", "田園")):
         task_file.write_text(text.replace(*change), encoding="utf-8")
-        names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
+        names.add(run_group([run_config(folder, task_file)], store)[0].folder.name)
     task_file.write_text(text.replace('title = "tiny"', 'title = "other"'), encoding="utf-8")
-    names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
+    names.add(run_group([run_config(folder, task_file)], store)[0].folder.name)
     assert len(names) == 3, "a title changes nothing"
     task_file.write_text(text.replace("max_new_tokens = 6", "max_new_tokens = 5"), encoding="utf-8")
-    [shorter] = run_group([asked(folder, task_file)], store)
+    [shorter] = run_group([run_config(folder, task_file)], store)
     assert shorter.folder.name in names, "how long an answer may be changes its scores alone"
     assert [one.key.max_new_tokens for one in shorter.outcome.scores if one.key] == [6, 5]
     assert shorter.scored("validation").key.max_new_tokens == 5
     tokenizer = folder / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    names.add(run_group([asked(folder, task_file)], store)[0].folder.name)
+    names.add(run_group([run_config(folder, task_file)], store)[0].folder.name)
     assert len(names) == 4
 
 
@@ -491,7 +453,7 @@ def test_a_cell_that_lost_and_was_dropped_is_trained_again_when_it_is_chosen(
 def test_a_full_disk_is_no_failed_run(
     model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, store = asked(model_folder, task_file), Store(tmp_path)
+    config, store = run_config(model_folder, task_file), Store(tmp_path)
     from tsugiki.train import engine
 
     real = engine.save_checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
+from tests import build
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.errors import RunError
@@ -44,7 +44,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(method: str, stop: int, tmp_path
     settings = config(schedule="cosine", warmup=0.2)
 
     def lane() -> tuple[EagerStep, Lane]:
-        model = tiny.llama()
+        model = build.llama()
         made = lane_of(model, settings, method, 10)
         return EagerStep(model, rows(), 3, CPU, FP32), made
 
@@ -64,7 +64,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(method: str, stop: int, tmp_path
 
 def test_dropout_is_drawn_from_counters_so_a_resumed_run_draws_the_same(tmp_path: Path) -> None:
     def lane() -> tuple[EagerStep, Lane]:
-        model = tiny.llama()
+        model = build.llama()
         grafted = attach(model, LoraConfig(targets="all-linear", rank=4, dropout=0.3), seed=0)
         return EagerStep(model, rows(), 3, CPU, FP32), Lane(
             "LoRA", grafted.parameters, config(), 10, moves=OneVector(grafted)
@@ -82,7 +82,7 @@ def test_dropout_is_drawn_from_counters_so_a_resumed_run_draws_the_same(tmp_path
 
 
 def _without_dropout() -> tuple[EagerStep, list[Lane]]:
-    model = tiny.llama()
+    model = build.llama()
     grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
     return EagerStep(model, rows(), 3, CPU, FP32), [
         Lane("LoRA", grafted.parameters, config(), 10, moves=OneVector(grafted))
@@ -90,7 +90,7 @@ def _without_dropout() -> tuple[EagerStep, list[Lane]]:
 
 
 def test_an_adapter_that_no_gradient_reaches_stops_the_run() -> None:
-    model = tiny.llama()
+    model = build.llama()
     grafted = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
     dead = (
         next(name for name in grafted.parameters if name.endswith("down.B"))
@@ -109,7 +109,7 @@ def test_an_adapter_that_no_gradient_reaches_stops_the_run() -> None:
 
 
 def test_divergence_is_named_with_its_step() -> None:
-    model = tiny.llama()
+    model = build.llama()
     lane = lane_of(model, config(learning_rate=1e18), "full", 10)
     failure = fit(EagerStep(model, rows(), 3, CPU, FP32), [lane], CPU, folders=[None])[0].failure
     assert re.search(
@@ -119,7 +119,7 @@ def test_divergence_is_named_with_its_step() -> None:
 
 
 def test_progress_is_told_with_the_time_left() -> None:
-    model = tiny.llama()
+    model = build.llama()
     lane = lane_of(model, config(epochs=10), "lora", 10)
     heard: list[Progress] = []
     result = fit(
@@ -153,7 +153,7 @@ def test_schedules(schedule: dict, expected: list[float]) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 3, {"param/w": torch.ones(4)}, LaneState(moving_steps=3))
+    path = save_checkpoint(tmp_path, 3, {"param/w": torch.ones(4)}, LaneState(steps_with_lr=3))
     tensors, state = read_checkpoint(path)
     assert torch.equal(tensors["param/w"], torch.ones(4))
     assert state.step == 3

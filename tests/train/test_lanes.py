@@ -13,18 +13,18 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests import tiny
+from tests import build
 from tests.parity.test_training import CPU, FP32, config, rows
 from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.packing import PackableRows, PackedBatch, largest_of, plan_shapes, shape_for
 from tsugiki.fast.attention import PACKED, attending
 from tsugiki.fast.fused_linears import can_fuse, fused
-from tsugiki.model.lora import attach_lanes, grafted_of
+from tsugiki.model.lora import adapter_of, attach_lanes
 from tsugiki.score.decode import generate_all, generate_lanes
 from tsugiki.score.predict import generate_ids
-from tsugiki.train.captured import PackedForward
 from tsugiki.train.engine import FitResult, fit
 from tsugiki.train.lane import Lane, OneVector
+from tsugiki.train.packed_forward import PackedForward
 from tsugiki.train.step import EagerStep, StepResult
 
 Asked = tuple[LoraConfig, TrainConfig]
@@ -71,7 +71,7 @@ def together(
     folders: Sequence[Path] | None = None,
     wrap: Callable = lambda step: step,
 ) -> tuple[list[Lane], list[FitResult]]:
-    model = tiny.MODELS[kind]()
+    model = build.MODELS[kind]()
     lanes = lanes_of(model, asked)
     step = wrap(EagerStep(model, rows(), 3, CPU, FP32))
     return lanes, fit(
@@ -175,7 +175,7 @@ def test_a_lane_does_not_notice_what_the_others_do(kind: str) -> None:
 def packed_together(kind: str, asked: Sequence[Asked]) -> tuple[list[Lane], list[list[float]]]:
     """What the captured step does, without the capture: one packed batch of equal stretches,
     products fused and grouped by lane."""
-    model = tiny.MODELS[kind]()
+    model = build.MODELS[kind]()
     lanes = lanes_of(model, asked)
     packable = PackableRows.of(rows())
     parts = [
@@ -189,8 +189,8 @@ def packed_together(kind: str, asked: Sequence[Asked]) -> tuple[list[Lane], list
     losses: list[list[float]] = [[] for _ in lanes]
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
-        shadow = rewired.enter_context(fused(model)) if can_fuse(model) else None
-        forward = PackedForward(model, lanes, FP32, CPU, shadow)
+        compute_copy = rewired.enter_context(fused(model)) if can_fuse(model) else None
+        forward = PackedForward(model, lanes, FP32, CPU, compute_copy)
         while any(not lane.done for lane in lanes):
             numbers = [[] if lane.done else lane.rows() for lane in lanes]
             exact = [packable.exact_shape(part) for part in numbers]
@@ -208,14 +208,14 @@ def packed_together(kind: str, asked: Sequence[Asked]) -> tuple[list[Lane], list
                 )
             found = forward(PackedBatch(shape=shape, buffer=buffer)).tolist()
             for place, lane in enumerate(lanes):
-                lane.set_rate(resting=lane.done)
+                lane.set_rate(idle=lane.done)
                 lane.move()
                 if not lane.done:
                     losses[place].append(found[place])
                     lane.count()
             lanes[0].moves.bank.gradient.zero_()
-            if shadow:
-                shadow.refresh()
+            if compute_copy:
+                compute_copy.refresh()
     return lanes, losses
 
 
@@ -309,21 +309,21 @@ def test_a_killed_group_goes_on_to_the_same_bits(
 
 
 def test_one_lane_can_answer_alone() -> None:
-    model = tiny.llama()
+    model = build.llama()
     lanes = lanes_of(model, LANES[:2])
     fit(EagerStep(model, rows(), 3, CPU, FP32), lanes, CPU, folders=[None, None])
     ids = torch.tensor([[5, 6, 7, 8]])
     for number in range(2):
         with lanes[0].moves.bank.only(number), torch.no_grad():
             answered = model(ids).logits
-        alone = tiny.llama()
+        alone = build.llama()
         [lane] = lanes_of(alone, [LANES[number]])
         lane.load_state(lanes[number].state_tensors(), 0, 0)
         torch.testing.assert_close(answered, alone(ids).logits, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         both = model(ids.repeat(2, 1)).logits
     torch.testing.assert_close(both[1:], answered, rtol=1e-5, atol=1e-6)
-    assert grafted_of(model, 1).parameters.keys() == lanes[1].parameters.keys()
+    assert adapter_of(model, 1).parameters.keys() == lanes[1].parameters.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -332,7 +332,7 @@ def test_one_lane_can_answer_alone() -> None:
 def test_all_lanes_answer_in_one_batch_as_each_alone(
     kind: str, rewired: bool, eos: int | None
 ) -> None:
-    model = tiny.MODELS[kind](seed=5)
+    model = build.MODELS[kind](seed=5)
     asked = [
         (LoraConfig(targets="q+v", rank=2), config(seed=number, learning_rate=0.1))
         for number in range(3)

@@ -20,21 +20,22 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from tests import tiny
+from tests import build
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tsugiki.config.run import LoraConfig
 from tsugiki.data.packing import PackableRows, PackedBatch, PackedShape
 from tsugiki.errors import ModelError, RunError
 from tsugiki.fast.attention import PACKED, attending
-from tsugiki.fast.cuda_graphs import why_not_captured
+from tsugiki.fast.cuda_graphs import why_no_cuda_graphs
 from tsugiki.fast.fused_linears import can_fuse, fused
-from tsugiki.fast.rotary import rotation_left
+from tsugiki.fast.rotary import deferred_rope
 from tsugiki.model.loading import Numerics, no_dropout
 from tsugiki.score.decode import generate_all
 from tsugiki.score.predict import generate_ids
-from tsugiki.train.captured import PackedForward, open_step, recomputed_layers
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane
+from tsugiki.train.open_step import open_step, recomputed_layers
+from tsugiki.train.packed_forward import PackedForward
 from tsugiki.train.step import EagerStep
 
 # Idle tokens, documents and targets beyond the rows.
@@ -46,11 +47,11 @@ def train_packed(model: torch.nn.Module, lane: Lane, recomputed: bool = False) -
     packable, losses = PackableRows.of(rows()), []
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
-        rewired.enter_context(rotation_left(model))
-        shadow = rewired.enter_context(fused(model)) if can_fuse(model) else None
+        rewired.enter_context(deferred_rope(model))
+        compute_copy = rewired.enter_context(fused(model)) if can_fuse(model) else None
         if recomputed:
             rewired.enter_context(recomputed_layers(model))
-        forward = PackedForward(model, [lane], FP32, CPU, shadow)
+        forward = PackedForward(model, [lane], FP32, CPU, compute_copy)
         while not lane.done:
             numbers = lane.rows()
             exact = packable.exact_shape(numbers)
@@ -68,8 +69,8 @@ def train_packed(model: torch.nn.Module, lane: Lane, recomputed: bool = False) -
             for parameter in lane.moved:
                 parameter.grad.zero_()
             lane.count()
-            if shadow:
-                shadow.refresh()
+            if compute_copy:
+                compute_copy.refresh()
     return losses
 
 
@@ -100,7 +101,7 @@ def wide_llama() -> LlamaForCausalLM:
     ],
 )
 def test_packed_equals_padded(kind: str, method: str, lora: LoraConfig | None) -> None:
-    make = {**tiny.MODELS, "wide": wide_llama}[kind]
+    make = {**build.MODELS, "wide": wide_llama}[kind]
     settings = config(epochs=2, learning_rate=1e-2)
     model = make()
     padded = lane_of(model, settings, method, 10, lora)
@@ -177,7 +178,7 @@ def test_architectures_whose_layout_lora_does_not_know_are_packed_alike(kind: st
 def test_recomputed_layers_train_alike(kind: str) -> None:
     losses = []
     for recomputed in (False, True):
-        model = tiny.MODELS[kind]()
+        model = build.MODELS[kind]()
         lane = lane_of(
             model, config(epochs=2), "lora", 10, LoraConfig(targets="q+v", rank=4, dropout=0.1)
         )
@@ -186,7 +187,7 @@ def test_recomputed_layers_train_alike(kind: str) -> None:
 
 
 def test_only_the_documents_own_tokens_are_seen() -> None:
-    model = tiny.llama()
+    model = build.llama()
     packable = PackableRows.of(rows())
     outs = []
     for numbers in ([4, 7], [2, 4]):
@@ -246,7 +247,7 @@ def test_a_sliding_window_is_kept() -> None:
 
 
 def test_what_packed_attention_does_not_do_is_refused() -> None:
-    model = tiny.llama()
+    model = build.llama()
     edges = torch.tensor([0, 6])
     with (
         attending(model, PACKED),
@@ -270,22 +271,22 @@ def test_models_that_cannot_be_recorded_say_why(monkeypatch: pytest.MonkeyPatch)
     # This machine's Triton is not the question.
     monkeypatch.setattr(capture, "missing_tools", lambda: None)
     bf16, cuda = Numerics(compute="bf16", base="bf16", trained="fp32"), torch.device("cuda")
-    model = tiny.llama()
-    assert why_not_captured(model, cuda, bf16) is None
+    model = build.llama()
+    assert why_no_cuda_graphs(model, cuda, bf16) is None
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
-    assert "depend on the longest row" in (why_not_captured(model, cuda, bf16) or "")
-    other = tiny.gpt2()
-    assert why_not_captured(other, cuda, bf16) is None
+    assert "depend on the longest row" in (why_no_cuda_graphs(model, cuda, bf16) or "")
+    other = build.gpt2()
+    assert why_no_cuda_graphs(other, cuda, bf16) is None
     other.config.attn_logit_softcapping = 50.0
-    assert "caps its attention scores" in (why_not_captured(other, cuda, bf16) or "")
+    assert "caps its attention scores" in (why_no_cuda_graphs(other, cuda, bf16) or "")
 
 
 def test_a_captured_step_that_cannot_be_is_refused_and_auto_takes_the_plain_one() -> None:
-    model = tiny.llama()
-    lane = lane_of(model, config(step="captured"), "lora", 10)
+    model = build.llama()
+    lane = lane_of(model, config(step="cuda_graph"), "lora", 10)
     with (
         pytest.raises(
-            RunError, match=r'train.step = "captured": it needs a CUDA device, this is cpu'
+            RunError, match=r'train.step = "cuda_graph": it needs a CUDA device, this is cpu'
         ),
         open_step(model, [lane], rows(), pad_id=3, device=CPU, numerics=FP32),
     ):
@@ -298,7 +299,7 @@ def test_a_captured_step_that_cannot_be_is_refused_and_auto_takes_the_plain_one(
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_answers_in_the_middle_of_training_are_those_of_the_plain_model(kind: str) -> None:
     """Validation is looked at while the model is rewired: the same adapters answer."""
-    model = tiny.MODELS[kind](seed=5)
+    model = build.MODELS[kind](seed=5)
     lane = lane_of(model, config(epochs=2), "lora", 10)
     train_packed(model, lane)
     prompts = [

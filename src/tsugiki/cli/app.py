@@ -58,6 +58,6 @@ def run_folder(given: Path) -> Path:
 
 
 def reads_records_alone() -> None:
-    """For commands that load no torch: numpy's products are small there, and the threads that its
+    """For commands that load no torch: numpy's matmuls are small there, and the threads that its
     library would start for them cost a tenth of a second."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -11,7 +11,7 @@ from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
 from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import ConfigError, did_you_mean
-from tsugiki.fast.cuda_graphs import why_plain
+from tsugiki.fast.cuda_graphs import why_eager
 from tsugiki.model.folder import resolve, stop_ids_of
 from tsugiki.model.loading import find_base, load_base, load_tokenizer
 from tsugiki.model.look import WITHOUT_CACHE, look_of
@@ -53,15 +53,15 @@ def describe(task: Task) -> str:
 
 
 def show_tokens(tokenizer: Tokenizer, row: Tokens) -> Iterator[str]:
-    """One row: pieces, ids, and `x` under every trained token."""
+    """One row: tokens, ids, and `x` under every trained token."""
     ids = [*row.prompt_ids, *row.target_ids]
-    pieces = [piece.replace("\n", "⏎") for piece in tokenizer.convert_ids_to_tokens(ids)]
+    shown = [token.replace("\n", "⏎") for token in tokenizer.convert_ids_to_tokens(ids)]
     trained = ["." for _ in row.prompt_ids] + ["x" for _ in row.target_ids]
     yield (
         f"{row.example.id}: {len(row.prompt_ids)} prompt + {len(row.target_ids)} answer "
         f"tokens{', text cut to fit' if row.was_cut else ''}"
     )
-    yield "  pieces " + " ".join(pieces)
+    yield "  tokens " + " ".join(shown)
     yield "  ids    " + " ".join(map(str, ids))
     yield "  loss   " + " ".join(trained)
 
@@ -94,7 +94,7 @@ def check_file(path: Path, changes: Sequence[str] = (), *, load: bool = False) -
     if "methods" in given:
         study = parse_study(given, str(path))
         configs = [cell.config for cell in expand(study)]
-        yield f"study {study.name}: {len(configs)} cells"
+        yield f"study {study.name}: {len(configs)} configurations"
     else:
         configs = [parse(RunConfig, given, str(path))]
     tasks = {config.task: check_task(config.task) for config in configs}
@@ -102,13 +102,13 @@ def check_file(path: Path, changes: Sequence[str] = (), *, load: bool = False) -
         yield describe(task)
         yield from overlaps(task)
     for choice in {config.model: None for config in configs}:
-        here = [config for config in configs if config.model == choice]
-        yield from check_model(choice, here, tasks, raise_it)
+        own_configs = [config for config in configs if config.model == choice]
+        yield from check_model(choice, own_configs, tasks, raise_it)
         yield from tokenizer_notes(
             resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values())
         )
         if load:
-            yield from _load(choice, here)
+            yield from _load(choice, own_configs)
     if not load:
         yield "the weights were not loaded: --load looks at what they do, too"
     yield "ok"
@@ -120,11 +120,11 @@ def _load(choice: ModelChoice, configs: Sequence[RunConfig]) -> Iterator[str]:
         base = load_base(source)
         yield (
             f"model {choice.label} for {method}: loaded, its weights in {source.numerics.base}, "
-            f"products in {source.numerics.compute}, {source.device}"
+            f"matmuls in {source.numerics.compute}, {source.device}"
         )
         if not look_of(base.model).cached:
             yield f"  note: {WITHOUT_CACHE}"
-        if (said := why_plain(base.model, base.device, base.numerics, "auto")) is not None:
+        if (said := why_eager(base.model, base.device, base.numerics, "auto")) is not None:
             yield f"  note: {said}"
 
 

@@ -4,8 +4,9 @@ them."""
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -21,6 +22,7 @@ from tsugiki.cli.app import (
     reads_records_alone,
 )
 from tsugiki.cli.printing import print_damaged, print_json, print_report, print_scores, record_json
+from tsugiki.config.old_spellings import OldSpelling
 from tsugiki.errors import RunError, TsugikiError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # A Japanese Windows would pipe in CP932, which lacks some of our signs.
             stream.reconfigure(encoding="utf-8")
+    warnings.showwarning = _show_warning
     from tsugiki.cli import run_commands, task_commands
 
     assert run_commands.app is task_commands.app is app, "their commands are there when imported"
@@ -49,6 +52,21 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A setting under an old name is one line; other warnings stay as Python writes them."""
+    if issubclass(category, OldSpelling):
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _fail(error: Exception, code: int) -> None:
@@ -89,11 +107,15 @@ def study(
     ],
     out: Out = DEFAULT_OUT,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Cells run side by side in so many processes.")
+        int,
+        typer.Option(
+            min=1,
+            help="Number of configurations to train in parallel, each in a process of its own.",
+        ),
     ] = 1,
     changes: Changes = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cells; run nothing.")
+        bool, typer.Option("--dry-run", help="Print the configurations; run nothing.")
     ] = False,
     as_json: AsJson = False,
     lang: Lang = "en",
@@ -117,7 +139,8 @@ def study(
             return
         print("\n".join(cell.label for cell in cells))
         print(
-            f"{len(cells)} cells. Next: tsugiki check {file}, then the same command without "
+            f"{len(cells)} configurations. Next: tsugiki check {file}, then the same command "
+            "without "
             "--dry-run"
         )
         return

@@ -53,7 +53,7 @@ def print_report(
             {
                 "report": str(where) if where else None,
                 "findings": material.statements(lang),
-                "verdicts": [one.to_json() for one in material.found],
+                "verdicts": [finding.to_json() for finding in material.findings],
                 "missing": lacking,
                 "tables": [asdict(table.in_words(lang)) for table in tables],
             }
@@ -72,7 +72,7 @@ def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
     """What one may do now; what is missing, and whether the same command may help."""
     result = material.result
     records = [result.record(cell) for cell in result.chosen.values()]
-    done = [one.folder for one in records if one is not None and one.status == "done"]
+    done = [record.folder for record in records if record is not None and record.status == "done"]
     if done:
         hint = "(the prompt's form stands in Table 1)"
         print(f"Next: tsugiki generate {done[0]} --text 'PROMPT'   {hint}")
@@ -80,7 +80,11 @@ def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
         print(f"Not whole: {line}")
     if not lacking:
         return
-    poor = [one for one in material.standings.values() if one.kind in ("no better", "failed")]
+    poor = [
+        standing
+        for standing in material.standings.values()
+        if standing.kind in ("no better", "failed")
+    ]
     if len(lacking) > len(poor):
         advice = f"What is missing is tried again, finished runs are kept, by: {again}"
     else:  # they would end the same way again
@@ -93,7 +97,6 @@ def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
 
 def print_scores(record: RunRecord, part: str) -> None:
     """The scores of a part that was scored, and the classes of its answers."""
-    from tsugiki.score.failures import in_english
 
     scores = record.scored(part)
     for score in scores.scores:
@@ -102,7 +105,11 @@ def print_scores(record: RunRecord, part: str) -> None:
             f"n={score.n} ({score.signature})"
         )
     counts = scores.failures
-    print("answers: " + ", ".join(f"{in_english(name)} {count}" for name, count in counts.items()))
+    from tsugiki.report.words import texts
+
+    known = texts("en")
+    classes = (f"{known.get(f'failure.{name}', name)} {count}" for name, count in counts.items())
+    print("answers: " + ", ".join(classes))
     unended = counts.get("no_eos", 0) + counts.get("repetition", 0)
     if unended > sum(counts.values()) / 2:
         print(
@@ -115,7 +122,7 @@ def print_scores(record: RunRecord, part: str) -> None:
 def print_rules(rows: Sequence[RuleScore], as_json: bool) -> None:
     """Scores of kept answers by rule."""
     from tsugiki.cli.progress import show_tables
-    from tsugiki.report.table import Content, Said, Table, column
+    from tsugiki.report.table import Content, Said, Table, column, phrase
 
     if as_json:
         print_json([asdict(row) for row in rows])
@@ -125,17 +132,17 @@ def print_rules(rows: Sequence[RuleScore], as_json: bool) -> None:
         bounds = "" if row.low is None else f" [{row.low:.4f}, {row.high:.4f}]"
         cells.append((row.rule, row.labels, row.score, f"{row.value:.4f}{bounds}", row.n))
     signatures = dict.fromkeys(row.signature for row in rows if "|" in row.signature)
-    title, names = "Kept answers by rule", ("Rule", "Labels", "Score", "Value", "n")
-    columns = tuple(column(name.lower(), "text", name) for name in names)
-    notes = tuple(Said(en=one, ja=one) for one in signatures)
-    said = Said(en=title, ja=title)
-    show_tables([Table(name="rules", title=said, columns=columns, rows=tuple(cells), notes=notes)])
+    names = ("rule", "labels", "score", "value", "n")
+    columns = tuple(column(name, "text", f"label.{name}") for name in names)
+    notes = tuple(Said(en=signature, ja=signature) for signature in signatures)
+    title = phrase("terminal.rules")
+    show_tables([Table(name="rules", title=title, columns=columns, rows=tuple(cells), notes=notes)])
 
 
-def print_ways(rows: Sequence[ModeScore], as_json: bool) -> None:
+def print_answer_modes(rows: Sequence[ModeScore], as_json: bool) -> None:
     """Three scores from one checkpoint."""
     from tsugiki.cli.progress import show_tables
-    from tsugiki.report.table import Content, Said, Table, column
+    from tsugiki.report.table import Content, Table, column, phrase
 
     if as_json:
         print_json([asdict(row) for row in rows])
@@ -147,16 +154,13 @@ def print_ways(rows: Sequence[ModeScore], as_json: bool) -> None:
             gain = f"{row.gain:+.4f} [{row.gain_low:+.4f}, {row.gain_high:+.4f}]"
             p = f"{row.p:.3g}"
         value = f"{row.value:.4f} [{row.low:.4f}, {row.high:.4f}]"
-        cells.append((row.way, value, gain, p, row.n))
-    note = (
-        "free: any text; constrained: may only spell a candidate; sum, per_char: largest "
-        "log-likelihood. What constrained gains over free was form, not knowledge."
+        cells.append((row.mode, value, gain, p, row.n))
+    names = ("answer_mode", "score", "against_free", "mcnemar_p", "n")
+    columns = tuple(column(name, "text", f"label.{name}") for name in names)
+    title, notes = phrase("terminal.modes", score=rows[0].score), (phrase("terminal.modes_note"),)
+    show_tables(
+        [Table(name="answer_modes", title=title, columns=columns, rows=tuple(cells), notes=notes)]
     )
-    title, names = "Three scores from one checkpoint", ("Way", rows[0].score)
-    more = ("Against free generation", "McNemar p", "n")
-    columns = tuple(column(name.lower(), "text", name) for name in (*names, *more))
-    notes, said = (Said(en=note, ja=note),), Said(en=title, ja=title)
-    show_tables([Table(name="ways", title=said, columns=columns, rows=tuple(cells), notes=notes)])
 
 
 def record_json(record: RunRecord) -> dict[str, object]:
@@ -176,12 +180,12 @@ def print_record(record: RunRecord, as_json: bool) -> None:
         return
     there, reason = record.provenance, record.outcome.reason
     print(f"{record.folder}: {record.status}" + (f" ({reason})" if reason else ""))
-    asked = record.config.model_dump(mode="json", exclude_none=True)
-    for name, settings in asked.items():
-        told = settings
+    sections = record.config.model_dump(mode="json", exclude_none=True)
+    for name, settings in sections.items():
+        text = settings
         if isinstance(settings, dict):
-            told = ", ".join(f"{key} {value}" for key, value in settings.items())
-        print(f"  {name:8} {told}")
+            text = ", ".join(f"{key} {value}" for key, value in settings.items())
+        print(f"  {name:8} {text}")
     print(
         f"  device   {there.device}; rows {there.rows}; weights of sha256 "
         f"{there.model_sha256[:16]}…"
@@ -195,22 +199,28 @@ def print_record(record: RunRecord, as_json: bool) -> None:
     print(f"Next: tsugiki {other}")
 
 
-def print_comparison(found: Comparison, part: str, rows: int, as_json: bool) -> None:
+def print_comparison(comparison: Comparison, part: str, rows: int, as_json: bool) -> None:
     """Paired difference of two runs, and some of the answers that changed."""
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(comparison))
         return
-    print(f"{found.score} on {part}, n = {found.n}: {found.first:.4f} against {found.second:.4f}")
     print(
-        f"difference {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] (paired "
+        f"{comparison.score} on {part}, n = {comparison.n}: {comparison.first:.4f} against "
+        f"{comparison.second:.4f}"
+    )
+    print(
+        f"difference {comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}] "
+        "(paired "
         "bootstrap by group, 95 %)"
     )
-    if found.mcnemar is not None:
-        test = found.mcnemar
+    if comparison.mcnemar is not None:
+        test = comparison.mcnemar
         print(
             f"right by the first alone {test.only_first}, by the second alone {test.only_second}: "
             f"p = {test.p:.3g} (McNemar, by group)"
         )
-    print(f"{len(found.changed)} answers differ" + (":" if rows and found.changed else ""))
-    for one in found.changed[:rows]:
-        print(f"  {one.id}: {one.first} | {one.second}   (right: {one.target})")
+    print(
+        f"{len(comparison.changed)} answers differ" + (":" if rows and comparison.changed else "")
+    )
+    for change in comparison.changed[:rows]:
+        print(f"  {change.id}: {change.first} | {change.second}   (right: {change.target})")

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tsugiki.report.table import Table
-from tsugiki.report.words import Language
+from tsugiki.report.words import Language, say
 from tsugiki.runs.events import Events
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def show_tables(tables: Sequence[Table], language: Language = "en") -> None:
 
     console = Console(highlight=False)
     for table in tables:
-        words, brief = table.in_words(language), any(one.report_only for one in table.columns)
-        kept = [place for place, one in enumerate(table.columns) if not one.report_only]
+        words, brief = table.in_words(language), any(column.report_only for column in table.columns)
+        kept = [index for index, column in enumerate(table.columns) if not column.report_only]
         drawn = Drawn(title=words.title, title_justify="left", title_style="bold", box=SIMPLE)
-        for place in kept:
-            drawn.add_column(words.header[place], overflow="fold")
+        for index in kept:
+            drawn.add_column(words.header[index], overflow="fold")
         for row in words.rows:
-            drawn.add_row(*(Text(row[place]) for place in kept))
+            drawn.add_row(*(Text(row[index]) for index in kept))
         console.print(drawn)
         for note in () if brief else words.notes:
             console.print(Text(note, style="dim"))
@@ -48,20 +48,21 @@ def show_tables(tables: Sequence[Table], language: Language = "en") -> None:
 class Display:
     """A live status line on a terminal; elsewhere a plain line every quarter of a minute."""
 
-    def __init__(self) -> None:
+    def __init__(self, language: Language = "en") -> None:
         from rich.console import Console
 
         self.console = Console(stderr=True, highlight=False)
         self.status: Status | None = None
         self.head = ""
-        self.told = 0.0
+        self.language = language
+        self.printed_at = 0.0
         self.events = Events(
             on_train=self._on_train, on_score=self._on_score, on_note=self._on_note
         )
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self.status = self.console.status("starting …")
+            self.status = self.console.status(say(self.language, "progress.starting"))
             self.status.start()
         return self
 
@@ -77,18 +78,25 @@ class Display:
     def on_cell(self, text: str) -> None:
         """A new piece of work begins: what the coming lines are about."""
         self.head = text
-        self.told = 0.0
+        self.printed_at = 0.0
         self._show("")
 
     def _on_train(self, now: Any) -> None:
-        memory = f"{now.memory_bytes / 2**30:.1f} GiB"
-        self._show(
-            f"step {now.step}/{now.steps} loss {now.loss:.3f} {now.tokens_per_s:,.0f} tokens/s "
-            f"{memory} {_clock(now.left_s)} left"
+        text = say(
+            self.language,
+            "progress.train",
+            step=now.step,
+            steps=now.steps,
+            loss=now.loss,
+            tokens_per_s=now.tokens_per_s,
+            memory=f"{now.memory_bytes / 2**30:.1f}",
+            left=_clock(now.left_s),
         )
+        self._show(text)
 
     def _on_score(self, part: str, done: int, total: int) -> None:
-        self._show(f"answers on {part} {done}/{total}")
+        part = say(self.language, f"progress.{part}_part")
+        self._show(say(self.language, "progress.answers", part=part, done=done, total=total))
 
     def _on_note(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -97,8 +105,8 @@ class Display:
         line = f"{self.head} {text}".strip()
         if self.status:
             self.status.update(line.replace("[", r"\["))
-        elif time.monotonic() - self.told > PLAIN_EVERY_S:
-            self.told = time.monotonic()
+        elif time.monotonic() - self.printed_at > PLAIN_EVERY_S:
+            self.printed_at = time.monotonic()
             self.console.print(line, markup=False, soft_wrap=True)
 
 

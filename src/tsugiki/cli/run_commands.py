@@ -11,13 +11,13 @@ import typer
 
 from tsugiki.cli.app import DEFAULT_OUT, AsJson, Out, app, reads_records_alone, run_folder
 from tsugiki.cli.printing import (
+    print_answer_modes,
     print_comparison,
     print_damaged,
     print_json,
     print_record,
     print_rules,
     print_scores,
-    print_ways,
 )
 from tsugiki.errors import ConfigError, TsugikiError
 
@@ -39,14 +39,15 @@ def score(
             "model is loaded."
         ),
     ] = None,
-    ways: Annotated[
+    modes: Annotated[
         bool,
         typer.Option(
-            "--ways",
+            "--answer-modes",
             help="Also by log-likelihood and by generation among the candidates only: form against "
             "knowledge.",
         ),
     ] = False,
+    old_option: Annotated[bool, typer.Option("--ways", hidden=True)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
 ) -> None:
     """Score a finished run on one part of its task; a part that was scored is only printed."""
@@ -58,9 +59,15 @@ def score(
 
     if part not in SPLITS:
         raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
-    if rules and ways:
+    if old_option:
+        print(
+            "note: --ways is called --answer-modes now; the old name is still read", file=sys.stderr
+        )
+        modes = True
+    if rules and modes:
         raise ConfigError(
-            "--rules, --ways: one of them at a time: the first scores kept answers, the second "
+            "--rules, --answer-modes: one of them at a time: the first scores kept answers, the "
+            "second "
             "asks the model"
         )
     if rules:
@@ -69,13 +76,13 @@ def score(
         print_rules(rescore(read_record(run_folder(folder)), part, rules), as_json)
         return
     with Display() as display:
-        if ways:
-            from tsugiki.runs.answer_modes import three_ways
+        if modes:
+            from tsugiki.runs.answer_modes import answer_modes
 
-            found = three_ways(read_record(run_folder(folder)), part, display.events)
+            scored = answer_modes(read_record(run_folder(folder)), part, display.events)
         record = score_run(read_record(run_folder(folder)), part, display.events)
-    if ways:
-        print_ways(found, as_json)
+    if modes:
+        print_answer_modes(scored, as_json)
         return
     if as_json:
         print_json(record.scored(part).model_dump(mode="json", exclude_none=True))
@@ -108,8 +115,8 @@ def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
     cells = [
         (row.run, row.status, number(row.train_s, ",.0f"), row.validation, row.test) for row in rows
     ]
-    names = ("Run", "Status", "Training (s)", "Validation", "Test")
-    columns = tuple(column(name.lower(), "text", name) for name in names)
+    names = ("run", "status", "training_s", "validation", "test")
+    columns = tuple(column(name, "text", f"label.{name}") for name in names)
     folder = str(out / "runs")
     title = Said(en=folder, ja=folder)
     show_tables([Table(name="runs", title=title, columns=columns, rows=tuple(cells))])
@@ -142,8 +149,8 @@ def compare(
     from tsugiki.report.compare import compare_runs
     from tsugiki.runs.reading import read_record
 
-    found = compare_runs(read_record(run_folder(first)), read_record(run_folder(second)), part)
-    print_comparison(found, part, rows, as_json)
+    comparison = compare_runs(read_record(run_folder(first)), read_record(run_folder(second)), part)
+    print_comparison(comparison, part, rows, as_json)
     if not as_json:
         print(f"Next: tsugiki show {first}")
 

@@ -31,7 +31,7 @@ def run_and_report(
     """Runs what is missing and prints the report; `arguments` are those of `tsugiki study`. False
     when something is missing or did not learn."""
     store = Store(out)
-    with Display() as display:
+    with Display(lang) as display:
         many = partial(WorkerProcesses, arguments=arguments, jobs=jobs) if jobs > 1 else None
         try:
             result = run_study(spec, store, display.events, on_cell=display.on_cell, workers=many)
@@ -45,8 +45,8 @@ def run_and_report(
 
 
 def work(spec: StudySpec, out: Path) -> None:
-    """What a worker of `--jobs` does until no cell is left, or until the process that started it
-    ends."""
+    """What a worker of `--jobs` does until no configuration is left, or until the process that
+    started it ends."""
     stop_with_parent()
     with Display() as display:
         run_cells(spec, Store(out), display.events)

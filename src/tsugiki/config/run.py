@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tsugiki.config.fields import Above0, Count, IsNumber, Positive, Record, Seed, Share
+from tsugiki.config.old_spellings import in_new_spelling
 
 Method = Literal["lora", "full"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
-StepKind = Literal["auto", "captured", "eager"]
+StepKind = Literal["auto", "cuda_graph", "eager"]
 Precision = Literal["auto", "fp32", "bf16"]
 LongRows = Literal["refuse", "leave_out"]
 
@@ -54,7 +55,7 @@ class LoraConfig(Record):
     """h = W z + scale · B A z with scale = alpha / rank; alpha = rank (the paper's h = W z + B A
     z) unless given."""
 
-    targets: str = Field("all-linear", description="q+v, q+k+v+o, all-linear, or words joined by +")
+    targets: str = Field("all-linear", description="q+v, q+k+v+o, all-linear, or names joined by +")
     rank: Positive = 16
     alpha: Above0 | None = Field(None, description="default: rank, so that the scale is 1")
     dropout: Annotated[float, IsNumber, Field(ge=0, lt=1)] = 0.0
@@ -65,12 +66,14 @@ class LoraConfig(Record):
 
 
 class TrainConfig(Record):
-    """The optimiser and its course. LoRA and FT read the same fields."""
+    """The optimiser and its schedule. LoRA and FT read the same fields."""
 
     learning_rate: Above0
     epochs: Annotated[float, IsNumber, Field(gt=0, le=10_000)] = 3
-    batch: Positive = Field(8, description="rows an optimiser step")
-    micro_batch: Positive | None = Field(None, description="rows a backward pass (default: batch)")
+    batch: Positive = Field(8, description="rows per optimiser step")
+    micro_batch: Positive | None = Field(
+        None, description="rows per backward pass (default: batch)"
+    )
     schedule: Schedule = "constant"
     warmup: Share = 0.0
     decay: Share | None = Field(
@@ -85,10 +88,15 @@ class TrainConfig(Record):
     precision: Precision = "auto"
     step: StepKind = Field(
         "auto",
-        description="captured: packed rows, CUDA graphs; eager: the plain reference; auto: "
-        "captured on CUDA in bf16",
+        description="cuda_graph: packed rows, CUDA graphs; eager: the reference; auto: "
+        "cuda_graph on CUDA in bf16",
     )
     seed: Seed = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_spelling(cls, given: Any) -> Any:
+        return in_new_spelling("train", given)
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -124,20 +132,25 @@ class ScoreConfig(Record):
     """How answers are generated. Greedy, always; `batch` changes the speed, not the rule."""
 
     batch: Positive | None = Field(
-        None, description="rows at a time (default: 64; 256 where decoding is captured)"
+        None, description="rows at a time (default: 64; 256 where decoding uses CUDA graphs)"
     )
     decode: StepKind = Field(
         "auto",
-        description="captured: packed prompts, recorded steps; eager: the plain reference; auto: "
-        "captured on CUDA in bf16",
+        description="cuda_graph: packed prompts, CUDA graphs; eager: the reference; auto: "
+        "cuda_graph on CUDA in bf16",
     )
     max_new_tokens: Positive | None = Field(None, description="default: the task file's")
-    during: Count = Field(
+    validations: Count = Field(
         0, description="times a sample of validation is scored during training, evenly (0: never)"
     )
-    during_rows: Positive = Field(
+    validation_rows: Positive = Field(
         100, description="rows of that sample of validation, drawn by a fixed seed"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_spelling(cls, given: Any) -> Any:
+        return in_new_spelling("score", given)
 
 
 # What a method reads of [lora] and adapter: one of these.

@@ -33,14 +33,17 @@ class SearchSpec(Record):
     which learns from round to round."""
 
     kind: Literal["grid", "random", "tpe"] = "grid"
-    trials: Positive | None = Field(None, description="cells to try (random, tpe; default 24)")
+    trials: Positive | None = Field(
+        None, description="configurations to try (random, tpe; default 24)"
+    )
     rounds: Positive | None = Field(
         None, description="tpe: rounds that the trials are spread over (default 3)"
     )
     seed: Seed | None = Field(None, description="of the sample (random, tpe; default 0)")
     prune: bool = Field(
         False,
-        description="successive halving: at 1/4 and 1/2 of the steps the lower half of the cells "
+        description="successive halving: at 1/4 and 1/2 of the steps the lower half of the "
+        "configurations "
         "that train together ends",
     )
 
@@ -96,7 +99,8 @@ class MethodSpec(Record):
             )
         if self.search.prune and {"epochs", "batch"} & set(self.grid):
             raise ValueError(
-                "search.prune: compares cells after equally many steps; take epochs and batch out "
+                "search.prune: compares configurations after equally many steps; take epochs and "
+                "batch out "
                 "of the grid"
             )
         if self.adapter and (self.grid or self.kind not in ADAPTED or self.search != SearchSpec()):
@@ -105,8 +109,9 @@ class MethodSpec(Record):
             )
         if self.search.prune and self.kind not in ADAPTED:
             raise ValueError(
-                "search.prune: compares LoRA cells that train together; full fine-tuning trains "
-                "one cell at a time"
+                "search.prune: compares LoRA configurations that train together; full fine-tuning "
+                "trains "
+                "one configuration at a time"
             )
         return self
 
@@ -119,7 +124,7 @@ class StudySpec(Record):
     models: tuple[ModelChoice, ...] = Field(min_length=1)
     tasks: tuple[TaskChoice, ...] = Field(min_length=1)
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
-    train: dict[str, object] = Field({}, description="settings shared by every cell")
+    train: dict[str, object] = Field({}, description="settings shared by every configuration")
     score: ScoreConfig = ScoreConfig()
     margin: Annotated[float, IsNumber, Field(gt=0, lt=100)] = Field(
         2.0, description="points of 100 within which methods count as equal: fix it before"
@@ -130,7 +135,7 @@ class StudySpec(Record):
         "device holds; 1 on a CPU)",
     )
     seeds: Annotated[int, IsNumber, Field(gt=0, le=1000)] = Field(
-        1, description="seeds of the chosen cells; the grid is searched with the first"
+        1, description="seeds of the chosen configurations; the grid is searched with the first"
     )
     answers_shown: Count = Field(
         3,

@@ -129,7 +129,7 @@ class TaskSpec(Record):
         if (self.kind == "classification") != bool(self.labels):
             raise ValueError("labels: needed by kind = classification, and by no other")
         if len(
-            {unicodedata.normalize("NFKC", word).strip() for word in self.labels.values()}
+            {unicodedata.normalize("NFKC", text).strip() for text in self.labels.values()}
         ) < len(self.labels):
             raise ValueError(
                 "labels: two labels share one word (after NFKC and without spaces around), so "

@@ -52,16 +52,16 @@ class Batch:
 
 
 def collate(rows: Sequence[Tokens], numbers: Sequence[int], pad_id: int) -> Batch:
-    """Pads on the right. `pad_id` may equal the end mark: the loss goes by position, not by id."""
+    """Pads on the right. `pad_id` may equal the EOS token: the loss goes by position, not by id."""
     longest = max(len(row) for row in rows)
     input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)
     labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         ids = torch.tensor([*row.prompt_ids, *row.target_ids])
-        input_ids[place, : len(ids)] = ids
-        mask[place, : len(ids)] = 1
-        labels[place, len(row.prompt_ids) : len(ids)] = ids[len(row.prompt_ids) :]
+        input_ids[index, : len(ids)] = ids
+        mask[index, : len(ids)] = 1
+        labels[index, len(row.prompt_ids) : len(ids)] = ids[len(row.prompt_ids) :]
     return Batch(
         input_ids=input_ids, attention_mask=mask, labels=labels, rows=torch.tensor(list(numbers))
     )
@@ -70,7 +70,7 @@ def collate(rows: Sequence[Tokens], numbers: Sequence[int], pad_id: int) -> Batc
 def longest_first(lengths: Sequence[int], rows_of: Callable[[int], int]) -> Iterator[list[int]]:
     """Row numbers in batches of like length, the longest first; `rows_of(longest)` says how many
     rows a batch holds."""
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
     while start < len(order):
         stop = start + rows_of(lengths[order[start]])
@@ -98,9 +98,9 @@ class Order:
 
     def rows_of(self, step: int) -> list[int]:
         """Row numbers of `step`; the last step of an epoch may be short."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, index = divmod(step, self.steps_per_epoch)
         order = _permutation(self.seed, epoch, self.num_rows)
-        return [int(row) for row in order[place * self.batch : (place + 1) * self.batch]]
+        return [int(row) for row in order[index * self.batch : (index + 1) * self.batch]]
 
 
 @lru_cache(maxsize=2)

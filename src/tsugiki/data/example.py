@@ -30,7 +30,7 @@ def equal_candidates(example: Example) -> tuple[str, str] | None:
     """Two unlike candidates of a row that are one after NFKC and strip, the right one first if it
     is among them; None where there are none."""
     known: dict[str, str] = {}
-    for one in sorted(example.candidates, key=lambda candidate: candidate != example.target):
-        if (first := known.setdefault(normalise(one), one)) != one:
-            return first, one
+    for each in sorted(example.candidates, key=lambda candidate: candidate != example.target):
+        if (first := known.setdefault(normalise(each), each)) != each:
+            return first, each
     return None

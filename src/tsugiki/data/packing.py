@@ -1,4 +1,4 @@
-"""Rows packed without padding, and the few shapes that a captured step is recorded for.
+"""Rows packed without padding, and the few shapes that a CUDA-graph step is captured for.
 
 rows      p p p a e | p p a e | p p p p a a e        documents, one after another
 input_ids p p p a e p p a e p p p p a a e 0 0        filled up to the shape: one more, idle document
@@ -87,8 +87,8 @@ class PackedBatch:
             raise AttributeError(name)
         views = self.shape.views(self.buffer.view(self.shape.lanes, -1))
         if name in scalars:
-            one: torch.Tensor = views["scalars"][:, scalars.index(name)]
-            return one
+            column: torch.Tensor = views["scalars"][:, scalars.index(name)]
+            return column
         view: torch.Tensor = views[name]
         # Counted from the lane's own first token.
         if self.shape.lanes > 1 and name in ("sources", "cu_seq"):
@@ -114,7 +114,7 @@ class PackableRows:
         ids = [np.array([*row.prompt_ids, *row.target_ids], dtype=np.int64) for row in rows]
         return PackableRows(
             ids=ids,
-            lengths=np.array([len(one) for one in ids]),
+            lengths=np.array([len(row_ids) for row_ids in ids]),
             num_targets=np.array([len(row.target_ids) for row in rows]),
         )
 
@@ -203,7 +203,7 @@ def plan_shapes(
     """At most `most` shapes that hold every wanted one, chosen so that the fewest tokens are
     filled up; largest first.
 
-    Token counts are rounded up to a sixty-fourth of the largest (at least 16: a product's tile),
+    Token counts are rounded up to a sixty-fourth of the largest (at least 16: a matmul's tile),
     then cut into groups by dynamic programming over the sorted counts. With several lanes each
     gets a stretch of the shape; `fewest` are the tokens of the lane that has the fewest, whose
     idle documents fill the rest. The first shape holds any mixture of what is wanted.
@@ -216,10 +216,10 @@ def plan_shapes(
     least = [shape.tokens for shape in wanted] if fewest is None else list(fewest)
     shapes = []
     for low, high in zip([0, *edges[:-1]], edges, strict=True):
-        places = [place for place, tokens in enumerate(rounded) if low < tokens <= high]
-        inside = largest_of([wanted[place] for place in places])
+        indices = [index for index, tokens in enumerate(rounded) if low < tokens <= high]
+        inside = largest_of([wanted[index] for index in indices])
         longest = -(-inside.longest // 16) * 16
-        slack = high - min(least[place] for place in places)
+        slack = high - min(least[index] for index in indices)
         rounded_up = {
             "tokens": high,
             "longest": longest,

@@ -4,7 +4,7 @@ see the same prompt ids.
     ids    p p p p p p p p a a a </s>
     loss   . . . . . . . . x x x x        the answer and its end are trained, nothing else
 
-Embeddings are never resized: `[SEP]` is whatever the tokenizer makes of it, a piece of its own or
+Embeddings are never resized: `[SEP]` is whatever the tokenizer makes of it, a token of its own or
 plain text.
 """
 
@@ -63,27 +63,28 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
     """Raises `ModelError` for a tokenizer that cannot end an answer."""
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            f"tokenizer {tokenizer.name_or_path}: has no end mark (eos_token), so an answer could "
+            f"tokenizer {tokenizer.name_or_path}: has no EOS token (eos_token), so an answer could "
             "never end. Set one in tokenizer_config.json"
         )
 
 
 def check_ids(tokenizer: Tokenizer, rows: Sequence[Tokens], vocab_size: int) -> None:
-    """Raises `ModelError` for an id that occurs and that the model has no row for. (A piece too
+    """Raises `ModelError` for an id that occurs and that the model has no row for. (A token too
     many that never occurs does no harm.)"""
     for row in rows:
         largest = max([*row.prompt_ids, *row.target_ids])
         if largest >= vocab_size:
-            piece = tokenizer.convert_ids_to_tokens(largest)
+            token_text = tokenizer.convert_ids_to_tokens(largest)
             raise ModelError(
-                f"tokenizer {tokenizer.name_or_path}: row {row.example.id} holds “{piece}” (id "
+                f"tokenizer {tokenizer.name_or_path}: row {row.example.id} holds “{token_text}” "
+                "(id "
                 f"{largest}), but the model has {vocab_size} rows: "
                 "they do not belong together"
             )
 
 
 def pad_id_of(tokenizer: Tokenizer) -> int:
-    """The id rows are padded with: the pad piece, or the end mark where there is none (masks go by
+    """The id rows are padded with: the pad token, or the EOS token where there is none (masks go by
     position, so both do)."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
@@ -122,20 +123,20 @@ def _opening_of(tokenizer: Tokenizer) -> list[int]:
     """The ids that a tokenizer puts before every text."""
     kept = getattr(tokenizer, "_tsugiki_opening", None)
     if kept is None:
-        plain, whole = (
+        text_ids, all_ids = (
             list(tokenizer("犬", add_special_tokens=added)["input_ids"]) for added in (False, True)
         )
         starts = [
-            place
-            for place in range(len(whole) - len(plain) + 1)
-            if whole[place : place + len(plain)] == plain
+            index
+            for index in range(len(all_ids) - len(text_ids) + 1)
+            if all_ids[index : index + len(text_ids)] == text_ids
         ]
         if not starts:
             raise ModelError(
                 f"tokenizer {tokenizer.name_or_path}: adds more to a text than marks around it "
-                f"({plain} becomes {whole}), which is not implemented"
+                f"({text_ids} becomes {all_ids}), which is not implemented"
             )
-        kept = whole[: starts[0]]
+        kept = all_ids[: starts[0]]
         setattr(tokenizer, "_tsugiki_opening", kept)  # noqa: B010 (no attribute of its face)
     return list(kept)
 
@@ -202,7 +203,7 @@ def ending_of(tokenizer: Tokenizer, *, chat: bool, stops: Collection[int] = ()) 
     name.
 
     In a conversation it is as the template closes an assistant's turn: up to the first mark in
-    what follows the text. Else the end mark.
+    what follows the text. Else the EOS token.
     """
     ends = frozenset({int(tokenizer.eos_token_id), *stops})
     closing = _closing_of(tokenizer, ends) if chat else ()
@@ -214,7 +215,10 @@ def control_ids(tokenizer: Tokenizer) -> set[int]:
     """Ids of a tokenizer's control tokens: those with a role, and those that were added as
     special."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {*tokenizer.all_special_ids, *(token for token, piece in added.items() if piece.special)}
+    return {
+        *tokenizer.all_special_ids,
+        *(token for token, token_text in added.items() if token_text.special),
+    }
 
 
 def _closing_of(tokenizer: Tokenizer, ends: Collection[int]) -> tuple[int, ...]:
@@ -240,7 +244,7 @@ def _closing_of(tokenizer: Tokenizer, ends: Collection[int]) -> tuple[int, ...]:
         if answer in said
         else []
     )
-    first = next((place for place, token in enumerate(after) if token in marks), None)
+    first = next((index for index, token in enumerate(after) if token in marks), None)
     return () if first is None else tuple(after[: first + 1])
 
 
@@ -254,7 +258,7 @@ def _prompt_ids(tokenizer: Tokenizer, task: Task, example: Example) -> list[int]
 
 
 def target_ids_of(tokenizer: Tokenizer, target: str, ending: Ending | None = None) -> list[int]:
-    """The answer and its end; by default the tokenizer's end mark."""
+    """The answer and its end; by default the tokenizer's EOS token."""
     ending = ending or ending_of(tokenizer, chat=False)
     return [*tokenizer(target, add_special_tokens=False)["input_ids"], *ending.ids]
 
@@ -322,17 +326,17 @@ def tokenize_one(
         )
     cut = task.spec.cut
     if cut is None:
-        ways = [
+        remedies = [
             "raise max_length (if the model has more positions)",
             "shorten the row",
             'leave such rows out of training with train.long_rows = "leave_out"',
         ]
         if task.spec.messages is None:
-            ways.append("name the field that may be shortened with cut in the task file")
+            remedies.append("name the field that may be shortened with cut in the task file")
         raise TooLong(
             f'task "{task.name}" row {example.id}: {len(prompt)} prompt tokens, but {max_length} '
             f"less the answer leave {max(room, 0)}. "
-            f"What helps: {', or '.join(ways)}"
+            f"What helps: {', or '.join(remedies)}"
         )
     ids = tuple(_shorten(tokenizer, task, example, cut, room))
     return Tokens(

@@ -54,8 +54,8 @@ def locate(spec: FileSpec, folder: Path, data_dir: Path | None) -> Path:
     """The verified local file. Order: `data_dir`, the task file's folder, the cache, the
     network."""
     if spec.path:
-        for place in [data_dir] if data_dir else [folder]:
-            path = place / spec.path
+        for root in [data_dir] if data_dir else [folder]:
+            path = root / spec.path
             if path.exists():
                 verify(path, spec)
                 return path
@@ -195,10 +195,10 @@ def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _parsed(content: bytes, where: str, codec: str) -> Any:
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(found)
-        if len(made) < len(found):
-            names = [name for name, _ in found]
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(items)
+        if len(made) < len(items):
+            names = [name for name, _ in items]
             raise DataError(
                 f'{where}: the key "{next(name for name in names if names.count(name) > 1)}" '
                 "stands there twice"
@@ -234,12 +234,12 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             _refuse_equal_columns(path, names)
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
-                    found = sum(
+                    count = sum(
                         value is not None for key, value in row.items() if key is not None
                     ) + len(row.get(None) or [])
                     head = f"{path} row {number} (line {reader.line_num})"
                     raise DataError(
-                        f"{head}: {len(names)} columns expected, as in the header, {found} found. "
+                        f"{head}: {len(names)} columns expected, as in the header, {count} found. "
                         "A text with commas needs double quotes"
                     )
                 yield number, dict(row)

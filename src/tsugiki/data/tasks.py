@@ -178,9 +178,9 @@ def _load_file(
         )
     if spec.messages is not None:
         examples = [
-            one
+            turn
             for number, row in rows
-            for one in _conversation(f"{path} row {number}", f"{path.stem}:{number}", row, spec)
+            for turn in _conversation(f"{path} row {number}", f"{path.stem}:{number}", row, spec)
         ]
     else:
         examples = [
@@ -252,11 +252,11 @@ def _refuse_equal_candidates(spec: TaskSpec, part: str, rows: Sequence[Example])
     """Raises `DataError` where a wrong answer would count as the right one. (In training it does
     no harm: `runs/preflight` counts it.)"""
     for row in rows if spec.kind == "choice" else ():
-        found = equal_candidates(row)
-        if found is not None and found[0] == row.target:
+        pair = equal_candidates(row)
+        if pair is not None and pair[0] == row.target:
             raise DataError(
-                f'task "{spec.name}" {part} row {row.id}: the candidates “{found[0]}” and '
-                f"“{found[1]}” are the same after normalisation (NFKC, spaces), "
+                f'task "{spec.name}" {part} row {row.id}: the candidates “{pair[0]}” and '
+                f"“{pair[1]}” are the same after normalisation (NFKC, spaces), "
                 "so the wrong one would count as right. Change one of them"
             )
 
@@ -272,45 +272,45 @@ def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpe
         except (ValueError, RecursionError):
             given = None
     if not isinstance(given, list) or not all(
-        isinstance(one, Mapping) and isinstance(one.get("content"), str) for one in given
+        isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in given
     ):
         raise DataError(
             f'{where}: field "{spec.messages}" must be a list of {{role, '
             f"content}}.{did_you_mean(spec.messages, row)}"
         )
-    turns = [(str(one.get("role")), str(one["content"])) for one in given]
-    for place, (_, content) in enumerate(turns, 1):
+    turns = [(str(turn.get("role")), str(turn["content"])) for turn in given]
+    for index, (_, content) in enumerate(turns, 1):
         try:
             as_text(content)
         except ValueError as said:
-            raise DataError(f"{where}: turn {place} {said}") from None
+            raise DataError(f"{where}: turn {index} {said}") from None
     for role, _ in turns:
         if role not in ROLES:
             raise DataError(
                 f'{where}: role "{role}" is none of {", ".join(ROLES)}.{did_you_mean(role, ROLES)}'
             )
-    found = []
-    for place, (role, content) in enumerate(turns):
+    examples = []
+    for index, (role, content) in enumerate(turns):
         if role != "assistant":
             continue
-        if place == 0 or not content.strip():
+        if index == 0 or not content.strip():
             raise DataError(
-                f"{where}: turn {place + 1} is an assistant's with "
-                f"{'no prompt before it' if place == 0 else 'no text'}"
+                f"{where}: turn {index + 1} is an assistant's with "
+                f"{'no prompt before it' if index == 0 else 'no text'}"
             )
-        before = "\n".join(f"{who}: {text}" for who, text in turns[:place]) + "\n"
-        found.append(
+        before = "\n".join(f"{who}: {text}" for who, text in turns[:index]) + "\n"
+        examples.append(
             Example(
-                id=f"{number}.{place}",
+                id=f"{number}.{index}",
                 fields={"conversation": before},
                 target=content,
                 group=number,
-                turns=tuple(turns[:place]),
+                turns=tuple(turns[:index]),
             )
         )
-    if not found:
+    if not examples:
         raise DataError(f"{where}: no assistant turn, so there is nothing to learn from it")
-    return found
+    return examples
 
 
 def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:

@@ -45,13 +45,13 @@ def as_text(value: Any, *, label: bool = False) -> str:
 
 def refuse_broken(text: str) -> None:
     """Raises `ValueError` for a string that is no Unicode text, or that holds a NUL."""
-    if (found := _BROKEN.search(text)) is not None:
+    if (broken := _BROKEN.search(text)) is not None:
         nul, half = (
             "holds a NUL character. Take it out",
             "is not valid Unicode: it holds half of a character (a lone surrogate, as cut strings "
             "have)",
         )
-        raise ValueError(nul if found.group() == "\0" else half)
+        raise ValueError(nul if broken.group() == "\0" else half)
 
 
 def _kind(value: Any) -> str:

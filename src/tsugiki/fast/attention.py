@@ -28,9 +28,13 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from tsugiki.errors import ModelError
-from tsugiki.fast.fused_linears import product_behind
-from tsugiki.fast.rotary import Unturned, turned
-from tsugiki.fast.short_document_attention import joined_attention, serves, short_attention
+from tsugiki.fast.fused_linears import fused_qkv_of
+from tsugiki.fast.rotary import PendingRope, apply_pending_rope
+from tsugiki.fast.short_document_attention import (
+    joined_attention,
+    short_document_attention,
+    supports,
+)
 
 PACKED, STORED = "tsugiki_packed", "tsugiki_stored"
 _NEUTRAL = {"softcap": None, "s_aux": None, "head_mask": None}
@@ -70,15 +74,15 @@ class KeyValueStore:
     def keep_rows(self, wanted: torch.Tensor) -> None:
         """Moves the rows `wanted` to the front."""
         for keys, values in self.layers.values():
-            for one in (keys, values):
-                one[: len(wanted)] = one[wanted]
+            for cached in (keys, values):
+                cached[: len(wanted)] = cached[wanted]
         self.lengths[: len(wanted)] = self.lengths[wanted]
 
 
 def packed_attention(
     module: nn.Module,
-    query: torch.Tensor | Unturned,
-    key: torch.Tensor | Unturned,
+    query: torch.Tensor | PendingRope,
+    key: torch.Tensor | PendingRope,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
@@ -93,8 +97,8 @@ def packed_attention(
     """Each document attends causally to itself. Faces transformers' attention interface.
 
     Args:
-        query: [1, h, n, d]; key, value: [1, h_kv, n, d]; query and key with angles where turning
-            them was left to us
+        query: [1, h, n, d]; key, value: [1, h_kv, n, d]; query and key with angles where rotary
+            embedding was deferred
         cu_seq: int32 [documents + 1], ascending from 0 to n; equal neighbours are empty documents
         longest: no document is longer
         sliding_window: a token sees so many, itself included (None: all before it)
@@ -108,43 +112,49 @@ def packed_attention(
     """
     _refuse_others(module, attention_mask, dropout, others)
     whole = sliding_window is None or sliding_window >= longest
-    short = value.is_cuda and whole and serves(value, longest)
-    product = product_behind(module, turned=not isinstance(query, Unturned))
-    # Only the kernel turns what it reads, and what is stored has been turned.
+    short = value.is_cuda and whole and supports(value, longest)
+    qkv = fused_qkv_of(module, rope_applied=not isinstance(query, PendingRope))
+    # Only the kernel rotates what it reads, and what is stored has been rotated.
     if store is not None or not short:
-        query, key, product = turned(query), turned(key), None
+        query, key, qkv = apply_pending_rope(query), apply_pending_rope(key), None
     cos = sin = None
-    if isinstance(query, Unturned):
-        assert isinstance(key, Unturned), "queries and keys are left together"
+    if isinstance(query, PendingRope):
+        assert isinstance(key, PendingRope), "queries and keys are deferred together"
         cos, sin, query, key = query.cos.squeeze(0), query.sin.squeeze(0), query.states, key.states
-    assert not isinstance(key, Unturned), "queries and keys are left together"
-    if product is not None:
+    assert not isinstance(key, PendingRope), "queries and keys are deferred together"
+    if qkv is not None:
         _, heads, _, width = query.shape
-        return joined_attention(
-            product.view(-1, product.shape[-1]),
-            heads,
-            width,
-            cos,
-            sin,
-            cu_seq,
-            scaling or width**-0.5,
-        )[0][None], None
+        flat, scale = qkv.view(-1, qkv.shape[-1]), scaling or width**-0.5
+        return joined_attention(flat, heads, width, cos, sin, cu_seq, scale)[0][None], None
     # Angles in fp32 may have widened q and k. No `[0]`: its backward pass would clear and copy.
-    q, k, v = (one.squeeze(0).transpose(0, 1).to(value.dtype) for one in (query, key, value))
+    q, k, v = (states.squeeze(0).transpose(0, 1).to(value.dtype) for states in (query, key, value))
     if store is not None:
         store.put_prompts(module.layer_idx, k, v)  # type: ignore[arg-type]
     if short:
-        return short_attention(q, k, v, cos, sin, cu_seq, scaling or q.shape[-1] ** -0.5)[0][
-            None
-        ], None
+        scale = scaling or q.shape[-1] ** -0.5
+        return short_document_attention(q, k, v, cos, sin, cu_seq, scale)[0][None], None
     if v.is_cuda:
         left = -1 if whole or sliding_window is None else sliding_window - 1
-        out = varlen_attn(
-            q, k, v, cu_seq, cu_seq, longest, longest, scale=scaling, window_size=(left, 0), **_GQA
-        )
-        assert isinstance(out, torch.Tensor)
-        return out[None], None
+        return _flash(q, k, v, cu_seq, longest, scaling, left)[None], None
     return by_document(q, k, v, cu_seq.tolist(), scaling, sliding_window)[None], None
+
+
+def _flash(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seq: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    left: int,
+) -> torch.Tensor:
+    """[n, h, d]; a token sees `left` tokens before it (-1: all)."""
+    window = (left, 0)
+    out = varlen_attn(
+        q, k, v, cu_seq, cu_seq, longest, longest, scale=scaling, window_size=window, **_GQA
+    )
+    assert isinstance(out, torch.Tensor)
+    return out
 
 
 def by_document(
@@ -159,7 +169,7 @@ def by_document(
     outs = []
     for start, stop in pairwise(edges):
         if stop > start:
-            query, key, value = (one[start:stop].transpose(0, 1)[None] for one in (q, k, v))
+            query, key, value = (part[start:stop].transpose(0, 1)[None] for part in (q, k, v))
             mask = None
             if sliding_window is not None and sliding_window < stop - start:
                 ones = torch.ones(stop - start, stop - start, dtype=torch.bool, device=q.device)
@@ -207,10 +217,10 @@ def stored_attention(
     everyone = torch.arange(rows, device=query.device)
     keys[everyone, lengths] = key[:, :, 0].to(keys.dtype)
     values[everyone, lengths] = value[:, :, 0]
-    places = torch.arange(store.longest, device=query.device)
-    seen = places <= lengths[:, None]
+    stored = torch.arange(store.longest, device=query.device)
+    seen = stored <= lengths[:, None]
     if sliding_window is not None:
-        seen &= places > lengths[:, None] - sliding_window
+        seen &= stored > lengths[:, None] - sliding_window
     # Query heads that share a key head stand as that head's queries: no key is copied.
     grouped = query.to(values.dtype).reshape(rows, keys.shape[2], -1, width)
     mask = seen[:, None, None].expand(rows, 1, grouped.shape[2], -1)
@@ -228,10 +238,10 @@ def _refuse_others(
 ) -> None:
     """Raises `ModelError` for what the functions here do not do."""
     for name, neutral in _NEUTRAL.items():
-        asked = others.get(name, neutral)
-        if asked is not neutral:
+        given = others.get(name, neutral)
+        if given is not neutral:
             raise ModelError(
-                f"{type(module).__name__}: attention with {name} = {asked} is not implemented for "
+                f"{type(module).__name__}: attention with {name} = {given} is not implemented for "
                 'packed rows. Set train.step = "eager"'
             )
     if attention_mask is not None or dropout:

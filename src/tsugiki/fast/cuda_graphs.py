@@ -1,4 +1,4 @@
-"""CUDA graphs that share one memory pool: record once, replay without Python or launches in
+"""CUDA graphs that share one memory pool: capture once, replay without Python or launches in
 between."""
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tsugiki.model.look import rows_stay_apart
 from tsugiki.model.lora import switched_off
 
 
-def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> str | None:
-    """Why the fast paths do not exist here, or None: they need CUDA, 16-bit products and attention
+def why_no_cuda_graphs(model: Any, device: torch.device, numerics: Numerics) -> str | None:
+    """Why the fast paths do not exist here, or None: they need CUDA, 16-bit matmuls and attention
     that can be exchanged."""
     if device.type != "cuda":
         return f"it needs a CUDA device, this is {device.type}"
     if numerics.compute != "bf16":
         return (
-            "flash attention over packed rows needs 16-bit products, this run computes in "
+            "flash attention over packed rows needs 16-bit matmuls, this run computes in "
             f"{numerics.compute}"
         )
     if not getattr(model, "_supports_attention_backend", False) or not repeated_layers(model):
@@ -57,15 +57,13 @@ def why_not_captured(model: Any, device: torch.device, numerics: Numerics) -> st
     return None
 
 
-def why_plain(model: Any, device: torch.device, numerics: Numerics, kind: StepKind) -> str | None:
-    """What to tell the user of a card that could record, when `auto` takes the plain step for this
-    model; None where there is nothing to say."""
+def why_eager(model: Any, device: torch.device, numerics: Numerics, kind: StepKind) -> str | None:
+    """What to tell the user of a card that could use CUDA graphs, when `auto` takes the eager step
+    for this model; None where there is nothing to say."""
     if kind != "auto" or device.type != "cuda" or numerics.compute != "bf16":
         return None
-    missing = why_not_captured(model, device, numerics)
-    return (
-        f"this run takes the plain step, which is right and slower: {missing}" if missing else None
-    )
+    missing = why_no_cuda_graphs(model, device, numerics)
+    return f"results are correct; training is slower (eager step): {missing}" if missing else None
 
 
 def missing_tools() -> str | None:
@@ -79,17 +77,18 @@ def missing_tools() -> str | None:
     return None
 
 
-def takes_captured(
+def use_cuda_graphs(
     kind: StepKind, setting: str, model: Any, device: torch.device, numerics: Numerics
 ) -> bool:
-    """Whether `setting = kind` means the fast path here: `auto` is captured wherever that exists.
+    """Whether `setting = kind` means the fast path here: `auto` means CUDA graphs wherever they
+    exist.
 
     Raises:
-        RunError: `captured` was asked for and does not exist here.
+        RunError: `cuda_graph` was asked for and does not exist here.
     """
-    missing = why_not_captured(model, device, numerics)
-    if kind == "captured" and missing:
-        raise RunError(f'{setting} = "captured": {missing}. Use "auto" or "eager"')
+    missing = why_no_cuda_graphs(model, device, numerics)
+    if kind == "cuda_graph" and missing:
+        raise RunError(f'{setting} = "cuda_graph": {missing}. Use "auto" or "eager"')
     return kind != "eager" and not missing
 
 
@@ -97,8 +96,8 @@ def _rope_kinds(config: Any) -> set[str]:
     """The kinds of rotary embedding that a configuration names (one, or one for each kind of
     layer)."""
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    records = [given, *(one for one in given.values() if isinstance(one, dict))]
-    return {str(one.get("rope_type") or one.get("type")) for one in records}
+    records = [given, *(kind for kind in given.values() if isinstance(kind, dict))]
+    return {str(record.get("rope_type") or record.get("type")) for record in records}
 
 
 def repeated_layers(model: Any) -> list[nn.Module]:
@@ -125,13 +124,13 @@ def layer_calls(model: Any, changed: Callable[[nn.Module, Any], Any]) -> Iterato
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One stream for all that is recorded: PyTorch keeps a workspace of products for every stream
+    """One stream for all that is captured: PyTorch keeps a workspace of matmuls for every stream
     that ever ran one, for good."""
     return torch.cuda.Stream(device)
 
 
-class Recorder:
-    """Records work on one stream into graphs of one pool. Record the largest first: later ones
+class GraphCapturer:
+    """Captures work on one stream into graphs of one pool. Capture the largest first: later ones
     then reuse its memory.
 
     The graphs of a pool must not run at the same time, and what one leaves in memory of the pool
@@ -144,14 +143,15 @@ class Recorder:
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Runs `work` once, unrecorded: compiles, loads kernels, makes workspaces."""
+        """Runs `work` once, not captured: compiles, loads kernels, makes workspaces."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             work()
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
-    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Records `work`, which must read and write fixed tensors and never wait for the device."""
+    def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Captures `work`, which must read and write fixed tensors and never wait for the
+        device."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             work()

@@ -1,11 +1,11 @@
-"""The adapted model rewired for speed: linear layers that read one input become one product,
+"""The adapted model rewired for speed: linear layers that read one input become one matmul,
 adapters included.
 
     q = Wq x    k = Wk x    v = Wv x   →   [q | k | v] = [Wq; Wk; Wv] x  +  adapters, in one
 
-The products read a copy of the adapters in the base's dtype (`Shadow`), so that nothing is cast
-inside the step; the fp32 adapters stay the ones that the optimiser moves. Undone on leaving
-`fused`; results equal the plain path's.
+The matmuls read a copy of the adapters in the base's dtype (`ComputeCopy`), so that nothing is
+cast inside the step; the fp32 adapters stay the ones that the optimiser moves. Undone on leaving
+`fused`; results equal the eager path's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.activations import SiLUActivation
 
-from tsugiki.fast.swiglu import gated
+from tsugiki.fast.swiglu import swiglu
 from tsugiki.model.adapter_bank import AdapterBank
 from tsugiki.model.layouts import (
     LAYOUTS,
@@ -33,14 +33,14 @@ from tsugiki.model.layouts import (
 from tsugiki.model.lora import LoraLinear, lora_layers
 from tsugiki.model.lora_ops import adapted_linear
 
-HANDED_ON = dict(pair for layout in LAYOUTS for pair in layout.whole_qkv)
+FUSED_QKV = dict(pair for layout in LAYOUTS for pair in layout.whole_qkv)
 SWIGLU = {name for layout in LAYOUTS for name in layout.swiglu}
 READ_BY_ATTENTION = {layout.modules["q"].rsplit(".", 1)[-1] for layout in LAYOUTS}
 
 
 @dataclass
-class Shadow:
-    """The adapters in the dtype of the products: `leaves` [lanes, rows, columns] are views of
+class ComputeCopy:
+    """The adapters in the dtype of the matmuls: `leaves` [lanes, rows, columns] are views of
     `values` [lanes, P], in the order of the fp32 `flat`."""
 
     flat: torch.Tensor
@@ -53,19 +53,19 @@ class Shadow:
 
     def accumulate(self, gradients: Sequence[torch.Tensor], into: torch.Tensor) -> None:
         """Adds the gradients of `leaves` to the fp32 gradient `into` [lanes, P]."""
-        into.add_(torch.cat([one.reshape(len(into), -1) for one in gradients], dim=1))
+        into.add_(torch.cat([gradient.reshape(len(into), -1) for gradient in gradients], dim=1))
 
 
 class FusedLinears(nn.Module):
     """Frozen linear layers over one input, called one after another, computed at the first call.
 
-    In training the one of queries, keys and values hands its product on as a whole, too, for
-    `product_behind`: what is computed from the parts alone has its gradients put together again, a
+    In training the one of queries, keys and values keeps its output as a whole, too, for
+    `fused_qkv_of`: what is computed from the parts alone has its gradients put together again, a
     pass over memory.
     """
 
     kept: Any
-    product: Any
+    qkv: Any
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class FusedLinears(nn.Module):
         splits: list[int],
         rotary: bool | None,
     ):
-        """`rotary`: whether the attention that the whole product is handed on to turns it; None
-        where it is not handed on."""
+        """`rotary`: whether the attention that reads the whole output applies rotary embedding to
+        it; None where nothing reads it as a whole."""
         super().__init__()
-        self.rotary, self.product = rotary, None
+        self.rotary, self.qkv = rotary, None
         self.weight, self.bias, self.splits = weight, bias, splits
         self.a: Any = None
         self.b: Any = None
@@ -92,10 +92,10 @@ class FusedLinears(nn.Module):
     def forward(self, z: torch.Tensor, index: int) -> torch.Tensor:
         """[..., d_in] → [..., splits[index]]; the calls come in order, with the same input."""
         if index == 0:
-            product = self.joined(z)
-            self.kept = product.split(self.splits, dim=-1)
+            outputs = self.joined(z)
+            self.kept = outputs.split(self.splits, dim=-1)
             if self.rotary is not None and torch.is_grad_enabled():
-                self.product = product
+                self.qkv = outputs
         out: torch.Tensor = self.kept[index]
         if index == len(self.splits) - 1:
             self.kept = None
@@ -120,8 +120,8 @@ class FusedLinears(nn.Module):
         if self.bank.equal:
             return self.a, self.b, self.scales
         [lane] = [number for number, share in enumerate(self.bank.shares) if share]
-        one = slice(lane, lane + 1)
-        return self.a[one], self.b[one], None if self.scales is None else self.scales[one]
+        own = slice(lane, lane + 1)
+        return self.a[own], self.b[own], None if self.scales is None else self.scales[own]
 
 
 class FusedPart(nn.Module):
@@ -137,7 +137,7 @@ class FusedPart(nn.Module):
 
 
 class FusedMLP(nn.Module):
-    """Stands where down(silu(gate(x)) * up(x)) stood: one operator between the product of gate and
+    """Stands where down(silu(gate(x)) * up(x)) stood: one operator between the matmul of gate and
     up and the one of down."""
 
     def __init__(self, mlp: Any):
@@ -145,42 +145,44 @@ class FusedMLP(nn.Module):
         self.whole, self.down_proj = mlp.gate_proj.whole, mlp.down_proj
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        product = self.whole.joined(x)
+        gate_up = self.whole.joined(x)
         out: torch.Tensor = self.down_proj(
-            gated(product.view(-1, product.shape[-1])).view(*product.shape[:-1], -1)
+            swiglu(gate_up.view(-1, gate_up.shape[-1])).view(*gate_up.shape[:-1], -1)
         )
         return out
 
 
-def product_behind(module: nn.Module, turned: bool) -> torch.Tensor | None:
+def fused_qkv_of(module: nn.Module, rope_applied: bool) -> torch.Tensor | None:
     """[..., (h + 2 h_kv) d], queries, keys and values side by side as an attention module is about
-    to read them: once after each product, and only where `turned` says truly whether rotary
-    embedding has been applied to what it reads."""
+    to read them: once after each matmul, and only where `rope_applied` says truly whether
+    rotary embedding has been applied to what it reads."""
     for name in READ_BY_ATTENTION:
         part = getattr(module, name, None)
         if isinstance(part, FusedPart):
-            product, part.whole.product = part.whole.product, None
-            return None if part.whole.rotary and turned else product
+            qkv, part.whole.qkv = part.whole.qkv, None
+            return None if part.whole.rotary and rope_applied else qkv
     return None
 
 
 def can_fuse(model: nn.Module) -> bool:
     """Whether there are adapters, none drops out its input (each would drop another part: no
-    product to share), and each adds to one range of outputs (GPT-NeoX interleaves q, k and v by
+    matmul to share), and each adds to one range of outputs (GPT-NeoX interleaves q, k and v by
     head)."""
     adapted = [layer for _, layer in lora_layers(model)]
     if not adapted or any(config.dropout for config in adapted[0].bank.configs):
         return False
-    return all(place.heads == 1 for layer in adapted for place in layer.places)
+    return all(part.heads == 1 for layer in adapted for part in layer.slices)
 
 
 @contextmanager
-def fused(model: Any) -> Iterator[Shadow]:
-    """Rewires the adapted model; yields the shadow of its adapters. With several lanes every one
-    must have the same number of tokens."""
+def fused(model: Any) -> Iterator[ComputeCopy]:
+    """Rewires the adapted model; yields the compute copy of its adapters. With several lanes every
+    one must have the same number of tokens."""
     first = lora_layers(model)[0][1]
     flat = first.bank.flat
-    shadow = Shadow(flat=flat, values=flat.to(weight_of(first.base).dtype, copy=True), leaves=[])
+    compute_copy = ComputeCopy(
+        flat=flat, values=flat.to(weight_of(first.base).dtype, copy=True), leaves=[]
+    )
     undo: list[tuple[str, nn.Module]] = []
     try:
         for paths in groups_of(model):
@@ -188,10 +190,10 @@ def fused(model: Any) -> Iterator[Shadow]:
             if len(modules) == 1 and not isinstance(modules[0], LoraLinear):
                 continue
             read_by_attention = paths[0].endswith(layout_of(model).modules["q"])
-            whole = _join(
+            whole = _fuse(
                 modules,
-                shadow,
-                HANDED_ON.get(model.config.model_type) if read_by_attention else None,
+                compute_copy,
+                FUSED_QKV.get(model.config.model_type) if read_by_attention else None,
             )
             for index, (path, module) in enumerate(zip(paths, modules, strict=True)):
                 undo.append((path, module))
@@ -200,30 +202,30 @@ def fused(model: Any) -> Iterator[Shadow]:
             if type(mlp).__name__ in SWIGLU and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
                 undo.append((path, mlp))
                 replace_module(model, path, FusedMLP(mlp))
-        yield shadow
+        yield compute_copy
     finally:
         for path, module in reversed(undo):
             replace_module(model, path, module)
 
 
-def _join(modules: list[nn.Module], shadow: Shadow, rotary: bool | None) -> FusedLinears:
+def _fuse(modules: list[nn.Module], compute_copy: ComputeCopy, rotary: bool | None) -> FusedLinears:
     bases: list[Any] = [
         module.base if isinstance(module, LoraLinear) else module for module in modules
     ]
-    weights = [by_outputs(one) for one in bases]
+    weights = [by_outputs(base) for base in bases]
     splits = [len(weight) for weight in weights]
     weight = weights[0].detach() if len(weights) == 1 else _one_storage(bases, weights)
-    biases = [one.bias for one in bases]
+    biases = [base.bias for base in bases]
     bias = None
-    if any(one is not None for one in biases):
+    if any(own is not None for own in biases):
         bias = torch.cat(
             [
-                weight.new_zeros(width) if one is None else one.detach()
-                for one, width in zip(biases, splits, strict=True)
+                weight.new_zeros(width) if own is None else own.detach()
+                for own, width in zip(biases, splits, strict=True)
             ]
         )
     whole = FusedLinears(weight, bias, splits, rotary)
-    _add_adapters(whole, modules, shadow)
+    _add_adapters(whole, modules, compute_copy)
     return whole
 
 
@@ -235,15 +237,15 @@ def _one_storage(bases: list[Any], weights: list[torch.Tensor]) -> torch.Tensor:
     return joined
 
 
-def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow) -> None:
-    places: list[tuple[LoraLinear, int]] = []
+def _add_adapters(whole: FusedLinears, modules: list[nn.Module], compute_copy: ComputeCopy) -> None:
+    slices: list[tuple[LoraLinear, int]] = []
     start = 0
     for module, width in zip(modules, whole.splits, strict=True):
         if isinstance(module, LoraLinear):
-            places += [(module, number) for number in range(len(module.places))]
-            whole.starts += [start + place.start for place in module.places]
-            whole.widths += [place.width for place in module.places]
-            for number in range(len(module.places)):
+            slices += [(module, number) for number in range(len(module.slices))]
+            whole.starts += [start + part.start for part in module.slices]
+            whole.widths += [part.width for part in module.slices]
+            for number in range(len(module.slices)):
                 having = [
                     lane
                     for lane, adapters in enumerate(module.lanes)
@@ -251,27 +253,27 @@ def _add_adapters(whole: FusedLinears, modules: list[nn.Module], shadow: Shadow)
                 ]
                 whole.spans += [min(having), max(having) + 1]
         start += width
-    if not places:
+    if not slices:
         return
-    whole.bank, rank = places[0][0].bank, places[0][0].rank
+    whole.bank, rank = slices[0][0].bank, slices[0][0].rank
     scales = [config.scale for config in whole.bank.configs]
     if len(set(scales)) == 1:
         whole.scale = scales[0]
     else:
         whole.scales = whole.bank.scales  # in fp32: 10/24 is not 10/24 in bf16
-    offsets = [module.offsets[number] for module, number in places]
-    whole.a = _leaf(shadow, offsets[0][0], rank * len(places), places[0][0].d_in)
-    whole.b = _leaf(shadow, offsets[0][1], sum(whole.widths), rank)
+    offsets = [module.offsets[number] for module, number in slices]
+    whole.a = _leaf(compute_copy, offsets[0][0], rank * len(slices), slices[0][0].d_in)
+    whole.b = _leaf(compute_copy, offsets[0][1], sum(whole.widths), rank)
     assert offsets[0][0] + whole.a[0].numel() == offsets[0][1], "not laid out side by side"
 
 
-def _leaf(shadow: Shadow, start: int, rows: int, columns: int) -> torch.Tensor:
-    """A stretch of every lane's row of the shadow, as [lanes, rows, columns]."""
+def _leaf(compute_copy: ComputeCopy, start: int, rows: int, columns: int) -> torch.Tensor:
+    """A stretch of every lane's row of the compute copy, as [lanes, rows, columns]."""
     leaf = (
-        shadow.values[:, start : start + rows * columns]
+        compute_copy.values[:, start : start + rows * columns]
         .view(-1, rows, columns)
         .detach()
         .requires_grad_()
     )
-    shadow.leaves.append(leaf)
+    compute_copy.leaves.append(leaf)
     return leaf

@@ -21,7 +21,7 @@ WIDTHS = (32, 64, 128)
 BLOCK = 64
 
 
-def serves(values: torch.Tensor, longest: int) -> bool:
+def supports(values: torch.Tensor, longest: int) -> bool:
     """Whether the kernel takes heads [..., d] of this width, and documents of this length."""
     return (
         longest <= LONGEST
@@ -30,8 +30,8 @@ def serves(values: torch.Tensor, longest: int) -> bool:
     )
 
 
-@torch.library.custom_op("tsugiki::short_attention", mutates_args=())
-def short_attention(
+@torch.library.custom_op("tsugiki::short_document_attention", mutates_args=())
+def short_document_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -44,9 +44,8 @@ def short_attention(
 
     Args:
         q: [n, h, d]; k, v: [n, h_kv, d], fp16 or bf16
-        cos, sin: [n, d], or None. The angles by which queries and keys are turned first, as
-        Llama's rotary embedding does;
-            the right half of a row repeats the left one
+        cos, sin: [n, d], or None. The angles by which queries and keys are rotated first,
+            as Llama's rotary embedding does; the right half of a row repeats the left one
         cu_seq: int32 [documents + 1], ascending from 0 to n; equal neighbours are empty documents
         scale: of the scores
 
@@ -69,13 +68,13 @@ def joined_attention(
     cu_seq: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`short_attention` of queries, keys and values that lie side by side, qkv [n, (h + 2 h_kv)
-    d]: their gradients do too, and need not be put together."""
+    """`short_document_attention` of queries, keys and values that lie side by side, qkv [n, (h + 2
+    h_kv) d]: their gradients do too, and need not be put together."""
     return _attend(*_parts(qkv, heads, width), cos, sin, cu_seq, scale)
 
 
-@torch.library.custom_op("tsugiki::short_attention_backward", mutates_args=())
-def short_attention_backward(
+@torch.library.custom_op("tsugiki::short_document_attention_backward", mutates_args=())
+def short_document_attention_backward(
     dout: torch.Tensor,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -88,7 +87,7 @@ def short_attention_backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(∂q, ∂k, ∂v), shaped as q, k, v."""
-    dq, dk, dv = (_like(one) for one in (q, k, v))
+    dq, dk, dv = (_like(part) for part in (q, k, v))
     _attend_backward(dout, q, k, v, cos, sin, out, sums, cu_seq, scale, dq, dk, dv)
     return dq, dk, dv
 
@@ -131,7 +130,7 @@ def _attend(
     cu_seq: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    q, k, v = (_dense(one) for one in (q, k, v))
+    q, k, v = (_dense(tensor) for tensor in (q, k, v))
     assert len(q) * q.stride(0) < 2**31, "the kernels count in 32 bits"
     out = _like(q)
     sums = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
@@ -139,7 +138,7 @@ def _attend(
     _kernels()[0][grid](
         q, k, v, *_angles(q, cos, sin), out, sums, cu_seq, scale * 1.4426950408889634,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], 0 if cos is None else cos.stride(0),
-        TURN=cos is not None,
+        ROTATE=cos is not None,
         HEADS=q.shape[1], GROUP=q.shape[1] // k.shape[1], WIDTH=q.shape[2], BLOCK=BLOCK,
         num_warps=_warps(grid), num_stages=1,
     )  # fmt: skip
@@ -160,12 +159,12 @@ def _attend_backward(
     *into: torch.Tensor,
 ) -> None:
     """Writes ∂q, ∂k, ∂v `into` three tensors whose heads lie side by side."""
-    q, k, v = (_dense(one) for one in (q, k, v))
+    q, k, v = (_dense(tensor) for tensor in (q, k, v))
     grid = (len(cu_seq) - 1, k.shape[1])
     _kernels()[1][grid](
         q, k, v, *_angles(q, cos, sin), out, dout.contiguous(), sums, *into, cu_seq, scale,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], 0 if cos is None else cos.stride(0),
-        *(one.stride(0) for one in into), TURN=cos is not None,
+        *(tensor.stride(0) for tensor in into), ROTATE=cos is not None,
         HEADS=q.shape[1], GROUP=q.shape[1] // k.shape[1], WIDTH=q.shape[2], BLOCK=BLOCK,
         num_warps=_warps(grid), num_stages=1,
     )  # fmt: skip
@@ -209,7 +208,7 @@ def _angles(
     return cos, sin
 
 
-@short_attention.register_fake
+@short_document_attention.register_fake
 def _(q: torch.Tensor, *rest: Any) -> Any:
     return _like(q), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
 
@@ -220,9 +219,9 @@ def _(qkv: torch.Tensor, heads: int, width: int, *rest: Any) -> Any:
     return qkv.new_empty(tokens, heads, width), qkv.new_empty(tokens, heads, dtype=torch.float32)
 
 
-@short_attention_backward.register_fake
+@short_document_attention_backward.register_fake
 def _(dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> Any:
-    return tuple(_like(one) for one in (q, k, v))
+    return tuple(_like(part) for part in (q, k, v))
 
 
 @joined_attention_backward.register_fake
@@ -231,15 +230,17 @@ def _(dout: torch.Tensor, qkv: torch.Tensor, *rest: Any) -> Any:
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
-    *ctx.sizes, ctx.scale = [one for one in inputs if isinstance(one, int | float)]
-    ctx.save_for_backward(*(one for one in inputs if not isinstance(one, int | float)), *output)
+    *ctx.sizes, ctx.scale = [tensor for tensor in inputs if isinstance(tensor, int | float)]
+    ctx.save_for_backward(
+        *(tensor for tensor in inputs if not isinstance(tensor, int | float)), *output
+    )
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dout: torch.Tensor, _: Any) -> Any:
     q, k, v, cos, sin, cu_seq, out, sums = ctx.saved_tensors
     return (
-        *short_attention_backward(dout, q, k, v, cos, sin, out, sums, cu_seq, ctx.scale),
+        *short_document_attention_backward(dout, q, k, v, cos, sin, out, sums, cu_seq, ctx.scale),
         None,
         None,
         None,
@@ -260,7 +261,7 @@ def _backward_joined(ctx: Any, dout: torch.Tensor, _: Any) -> Any:
     )
 
 
-short_attention.register_autograd(_backward, setup_context=_keep)
+short_document_attention.register_autograd(_backward, setup_context=_keep)
 joined_attention.register_autograd(_backward_joined, setup_context=_keep)
 
 

@@ -1,5 +1,5 @@
-"""The Triton kernels of `short_attention`. Only imported where Triton is: it comes with PyTorch's
-CUDA builds.
+"""The Triton kernels of `short_document_attention`. Only imported where Triton is: it comes with
+PyTorch's CUDA builds.
 
 Queries and keys are handled in two halves, left and right: rotary embedding pairs an element with
 the one half a width away.
@@ -10,13 +10,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Triton passes everything by argument: one a line, the kernels would not fit a screen.
+# fmt: off
+
 
 @triton.jit
 def _tile(base, start, length, first, stride, begin, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
     """Rows [BLOCK, WIDTH] of one document from column `begin` on, zeros beyond its end."""
     rows = first + tl.arange(0, BLOCK)
-    places = base + (start + rows)[:, None] * stride + begin + tl.arange(0, WIDTH)[None, :]
-    return tl.load(places, mask=(rows < length)[:, None], other=0.0)
+    addresses = base + (start + rows)[:, None] * stride + begin + tl.arange(0, WIDTH)[None, :]
+    return tl.load(addresses, mask=(rows < length)[:, None], other=0.0)
 
 
 @triton.jit
@@ -25,24 +28,17 @@ def _put(
 ):
     """Writes rows [BLOCK, WIDTH] where `_tile` reads them."""
     rows = first + tl.arange(0, BLOCK)
-    places = base + (start + rows)[:, None] * stride + begin + tl.arange(0, WIDTH)[None, :]
-    tl.store(places, values.to(base.dtype.element_ty), mask=(rows < length)[:, None])
+    addresses = base + (start + rows)[:, None] * stride + begin + tl.arange(0, WIDTH)[None, :]
+    tl.store(addresses, values.to(base.dtype.element_ty), mask=(rows < length)[:, None])
 
 
 @triton.jit
 def _angles(
-    cos,
-    sin,
-    start,
-    length,
-    first,
-    stride,
-    TURN: tl.constexpr,
-    BLOCK: tl.constexpr,
+    cos, sin, start, length, first, stride, ROTATE: tl.constexpr, BLOCK: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """cos and sin [BLOCK, HALF] of rows; no turn at all where there are none."""
-    if TURN:
+    """cos and sin [BLOCK, HALF] of rows; no rotation where there are none."""
+    if ROTATE:
         return _tile(cos, start, length, first, stride, 0, BLOCK, HALF), _tile(
             sin, start, length, first, stride, 0, BLOCK, HALF
         )
@@ -51,52 +47,30 @@ def _angles(
 
 
 @triton.jit
-def _turned(
-    base,
-    c,
-    s,
-    start,
-    length,
-    first,
-    stride,
-    begin,
-    TURN: tl.constexpr,
-    BLOCK: tl.constexpr,
+def _rotated(
+    base, c, s, start, length, first, stride, begin, ROTATE: tl.constexpr, BLOCK: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """The halves [BLOCK, HALF] of rows, rotated where TURN."""
+    """The halves [BLOCK, HALF] of rows, rotated where ROTATE."""
     left = _tile(base, start, length, first, stride, begin, BLOCK, HALF)
     right = _tile(base, start, length, first, stride, begin + HALF, BLOCK, HALF)
-    if TURN:
+    if ROTATE:
         x, y = left.to(tl.float32), right.to(tl.float32)
         left, right = (
-            (x * c - y * s).to(base.dtype.element_ty),
-            (y * c + x * s).to(base.dtype.element_ty),
+            (x * c - y * s).to(base.dtype.element_ty), (y * c + x * s).to(base.dtype.element_ty)
         )
     return left, right
 
 
 @triton.jit
-def _put_turned_back(
-    base,
-    left,
-    right,
-    cos,
-    sin,
-    start,
-    length,
-    first,
-    stride,
-    begin,
-    angles,
-    TURN: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HALF: tl.constexpr,
+def _put_rotated_back(
+    base, left, right, cos, sin, start, length, first, stride, begin, angles, ROTATE: tl.constexpr,
+    BLOCK: tl.constexpr, HALF: tl.constexpr,
 ):
-    """Writes the gradient of what `_turned` read. The angles are read again: kept, they would take
-    registers from the products."""
-    if TURN:
-        c, s = _angles(cos, sin, start, length, first, angles, TURN, BLOCK, HALF)
+    """Writes the gradient of what `_rotated` read. The angles are read again: kept, they would take
+    registers from the matmuls."""
+    if ROTATE:
+        c, s = _angles(cos, sin, start, length, first, angles, ROTATE, BLOCK, HALF)
         left, right = left * c + right * s, right * c - left * s
     _put(base, left, start, length, first, stride, begin, BLOCK, HALF)
     _put(base, right, start, length, first, stride, begin + HALF, BLOCK, HALF)
@@ -118,9 +92,9 @@ def _seen(row, column, length, BLOCK: tl.constexpr):
 @triton.jit
 def forward(
     q, k, v, cos, sin, out, sums, cu_seq, scale_log2, qn, qh, kn, kh, vn, vh, angles,
-    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    ROTATE: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     document, head = tl.program_id(0), tl.program_id(1)
     start = tl.load(cu_seq + document)
     length = tl.load(cu_seq + document + 1) - start
@@ -128,35 +102,25 @@ def forward(
     HALF: tl.constexpr = WIDTH // 2
     if length > BLOCK:
         for row in range(0, length, BLOCK):
-            row_cos, row_sin = _angles(cos, sin, start, length, row, angles, TURN, BLOCK, HALF)
-            left, right = _turned(
-                q, row_cos, row_sin, start, length, row, qn, head * qh, TURN, BLOCK, HALF
+            row_cos, row_sin = _angles(cos, sin, start, length, row, angles, ROTATE, BLOCK, HALF)
+            left, right = _rotated(
+                q, row_cos, row_sin, start, length, row, qn, head * qh, ROTATE, BLOCK, HALF
             )
             largest = tl.full([BLOCK], -1e30, tl.float32)
             total = tl.zeros([BLOCK], tl.float32)
             mixed = tl.zeros([BLOCK, WIDTH], tl.float32)
             for column in range(0, row + BLOCK, BLOCK):
                 column_cos, column_sin = _angles(
-                    cos, sin, start, length, column, angles, TURN, BLOCK, HALF
+                    cos, sin, start, length, column, angles, ROTATE, BLOCK, HALF
                 )
-                key_left, key_right = _turned(
-                    k,
-                    column_cos,
-                    column_sin,
-                    start,
-                    length,
-                    column,
-                    kn,
-                    key_head * kh,
-                    TURN,
-                    BLOCK,
-                    HALF,
+                key_left, key_right = _rotated(
+                    k, column_cos, column_sin, start, length, column, kn, key_head * kh, ROTATE,
+                    BLOCK, HALF
                 )
                 values = _tile(v, start, length, column, vn, key_head * vh, BLOCK, WIDTH)
                 scores = tl.where(
-                    _seen(row, column, length, BLOCK),
-                    _scores(left, right, key_left, key_right) * scale_log2,
-                    -1e30,
+                    _seen(row, column, length, BLOCK), _scores(left, right, key_left,
+                    key_right) * scale_log2, -1e30
                 )
                 larger = tl.maximum(largest, tl.max(scores, 1))
                 weights = tl.exp2(scores - larger[:, None])
@@ -165,28 +129,20 @@ def forward(
                 mixed = mixed * shrink[:, None] + tl.dot(weights.to(values.dtype), values)
                 largest = larger
             _put(
-                out,
-                mixed / total[:, None],
-                start,
-                length,
-                row,
-                HEADS * WIDTH,
-                head * WIDTH,
-                BLOCK,
-                WIDTH,
+                out, mixed / total[:, None], start, length, row, HEADS * WIDTH, head * WIDTH,
+                BLOCK, WIDTH
             )
             _put_sums(sums, largest + tl.log2(total), start, length, row, head, HEADS, BLOCK)
     elif length > 0:
-        c, s = _angles(cos, sin, start, length, 0, angles, TURN, BLOCK, HALF)
-        left, right = _turned(q, c, s, start, length, 0, qn, head * qh, TURN, BLOCK, HALF)
-        key_left, key_right = _turned(
-            k, c, s, start, length, 0, kn, key_head * kh, TURN, BLOCK, HALF
+        c, s = _angles(cos, sin, start, length, 0, angles, ROTATE, BLOCK, HALF)
+        left, right = _rotated(q, c, s, start, length, 0, qn, head * qh, ROTATE, BLOCK, HALF)
+        key_left, key_right = _rotated(
+            k, c, s, start, length, 0, kn, key_head * kh, ROTATE, BLOCK, HALF
         )
         values = _tile(v, start, length, 0, vn, key_head * vh, BLOCK, WIDTH)
         scores = tl.where(
-            _seen(0, 0, length, BLOCK),
-            _scores(left, right, key_left, key_right) * scale_log2,
-            -1e30,
+            _seen(0, 0, length, BLOCK), _scores(left, right, key_left, key_right) * scale_log2,
+            -1e30
         )
         largest = tl.max(scores, 1)
         weights = tl.exp2(scores - largest[:, None])
@@ -204,19 +160,8 @@ def _put_sums(sums, values, start, length, row, head, HEADS: tl.constexpr, BLOCK
 
 @triton.jit
 def _weights(
-    left,
-    right,
-    key_left,
-    key_right,
-    sums,
-    scale,
-    start,
-    length,
-    row,
-    column,
-    head,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    left, right, key_left, key_right, sums, scale, start, length, row, column, head,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Attention weights [BLOCK, BLOCK], as the forward pass had them."""
     rows = row + tl.arange(0, BLOCK)
@@ -227,14 +172,7 @@ def _weights(
 
 @triton.jit
 def _mean_slope(
-    out,
-    slopes_out,
-    start,
-    length,
-    row,
-    head,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    out, slopes_out, start, length, row, head, HEADS: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """For each query Σ weight · gradient of the weight, [BLOCK], from what the forward pass
@@ -254,17 +192,19 @@ def _slopes(weights, slopes_out, values, scale):
 @triton.jit
 def _backward_keys(
     q, k, v, cos, sin, out, dout, sums, dk, dv, scale, start, length, key_head, qn, qh, kn, kh, vn,
-    vh, angles, dkn, dvn,
-    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
+    vh, angles, dkn, dvn, ROTATE: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):
     """Gradients of the keys and values of a document of several blocks: for each block of them,
     over all queries that see it."""
     HALF: tl.constexpr = WIDTH // 2
     for column in range(0, length, BLOCK):
-        column_cos, column_sin = _angles(cos, sin, start, length, column, angles, TURN, BLOCK, HALF)
-        key_left, key_right = _turned(
-            k, column_cos, column_sin, start, length, column, kn, key_head * kh, TURN, BLOCK, HALF
+        column_cos, column_sin = _angles(
+            cos, sin, start, length, column, angles, ROTATE, BLOCK, HALF
+        )
+        key_left, key_right = _rotated(
+            k, column_cos, column_sin, start, length, column, kn, key_head * kh, ROTATE, BLOCK,
+            HALF
         )
         values = _tile(v, start, length, column, vn, key_head * vh, BLOCK, WIDTH)
         dleft = tl.zeros([BLOCK, HALF], tl.float32)
@@ -273,28 +213,19 @@ def _backward_keys(
         for member in range(0, GROUP):
             head = key_head * GROUP + member
             for row in range(column, length, BLOCK):
-                row_cos, row_sin = _angles(cos, sin, start, length, row, angles, TURN, BLOCK, HALF)
-                left, right = _turned(
-                    q, row_cos, row_sin, start, length, row, qn, head * qh, TURN, BLOCK, HALF
+                row_cos, row_sin = _angles(
+                    cos, sin, start, length, row, angles, ROTATE, BLOCK, HALF
+                )
+                left, right = _rotated(
+                    q, row_cos, row_sin, start, length, row, qn, head * qh, ROTATE, BLOCK, HALF
                 )
                 slopes_out = _tile(
                     dout, start, length, row, HEADS * WIDTH, head * WIDTH, BLOCK, WIDTH
                 )
                 mean = _mean_slope(out, slopes_out, start, length, row, head, HEADS, BLOCK, WIDTH)
                 weights = _weights(
-                    left,
-                    right,
-                    key_left,
-                    key_right,
-                    sums,
-                    scale,
-                    start,
-                    length,
-                    row,
-                    column,
-                    head,
-                    HEADS,
-                    BLOCK,
+                    left, right, key_left, key_right, sums, scale, start, length, row, column,
+                    head, HEADS, BLOCK
                 )
                 slopes = (
                     weights * (tl.dot(slopes_out, tl.trans(values)) - mean[:, None]) * scale
@@ -302,21 +233,9 @@ def _backward_keys(
                 dvalues += tl.dot(tl.trans(weights.to(slopes_out.dtype)), slopes_out)
                 dleft += tl.dot(tl.trans(slopes), left)
                 dright += tl.dot(tl.trans(slopes), right)
-        _put_turned_back(
-            dk,
-            dleft,
-            dright,
-            cos,
-            sin,
-            start,
-            length,
-            column,
-            dkn,
-            key_head * WIDTH,
-            angles,
-            TURN,
-            BLOCK,
-            HALF,
+        _put_rotated_back(
+            dk, dleft, dright, cos, sin, start, length, column, dkn, key_head * WIDTH, angles,
+            ROTATE, BLOCK, HALF
         )
         _put(dv, dvalues, start, length, column, dvn, key_head * WIDTH, BLOCK, WIDTH)
 
@@ -324,16 +243,16 @@ def _backward_keys(
 @triton.jit
 def _backward_queries(
     q, k, v, cos, sin, out, dout, sums, dq, scale, start, length, head, key_head, qn, qh, kn, kh,
-    vn, vh, angles, dqn,
-    TURN: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    vn, vh, angles, dqn, ROTATE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Gradients of one head's queries of a document of several blocks: for each block of them,
     over all keys that it sees."""
     HALF: tl.constexpr = WIDTH // 2
     for row in range(0, length, BLOCK):
-        row_cos, row_sin = _angles(cos, sin, start, length, row, angles, TURN, BLOCK, HALF)
-        left, right = _turned(
-            q, row_cos, row_sin, start, length, row, qn, head * qh, TURN, BLOCK, HALF
+        row_cos, row_sin = _angles(cos, sin, start, length, row, angles, ROTATE, BLOCK, HALF)
+        left, right = _rotated(
+            q, row_cos, row_sin, start, length, row, qn, head * qh, ROTATE, BLOCK, HALF
         )
         slopes_out = _tile(dout, start, length, row, HEADS * WIDTH, head * WIDTH, BLOCK, WIDTH)
         mean = _mean_slope(out, slopes_out, start, length, row, head, HEADS, BLOCK, WIDTH)
@@ -341,135 +260,62 @@ def _backward_queries(
         dright = tl.zeros([BLOCK, HALF], tl.float32)
         for column in range(0, row + BLOCK, BLOCK):
             column_cos, column_sin = _angles(
-                cos, sin, start, length, column, angles, TURN, BLOCK, HALF
+                cos, sin, start, length, column, angles, ROTATE, BLOCK, HALF
             )
-            key_left, key_right = _turned(
-                k,
-                column_cos,
-                column_sin,
-                start,
-                length,
-                column,
-                kn,
-                key_head * kh,
-                TURN,
-                BLOCK,
-                HALF,
+            key_left, key_right = _rotated(
+                k, column_cos, column_sin, start, length, column, kn, key_head * kh, ROTATE, BLOCK,
+                HALF
             )
             values = _tile(v, start, length, column, vn, key_head * vh, BLOCK, WIDTH)
             weights = _weights(
-                left,
-                right,
-                key_left,
-                key_right,
-                sums,
-                scale,
-                start,
-                length,
-                row,
-                column,
-                head,
-                HEADS,
-                BLOCK,
+                left, right, key_left, key_right, sums, scale, start, length, row, column, head,
+                HEADS, BLOCK
             )
             slopes = (weights * (tl.dot(slopes_out, tl.trans(values)) - mean[:, None]) * scale).to(
                 left.dtype
             )
             dleft += tl.dot(slopes, key_left)
             dright += tl.dot(slopes, key_right)
-        _put_turned_back(
-            dq,
-            dleft,
-            dright,
-            cos,
-            sin,
-            start,
-            length,
-            row,
-            dqn,
-            head * WIDTH,
-            angles,
-            TURN,
-            BLOCK,
-            HALF,
+        _put_rotated_back(
+            dq, dleft, dright, cos, sin, start, length, row, dqn, head * WIDTH, angles, ROTATE,
+            BLOCK, HALF
         )
 
 
 @triton.jit
 def _backward_of_one_block(
     q, k, v, cos, sin, dout, sums, dq, dk, dv, scale, start, length, key_head, qn, qh, kn, kh, vn,
-    vh, angles, dqn, dkn, dvn,
-    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
+    vh, angles, dqn, dkn, dvn, ROTATE: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):
     """All gradients of a document of one block: everything is read once."""
     HALF: tl.constexpr = WIDTH // 2
-    c, s = _angles(cos, sin, start, length, 0, angles, TURN, BLOCK, HALF)
-    key_left, key_right = _turned(k, c, s, start, length, 0, kn, key_head * kh, TURN, BLOCK, HALF)
+    c, s = _angles(cos, sin, start, length, 0, angles, ROTATE, BLOCK, HALF)
+    key_left, key_right = _rotated(
+        k, c, s, start, length, 0, kn, key_head * kh, ROTATE, BLOCK, HALF
+    )
     values = _tile(v, start, length, 0, vn, key_head * vh, BLOCK, WIDTH)
     if GROUP == 1:  # nothing is summed up: each result leaves as soon as it is known
-        left, right = _turned(q, c, s, start, length, 0, qn, key_head * qh, TURN, BLOCK, HALF)
+        left, right = _rotated(q, c, s, start, length, 0, qn, key_head * qh, ROTATE, BLOCK, HALF)
         slopes_out = _tile(dout, start, length, 0, HEADS * WIDTH, key_head * WIDTH, BLOCK, WIDTH)
         weights = _weights(
-            left,
-            right,
-            key_left,
-            key_right,
-            sums,
-            scale,
-            start,
-            length,
-            0,
-            0,
-            key_head,
-            HEADS,
-            BLOCK,
+            left, right, key_left, key_right, sums, scale, start, length, 0, 0, key_head, HEADS,
+            BLOCK
         )
         _put(
-            dv,
-            tl.dot(tl.trans(weights.to(values.dtype)), slopes_out),
-            start,
-            length,
-            0,
-            dvn,
-            key_head * WIDTH,
-            BLOCK,
-            WIDTH,
+            dv, tl.dot(tl.trans(weights.to(values.dtype)), slopes_out), start, length, 0, dvn,
+            key_head * WIDTH, BLOCK, WIDTH
         )
         slopes = _slopes(weights, slopes_out, values, scale)
         dleft, dright = tl.dot(tl.trans(slopes), left), tl.dot(tl.trans(slopes), right)
-        _put_turned_back(
-            dk,
-            dleft,
-            dright,
-            cos,
-            sin,
-            start,
-            length,
-            0,
-            dkn,
-            key_head * WIDTH,
-            angles,
-            TURN,
-            BLOCK,
-            HALF,
+        _put_rotated_back(
+            dk, dleft, dright, cos, sin, start, length, 0, dkn, key_head * WIDTH, angles, ROTATE,
+            BLOCK, HALF
         )
         dleft, dright = tl.dot(slopes, key_left), tl.dot(slopes, key_right)
-        _put_turned_back(
-            dq,
-            dleft,
-            dright,
-            cos,
-            sin,
-            start,
-            length,
-            0,
-            dqn,
-            key_head * WIDTH,
-            angles,
-            TURN,
-            BLOCK,
-            HALF,
+        _put_rotated_back(
+            dq, dleft, dright, cos, sin, start, length, 0, dqn, key_head * WIDTH, angles, ROTATE,
+            BLOCK, HALF
         )
     else:
         dleft = tl.zeros([BLOCK, HALF], tl.float32)
@@ -477,59 +323,24 @@ def _backward_of_one_block(
         dvalues = tl.zeros([BLOCK, WIDTH], tl.float32)
         for member in range(0, GROUP):
             head = key_head * GROUP + member
-            left, right = _turned(q, c, s, start, length, 0, qn, head * qh, TURN, BLOCK, HALF)
+            left, right = _rotated(q, c, s, start, length, 0, qn, head * qh, ROTATE, BLOCK, HALF)
             slopes_out = _tile(dout, start, length, 0, HEADS * WIDTH, head * WIDTH, BLOCK, WIDTH)
             weights = _weights(
-                left,
-                right,
-                key_left,
-                key_right,
-                sums,
-                scale,
-                start,
-                length,
-                0,
-                0,
-                head,
-                HEADS,
-                BLOCK,
+                left, right, key_left, key_right, sums, scale, start, length, 0, 0, head, HEADS,
+                BLOCK
             )
             slopes = _slopes(weights, slopes_out, values, scale)
             dvalues += tl.dot(tl.trans(weights.to(values.dtype)), slopes_out)
             dleft += tl.dot(tl.trans(slopes), left)
             dright += tl.dot(tl.trans(slopes), right)
             query_left, query_right = tl.dot(slopes, key_left), tl.dot(slopes, key_right)
-            _put_turned_back(
-                dq,
-                query_left,
-                query_right,
-                cos,
-                sin,
-                start,
-                length,
-                0,
-                dqn,
-                head * WIDTH,
-                angles,
-                TURN,
-                BLOCK,
-                HALF,
+            _put_rotated_back(
+                dq, query_left, query_right, cos, sin, start, length, 0, dqn, head * WIDTH, angles,
+                ROTATE, BLOCK, HALF
             )
-        _put_turned_back(
-            dk,
-            dleft,
-            dright,
-            cos,
-            sin,
-            start,
-            length,
-            0,
-            dkn,
-            key_head * WIDTH,
-            angles,
-            TURN,
-            BLOCK,
-            HALF,
+        _put_rotated_back(
+            dk, dleft, dright, cos, sin, start, length, 0, dkn, key_head * WIDTH, angles, ROTATE,
+            BLOCK, HALF
         )
         _put(dv, dvalues, start, length, 0, dvn, key_head * WIDTH, BLOCK, WIDTH)
 
@@ -537,29 +348,25 @@ def _backward_of_one_block(
 @triton.jit
 def backward(
     q, k, v, cos, sin, out, dout, sums, dq, dk, dv, cu_seq, scale, qn, qh, kn, kh, vn, vh, angles,
-    dqn, dkn, dvn,
-    TURN: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
+    dqn, dkn, dvn, ROTATE: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):
     document, key_head = tl.program_id(0), tl.program_id(1)
     start = tl.load(cu_seq + document)
     length = tl.load(cu_seq + document + 1) - start
     if length > BLOCK:
         _backward_keys(
             q, k, v, cos, sin, out, dout, sums, dk, dv, scale, start, length, key_head, qn, qh, kn,
-            kh, vn, vh, angles, dkn, dvn,
-            TURN, HEADS, GROUP, WIDTH, BLOCK,
-        )  # fmt: skip
+            kh, vn, vh, angles, dkn, dvn, ROTATE, HEADS, GROUP, WIDTH, BLOCK
+        )
         for member in range(0, GROUP):
             head = key_head * GROUP + member
             _backward_queries(
                 q, k, v, cos, sin, out, dout, sums, dq, scale, start, length, head, key_head, qn,
-                qh, kn, kh, vn, vh, angles, dqn,
-                TURN, HEADS, WIDTH, BLOCK,
-            )  # fmt: skip
+                qh, kn, kh, vn, vh, angles, dqn, ROTATE, HEADS, WIDTH, BLOCK
+            )
     elif length > 0:
         _backward_of_one_block(
             q, k, v, cos, sin, dout, sums, dq, dk, dv, scale, start, length, key_head, qn, qh, kn,
-            kh, vn, vh, angles, dqn, dkn, dvn,
-            TURN, HEADS, GROUP, WIDTH, BLOCK,
-        )  # fmt: skip
+            kh, vn, vh, angles, dqn, dkn, dvn, ROTATE, HEADS, GROUP, WIDTH, BLOCK
+        )

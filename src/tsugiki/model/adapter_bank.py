@@ -51,7 +51,7 @@ class AdapterBank:
 
     @property
     def equal(self) -> bool:
-        """Whether every lane has the same part of the batch, so that one batched product serves
+        """Whether every lane has the same part of the batch, so that one batched matmul serves
         all."""
         return len(set(self.shares)) == 1
 
@@ -117,9 +117,9 @@ NO_ADAPTERS = NoAdapters()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaneAdapters:
-    """One lane's adapters in one layer: `where` holds, for each of the layer's places, its number
-    among the layer's adapters, or None."""
+class LayerAdapters:
+    """One lane's adapters in one layer: `where` holds, for each of the layer's target slices, its
+    number among the layer's adapters, or None."""
 
     scale: float
     dropout: float

@@ -23,14 +23,14 @@ from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError, first_line
 from tsugiki.model.layouts import (
     WHOLE,
-    Place,
+    TargetSlice,
     by_module,
-    every_place,
+    every_target_slice,
     layout_of,
     out_features,
     transposed,
 )
-from tsugiki.model.lora import Grafted, attach, lora_layers
+from tsugiki.model.lora import LaneAdapter, attach, lora_layers
 from tsugiki.toml import Given
 
 PREFIX = "base_model.model."
@@ -67,7 +67,7 @@ STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def export_adapter(
-    grafted: Grafted, folder: Path, base_name: str, revision: str | None = None
+    adapter: LaneAdapter, folder: Path, base_name: str, revision: str | None = None
 ) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`.
 
@@ -77,18 +77,18 @@ def export_adapter(
     refuse_filled(folder)
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
-    for path, layer in lora_layers(grafted.model):
-        adapters = layer.adapters_of(grafted.lane)
+    for path, layer in lora_layers(adapter.model):
+        adapters = layer.adapters_of(adapter.lane)
         if not adapters:
             continue
-        places, factors_a, factors_b = zip(*adapters, strict=True)
-        a, b = fuse(places, factors_a, factors_b, out_features(layer.base))
+        parts, factors_a, factors_b = zip(*adapters, strict=True)
+        a, b = fuse(parts, factors_a, factors_b, out_features(layer.base))
         tensors[f"{PREFIX}{path}.lora_A.weight"] = a
         tensors[f"{PREFIX}{path}.lora_B.weight"] = b
         ranks[path] = a.shape[0]
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    given = {**_config(grafted, ranks, base_name), "revision": revision}
+    given = {**_config(adapter, ranks, base_name), "revision": revision}
     (folder / "adapter_config.json").write_text(
         json.dumps(given, indent=2, ensure_ascii=False), encoding="utf-8"
     )
@@ -101,20 +101,20 @@ def refuse_filled(folder: Path) -> None:
 
 
 def fuse(
-    places: Sequence[Place], a: Sequence[Any], b: Sequence[Any], width: int
+    parts: Sequence[TargetSlice], a: Sequence[Any], b: Sequence[Any], width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(A [m·r, d_in], B [width, m·r]) of the adapters on one module; B is zero outside each
     adapter's range."""
-    stacked = torch.cat([one.detach() for one in a]).contiguous().cpu()
+    stacked = torch.cat([factor.detach() for factor in a]).contiguous().cpu()
     rank = b[0].shape[1]
-    wide = torch.zeros(width, rank * len(places))
-    for index, (place, one) in enumerate(zip(places, b, strict=True)):
-        wide[place.rows(width), index * rank : (index + 1) * rank] = one.detach().cpu()
+    wide = torch.zeros(width, rank * len(parts))
+    for index, (part, factor) in enumerate(zip(parts, b, strict=True)):
+        wide[part.rows(width), index * rank : (index + 1) * rank] = factor.detach().cpu()
     return stacked, wide
 
 
-def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> Given:
-    config, layout = grafted.config, layout_of(grafted.model)
+def _config(adapter: LaneAdapter, ranks: dict[str, int], base_name: str) -> Given:
+    config, layout = adapter.config, layout_of(adapter.model)
     targets = sorted({path.removeprefix(f"{layout.layers}.").split(".", 1)[1] for path in ranks})
     alpha = config.alpha or config.rank
     odd = {path: rank for path, rank in ranks.items() if rank != config.rank}
@@ -128,14 +128,14 @@ def _config(grafted: Grafted, ranks: dict[str, int], base_name: str) -> Given:
         "lora_dropout": config.dropout,
         "target_modules": targets,
         "fan_in_fan_out": any(
-            transposed(layer.base) for path, layer in lora_layers(grafted.model) if path in ranks
+            transposed(layer.base) for path, layer in lora_layers(adapter.model) if path in ranks
         ),
         "inference_mode": True,
         "init_lora_weights": True,
     }
 
 
-def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:
+def import_adapter(model: torch.nn.Module, folder: Path) -> LaneAdapter:
     """Attaches an adapter that `export_adapter` or peft wrote; the tensors come back exactly.
 
     Raises:
@@ -143,27 +143,27 @@ def import_adapter(model: torch.nn.Module, folder: Path) -> Grafted:
             implemented (named).
     """
     given, tensors = read_adapter(folder)
-    words, rank = _words_and_rank(model, tensors, given, folder)
+    names, rank = _targets_and_rank(model, tensors, given, folder)
     alpha = _scale(tensors, given, folder) * rank
-    grafted = attach(
-        model, LoraConfig(targets="+".join(words), rank=rank, alpha=alpha, dropout=0.0), seed=0
+    adapter = attach(
+        model, LoraConfig(targets="+".join(names), rank=rank, alpha=alpha, dropout=0.0), seed=0
     )
-    for path, layer in lora_layers(grafted.model):
-        width = rank * len(layer.places)
+    for path, layer in lora_layers(adapter.model):
+        width = rank * len(layer.slices)
         a = _take(tensors, f"{path}.lora_A.weight", (width, layer.d_in), folder, given)
         b = _take(
             tensors, f"{path}.lora_B.weight", (out_features(layer.base), width), folder, given
         )
-        for index, place in enumerate(layer.places):
-            part = slice(index * rank, (index + 1) * rank)
-            layer.lora_a[index].data.copy_(a[part])
-            layer.lora_b[index].data.copy_(b[place.rows(len(b)), part])
+        for index, part in enumerate(layer.slices):
+            ranks = slice(index * rank, (index + 1) * rank)
+            layer.lora_a[index].data.copy_(a[ranks])
+            layer.lora_b[index].data.copy_(b[part.rows(len(b)), ranks])
     if tensors:
         raise ModelError(
             f"{folder}: {len(tensors)} tensors have no place in this model, the first is "
             f"{min(tensors)}"
         )
-    return grafted
+    return adapter
 
 
 def read_adapter(folder: Path) -> tuple[Given, dict[str, torch.Tensor]]:
@@ -278,8 +278,8 @@ def _scale(tensors: dict[str, torch.Tensor], given: Given, folder: Path) -> floa
         if name.endswith(".lora_A.weight"):
             path = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
             alpha, rank = (
-                _by_pattern(given.get(f"{key}_pattern") or {}, path, given[plain])
-                for key, plain in (("alpha", "lora_alpha"), ("rank", "r"))
+                _by_pattern(given.get(f"{key}_pattern") or {}, path, given[default_key])
+                for key, default_key in (("alpha", "lora_alpha"), ("rank", "r"))
             )
             if tensor.ndim != 2 or tensor.shape[0] != rank:
                 raise ModelError(
@@ -290,7 +290,7 @@ def _scale(tensors: dict[str, torch.Tensor], given: Given, folder: Path) -> floa
     if len(scales) != 1:
         raise ModelError(
             f"{folder}: modules of different scales (α / r: "
-            f"{', '.join(f'{one:g}' for one in sorted(scales))}) are not implemented"
+            f"{', '.join(f'{scale:g}' for scale in sorted(scales))}) are not implemented"
         )
     return float(scales.pop())
 
@@ -310,50 +310,50 @@ def _by_pattern(patterns: dict[str, float], path: str, default: float) -> float:
 
 
 def _stacked_ranges(
-    places: Sequence[Place], a: torch.Tensor, b: torch.Tensor, rank: int
+    parts: Sequence[TargetSlice], a: torch.Tensor, b: torch.Tensor, rank: int
 ) -> list[str]:
-    """The words whose adapters were stacked into one: each B is zero outside its own range. None
+    """The targets whose adapters were stacked into one: each B is zero outside its own range. None
     for an adapter of the whole weight."""
-    used = [place for place in places if b[place.rows(len(b))].any()]
+    used = [part for part in parts if b[part.rows(len(b))].any()]
     if not used:  # B is zero: before training
-        used = list(places) if len(a) == rank * len(places) else []
+        used = list(parts) if len(a) == rank * len(parts) else []
     if not used or len(a) % len(used):
         return []
-    each = len(a) // len(used)
-    alone = fuse(
+    rank_each = len(a) // len(used)
+    from_slices = fuse(
         used,
         [a] * len(used),
-        [b[one.rows(len(b)), n * each : (n + 1) * each] for n, one in enumerate(used)],
+        [b[part.rows(len(b)), n * rank_each : (n + 1) * rank_each] for n, part in enumerate(used)],
         len(b),
     )[1]
-    return [place.word for place in used] if torch.equal(alone, b.float().cpu()) else []
+    return [part.target for part in used] if torch.equal(from_slices, b.float().cpu()) else []
 
 
-def _words_and_rank(
+def _targets_and_rank(
     model: torch.nn.Module, tensors: dict[str, torch.Tensor], given: Given, folder: Path
 ) -> tuple[list[str], int]:
-    """Which words the adapter covers, and the rank of each: of a fused weight the ranges that
+    """Which targets the adapter covers, and the rank of each: of a fused weight the ranges that
     `export_adapter` stacked, or the whole as `qkv`."""
-    found: list[str] = []
+    targets: list[str] = []
     ranks: set[int] = set()
-    for path, places in by_module(
-        [place for place in every_place(model) if place.word != WHOLE]
+    for path, parts in by_module(
+        [part for part in every_target_slice(model) if part.target != WHOLE]
     ).items():
         a = tensors.get(f"{PREFIX}{path}.lora_A.weight")
         if a is None:
             continue
-        covered = [place.word for place in places]
-        if len(places) > 1:
+        covered = [part.target for part in parts]
+        if len(parts) > 1:
             b = tensors.get(f"{PREFIX}{path}.lora_B.weight")
             if b is None or len(b) != out_features(model.get_submodule(path)):
                 raise ModelError(
                     f"{folder}: {path}.lora_B.weight is missing or of another size. The adapter "
                     f"was made for {given.get('base_model_name_or_path')}"
                 )
-            covered = _stacked_ranges(places, a, b, given["r"]) or [WHOLE]
-        found.extend(word for word in covered if word not in found)
+            covered = _stacked_ranges(parts, a, b, given["r"]) or [WHOLE]
+        targets.extend(target for target in covered if target not in targets)
         ranks.add(a.shape[0] // len(covered))
-    if not found:
+    if not targets:
         raise ModelError(
             f"{folder}: none of its tensors has a place in this model. The adapter was made for "
             f"{given.get('base_model_name_or_path')}"
@@ -363,4 +363,4 @@ def _words_and_rank(
             f"{folder}: adapters of different ranks ({sorted(ranks)}) in one folder are not "
             "implemented"
         )
-    return found, ranks.pop()
+    return targets, ranks.pop()

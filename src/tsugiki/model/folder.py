@@ -308,7 +308,8 @@ def stop_ids_of(folder: Path) -> tuple[int, ...]:
         if given is not None:
             ids = given if isinstance(given, list) else [given]
             if not all(
-                isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids
+                isinstance(token, int) and not isinstance(token, bool) and token >= 0
+                for token in ids
             ):
                 raise ModelError(
                     f"model {folder / name}: eos_token_id = {given!r} must be a token id or a list "

@@ -1,4 +1,4 @@
-"""Where the linear layers of a model are, by plain words: `q k v o` and the MLP's.
+"""Where the linear layers of a model are, by the names of LoRA targets: `q k v o` and the MLP's.
 
     Llama      q_proj k_proj v_proj o_proj · gate_proj up_proj down_proj   one weight each
     GPT-2      c_attn = [q | k | v] in one weight, c_proj · c_fc c_proj    q, k, v: its outputs
@@ -23,11 +23,11 @@ from tsugiki.errors import ModelError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TargetSlice:
     """One adaptable linear map: outputs `[start, stop)` of the module `path`, or of each of its
     `heads`; the whole module unless it is fused."""
 
-    word: str
+    target: str
     path: str
     start: int
     stop: int
@@ -54,12 +54,12 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Module paths inside one layer, by word; `fused` words share one module, in this order, in
+    """Module paths inside one layer, by target; `fused` targets share one module, in this order, in
     equal parts: of the whole, or of each head's outputs where they are `interleaved`.
 
-    `together` names the words whose modules read the same input, in the order they are called;
-    `whole_qkv` the model types whose attention gets queries, keys and values as the product gave
-    them, and whether it turns them by rotary embedding; `swiglu` the classes whose MLP is
+    `together` names the targets whose modules read the same input, in the order they are called;
+    `whole_qkv` the model types whose attention gets queries, keys and values as the matmul gave
+    them, and whether it applies rotary embedding to them; `swiglu` the classes whose MLP is
     down(silu(gate(x)) * up(x)); `old_buffers` the constants that older versions of transformers
     wrote beside the weights.
     """
@@ -156,22 +156,22 @@ def layout_of(model: nn.Module) -> Layout:
     )
 
 
-def missing_words(model: nn.Module, layout: Layout) -> dict[str, str]:
-    """Words of the layout that cannot be had in every layer, and why: no such linear layer, or a
+def missing_targets(model: nn.Module, layout: Layout) -> dict[str, str]:
+    """Targets of the layout that cannot be had in every layer, and why: no such linear layer, or a
     fused weight of unequal parts."""
     missing: dict[str, str] = {}
     for index in range(num_layers(model, layout)):
-        for word, inner in layout.modules.items():
+        for target, inner in layout.modules.items():
             path = f"{layout.layers}.{index}.{inner}"
             module = _submodule(model, path)
             module = getattr(module, "base", module)  # adapters may be on it
             if not isinstance(module, (nn.Linear, Conv1D)):
-                missing.setdefault(word, f"layer {index} has no linear layer {inner}")
-            elif word in layout.fused and out_features(module) != len(layout.fused) * in_features(
+                missing.setdefault(target, f"layer {index} has no linear layer {inner}")
+            elif target in layout.fused and out_features(module) != len(layout.fused) * in_features(
                 module
             ):
                 missing.setdefault(
-                    word,
+                    target,
                     f"{path} has {out_features(module):,} outputs, not {len(layout.fused)} equal "
                     f"parts of {in_features(module):,}",
                 )
@@ -211,97 +211,99 @@ def in_features(module: nn.Module) -> int:
     return by_outputs(module).shape[1]
 
 
-def words_of(targets: str, layout: Layout) -> list[str]:
+def target_names(targets: str, layout: Layout) -> list[str]:
     """`q+v` → [q, v]; `all-linear` → every linear layer of the layout. Raises `ModelError` for an
-    unknown word."""
+    unknown target."""
     if targets == "all-linear":
         return list(layout.modules)
-    words = [word.strip() for word in targets.split("+")]
+    names = [target.strip() for target in targets.split("+")]
     whole = [WHOLE] if layout.fused else []
-    for word in words:
-        if word not in (*layout.modules, *whole):
+    for target in names:
+        if target not in (*layout.modules, *whole):
             known = [*layout.modules, *whole, "all-linear"]
             raise ModelError(
                 f'lora.targets "{targets}": a model of the {layout.name} layout has no '
-                f'"{word}".{did_you_mean(word, known)}'
+                f'"{target}".{did_you_mean(target, known)}'
             )
-    if len(set(words)) != len(words) or (WHOLE in words and set(words) & set(layout.fused)):
+    if len(set(names)) != len(names) or (WHOLE in names and set(names) & set(layout.fused)):
         raise ModelError(f'lora.targets "{targets}": names a layer twice')
-    return words
+    return names
 
 
 def num_layers(model: nn.Module, layout: Layout) -> int:
     return len(model.get_submodule(layout.layers))  # type: ignore[arg-type]
 
 
-def find_places(model: nn.Module, targets: str) -> list[Place]:
+def find_target_slices(model: nn.Module, targets: str) -> list[TargetSlice]:
     """Every linear map that `targets` names, layer by layer. Raises `ModelError` for an unknown
-    word or layout."""
+    target or layout."""
     layout = layout_of(model)
-    words = words_of(targets, layout)
-    missing = missing_words(model, layout)
-    wanted = [word for word in (layout.fused if WHOLE in words else words) if word in missing]
+    names = target_names(targets, layout)
+    missing = missing_targets(model, layout)
+    wanted = [target for target in (layout.fused if WHOLE in names else names) if target in missing]
     if wanted:
-        left = "+".join(word for word in layout.modules if word not in missing) or "none"
+        left = "+".join(target for target in layout.modules if target not in missing) or "none"
         raise ModelError(
             f'lora.targets "{targets}": {type(model).__name__}: {missing[wanted[0]]}. Targets that '
             f"every layer has: {left}"
         )
-    return _places(model, layout, words)
+    return _target_slices(model, layout, names)
 
 
-def every_place(model: nn.Module) -> list[Place]:
+def every_target_slice(model: nn.Module) -> list[TargetSlice]:
     """Every linear map that could be named, layer by layer; a fused weight in its parts and as a
     whole."""
     layout = layout_of(model)
-    missing = missing_words(model, layout)
-    words = [
-        word
-        for word in (*layout.modules, *([WHOLE] if layout.fused else []))
-        if word not in missing
+    missing = missing_targets(model, layout)
+    names = [
+        target
+        for target in (*layout.modules, *([WHOLE] if layout.fused else []))
+        if target not in missing
     ]
-    return _places(
+    return _target_slices(
         model,
         layout,
-        words
+        names
         if not set(layout.fused) & set(missing)
-        else [word for word in words if word != WHOLE],
+        else [target for target in names if target != WHOLE],
     )
 
 
-def _places(model: nn.Module, layout: Layout, words: Sequence[str]) -> list[Place]:
-    places = []
+def _target_slices(model: nn.Module, layout: Layout, names: Sequence[str]) -> list[TargetSlice]:
+    parts = []
     for index in range(num_layers(model, layout)):
-        for word in words:
+        for target in names:
             path = (
                 f"{layout.layers}.{index}."
-                f"{layout.modules[layout.fused[0] if word == WHOLE else word]}"
+                f"{layout.modules[layout.fused[0] if target == WHOLE else target]}"
             )
             width = out_features(model.get_submodule(path))
             config: Any = model.config
-            by_head = layout.interleaved and word in layout.fused
+            by_head = layout.interleaved and target in layout.fused
             heads = int(config.num_attention_heads) if by_head else 1
-            places.append(
-                Place(word=word, path=path, heads=heads, **_range(layout, word, width // heads))
+            parts.append(
+                TargetSlice(
+                    target=target, path=path, heads=heads, **_range(layout, target, width // heads)
+                )
             )
-    return places
+    return parts
 
 
 def groups_of(model: nn.Module) -> list[list[str]]:
     """Paths of all linear layers, layer by layer; those that read the same input stand in one
     group, in calling order."""
     layout = layout_of(model)
-    missing = missing_words(model, layout)
+    missing = missing_targets(model, layout)
     groups: list[list[str]] = []
     for index in range(num_layers(model, layout)):
         done: set[str] = set()
-        for word in (one for one in layout.modules if one not in missing):
-            words = next((group for group in layout.together if word in group), (word,))
+        for target in (name for name in layout.modules if name not in missing):
+            names = next((group for group in layout.together if target in group), (target,))
             paths = list(
                 dict.fromkeys(
-                    f"{layout.layers}.{index}.{layout.modules[one]}"
-                    for one in words
-                    if one not in missing
+                    f"{layout.layers}.{index}.{layout.modules[name]}"
+                    for name in names
+                    if name not in missing
                 )
             )
             if paths[0] not in done:
@@ -315,18 +317,18 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def _range(layout: Layout, word: str, width: int) -> dict[str, int]:
-    if word not in layout.fused:
+def _range(layout: Layout, target: str, width: int) -> dict[str, int]:
+    if target not in layout.fused:
         return {"start": 0, "stop": width}
     part = width // len(layout.fused)
-    place = layout.fused.index(word)
-    return {"start": place * part, "stop": (place + 1) * part}
+    index = layout.fused.index(target)
+    return {"start": index * part, "stop": (index + 1) * part}
 
 
-def by_module(places: Sequence[Place]) -> dict[str, list[Place]]:
-    """Places gathered by module path: a fused module is replaced once, with one adapter for each
-    of its places."""
-    gathered: dict[str, list[Place]] = {}
-    for place in places:
-        gathered.setdefault(place.path, []).append(place)
+def by_module(parts: Sequence[TargetSlice]) -> dict[str, list[TargetSlice]]:
+    """Target slices by module path: a fused module is replaced once, with one adapter for each of
+    its slices."""
+    gathered: dict[str, list[TargetSlice]] = {}
+    for part in parts:
+        gathered.setdefault(part.path, []).append(part)
     return gathered

@@ -1,7 +1,7 @@
 """A causal language model and its tokenizer from a folder, the Hub or the package; safetensors
 only.
 
-Precision, the same for every method compared: products in bf16 where the device has it, `LoRA`
+Precision, the same for every method compared: matmuls in bf16 where the device has it, `LoRA`
 over a base stored in bf16 with fp32 adapters, full fine-tuning on fp32 master weights.
 """
 
@@ -46,7 +46,7 @@ STORED: Mapping[tuple[Method, Precision], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """What is computed and stored in what. `compute` is the dtype of products, `base` and
+    """What is computed and stored in what. `compute` is the dtype of matmuls, `base` and
     `trained` are storage."""
 
     compute: str
@@ -138,13 +138,13 @@ def pick_device() -> torch.device:
 
 
 def pick_numerics(method: Method, precision: Precision, device: torch.device) -> Numerics:
-    """bf16 products where the device is fast at them. Full fine-tuning keeps fp32 master
+    """bf16 matmuls where the device is fast at them. Full fine-tuning keeps fp32 master
     weights."""
     if precision == "auto":
         precision = "bf16" if _has_bf16(device) else "fp32"
     elif precision == "bf16" and not _has_bf16(device):
         raise RunError(
-            f'train.precision = "bf16": {device} has no fast bf16 products. Use "auto" or "fp32"'
+            f'train.precision = "bf16": {device} has no fast bf16 matmuls. Use "auto" or "fp32"'
         )
     return Numerics(compute=precision, base=STORED[method, precision], trained="fp32")
 
@@ -156,8 +156,8 @@ def why_fp32(precision: Precision, numerics: Numerics, device: torch.device) -> 
         return None
     name = torch.cuda.get_device_name(device)
     return (
-        f"{name} has no fast bf16 products: this run computes in fp32, with the plain step (the "
-        "captured one needs bf16). It is right, and slower"
+        f"{name} has no fast bf16 matmuls: this run computes in fp32, with the eager step (CUDA "
+        "graphs need bf16). Results are correct; training is slower"
     )
 
 
@@ -287,8 +287,8 @@ def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) ->
             raise ModelError(
                 f"model {folder}: cannot be loaded as a causal language model: {said}"
             ) from broken
-    model, found = loaded
-    _refuse_other_tensors(folder, found)
+    model, report = loaded
+    _refuse_other_tensors(folder, report)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(
             f"model {folder}: has an encoder and a decoder; only causal language models can be "
@@ -314,15 +314,15 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _refuse_other_tensors(folder: Path, found: Given) -> None:
+def _refuse_other_tensors(folder: Path, report: Given) -> None:
     """Raises `ModelError` where the weights are not those of the model that `config.json`
     describes."""
     mismatched = {
         name: f"{name} is {list(there)}, must be {list(wanted)}"
-        for name, there, wanted in found["mismatched_keys"]
+        for name, there, wanted in report["mismatched_keys"]
     }
-    missing = {name: name for name in found["missing_keys"]}
-    extra = {name: name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)}
+    missing = {name: name for name in report["missing_keys"]}
+    extra = {name: name for name in report["unexpected_keys"] if not name.endswith(OLD_BUFFERS)}
     wrong = [
         (mismatched, "of another size than config.json says"),
         (missing, "missing"),
@@ -330,14 +330,14 @@ def _refuse_other_tensors(folder: Path, found: Given) -> None:
     ]
     said = [
         f"{len(names)} tensors are {what} "
-        f"({', '.join(names[one] for one in sorted(names)[:3])}{' …' if len(names) > 3 else ''})"
+        f"({', '.join(names[name] for name in sorted(names)[:3])}{' …' if len(names) > 3 else ''})"
         for names, what in wrong
         if names
     ]
-    if said or found.get("error_msgs"):
+    if said or report.get("error_msgs"):
         raise ModelError(
             f"model {folder}: its weights are not those of its config.json: "
-            f"{'; '.join(said) or first_line(ValueError(found['error_msgs']))}"
+            f"{'; '.join(said) or first_line(ValueError(report['error_msgs']))}"
         )
 
 

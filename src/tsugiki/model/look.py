@@ -10,7 +10,7 @@ packing      of two packed rows the first does not move the second, by a bit (as
              rows are packed: `rows_stay_apart`)
 
 The first three are refused when they fail: training would be of another model. A cache that
-differs is left out, packing too: both have a plain path, which is slower.
+differs is left out, packing too: both have a eager path, which is slower.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ def probe_ids(model: Any, tokenizer: Any) -> torch.Tensor:
     """[1, t] ids of a Japanese text that the model has rows for."""
     rows = model.get_input_embeddings().weight.shape[0]
     longest = min(TOKENS, int(getattr(model.config, "max_position_embeddings", 0) or TOKENS))
-    found = [
+    tokens = [
         token
         for token in tokenizer(PROBE * 2, add_special_tokens=False)["input_ids"]
         if token < rows
     ]
-    found = (found or list(range(rows))) * TOKENS
-    return torch.tensor([found[:longest]], device=next(model.parameters()).device)
+    tokens = (tokens or list(range(rows))) * TOKENS
+    return torch.tensor([tokens[:longest]], device=next(model.parameters()).device)
 
 
 def split(model: Any) -> tuple[Callable[..., torch.Tensor], nn.Module]:
@@ -126,9 +126,9 @@ def loss_is_of_the_model(
     of .3.
     """
     hidden = backbone(ids)
-    plain = head(hidden).float()
-    _refuse_not_finite(plain)
-    factor = LOUD / float(plain.abs().max().clamp(min=1e-20))
+    logits = head(hidden).float()
+    _refuse_not_finite(logits)
+    factor = LOUD / float(logits.abs().max().clamp(min=1e-20))
     loud = head.register_forward_hook(lambda module, given, out: out.float() * factor)
     try:
         ours = head(hidden)
@@ -163,18 +163,19 @@ def _tolerance(states: torch.Tensor) -> float:
     return 1e-3 if states.dtype == torch.float32 else 0.1
 
 
-def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """‖one - other‖ / ‖other‖ in fp32; infinite where either is not finite."""
-    found = float((one.float() - other.float()).norm() / other.float().norm().clamp(min=1e-20))
-    return found if math.isfinite(found) else math.inf
+def _distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """‖first - second‖ / ‖second‖ in fp32; infinite where either is not finite."""
+    scale = second.float().norm().clamp(min=1e-20)
+    distance = float((first.float() - second.float()).norm() / scale)
+    return distance if math.isfinite(distance) else math.inf
 
 
 def looks_ahead(backbone: Callable[..., torch.Tensor], ids: torch.Tensor) -> None:
     """Raises `ModelError` when later tokens move what stands before them."""
     half = max(1, ids.shape[1] // 2)
-    other = ids.clone()
-    other[0, half:] = ids[0, half:].flip(0).roll(1)
-    before, after = backbone(ids)[:, :half], backbone(other)[:, :half]
+    changed = ids.clone()
+    changed[0, half:] = ids[0, half:].flip(0).roll(1)
+    before, after = backbone(ids)[:, :half], backbone(changed)[:, :half]
     _refuse_not_finite(before)
     # Of one shape: nearly bit-equal in any type.
     if _distance(after, before) > (1e-3 if before.dtype == torch.float32 else 0.03):
@@ -189,8 +190,8 @@ def padding_counts(backbone: Callable[..., torch.Tensor], ids: torch.Tensor) -> 
     short = ids[:, : max(1, ids.shape[1] // 2)]
     both, mask = ids.repeat(2, 1), torch.ones_like(ids).repeat(2, 1)
     both[1, short.shape[1] :], mask[1, short.shape[1] :] = ids[0, 0], 0
-    alone, padded = backbone(short), backbone(both, mask)[1:, : short.shape[1]]
-    if _distance(padded, alone) > _tolerance(alone):
+    unpadded, padded = backbone(short), backbone(both, mask)[1:, : short.shape[1]]
+    if _distance(padded, unpadded) > _tolerance(unpadded):
         raise ModelError(
             "a row padded on the right differs from the row alone, so a batch would train "
             "something else"
@@ -214,16 +215,16 @@ def cache_agrees(model: Any, ids: torch.Tensor) -> bool:
         "use_cache": True,
         "logits_to_keep": 1,
     }
-    found = []
+    steps = []
     try:
-        for place in range(start, whole + 1):
-            found.append(
+        for position in range(start, whole + 1):
+            steps.append(
                 model(input_ids=batch, attention_mask=mask, position_ids=positions, **kept).logits[
                     :, -1
                 ]
             )
-            if place < whole:
-                batch = ids[:, place : place + 1].repeat(2, 1)
+            if position < whole:
+                batch = ids[:, position : position + 1].repeat(2, 1)
                 mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
                 positions = positions[:, -1:] + 1
     except (
@@ -237,7 +238,7 @@ def cache_agrees(model: Any, ids: torch.Tensor) -> bool:
         if isinstance(broken, torch.OutOfMemoryError):
             raise
         return False  # it takes no cache of this kind, or no positions
-    written = torch.stack(found, dim=1)
+    written = torch.stack(steps, dim=1)
     for number, row in enumerate(rows):
         full = model(
             input_ids=row[None], attention_mask=torch.ones_like(row)[None], use_cache=False
@@ -274,7 +275,9 @@ def rows_stay_apart(
         positions = torch.arange(16, device=device).repeat(2)
         edges = torch.tensor([0, 16, 32], dtype=torch.int32, device=device)
         try:
-            states = [run(torch.cat([one, second[0]]), positions, edges)[16:] for one in first]
+            states = [
+                run(torch.cat([before, second[0]]), positions, edges)[16:] for before in first
+            ]
         except torch.OutOfMemoryError:
             raise
         except Exception:  # a layer that takes no packed rows, whatever it raises

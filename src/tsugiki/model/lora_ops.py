@@ -30,7 +30,7 @@ def low_rank_update(
         b: [d_out, r]
 
     Returns:
-        [..., d_out], in the dtype of the products (autocast decides).
+        [..., d_out], in the dtype of the matmuls (autocast decides).
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3; the
     paper's figure 1.
@@ -41,7 +41,7 @@ def low_rank_update(
 def grouped_update(
     x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scales: torch.Tensor
 ) -> torch.Tensor:
-    """`low_rank_update` of every lane on its own equal part of the tokens, in two batched products.
+    """`low_rank_update` of every lane on its own equal part of the tokens, in two batched matmuls.
 
     Args:
         x: [..., d_in], flattened to n tokens, lane after lane
@@ -104,7 +104,7 @@ def keep_mask(
     share: float,
 ) -> torch.Tensor:
     """The mask of `dropout_mask`. An operator of its own, because Triton 3.6 does not compile
-    these 64-bit products."""
+    these 64-bit multiplications."""
     start = _mix(_mix(step * _MULTIPLIERS[0]) + layer)
     by_row = _mix(start + rows.to(torch.int64) * _MULTIPLIERS[0])
     by_position = _mix(by_row + positions * _MULTIPLIERS[0])
@@ -161,11 +161,11 @@ def adapted_linear(
     """
     xa = x.new_empty(len(x), a.shape[1])
     some = slice(min(spans), max(spans))
-    with _beside(x):
+    with on_side_stream(x):
         _batched(_of_lanes(x, len(a), some), a[some].transpose(1, 2), _of_lanes(xa, len(a), some))
         _times(xa, scales)
     h = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
-    _join(x)
+    wait_side_stream(x)
     for out, inner, factor in _adapters(h, xa, b, starts, widths, spans):
         out.baddbmm_(inner, factor.transpose(1, 2), alpha=scale)
     return h, xa
@@ -204,15 +204,17 @@ def adapted_linear_backward(
             strict=True,
         )
     )
-    with _beside(dh):
+    with on_side_stream(dh):
         for (part, inner, factor), (_, dinner, dfactor) in pairs:
             torch.baddbmm(dinner, part, factor, beta=0, alpha=scale, out=dinner)
             torch.baddbmm(dfactor, part.transpose(1, 2), inner, beta=0, alpha=scale, out=dfactor)
         _times(dxa, scales)
-        inputs, inners = (one.view(lanes, -1, one.shape[1])[some] for one in (x.contiguous(), dxa))
+        inputs, inners = (
+            each.view(lanes, -1, each.shape[1])[some] for each in (x.contiguous(), dxa)
+        )
         torch.bmm(inners.transpose(1, 2), inputs, out=da[some])
     dx = torch.mm(dh, weight)
-    _join(dh)
+    wait_side_stream(dh)
     _batched(_of_lanes(dxa, lanes, some), a[some], _of_lanes(dx, lanes, some), add=True)
     return dx, da, db
 
@@ -246,9 +248,9 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _beside(x: torch.Tensor) -> AbstractContextManager[Any]:
+def on_side_stream(x: torch.Tensor) -> AbstractContextManager[Any]:
     """What is launched within runs beside what follows on the current stream, until `_join`: the
-    small products of the adapters hide behind the large one. Their outputs must be allocated
+    small matmuls of the adapters hide behind the large one. Their outputs must be allocated
     before. On a CPU: nothing."""
     if not x.is_cuda:
         return nullcontext()
@@ -257,7 +259,7 @@ def _beside(x: torch.Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.stream(side)
 
 
-def _join(x: torch.Tensor) -> None:
+def wait_side_stream(x: torch.Tensor) -> None:
     if x.is_cuda:
         torch.cuda.current_stream(x.device).wait_stream(_side_stream(x.device))
 
@@ -299,12 +301,12 @@ def _adapters(
             (step, outputs.stride(0), 1),
             outputs.storage_offset() + starts[first],
         )
-        here = (
+        block = (
             inner[:, first * rank : (first + alike) * rank]
             .view(len(inner), alike, rank)
             .transpose(0, 1)
         )
-        triples.append((out, here, b[0, row : row + alike * width].view(alike, width, rank)))
+        triples.append((out, block, b[0, row : row + alike * width].view(alike, width, rank)))
         row += alike * width
     return triples
 

@@ -36,8 +36,8 @@ def merge_adapter(model: torch.nn.Module, dtype: torch.dtype) -> float:
     for path, layer in lora_layers(model):
         wide = by_outputs(layer.base).detach().float()  # [d_out, d_in]
         change = torch.zeros_like(wide)
-        for place, a, b in layer.adapters_of(0):
-            change[place.rows(len(wide)).to(wide.device)] += (
+        for part, a, b in layer.adapters_of(0):
+            change[part.rows(len(wide)).to(wide.device)] += (
                 layer.lanes[0].scale * b.detach().float() @ a.detach().float()
             )
         merged = (wide + change).to(dtype)

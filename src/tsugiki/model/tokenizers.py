@@ -2,7 +2,7 @@
 `sentencepiece` itself.
 
 A SentencePiece model holds its own normalisation (full-width letters become half-width, say). When
-transformers converts it under another class, that may be lost: the model then sees pieces that it
+transformers converts it under another class, that may be lost: the model then sees tokens that it
 was never trained on. So both are compared on real lines.
 """
 
@@ -76,7 +76,7 @@ def conversion_differences(
         raise ModelError(
             f"model {path}: damaged or no SentencePiece model: {str(broken).splitlines()[0]}"
         ) from None
-    found = [
+    read = [
         (
             line,
             list(tokenizer(line, add_special_tokens=False)["input_ids"]),
@@ -84,7 +84,7 @@ def conversion_differences(
         )
         for line in lines
     ]
-    return [one for one in found if one[1] != one[2]]
+    return [line for line in read if line[1] != line[2]]
 
 
 def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None:
@@ -101,18 +101,18 @@ def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None
     from transformers import PreTrainedTokenizerFast
 
     try:
-        plain = Tokenizer.from_file(str(path))
+        bare = Tokenizer.from_file(str(path))
     except Exception as broken:  # the library raises its own kind
         raise ModelError(
             f"model {path}: damaged or cut short ({first_line(broken)}). Download again"
         ) from None
-    # Pieces that the settings add are the user's own.
-    added = set(tokenizer.get_added_vocab()) - set(plain.get_vocab())
-    lines = [line for line in lines if not any(piece in line for piece in added)]
+    # Tokens that the settings add are the user's own.
+    added = set(tokenizer.get_added_vocab()) - set(bare.get_vocab())
+    lines = [line for line in lines if not any(token in line for token in added)]
     # A file may hold these from an earlier training; transformers does not read them.
-    plain.no_truncation()
-    plain.no_padding()
-    wanted = [plain.encode(line, add_special_tokens=False).ids for line in lines]
+    bare.no_truncation()
+    bare.no_padding()
+    wanted = [bare.encode(line, add_special_tokens=False).ids for line in lines]
     differing = [
         number
         for number, line in enumerate(lines)
@@ -180,7 +180,7 @@ class OtherIds(ModelError):
 
 def refuse_other_unknown(folder: Path, tokenizer: Any) -> None:
     """Raises `OtherIds` when an unknown character becomes something else than sentencepiece's
-    unknown piece: an end, in transformers' T5 class, where `</s>` stands at the place that it
+    unknown token: an end, in transformers' T5 class, where `</s>` stands at the place that it
     expects `<unk>` at."""
     # No text has these: of private use, and not assigned.
     differing = conversion_differences(folder, tokenizer, ["\ue000\u0378"])
@@ -189,7 +189,7 @@ def refuse_other_unknown(folder: Path, tokenizer: Any) -> None:
     _, ours, theirs = differing[0]
     if tokenizer.eos_token_id in ours and tokenizer.eos_token_id not in theirs:
         raise OtherIds(
-            f"model {folder}: characters that its tokenizer does not know become its end mark "
+            f"model {folder}: characters that its tokenizer does not know become its EOS token "
             f"({ours} where sentencepiece has {theirs}), so texts would end in "
             "their middle. Look for another tokenizer class, or its makers' tokenizer.json"
         )

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tsugiki.data.tasks import Task
-from tsugiki.report.table import Content, Said, Table, column, named
+from tsugiki.report.table import Content, Table, column, phrase
 from tsugiki.runs.record import Answer
 from tsugiki.study.cells import StudyResult
 
 # The rows of an example that no method wrote.
-INPUT, REFERENCE = named("Input"), named("reference")
+INPUT, REFERENCE = phrase("label.input"), phrase("label.reference")
 COLUMNS = (
-    column("example", "text", "Example"),
-    column("method", "text", "Method"),
-    column("text", "text", "Text"),
+    column("example", "text", "label.example"),
+    column("method", "text", "label.method"),
+    column("text", "text", "label.text"),
 )
 
 
@@ -27,32 +27,32 @@ def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table
         if not answers or not result.study.answers_shown:
             continue
         rows = list[tuple[Content, ...]]()
-        for place in _shown(list(answers.values()), result.study.answers_shown):
-            example = task.examples["test"][place]
+        for index in _shown(list(answers.values()), result.study.answers_shown):
+            example = task.examples["test"][index]
             prompt = task.template.format_map(dict(example.fields))
             rows.append((example.id, INPUT, _short(prompt)))
             rows.append(("", REFERENCE, example.target))
             for name, given in answers.items():
-                rows.append(("", name, given[place].answer + ("" if given[place].ended else " …")))
-        title = Said(ja=f"表 {number}: {label} の生成例", en=f"Table {number}: generated answers")
+                rows.append(("", name, given[index].answer + ("" if given[index].ended else " …")))
+        title = phrase("answers.title", label=label, number=number)
         tables.append(Table(name=f"table{number}", title=title, columns=COLUMNS, rows=tuple(rows)))
     return tables
 
 
 def _answers(result: StudyResult, label: str) -> dict[str, Sequence[Answer]]:
     """The test answers of every chosen cell of a task, by the name of its row."""
-    found = dict[str, Sequence[Answer]]()
+    answers_of = dict[str, Sequence[Answer]]()
     for key, cell in result.chosen.items():
         record = result.record(cell)
         if key[1] == label and record is not None and record.scores("test"):
-            found[f"{key[0]}-{key[2]}"] = record.answers("test")
-    return found
+            answers_of[f"{key[0]}-{key[2]}"] = record.answers("test")
+    return answers_of
 
 
 def _shown(given: Sequence[Sequence[Answer]], most: int) -> list[int]:
-    places = range(len(given[0]))
-    differing = [place for place in places if len({some[place].answer for some in given}) > 1]
-    others = [place for place in places if place not in set(differing)]
+    indices = range(len(given[0]))
+    differing = [index for index in indices if len({some[index].answer for some in given}) > 1]
+    others = [index for index in indices if index not in set(differing)]
     return [*differing, *others][:most]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tsugiki.report.compare import pooled
 from tsugiki.report.standing import lost_seeds
-from tsugiki.report.table import Content, Estimated, Number, Said, Two, said
+from tsugiki.report.table import Content, Estimated, Number, Said, Two, phrase, said
 from tsugiki.report.texts import best_text, score_text, values_text
-from tsugiki.report.words import Language, named_in, pick
+from tsugiki.report.words import Language, label, say
 from tsugiki.runs.record import Scores
 from tsugiki.study.cells import Cell, StudyResult
 from tsugiki.study.missing import test_of
@@ -40,27 +40,24 @@ def test_cell(result: StudyResult, cell: Cell) -> Content:
     if not records:
         why = result.missing.get(test_of(cell.label))
         tail = f": {why}" if why else ""
-        return said(lambda language: named_in("not scored yet", language) + tail)
+        return said(lambda language: label("not_scored_yet", language) + tail)
     if lost:
         tests = [record.scored("test") for record in records]
         scores = " · ".join(values_text(test.values, test.main.name) for test in tests)
         total = len(records) + len(lost)
-        return Said(
-            ja=f"{scores}（{total} シードのうち {len(lost)} 個が失敗）",
-            en=f"{scores} ({len(lost)} of {total} seeds failed)",
-        )
+        return phrase("cells.seeds_failed", failed=len(lost), scores=scores, total=total)
     over, count = pooled(records), len(records)
     text = values_text(over.means, over.main, over.low, over.high)
 
     def words(language: Language) -> str:
-        seeds = pick(language, f"{count} シード", f"{count} seeds")
+        seeds = say(language, "cells.seeds", count=count)
         return text if count == 1 else f"{text} ± {over.spread:.3f} ({seeds})"
 
     return Estimated(value=over.means[over.main], low=over.low, high=over.high, words=said(words))
 
 
 def seconds_cell(cost: Cost | None, tail: str = "") -> Content:
-    """`median / mean` seconds a step."""
+    """`median / mean` seconds per step."""
     if cost is None or cost.step_s_median is None or cost.step_s_mean is None:
         return f"-{tail}" if tail else None
     text = f"{cost.step_s_median:.4f} / {cost.step_s_mean:.4f}{tail}"
@@ -76,5 +73,5 @@ def memory_cell(cost: Cost) -> Content:
     if cost.peak_process_bytes is None:
         return None
     size = cost.peak_process_bytes / 2**20
-    words = Said(en=f"{size:,.0f} (process)", ja=f"{size:,.0f} (プロセス)")
+    words = phrase("cells.process", size=size)
     return Two(first=size, second=None, words=words)

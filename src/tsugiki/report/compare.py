@@ -72,7 +72,9 @@ def compare_methods(
             )
     answers = [record.answers(part) for record in (*firsts, *seconds)]
     for record, rows in zip((*firsts, *seconds), answers, strict=True):
-        if [(one.id, one.target) for one in answers[0]] != [(one.id, one.target) for one in rows]:
+        if [(answer.id, answer.target) for answer in answers[0]] != [
+            (row.id, row.target) for row in rows
+        ]:
             raise RunError(
                 f"{first.folder} and {record.folder}: were scored on different examples, so their "
                 "answers cannot be paired"
@@ -80,7 +82,7 @@ def compare_methods(
     name = first.scored(part).main.name
     values = [values_of(record, part) for record in (*firsts, *seconds)]
     ours, theirs = values[: len(firsts)], values[len(firsts) :]
-    found = paired_difference(ours, theirs, [one.group for one in answers[0]])
+    estimate = paired_difference(ours, theirs, [answer.group for answer in answers[0]])
     changed = tuple(
         Changed(id=a.id, target=a.target, first=a.answer, second=b.answer)
         for a, b in zip(answers[0], answers[len(firsts)], strict=True)
@@ -90,14 +92,14 @@ def compare_methods(
         score=name,
         first=sum(map(sum, ours)) / len(ours) / len(ours[0]),
         second=sum(map(sum, theirs)) / len(theirs) / len(theirs[0]),
-        difference=found.mean,
-        low=found.low,
-        high=found.high,
-        rows_half=found.rows,
-        seeds_half=found.seeds,
+        difference=estimate.mean,
+        low=estimate.low,
+        high=estimate.high,
+        rows_half=estimate.rows,
+        seeds_half=estimate.seeds,
         n=len(values[0]),
         seeds=min(len(firsts), len(seconds)),
-        mcnemar=_mcnemar(ours, theirs, [one.group for one in answers[0]]),
+        mcnemar=_mcnemar(ours, theirs, [answer.group for answer in answers[0]]),
         changed=changed,
     )
 
@@ -128,19 +130,19 @@ def pooled(records: Sequence[RunRecord], part: str = "test") -> Pooled:
     `metrics.mean_over_seeds`."""
     scored = [record.scored(part) for record in records]
     main, names = scored[0].main, list(scored[0].values)
-    means = {name: statistics.fmean(one.values[name] for one in scored) for name in names}
+    means = {name: statistics.fmean(scores.values[name] for scores in scored) for name in names}
     if len(records) == 1:
         return Pooled(means=means, main=main.name, low=main.low, high=main.high, spread=0.0)
     groups = [row.group for row in records[0].answers(part)]
-    found = mean_over_seeds([values_of(record, part) for record in records], groups)
-    spread = statistics.stdev(one.main.value for one in scored)
-    return Pooled(means=means, main=main.name, low=found.low, high=found.high, spread=spread)
+    estimate = mean_over_seeds([values_of(record, part) for record in records], groups)
+    spread = statistics.stdev(scores.main.value for scores in scored)
+    return Pooled(means=means, main=main.name, low=estimate.low, high=estimate.high, spread=spread)
 
 
 def against(records: Sequence[RunRecord], part: str, floor: Sequence[float]) -> Estimate:
     """How far a method's runs (one a seed) lie above values that need no model, one for each of
     their answers."""
-    groups = [one.group for one in records[0].answers(part)]
+    groups = [answer.group for answer in records[0].answers(part)]
     return paired_difference([values_of(record, part) for record in records], [floor], groups)
 
 
@@ -179,7 +181,7 @@ def list_row(record: RunRecord) -> Listed:
     mean, steps = record.cost().step_s_mean, record.outcome.steps
     stopped = record.status == "running" and not Run(record.folder).busy
     scores = {part: record.scores(part) for part in ("validation", "test")}
-    texts = {part: score_text(one) if one else None for part, one in scores.items()}
+    texts = {part: score_text(score) if score else None for part, score in scores.items()}
     return Listed(
         run=record.folder.name,
         status="stopped" if stopped else record.status,

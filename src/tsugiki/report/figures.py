@@ -9,10 +9,10 @@ from tsugiki.report.compare import pooled
 from tsugiki.report.finding import exclusive_cost, exclusive_step_s
 from tsugiki.report.standing import lost_seeds
 from tsugiki.report.svg import Point, axis_over, bars, chart, heat_map, stacked
-from tsugiki.report.words import Language, named_in
+from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
-from tsugiki.score.failures import CLASSES, ENGLISH
+from tsugiki.score.failures import CLASSES
 from tsugiki.score.metrics import Score
 from tsugiki.study.cells import Cell, Key, StudyResult, task_label
 
@@ -28,26 +28,30 @@ def all_figures(
     chosen, cells = _by_task(result, chosen_only=True), _by_task(result, chosen_only=False)
     return {
         "quality": [
-            one for task, pairs in chosen.items() for one in _quality(result, task, pairs, words)
+            figure
+            for task, pairs in chosen.items()
+            for figure in _quality(result, task, pairs, words)
         ],
-        "cost": [one for task, pairs in chosen.items() for one in _cost(task, pairs, words)],
+        "cost": [figure for task, pairs in chosen.items() for figure in _cost(task, pairs, words)],
         "landscape": [
-            one for task, pairs in cells.items() for one in _rates(result, task, pairs, words)
+            rate for task, pairs in cells.items() for rate in _rates(result, task, pairs, words)
         ],
-        "heat": [one for key in result.chosen for one in _heat(result, key, words)],
+        "heat": [figure for key in result.chosen for figure in _heat(result, key, words)],
         "curves": [
-            one for task, pairs in chosen.items() for one in _course(task, pairs, words, language)
+            figure
+            for task, pairs in chosen.items()
+            for figure in _course(task, pairs, words, language)
         ],
     }
 
 
 def _by_task(result: StudyResult, chosen_only: bool) -> dict[str, list[tuple[Cell, RunRecord]]]:
-    found: dict[str, list[tuple[Cell, RunRecord]]] = {}
+    series: dict[str, list[tuple[Cell, RunRecord]]] = {}
     for cell in result.chosen.values() if chosen_only else result.cells:
         record = result.record(cell)
         if record is not None and record.status == "done":
-            found.setdefault(task_label(cell.task), []).append((cell, record))
-    return found
+            series.setdefault(task_label(cell.task), []).append((cell, record))
+    return series
 
 
 def _name(cell: Cell) -> str:
@@ -129,13 +133,13 @@ def _rates(
 
 
 def _best_by_rate(series: Mapping[str, list[Point]], best: str) -> dict[str, list[Point]]:
-    found: dict[str, dict[float, Point]] = {}
+    by_rate: dict[str, dict[float, Point]] = {}
     for name, points in series.items():
-        here = found.setdefault(f"{name.split(' · ')[0]} ({best})", {})
+        highest = by_rate.setdefault(f"{name.split(' · ')[0]} ({best})", {})
         for point in points:
-            if point.x not in here or point.y > here[point.x].y:
-                here[point.x] = point
-    return {name: [here[x] for x in sorted(here)] for name, here in found.items()}
+            if point.x not in highest or point.y > highest[point.x].y:
+                highest[point.x] = point
+    return {name: [points[x] for x in sorted(points)] for name, points in by_rate.items()}
 
 
 def _heat(result: StudyResult, key: Key, words: Mapping[str, str]) -> Figures:
@@ -159,12 +163,12 @@ def _heat(result: StudyResult, key: Key, words: Mapping[str, str]) -> Figures:
     values: dict[tuple[int, int], float | None] = {}
     strong = []
     for cell in cells:
-        place = (rows.index(label[id(cell)]), rates.index(cell.config.train.learning_rate))
+        square = (rows.index(label[id(cell)]), rates.index(cell.config.train.learning_rate))
         record = result.record(cell)
         if record is not None:
-            values[place] = record.main_score("validation") if record.status == "done" else None
+            values[square] = record.main_score("validation") if record.status == "done" else None
         if result.chosen.get(key) is cell:
-            strong.append(place)
+            strong.append(square)
     title = " · ".join(key)
     return [
         (
@@ -193,13 +197,15 @@ def _course(
         lines=True,
     )
     scores = {
-        _name(cell): [_point(one.step, one.scores.main) for one in record.validations]
+        _name(cell): [
+            _point(validation.step, validation.scores.main) for validation in record.validations
+        ]
         for cell, record in pairs
         if record.validations
     }
     title = f"{task}: {words['sample']}"
     figures += _chart(title, scores, words["step"], f"{words['validation']}: {task}", lines=True)
-    names: dict[str, str] = {kind: named_in(ENGLISH[kind], language) for kind in CLASSES}
+    names: dict[str, str] = {kind: say(language, f"failure.{kind}") for kind in CLASSES}
     for cell, record in pairs:
         if record.validations:
             title = f"{_name(cell)}, {task}: {words['answers']}"
@@ -207,7 +213,10 @@ def _course(
                 (
                     title,
                     stacked(
-                        {str(one.step): one.scores.failures for one in record.validations},
+                        {
+                            str(validation.step): validation.scores.failures
+                            for validation in record.validations
+                        },
                         names,
                         title,
                     ),

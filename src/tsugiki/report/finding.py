@@ -13,7 +13,7 @@ from typing import Literal
 from tsugiki.errors import RunError
 from tsugiki.report.compare import Comparison, compare_methods
 from tsugiki.report.standing import Standing, standing_text
-from tsugiki.report.words import BY_SEEDS, VERDICTS, Language, pick
+from tsugiki.report.words import Language, label, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.study.cells import Key, StudyResult, task_label
@@ -46,14 +46,14 @@ class Finding:
     step_share: float | None = None
 
     def to_json(self) -> dict[str, object]:
-        told: dict[str, object] = {
+        content: dict[str, object] = {
             "model": self.model, "task": self.task, "verdict": self.verdict,
         }  # fmt: skip
         if self.comparison is not None:
             names = ("difference", "low", "high", "n", "seeds")
-            told |= {name: getattr(self.comparison, name) for name in names}
-        standing = {one.method: one.kind for one in (self.first, self.second)}
-        return {**told, "margin": self.margin, "standing": standing}
+            content |= {name: getattr(self.comparison, name) for name in names}
+        standing = {standing.method: standing.kind for standing in (self.first, self.second)}
+        return {**content, "margin": self.margin, "standing": standing}
 
 
 def verdict_of(low: float, high: float, margin: float) -> Verdict:
@@ -66,14 +66,20 @@ def verdict_of(low: float, high: float, margin: float) -> Verdict:
     return "worse" if high < 0 else "undecided"
 
 
-def findings(result: StudyResult, found: Mapping[Key, Standing]) -> list[Finding]:
+def findings(result: StudyResult, standings: Mapping[Key, Standing]) -> list[Finding]:
     """Every pair of methods of a task with one model, on test; LoRA against full fine-tuning
     first."""
     orders = {method.name: method_of(method).order for method in result.study.methods}
     pairs = []
     for model, choice in itertools.product(result.study.models, result.study.tasks):
-        here = [one for key, one in found.items() if key[:2] == (model.label, task_label(choice))]
-        both = [_in_order(one, other, orders) for one, other in itertools.combinations(here, 2)]
+        of_task = [
+            standing
+            for key, standing in standings.items()
+            if key[:2] == (model.label, task_label(choice))
+        ]
+        both = [
+            _in_order(first, second, orders) for first, second in itertools.combinations(of_task, 2)
+        ]
         both.sort(key=lambda pair: orders[pair[0].method] == orders[pair[1].method])
         pairs += [
             _finding(model.label, task_label(choice), *pair, result.study.margin / 100)
@@ -83,9 +89,11 @@ def findings(result: StudyResult, found: Mapping[Key, Standing]) -> list[Finding
 
 
 def _in_order(
-    one: Standing, other: Standing, orders: Mapping[str, int]
+    standing: Standing, other: Standing, orders: Mapping[str, int]
 ) -> tuple[Standing, Standing]:
-    return (other, one) if orders[one.method] > orders[other.method] else (one, other)
+    return (
+        (other, standing) if orders[standing.method] > orders[other.method] else (standing, other)
+    )
 
 
 def _finding(model: str, task: str, first: Standing, second: Standing, margin: float) -> Finding:
@@ -96,13 +104,13 @@ def _finding(model: str, task: str, first: Standing, second: Standing, margin: f
         pair = compare_methods(first.runs, second.runs, "test")
     except RunError as differ:
         return replace(silent, why=str(differ))
-    one, other = first.runs[0].outcome, second.runs[0].outcome
+    standing, other = first.runs[0].outcome, second.runs[0].outcome
     costs = [exclusive_cost(standing.runs[0]) for standing in (first, second)]
     return replace(
         silent,
         verdict=verdict_of(pair.low, pair.high, margin),
         comparison=pair,
-        parameter_share=one.trainable / other.trainable,
+        parameter_share=standing.trainable / other.trainable,
         memory_share=_share(costs[0].peak_allocated_bytes, costs[1].peak_allocated_bytes),
         step_share=_share(exclusive_step_s(first.runs[0]), exclusive_step_s(second.runs[0])),
     )
@@ -121,7 +129,7 @@ def examples_needed(pair: Comparison, margin: float, power: float) -> int | None
 
 
 def exclusive_step_s(record: RunRecord) -> float | None:
-    """Median seconds a step at the paper's batch of 8, on an otherwise idle device."""
+    """Median seconds per step at the paper's batch of 8, on an otherwise idle device."""
     cost = (record.outcome.exclusive_cost or {}).get(PAPER_BATCH)
     return cost.step_s_median if cost else None
 
@@ -133,117 +141,120 @@ def exclusive_cost(record: RunRecord) -> Cost:
     return measured.get(record.config.train.batch) or record.cost()
 
 
-def _share(one: float | None, other: float | None) -> float | None:
-    return one / other if one and other else None
+def _share(standing: float | None, other: float | None) -> float | None:
+    return standing / other if standing and other else None
 
 
 def statements(
-    pairs: Sequence[Finding], found: Mapping[Key, Standing], language: Language
+    pairs: Sequence[Finding], standings: Mapping[Key, Standing], language: Language
 ) -> list[str]:
     """All that the finding says: every pair, and what became of a method that has no other to be
     compared with."""
-    told = {standing.key for pair in pairs for standing in (pair.first, pair.second)}
-    alone = [one for key, one in found.items() if key not in told and one.kind != "learned"]
+    paired = {standing.key for pair in pairs for standing in (pair.first, pair.second)}
+    unpaired = [
+        standing
+        for key, standing in standings.items()
+        if key not in paired and standing.kind != "learned"
+    ]
     return [sentence(pair, language) for pair in pairs] + [
-        f"{one.key[0]} · {one.key[1]}: {standing_text(one, language)}." for one in alone
+        f"{standing.key[0]} · {standing.key[1]}: {standing_text(standing, language)}."
+        for standing in unpaired
     ]
 
 
 def sentence(finding: Finding, language: Language) -> str:
     """One finding as a sentence with its numbers."""
     pair, first, second = finding.comparison, finding.first.method, finding.second.method
-    place = f"{finding.model} · {finding.task}"
+    where = f"{finding.model} · {finding.task}"
     if pair is None or finding.verdict is None:
-        return f"{place}: {_no_verdict(finding, language)}"
-    said = BY_SEEDS.get(pair.seeds, VERDICTS)[finding.verdict][language].format(
-        a=first, b=second, m=100 * finding.margin
+        return f"{where}: {_no_verdict(finding, language)}"
+    seeds = {1: "one_seed", 2: "two_seeds"}.get(pair.seeds, "seeds")
+    several = say(language, "finding.seeds", seeds=pair.seeds)
+    num_seeds = say(language, "finding.one_seed") if pair.seeds == 1 else several
+    needed = _needed(pair, finding.margin, language) if finding.verdict == "undecided" else ""
+    name = finding.first.runs[0].scored("test").main.name
+    verdict = say(
+        language,
+        f"verdict.{seeds}.{finding.verdict}",
+        a=first,
+        b=second,
+        score=label("accuracy" if name == "accuracy" else "score", language),
+        margin=100 * finding.margin,
+        points=100 * abs(pair.difference),
+        first=_value(pair.first, name),
+        second=_value(pair.second, name),
+        low=100 * pair.low,
+        high=100 * pair.high,
+        n=f"{pair.n:,}",
+        more=num_seeds + _rates_tried(finding, language),
+        needed=needed,
     )
-    if finding.verdict == "undecided":
-        said += _would_tell(pair, finding.margin, language)
-    numbers = (
-        f"{pair.first:.3f} / {pair.second:.3f}, {pair.difference:+.3f} [{pair.low:+.3f}, "
-        f"{pair.high:+.3f}], n = {pair.n}"
-    )
-    seeds = pick(
-        language, f"、シード {pair.seeds} 個", f", {pair.seeds} seed{'s' if pair.seeds > 1 else ''}"
-    ) + _rates_tried(finding, language)
-    costs = [
-        (finding.parameter_share, "学習対象パラメータ", "the trained parameters"),
-        (finding.memory_share, "ピークメモリ", "the peak memory"),
-    ]
-    costs.append((finding.step_share, "1 ステップの時間", "the time a step"))
-    if language == "ja":
-        cost = "、".join(f"{name} {share:.3g} 倍" for share, name, _ in costs if share)
-        return f"{place}: {said}（{numbers}{seeds}）。{second} に対する {first} のコスト: {cost}。"
-    cost = ", ".join(f"{share:.3g} × {name}" for share, _, name in costs if share)
-    return f"{place}: {said} ({numbers}{seeds}). {first} takes, against {second}: {cost}."
+    return f"{where}: {verdict}{'。' if language == 'ja' else '.'}{_costs(finding, language)}"
+
+
+def _value(value: float, name: str) -> str:
+    """A score in a sentence: an accuracy in per cent."""
+    return f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.3f}"
+
+
+def _costs(finding: Finding, language: Language) -> str:
+    """What the first method costs, set against the second; nothing where nothing was measured."""
+    a, b = finding.first.method, finding.second.method
+    parts = []
+    if finding.parameter_share:
+        share = 100 * finding.parameter_share
+        text = f"{share:.1f} %" if share >= 1 else f"{share:.2g} %"
+        parts.append(say(language, "finding.parameters", share=text, b=b))
+    for name, ratio in (("time", finding.step_share), ("memory", finding.memory_share)):
+        if ratio:
+            change = 100 * (ratio - 1)
+            kind = "same" if abs(change) < 0.5 else "less" if change < 0 else "more"
+            parts.append(say(language, f"finding.{name}_{kind}", share=f"{abs(change):.0f} %"))
+    if not parts:
+        return ""
+    if language == "en" and len(parts) > 1:
+        parts = [", ".join(parts[:-1]) + f" and {parts[-1]}"]
+    return say(language, "finding.costs", a=a, costs="、".join(parts))
 
 
 def _rates_tried(finding: Finding, language: Language) -> str:
     """How many learning rates stand behind each score, where they are few: another rate might say
     otherwise."""
-    tried = [one.rates for one in (finding.first, finding.second)]
+    tried = [standing.rates for standing in (finding.first, finding.second)]
     if min(tried) >= FEW_RATES:
         return ""
-    return pick(
-        language,
-        f"、試した学習率 {tried[0]} / {tried[1]} 個",
-        f", learning rates tried: {tried[0]} / {tried[1]}",
-    )
+    return say(language, "finding.rates_tried", first=tried[0], second=tried[1])
 
 
 def _no_verdict(finding: Finding, language: Language) -> str:
     both = (finding.first, finding.second)
     if finding.why:
-        return pick(language, f"判定なし（{finding.why}）。", f"no verdict ({finding.why}).")
-    nothing = [one.method for one in both if one.kind != "learned"]
+        return say(language, "finding.no_verdict", why=finding.why)
+    nothing = [standing.method for standing in both if standing.kind != "learned"]
     texts = [
-        standing_text(one, language) for one in sorted(both, key=lambda one: one.kind == "learned")
+        standing_text(standing, language)
+        for standing in sorted(both, key=lambda standing: standing.kind == "learned")
     ]
-    if language == "ja":
-        return (
-            f"{both[0].method} と {both[1].method} は比べられません。{'。'.join(texts)}。"
-            f"{' と '.join(nothing)} については何も言えません。"
-        )
-    return (
-        f"no verdict between {both[0].method} and {both[1].method}. {'. '.join(texts)}. Nothing "
-        f"follows about {' or '.join(nothing)}."
+    ja = language == "ja"
+    return say(
+        language,
+        "finding.not_compared",
+        a=both[0].method,
+        b=both[1].method,
+        texts=("。" if ja else ". ").join(texts),
+        nothing=(" と " if ja else " or ").join(nothing),
     )
 
 
-def _would_tell(pair: Comparison, margin: float, language: Language) -> str:
+def _needed(pair: Comparison, margin: float, language: Language) -> str:
     """What an undecided comparison would need, for 80 % power."""
     points = f"{100 * margin:g}"
     detect, equal = (examples_needed(pair, margin, power) for power in (DETECT, EQUAL))
     if detect is None or equal is None:
         seeds = f"{100 * pair.seeds_half:.1f}"
-        return pick(
-            language,
-            f"（シードによるばらつきだけで区間は ±{seeds} ポイントあり、件数を増やすだけでは "
-            f"±{points} ポイントを見分けられません。シードを増やしてください）",
-            f": the seeds alone make ±{seeds} points of the interval, so more examples alone "
-            f"cannot tell ±{points}; more seeds can",
-        )
+        return say(language, "finding.seeds_too_wide", points=points, seeds=seeds)
     if equal <= pair.n:
-        return pick(
-            language,
-            f"（±{points} ポイントの差を検出力 80 % で見分けられる件数はあります。差は 0 と "
-            f"{points} ポイントの間かもしれません）",
-            f", though they have 80 % power for ±{points} points: the difference may lie between "
-            f"none and {points}",
-        )
+        return say(language, "finding.enough_but_between", points=points)
     if detect <= pair.n:
-        return pick(
-            language,
-            f"（検出力 80 % で、{points} ポイントの差を見分けるには足りていますが、"
-            f"同等と言うには約 {equal:,} 件が必要）",
-            f": enough to find a difference of {points} points with 80 % power; to call equal "
-            f"methods equal takes about {equal:,}",
-        )
-    return pick(
-        language,
-        f"（検出力 80 % で、{points} ポイントの差を見分けるには約 {detect:,} 件、同等と言うには約 "
-        f"{equal:,} 件が必要）",
-        f" (with 80 % power, about {detect:,} would find a difference of {points} points, about "
-        f"{equal:,} would call equal methods equal)",
-    )
+        return say(language, "finding.enough_to_detect", equal=equal, points=points)
+    return say(language, "finding.needed", detect=detect, equal=equal, points=points)

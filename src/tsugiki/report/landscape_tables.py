@@ -8,62 +8,59 @@ from collections.abc import Sequence
 from tsugiki.config.study import Range, Setting
 from tsugiki.report.cells import best_cell
 from tsugiki.report.landscape import Landscape, edges, landscape_notes
-from tsugiki.report.table import Content, Number, Said, Share, Table, column, lines, named
+from tsugiki.report.table import Content, Number, Share, Table, column, lines, phrase
 from tsugiki.report.texts import chosen_text
-from tsugiki.report.words import Language, pick
+from tsugiki.report.words import Language, say
 from tsugiki.study.cells import Cell, StudyResult
 
 LANDSCAPE = (
-    column("row", "text", "Model · task · method"),
-    column("cells", "number", "Cells"),
-    column("best_setting", "text", "Best setting"),
-    column("validation", "score", "Validation"),
-    column("within_noise", "share", "Within noise of the best"),
-    column("no_better", "share", "No better than the floor"),
-    column("at_or_below", "share", "At or below it"),
-    column("median", "number", "Median cell"),
-    column("best_less_median", "number", "Best - median"),
+    column("row", "text", "label.model_task_method"),
+    column("cells", "number", "label.cells"),
+    column("best_setting", "text", "label.best_setting"),
+    column("validation", "score", "label.validation"),
+    column("within_noise", "share", "label.within_noise_of_the_best"),
+    column("no_better", "share", "label.no_better_than_the_floor"),
+    column("at_or_below", "share", "label.at_or_below_it"),
+    column("median", "number", "label.median_cell"),
+    column("best_less_median", "number", "label.best_median"),
 )
 SETTINGS = (
-    column("row", "text", "Model · task · method"),
-    column("setting", "text", "Setting"),
-    column("value", "text", "Value"),
-    column("best", "number", "Best"),
-    column("mean", "number", "Mean"),
-    column("cells", "number", "Cells"),
+    column("row", "text", "label.model_task_method"),
+    column("setting", "text", "label.setting"),
+    column("value", "text", "label.value"),
+    column("best", "number", "label.best"),
+    column("mean", "number", "label.mean"),
+    column("cells", "number", "label.cells"),
 )
 
 
-def landscape_table(found: Sequence[Landscape], result: StudyResult) -> Table:
+def landscape_table(landscapes: Sequence[Landscape], result: StudyResult) -> Table:
     rows = list[tuple[Content, ...]]()
-    for one in found:
+    for landscape in landscapes:
         rows.append(
             (
-                " · ".join(one.key),
-                one.num,
-                chosen_text(one.best),
-                best_cell(one.record.scored("validation"), one.num),
-                Share(count=one.near, of=one.num),
-                Share(count=one.dead, of=one.num),
-                Share(count=one.below, of=one.num),
-                Number(value=statistics.median(one.values)),
-                Number(value=one.fall),
+                " · ".join(landscape.key),
+                landscape.num,
+                chosen_text(landscape.best),
+                best_cell(landscape.record.scored("validation"), landscape.num),
+                Share(count=landscape.num_within_interval, of=landscape.num),
+                Share(count=landscape.num_failed, of=landscape.num),
+                Share(count=landscape.below, of=landscape.num),
+                Number(value=statistics.median(landscape.values)),
+                Number(value=landscape.median_gap),
             )
         )
     for key in dict.fromkeys(cell.key for cell in result.cells):
         records = [result.record(cell) for cell in result.cells if cell.key == key]
         failed = sum(record is not None and record.status == "failed" for record in records)
         if key not in result.chosen and failed:
-            all_of_them, name = Share(count=failed, of=failed), named("no result")
+            all_of_them, name = Share(count=failed, of=failed), phrase("label.no_result")
             shares = (None, None, all_of_them, all_of_them, None, None)
             rows.append((" · ".join(key), failed, name, *shares))
-    title = Said(
-        ja="ハイパーパラメータへの依存（検証データ）",
-        en="How much depends on the hyper-parameters, by validation",
-    )
+    title = phrase("landscape_tables.title")
 
     def notes(language: Language) -> list[str]:
-        said = [_legend(language), *landscape_notes(found, language)]
+        said = [_legend(language), *landscape_notes(landscapes, language)]
         return said + edges(result, language)
 
     return Table(
@@ -72,23 +69,7 @@ def landscape_table(found: Sequence[Landscape], result: StudyResult) -> Table:
 
 
 def _legend(language: Language) -> str:
-    return pick(
-        language,
-        "「基準を上回らない」: モデルなしの基準（最頻クラス、選択問題ではチャンスレベル、"
-        "要約では冒頭文）との対応のある差の 95 % 区間の下端が 0 以下の設定"
-        "（テストでの判定と同じ規則）と、発散・停止した設定。「基準以下」: "
-        "そのうち値が基準以下のもの。発散・停止した設定の値は 0 として中央値に含めます。"
-        "「最良と区別できず」: 最良の設定との対応のある差の 95 % 区間が 0 以上に届く設定。"
-        "最良の値は多数の中の最大なので、通常の区間は付けません。",
-        "No better than the floor: cells whose 95 % interval of the paired difference to what "
-        "needs no model (the most frequent class; chance, where "
-        "candidates differ by row; a text's lead) does not lie above zero, by the rule that holds "
-        "on test, and cells that diverged or were stopped. "
-        "At or below it: those of them that score no more than it. Cells without a score count as "
-        "0 in the median. Within noise of the best: the "
-        "interval of the paired difference to the best cell reaches zero. The best of many has no "
-        "ordinary interval, so none is printed.",
-    )
+    return say(language, "landscape_tables.legend")
 
 
 def settings_table(result: StudyResult) -> Table:
@@ -104,11 +85,8 @@ def settings_table(result: StudyResult) -> Table:
                     text = f"{value:g}{mark}" if isinstance(value, float) else f"{value}{mark}"
                     numbers = (Number(value=max(scores)), Number(value=statistics.fmean(scores)))
                     rows.append((" · ".join(key), name, text, *numbers, len(scores)))
-    title = Said(ja="値ごとの評価値（検証データ）", en="Each searched value, by validation")
-    note = Said(
-        ja="★ は選ばれた設定の値。発散・停止した設定は 0 として数えます。",
-        en="★: the chosen cell's value. Cells that diverged or were stopped count as 0.",
-    )
+    title = phrase("landscape_tables.settings_title")
+    note = phrase("landscape_tables.settings_note")
     return Table(name="settings", title=title, columns=SETTINGS, rows=tuple(rows), notes=(note,))
 
 
@@ -117,5 +95,7 @@ def _scores_with(
 ) -> list[float]:
     """What the cells with this value of a setting scored; 0 for those that failed."""
     records = [result.record(cell) for cell in cells if cell.settings[name] == value]
-    ran = [one for one in records if one is not None and one.status in ("done", "failed")]
-    return [one.main_score("validation") or 0.0 for one in ran]
+    ran = [
+        record for record in records if record is not None and record.status in ("done", "failed")
+    ]
+    return [record.main_score("validation") or 0.0 for record in ran]

@@ -22,11 +22,11 @@ class Material:
     tasks: Mapping[str, Task]
     unread: Mapping[str, str]
     standings: Mapping[Key, Standing]
-    found: Sequence[Finding]
+    findings: Sequence[Finding]
 
     def statements(self, language: Language) -> list[str]:
         """What the finding says."""
-        return statements(self.found, self.standings, language)
+        return statements(self.findings, self.standings, language)
 
     def shortfalls(self, language: Language) -> list[str]:
         """What is missing, and what did not learn."""
@@ -45,7 +45,11 @@ def gather(result: StudyResult) -> Material:
             tasks[task_label(choice)] = load_task(choice)
         except (TsugikiError, OSError) as broken:
             unread[task_label(choice)] = reason_of(broken)
-    found = standings(result, tasks)
+    by_key = standings(result, tasks)
     return Material(
-        result=result, tasks=tasks, unread=unread, standings=found, found=findings(result, found)
+        result=result,
+        tasks=tasks,
+        unread=unread,
+        standings=by_key,
+        findings=findings(result, by_key),
     )

@@ -17,7 +17,7 @@ from tsugiki.report.figures import all_figures
 from tsugiki.report.material import Material
 from tsugiki.report.notes import comparable_notes
 from tsugiki.report.table import InWords, Table
-from tsugiki.report.words import SECTIONS, Language, half
+from tsugiki.report.words import Language, half, texts
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -30,7 +30,11 @@ def render_page(material: Material, tables: Sequence[Table], language: Language)
     was not run is not drawn."""
     result = material.result
     answers = [table.name for table in tables if table.columns == ANSWERS]
-    words = {key: value[language] for key, value in SECTIONS.items()}
+    words = {
+        key.removeprefix("page."): text
+        for key, text in texts(language).items()
+        if key.startswith("page.")
+    }
     return _template().render(
         language=language,
         title=half(result.study.title or result.study.name, language),
@@ -73,12 +77,12 @@ class Drawn:
 def _drawn(table: Table, language: Language) -> Drawn:
     words = table.in_words(language)
     marked = table.columns == ANSWERS
-    plain = [[escape(cell) for cell in row] for row in words.rows]
+    cells = [[escape(cell) for cell in row] for row in words.rows]
     return Drawn(
         name=table.name,
         title=words.title,
         header=words.header,
-        rows=_marked(table, words) if marked else plain,
+        rows=_marked(table, words) if marked else cells,
         numeric=[column.kind != "text" for column in table.columns],
         notes=words.notes,
     )
@@ -88,12 +92,12 @@ def _marked(table: Table, words: InWords) -> list[list[str]]:
     """Answer rows with what is not in the reference marked."""
     reference = ""
     marked = []
-    for (_, kind, _), (place, name, text) in zip(table.rows, words.rows, strict=True):
+    for (_, kind, _), (example, name, text) in zip(table.rows, words.rows, strict=True):
         if kind is REFERENCE:
             reference = text
         answer = kind not in (REFERENCE, INPUT)
         shown = _difference(reference, text) if answer else escape(text)
-        marked.append([escape(place), escape(name), shown])
+        marked.append([escape(example), escape(name), shown])
     return marked
 
 
@@ -102,7 +106,7 @@ def _difference(reference: str, text: str) -> str:
     for kind, _, _, start, stop in difflib.SequenceMatcher(
         None, reference, text, autojunk=False
     ).get_opcodes():
-        piece = escape(text[start:stop])
-        if piece:
-            parts.append(piece if kind == "equal" else f"<mark>{piece}</mark>")
+        part = escape(text[start:stop])
+        if part:
+            parts.append(part if kind == "equal" else f"<mark>{part}</mark>")
     return "".join(parts)

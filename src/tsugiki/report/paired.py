@@ -7,94 +7,75 @@ from collections.abc import Sequence
 
 from tsugiki.config.study import Range
 from tsugiki.report.finding import Finding, sentence
-from tsugiki.report.table import Content, Estimated, Said, Table, column, lines, named, said
-from tsugiki.report.words import Language, named_in, pick
+from tsugiki.report.table import Content, Estimated, Said, Table, column, lines, phrase, said
+from tsugiki.report.words import Language, label, say
 from tsugiki.runs.methods import method_of
 from tsugiki.study.cells import Cell, StudyResult
 
 COMPARISON = (
-    column("place", "text", "Model · task"),
-    column("pair", "text", "Difference"),
-    column("difference", "score", "Main score"),
-    column("seeds", "number", "Seeds"),
-    column("reading", "text", "Reading"),
+    column("place", "text", "label.model_task"),
+    column("pair", "text", "label.difference"),
+    column("difference", "score", "label.main_score"),
+    column("seeds", "number", "label.seeds"),
+    column("reading", "text", "label.reading"),
 )
 SEARCH = (
-    column("row", "text", "Model · task · method"),
-    column("cells", "number", "Cells"),
-    column("learning_rates", "text", "Learning rates tried"),
-    column("epochs", "text", "Epochs"),
-    column("batch", "text", "Batch"),
-    column("max_length", "text", "Longest (tokens)"),
-    column("precision", "text", "Precision"),
-    column("prompt", "text", "Prompt"),
+    column("row", "text", "label.model_task_method"),
+    column("cells", "number", "label.cells"),
+    column("learning_rates", "text", "label.learning_rates_tried"),
+    column("epochs", "text", "label.epochs"),
+    column("batch", "text", "label.batch"),
+    column("max_length", "text", "label.longest_tokens"),
+    column("precision", "text", "label.precision"),
+    column("prompt", "text", "label.prompt"),
 )
 
 
-def comparison_table(found: Sequence[Finding], result: StudyResult) -> Table:
+def comparison_table(findings: Sequence[Finding], result: StudyResult) -> Table:
     """Every pair of methods of a task on the same test examples; pairs that may not be compared
     with the reason under the table."""
-    rows = [_pair_row(one) for one in found]
+    rows = [_pair_row(finding) for finding in findings]
 
     def notes(language: Language) -> list[str]:
-        silent = [sentence(one, language) for one in found if one.verdict is None]
+        silent = [sentence(finding, language) for finding in findings if finding.verdict is None]
         return [_rule(f"{result.study.margin:g}", language), *silent]
 
-    title = Said(ja="対応のある差", en="Paired differences on test")
+    title = phrase("paired.title")
     return Table(
         name="comparison", title=title, columns=COMPARISON, rows=tuple(rows), notes=lines(notes)
     )
 
 
-def _pair_row(one: Finding) -> tuple[Content, ...]:
-    pair, place = one.comparison, f"{one.model} · {one.task}"
-    names = f"{one.first.method} - {one.second.method}"
+def _pair_row(finding: Finding) -> tuple[Content, ...]:
+    pair, where = finding.comparison, f"{finding.model} · {finding.task}"
+    names = f"{finding.first.method} - {finding.second.method}"
     if pair is None:
-        return (place, names, None, None, named("no verdict"))
+        return (where, names, None, None, phrase("label.no_verdict"))
     text = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
     difference = Estimated(
         value=pair.difference, low=pair.low, high=pair.high, words=Said(en=text, ja=text)
     )
     seeds = pair.seeds
-    return (place, names, difference, seeds, said(lambda lang: _reading(one, seeds, lang)))
+    return (where, names, difference, seeds, said(lambda lang: _reading(finding, seeds, lang)))
 
 
 def _rule(margin: str, language: Language) -> str:
-    return pick(
-        language,
-        "同じテスト事例での対応のある差、95 % 区間。シードが 1 個なら事例（グループ単位）"
-        "のブートストラップで、シードによる変動を含みません。"
-        "2 個なら事例とシードのブートストラップ、3 個以上なら両方を含む t 区間。"
-        f"「同等」は区間全体がこの比較の margin ±{margin} "
-        "ポイントに収まること（実行前に決めておくもの）。組が複数あっても区間は補正していません。"
-        "モデルなしの基準を上回らない手法、結果やシードの欠けた手法は比べません。",
-        "Paired differences on the same test examples, 95 % intervals. One seed: bootstrap of the "
-        "examples (by group), the spread between seeds not "
-        "in it. Two: bootstrap of examples and seeds; three or more: a t interval of both. "
-        f"Equal: the whole interval lies within ±{margin} points, this study's margin (to be fixed "
-        "before the runs). Not corrected for the number of "
-        "pairs. Methods no better than what needs no model, without a result, or with failed seeds "
-        "are not compared.",
-    )
+    return say(language, "paired.rule", margin=margin)
 
 
-def _reading(one: Finding, seeds: int, language: Language) -> str:
+def _reading(finding: Finding, seeds: int, language: Language) -> str:
     """The verdict in a word or two, with how many seeds it speaks of where they are few."""
-    verdict = one.verdict or "no verdict"
+    verdict = finding.verdict or "no verdict"
     if verdict in ("better", "worse"):
-        ahead = one.first.method if verdict == "better" else one.second.method
-        said = pick(
-            language, f"{ahead} が上", f"{ahead} higher" if seeds == 2 else f"{ahead} better"
-        )
+        ahead = finding.first.method if verdict == "better" else finding.second.method
+        better = say(language, "paired.better", ahead=ahead)
+        said = say(language, "paired.higher", ahead=ahead) if seeds == 2 else better
     else:
-        said = named_in(verdict, language)
+        said = label(verdict.replace(" ", "_"), language)
     if verdict == "undecided" or seeds > 2:
         return said
-    return pick(
-        language,
-        f"{said}（シード {seeds} 個）",
-        f"{said} ({'this run' if seeds == 1 else 'two seeds'})",
-    )
+    one_seed = say(language, "paired.one_seed", said=said)
+    return one_seed if seeds == 1 else say(language, "paired.two_seeds", said=said)
 
 
 def search_table(result: StudyResult) -> Table:
@@ -107,20 +88,20 @@ def search_table(result: StudyResult) -> Table:
         drawn = isinstance(cells[0].method.grid.get("learning_rate"), Range)
         rates = rates_text(cells[0]) if drawn else _tried(cells, "learning_rate")
         shared = [_tried(cells, name) for name in ("epochs", "batch", "max_length")]
-        prompt = cells[0].config.task.format or named("default")
+        prompt = cells[0].config.task.format or phrase("label.default")
         rows.append((" · ".join(key), len(cells), rates, *shared, _computed(result, cells), prompt))
-    title = Said(ja="各手法の探索範囲と共通の条件", en="What each method tried, side by side")
+    title = phrase("paired.search_title")
     return Table(name="search", title=title, columns=SEARCH, rows=tuple(rows))
 
 
 def _computed(result: StudyResult, cells: Sequence[Cell]) -> str:
-    """What the products were computed in; what was asked for where nothing ran."""
-    found = {
+    """What the matmuls were computed in; what was asked for where nothing ran."""
+    kinds = {
         record.provenance.numerics.compute
         for cell in cells
         if (record := result.record(cell)) is not None
     }
-    return ", ".join(sorted(found)) or _tried(cells, "precision")
+    return ", ".join(sorted(kinds)) or _tried(cells, "precision")
 
 
 def rates_text(cell: Cell) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tsugiki.report.standing import Standing, lost_seeds, reason_text, standing_text
-from tsugiki.report.words import Language, pick
+from tsugiki.report.words import Language, say
 from tsugiki.study.cells import Key, StudyResult
 from tsugiki.study.missing import test_of
 
@@ -19,48 +19,37 @@ def shortfalls(
 ) -> list[str]:
     """One line for each; empty where the study is whole and every method learned."""
     poor = [
-        one for one in standings.values() if one.kind in ("no better", "failed", "seeds failed")
+        standing
+        for standing in standings.values()
+        if standing.kind in ("no better", "failed", "seeds failed")
     ]
-    told = [f"{one.key[0]} · {one.key[1]}: {standing_text(one, language)}" for one in poor]
-    return [*not_had(result, unread, language), *told]
+    lines = [
+        f"{standing.key[0]} · {standing.key[1]}: {standing_text(standing, language)}"
+        for standing in poor
+    ]
+    return [*not_had(result, unread, language), *lines]
 
 
 def not_had(result: StudyResult, unread: Mapping[str, str], language: Language) -> list[str]:
     """Of these what could not be had, or not yet: the finding itself says which methods did not
     learn."""
     lines = [
-        pick(language, f"タスク {label} を読めません: {why}", f"Task {label} cannot be read: {why}")
+        say(language, "shortfall.unread", label=label, why=why)
         for label, why in unread.items()
         if why not in result.missing.values()
     ]
     for why in dict.fromkeys(result.missing.values()):
         labels = [label for label, reason in result.missing.items() if reason == why]
-        more = (
-            ""
-            if len(labels) == 1
-            else pick(language, f" ほか {len(labels) - 1} 件", f" and {len(labels) - 1} more")
-        )
+        more = "" if len(labels) == 1 else say(language, "shortfall.more", others=len(labels) - 1)
         said = reason_text(why, language)
-        lines.append(
-            pick(
-                language,
-                f"欠けている設定: {labels[0]}{more}（{said}）",
-                f"Missing: {labels[0]}{more}: {said}",
-            )
-        )
+        lines.append(say(language, "shortfall.missing", first=labels[0], more=more, said=said))
     not_run = sum(
         cell.label not in result.missing and result.record(cell) is None for cell in result.cells
     )
     begun = sum(cell.label not in result.missing for cell, _ in result.begun())
     if not_run or begun:
         total = len(result.cells)
-        lines.append(
-            pick(
-                language,
-                f"{total} 設定のうち、未実行 {not_run}、途中 {begun}",
-                f"Of {total} configurations {not_run} were not run and {begun} are not finished",
-            )
-        )
+        lines.append(say(language, "shortfall.counts", begun=begun, not_run=not_run, total=total))
     return lines + _unfinished(result, language)
 
 
@@ -82,19 +71,7 @@ def _unfinished(result: StudyResult, language: Language) -> list[str]:
             )
     lines = []
     if tests:
-        lines.append(
-            pick(
-                language,
-                f"選ばれた設定のうち {len(tests)} 個はテストが未評価",
-                f"{len(tests)} chosen configurations were not scored on test yet",
-            )
-        )
+        lines.append(say(language, "shortfall.not_tested", count=len(tests)))
     if seeds:
-        lines.append(
-            pick(
-                language,
-                f"選ばれた設定のシード {seeds} 個が未実行",
-                f"{seeds} seeds of chosen configurations were not run yet",
-            )
-        )
+        lines.append(say(language, "shortfall.seeds", seeds=seeds))
     return lines

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against
-from tsugiki.report.words import Language, pick
+from tsugiki.report.words import Language, say, texts
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.score.statistics import Estimate
@@ -20,12 +20,6 @@ from tsugiki.study.cells import Cell, Key, StudyResult
 from tsugiki.study.missing import seed_of, test_of
 
 Kind = Literal["learned", "no better", "seeds failed", "failed", "missing"]
-FLOORS = {
-    "majority": ("最頻クラス", "majority class"),
-    "chance": ("チャンスレベル", "chance"),
-    "lead": ("冒頭文（lead）", "lead"),
-}
-NO_FLOOR = "its task's data cannot be read now, or has other rows: what needs no model is not known"
 # of the labels' entropy: a loss above it has learned nothing but how often each label comes
 NEARLY = 0.95
 
@@ -58,23 +52,27 @@ _FLOORS: dict[
 
 
 def _floor(task: Task, part: str, ids: Sequence[str], score: str) -> Floor | None:
-    rows = {one.id: one for one in task.examples[part]}
+    rows = {example.id: example for example in task.examples[part]}
     if not set(ids) <= set(rows):
         return None
-    here = [rows[one] for one in ids]
+    own_rows = [rows[number] for number in ids]
     if task.spec.kind == "generation":
         field = task.spec.cut or task.spec.fields[0]
         lead = lead_baseline(
-            task.spec.metric, [one.fields[field] for one in here], [one.target for one in here]
+            task.spec.metric,
+            [row.fields[field] for row in own_rows],
+            [row.target for row in own_rows],
         )
         return Floor(name="lead", values=tuple(lead[score]))
-    chance = Floor(name="chance", values=tuple(chance_baseline([one.candidates for one in here])))
+    chance = Floor(
+        name="chance", values=tuple(chance_baseline([row.candidates for row in own_rows]))
+    )
     if task.spec.kind == "choice":
         return chance
     majority = majority_baseline(
-        [one.target for one in task.examples["train"]], [one.target for one in here]
+        [example.target for example in task.examples["train"]], [row.target for row in own_rows]
     )
-    return max(Floor(name="majority", values=tuple(majority)), chance, key=lambda one: one.mean)
+    return max(Floor(name="majority", values=tuple(majority)), chance, key=lambda floor: floor.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +119,13 @@ def _standing(result: StudyResult, key: Key, task: Task | None) -> Standing:
         why = result.missing.get(test_of(chosen.label), "not scored on test yet")
         return replace(start, why=why)
     main = [run.scored("test").main for run in runs]
-    scored = replace(start, runs=runs, score=statistics.fmean(one.value for one in main))
+    scored = replace(start, runs=runs, score=statistics.fmean(score.value for score in main))
     if lost:
         return replace(scored, kind="seeds failed", why=lost[0], lost=tuple(lost))
-    ids = [one.id for one in runs[0].answers("test")]
+    ids = [answer.id for answer in runs[0].answers("test")]
     floor = None if task is None else floor_of(task, "test", ids, main[0].name)
     if task is None or floor is None:
-        return replace(scored, why=NO_FLOOR)
+        return replace(scored, why=texts("en")["reason.no_floor"])
     above = against(runs, "test", floor.values)
     return replace(
         scored,
@@ -173,110 +171,100 @@ def lost_seeds(result: StudyResult, cell: Cell) -> list[str]:
     return lost
 
 
-def standing_text(one: Standing, language: Language) -> str:
+def standing_text(standing: Standing, language: Language) -> str:
     """What is to be said of a method that cannot be compared; of one that learned, its score."""
-    name = one.method
-    if one.kind == "learned":
-        assert one.floor is not None
-        return pick(
+    name = standing.method
+    if standing.kind == "learned":
+        assert standing.floor is not None
+        return say(
             language,
-            f"{name} は {one.score:.3f} で、{_floor_name(one, language)}（{one.floor.mean:.3f}）"
-            "を上回ります",
-            f"{name}: {one.score:.3f}, above {_floor_name(one, language)} ({one.floor.mean:.3f})",
-        ) + _alarmed(one, language)
-    if one.kind == "no better":
-        return _no_better(one, language)
-    if one.kind == "seeds failed":
-        total, scores = (
-            len(one.runs) + len(one.lost),
-            ", ".join(f"{run.scored('test').main.value:.3f}" for run in one.runs),
+            "standing.learned",
+            floor_mean=standing.floor.mean,
+            floor_name=_floor_name(standing, language),
+            name=name,
+            score=standing.score,
+        ) + _alarmed(standing, language)
+    if standing.kind == "no better":
+        return _no_better(standing, language)
+    if standing.kind == "seeds failed":
+        scores = ", ".join(f"{run.scored('test').main.value:.3f}" for run in standing.runs)
+        num_lost = len(standing.lost)
+        total = len(standing.runs) + num_lost
+        return say(
+            language,
+            "standing.seeds_failed",
+            name=name,
+            num_lost=num_lost,
+            scores=scores,
+            total=total,
+            why=standing.why,
         )
-        return pick(
-            language,
-            f"{name} は {total} 個のシードのうち {len(one.lost)} 個が失敗しました（{one.why}）。"
-            f"残り（{scores}）だけの平均は示しません",
-            f"{len(one.lost)} of {total} seeds of {name} failed ({one.why}); no mean over the rest "
-            f"({scores})",
+    if standing.kind == "failed":
+        only = say(language, "standing.only_failed", name=name, why=standing.why)
+        every = say(
+            language, "standing.all_failed", cells=standing.cells, name=name, why=standing.why
         )
-    if one.kind == "failed":
-        return pick(
+        return only if standing.cells == 1 else every
+    reason = reason_text(standing.why, language)
+    return say(language, "standing.no_result", name=name, reason=reason)
+
+
+def _no_better(standing: Standing, language: Language) -> str:
+    assert standing.floor is not None
+    assert standing.above is not None
+    assert standing.score is not None
+    floor = f"{_floor_name(standing, language)} {standing.floor.mean:.3f}"
+    one_rate = say(language, "standing.one_rate")
+    several = say(language, "standing.rates", rates=standing.rates)
+    rates, num_runs = one_rate if standing.rates == 1 else several, len(standing.runs)
+    this_run = say(language, "standing.this_run")
+    over = say(language, "standing.over_seeds", num_runs=num_runs)
+    runs = this_run if num_runs == 1 else over
+    if standing.above.mean <= 0:
+        return say(
             language,
-            f"{name} は {one.cells} 設定すべてが失敗し、結果がありません（{one.why}）",
-            f"{name} has no result: "
-            f"{'its only configuration' if one.cells == 1 else f'all {one.cells} configurations'} "
-            f"failed ({one.why})",
-        )
-    return pick(
-        language,
-        f"{name} には結果がありません（{reason_text(one.why, language)}）",
-        f"{name} has no result: {one.why}",
+            "standing.did_not_learn",
+            floor=floor,
+            method=standing.method,
+            rates=rates,
+            runs=runs,
+            score=standing.score,
+        ) + _alarmed(standing, language)
+    difference = (
+        f"{standing.above.mean:+.3f} [{standing.above.low:+.3f}, {standing.above.high:+.3f}]"
     )
-
-
-def _no_better(one: Standing, language: Language) -> str:
-    assert one.floor is not None
-    assert one.above is not None
-    assert one.score is not None
-    floor = f"{_floor_name(one, language)} {one.floor.mean:.3f}"
-    rates = pick(
+    if len(standing.runs) > 1:
+        scores = ", ".join(f"{run.scored('test').main.value:.3f}" for run in standing.runs)
+        rates += say(language, "standing.by_seed", scores=scores)
+    return say(
         language,
-        f"試した学習率 {one.rates} 個",
-        "one learning rate tried" if one.rates == 1 else f"{one.rates} learning rates tried",
-    )
-    runs = pick(
-        language,
-        "この実行では" if len(one.runs) == 1 else f" {len(one.runs)} 個のシードで",
-        "in this run" if len(one.runs) == 1 else f"over {len(one.runs)} seeds",
-    )
-    if one.above.mean <= 0:
-        return pick(
-            language,
-            f"{one.method} は{runs}学習できていません（{one.score:.3f}、{floor}、{rates}）",
-            f"{one.method} did not learn {runs} ({one.score:.3f}; {floor}; {rates})",
-        ) + _alarmed(one, language)
-    difference = f"{one.above.mean:+.3f} [{one.above.low:+.3f}, {one.above.high:+.3f}]"
-    if len(one.runs) > 1:
-        scores = ", ".join(f"{run.scored('test').main.value:.3f}" for run in one.runs)
-        rates += pick(language, f"、シードごとの値 {scores}", f"; by seed {scores}")
-    return pick(
-        language,
-        f"{one.method} は{runs}{_floor_name(one, language)}と区別できません（{one.score:.3f}、"
-        f"{floor}、差 {difference}、{rates}）",
-        f"{one.method} cannot be told from {_floor_name(one, language)} {runs} ({one.score:.3f}; "
-        f"{floor}; difference {difference}; {rates})",
-    ) + _alarmed(one, language)
+        "standing.no_better",
+        difference=difference,
+        floor=floor,
+        floor_name=_floor_name(standing, language),
+        method=standing.method,
+        rates=rates,
+        runs=runs,
+        score=standing.score,
+    ) + _alarmed(standing, language)
 
 
-def _alarmed(one: Standing, language: Language) -> str:
-    if one.alarm is None:
+def _alarmed(standing: Standing, language: Language) -> str:
+    if standing.alarm is None:
         return ""
-    loss, entropy = one.alarm
-    return pick(
-        language,
-        f"（学習の終わりの損失は 1 解答あたり {loss:.2f} nat で、頻度だけで当てる場合の "
-        f"{entropy:.2f} nat とほぼ同じかそれ以上です）",
-        f" (its loss at the end of training, {loss:.2f} nats an answer, is that of guessing: "
-        f"{entropy:.2f})",
-    )
+    loss, entropy = standing.alarm
+    return say(language, "standing.alarm", entropy=entropy, loss=loss)
 
 
-def _floor_name(one: Standing, language: Language) -> str:
-    assert one.floor is not None
-    japanese, english = FLOORS[one.floor.name]
-    return pick(language, japanese, english if one.floor.name == "chance" else f"the {english}")
-
-
-REASONS = {
-    "not run": "未実行",
-    "not scored on test yet": "テストは未評価",
-    "another process is working on it": "別のプロセスが実行中",
-    NO_FLOOR: "タスクのデータを読めないか行が変わったため、モデルなしの基準値が不明",
-}
+def _floor_name(standing: Standing, language: Language) -> str:
+    assert standing.floor is not None
+    return say(language, f"floor.{standing.floor.name}")
 
 
 def reason_text(why: str, language: Language) -> str:
     """A reason of ours in the page's language; what errors say stays English."""
-    return REASONS.get(why, why) if language == "ja" else why
+    keys = {text: key for key, text in texts("en").items() if key.startswith("reason.")}
+    return texts(language)[keys[why]] if why in keys else why
 
 
 def loss_alarm(record: RunRecord, task: Task) -> tuple[float, float] | None:
@@ -288,9 +276,11 @@ def loss_alarm(record: RunRecord, task: Task) -> tuple[float, float] | None:
         return None
     loss = statistics.fmean(losses[-max(1, len(losses) // 10) :]) * tokens
     if task.spec.kind == "choice":
-        entropy = statistics.fmean(math.log(len(one.candidates)) for one in task.examples["train"])
+        entropy = statistics.fmean(
+            math.log(len(example.candidates)) for example in task.examples["train"]
+        )
     else:
-        counts = Counter(one.target for one in task.examples["train"])
+        counts = Counter(example.target for example in task.examples["train"])
         total = sum(counts.values())
         entropy = -sum(count / total * math.log(count / total) for count in counts.values())
     return (loss, entropy) if loss >= NEARLY * entropy else None

@@ -197,9 +197,9 @@ def heat_map(
     low, high = min(known, default=0.0), max(known, default=1.0)
     left, top, width, height = 20 + 7 * max(map(_columns, rows), default=0), 28, 62, 30
     parts = [
-        f'<text x="{left + width * (place + 0.5):.0f}" y="{top - 8}" '
+        f'<text x="{left + width * (index + 0.5):.0f}" y="{top - 8}" '
         f'text-anchor="middle">{escape(name)}</text>'
-        for place, name in enumerate(columns)
+        for index, name in enumerate(columns)
     ]
     for row, name in enumerate(rows):
         y = top + height * row
@@ -269,9 +269,9 @@ def stacked(columns: Mapping[str, Mapping[str, int]], names: Mapping[str, str], 
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
         )
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
-    for place, (label, column) in enumerate(columns.items()):
+    for index, (label, column) in enumerate(columns.items()):
         total, below = sum(column.values()) or 1, 0.0
-        x = LEFT + width * place + width * 0.12
+        x = LEFT + width * index + width * 0.12
         for name in used:
             share = column.get(name, 0) / total
             y = HEIGHT - BOTTOM - inner * (below + share)
@@ -307,6 +307,6 @@ def _mixed(light: str, dark: str, share: float) -> str:
         (light[1:3], light[3:5], light[5:7]), (dark[1:3], dark[3:5], dark[5:7]), strict=True
     )
     return "#" + "".join(
-        f"{round(int(one, 16) + (int(other, 16) - int(one, 16)) * share):02x}"
-        for one, other in pairs
+        f"{round(int(pair, 16) + (int(other, 16) - int(pair, 16)) * share):02x}"
+        for pair, other in pairs
     )

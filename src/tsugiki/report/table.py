@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from tsugiki.report.words import JAPANESE, Language, pick
+from tsugiki.report.words import Language, say
 
 Kind = Literal["text", "number", "share", "score", "times", "memory"]
 # What a column of a kind is called in CSV, after its key.
@@ -40,23 +40,21 @@ class Cell(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column: its key in CSV, what its cells are, its titles. `report_only`: left out on a
-    terminal."""
+    """A column: its key in CSV, what its cells are, its title among the words. `report_only`: left
+    out on a terminal."""
 
     key: str
     kind: Kind
-    title_en: str
-    title_ja: str
+    title_key: str
     report_only: bool = False
 
     def title(self, language: Language) -> str:
-        return pick(language, self.title_ja, self.title_en)
+        return say(language, self.title_key)
 
 
-def column(key: str, kind: Kind, title_en: str, *, report_only: bool = False) -> Column:
-    """A column whose Japanese title is the one word list's."""
-    title_ja = JAPANESE.get(title_en, title_en)
-    return Column(key=key, kind=kind, title_en=title_en, title_ja=title_ja, report_only=report_only)
+def column(key: str, kind: Kind, title_key: str, *, report_only: bool = False) -> Column:
+    """A column whose titles stand under that key of the words."""
+    return Column(key=key, kind=kind, title_key=title_key, report_only=report_only)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ class Said:
     ja: str
 
     def text(self, language: Language) -> str:
-        return pick(language, self.ja, self.en)
+        return self.ja if language == "ja" else self.en
 
     def numbers(self) -> Sequence[Plain]:
         return ()
@@ -78,9 +76,9 @@ def said(make: Callable[[Language], str]) -> Said:
     return Said(en=make("en"), ja=make("ja"))
 
 
-def named(english: str) -> Said:
-    """A short text of the word list."""
-    return Said(en=english, ja=JAPANESE.get(english, english))
+def phrase(key: str, /, **values: object) -> Said:
+    """A text of the words, with its values filled in."""
+    return said(lambda language: say(language, key, **values))
 
 
 def lines(make: Callable[[Language], Sequence[str]]) -> tuple[Said, ...]:
@@ -204,7 +202,7 @@ class Table:
     def to_csv(self) -> str:
         """One column for each number, named by keys; words that stand where a number would are in
         the last column, `note`."""
-        header = [one.key + part for one in self.columns for part in PARTS[one.kind]]
+        header = [column.key + part for column in self.columns for part in PARTS[column.kind]]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         rows = [self._plain(row) for row in self.rows]
@@ -214,18 +212,18 @@ class Table:
         return text.getvalue()
 
     def _plain(self, row: Sequence[Content]) -> list[Plain]:
-        plain, notes = list[Plain](), list[str]()
-        for one, content in zip(self.columns, row, strict=True):
-            width = len(PARTS[one.kind])
-            if one.kind == "text":
-                plain.append(_text(content, "en") if content is not None else "")
+        cells, notes = list[Plain](), list[str]()
+        for column, content in zip(self.columns, row, strict=True):
+            width = len(PARTS[column.kind])
+            if column.kind == "text":
+                cells.append(_text(content, "en") if content is not None else "")
                 continue
             numbers = _numbers(content)
             words = _text(content, "en")
             if not numbers and not words.startswith("-"):
-                notes.append(f"{one.key}: {words}")
-            plain += [*numbers, *[None] * (width - len(numbers))]
-        return [*plain, "; ".join(notes)]
+                notes.append(f"{column.key}: {words}")
+            cells += [*numbers, *[None] * (width - len(numbers))]
+        return [*cells, "; ".join(notes)]
 
 
 def _numbers(content: Content) -> Sequence[Plain]:

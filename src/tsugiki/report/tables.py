@@ -17,47 +17,57 @@ from tsugiki.report.notes import leak_notes, results_notes, shared_note
 from tsugiki.report.paired import comparison_table, search_table
 from tsugiki.report.paper import PAPER, PAPER_ROWS
 from tsugiki.report.standing import reason_text, why_nothing
-from tsugiki.report.table import Content, Estimated, Number, Said, Table, column, lines, named, said
+from tsugiki.report.table import (
+    Content,
+    Estimated,
+    Number,
+    Said,
+    Table,
+    column,
+    lines,
+    phrase,
+    said,
+)
 from tsugiki.report.texts import chosen_text, values_text
-from tsugiki.report.words import Language, named_in
+from tsugiki.report.words import Language, say
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.record import Scores
-from tsugiki.score.failures import CLASSES, ENGLISH
+from tsugiki.score.failures import CLASSES
 from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.score.rules import METRICS
 from tsugiki.study.cells import Cell, Key, StudyResult, task_label
 
 Row = tuple[Content, ...]
 DATA = (
-    column("task", "text", "Task"),
-    column("train", "number", "Train"),
-    column("validation", "number", "Validation"),
-    column("test", "number", "Test"),
-    column("split", "text", "Split / format"),
-    column("format", "text", "Input format"),
+    column("task", "text", "label.task"),
+    column("train", "number", "label.train"),
+    column("validation", "number", "label.validation"),
+    column("test", "number", "label.test"),
+    column("split", "text", "label.split_format"),
+    column("format", "text", "label.input_format"),
 )
 RESULTS = (
-    column("task", "text", "Task"),
-    column("method", "text", "Method"),
-    column("test", "score", "Test"),
-    column("n", "number", "n", report_only=True),
-    column("candidate_rate", "number", "Candidate rate"),
-    column("trainable_millions", "number", "Trainable (M)"),
-    column("peak_memory_mib", "memory", "Peak memory (MiB)"),
-    column("step_at_8_s", "times", "s/step @8"),
-    column("step_s", "times", "s/step (batch)", report_only=True),
-    column("step_among_lanes_s", "times", "s/step among lanes"),
-    column("tokens_per_s", "number", "tokens/s", report_only=True),
-    column("answer_s", "number", "s/answer", report_only=True),
-    column("weights_mib", "number", "Weights file (MiB)", report_only=True),
-    column("validation", "score", "Validation", report_only=True),
+    column("task", "text", "label.task"),
+    column("method", "text", "label.method"),
+    column("test", "score", "label.test"),
+    column("n", "number", "label.n", report_only=True),
+    column("candidate_rate", "number", "label.candidate_rate"),
+    column("trainable_millions", "number", "label.trainable_m"),
+    column("peak_memory_mib", "memory", "label.peak_memory_mib"),
+    column("step_at_8_s", "times", "label.s_step_at_8"),
+    column("step_s", "times", "label.s_step_batch", report_only=True),
+    column("step_among_lanes_s", "times", "label.s_step_among_lanes"),
+    column("tokens_per_s", "number", "label.tokens_s", report_only=True),
+    column("answer_s", "number", "label.s_answer", report_only=True),
+    column("weights_mib", "number", "label.weights_file_mib", report_only=True),
+    column("validation", "score", "label.validation", report_only=True),
 )
 GRID = (
-    column("row", "text", "Model · task · method"),
-    column("setting", "text", "Setting"),
-    column("validation", "score", "Validation"),
-    column("candidate_rate", "number", "Candidate rate"),
-    column("chosen", "text", "Chosen"),
+    column("row", "text", "label.model_task_method"),
+    column("setting", "text", "label.setting"),
+    column("validation", "score", "label.validation"),
+    column("candidate_rate", "number", "label.candidate_rate"),
+    column("chosen", "text", "label.chosen"),
 )
 
 
@@ -69,7 +79,7 @@ def all_tables(material: Material) -> list[Table]:
     return [
         data_table(tasks, material.unread),
         replace(results, notes=(*results.notes, *missing)),
-        comparison_table(material.found, result),
+        comparison_table(material.findings, result),
         search_table(result),
         failure_table(result),
         landscape_table(searched, result),
@@ -92,7 +102,7 @@ def data_table(tasks: Mapping[str, Task], unread: Mapping[str, str]) -> Table:
         for leak in _leaks(task):
             notes.append(Said(ja=f"{label}: {leak.ja}", en=f"{label}: {leak.en}"))
     rows += [(label, None, None, None, None, why) for label, why in unread.items()]
-    title = Said(ja="表 1: データセット", en="Table 1: data")
+    title = phrase("tables.data")
     return Table(name="table1", title=title, columns=DATA, rows=tuple(rows), notes=tuple(notes))
 
 
@@ -108,7 +118,7 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
     rows = [
         row for choice in result.study.tasks for row in _rows(result, task_label(choice), tasks)
     ]
-    title = Said(ja="表 2: 評価結果", en="Table 2: results")
+    title = phrase("tables.results")
     notes = lines(lambda language: results_notes(result, language))
     return Table(name="table2", title=title, columns=RESULTS, rows=tuple(rows), notes=notes)
 
@@ -116,14 +126,14 @@ def results_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
 def _rows(result: StudyResult, label: str, tasks: Mapping[str, Task]) -> Iterator[Row]:
     """Every method on one task, then what needs no model, then the paper's own."""
     for model in result.study.models:
-        here = [cell for cell in result.cells if cell.key[:2] == (model.label, label)]
-        for name in dict.fromkeys(cell.method.name for cell in here):
+        cells = [cell for cell in result.cells if cell.key[:2] == (model.label, label)]
+        for name in dict.fromkeys(cell.method.name for cell in cells):
             cell = result.chosen.get((model.label, label, name))
             record = result.record(cell) if cell else None
             if cell is not None and record is not None:
                 yield _result_row(label, cell, record, result)
             else:
-                _, why = why_nothing(result, [cell for cell in here if cell.method.name == name])
+                _, why = why_nothing(result, [cell for cell in cells if cell.method.name == name])
                 yield _filled(label, f"{model.label}-{name}", _no_result(why))
     if label in tasks:
         for baseline, value in baselines(tasks[label]):
@@ -143,7 +153,7 @@ def _filled(*cells: Content) -> Row:
 
 def _no_result(why: str) -> Said:
     def words(language: Language) -> str:
-        return f"{named_in('no result', language)}: {reason_text(why, language)}"
+        return f"{say(language, 'label.no_result')}: {reason_text(why, language)}"
 
     return said(words)
 
@@ -181,12 +191,12 @@ def baselines(task: Task) -> list[tuple[Said, Content]]:
         means = {score: fmean(values) for score, values in lead.items()}
         main = METRICS[task.spec.metric].main
         text = _plain(values_text(means, main))
-        return [(named("lead (first characters)"), Estimated(value=means[main], words=text))]
+        return [(phrase("label.lead_first_characters"), Estimated(value=means[main], words=text))]
     chance = fmean(chance_baseline([row.candidates for row in test]))
-    rows: list[tuple[Said, Content]] = [(named("chance"), Number(value=chance))]
+    rows: list[tuple[Said, Content]] = [(phrase("label.chance"), Number(value=chance))]
     if task.spec.kind == "classification":
         most = majority_baseline([row.target for row in task.examples["train"]], targets)
-        rows.insert(0, (named("majority"), Number(value=fmean(most))))
+        rows.insert(0, (phrase("label.majority"), Number(value=fmean(most))))
     return rows
 
 
@@ -194,36 +204,32 @@ def failure_table(result: StudyResult) -> Table:
     tests = _tests(result)
     used = [name for name in CLASSES if any(name in scores.failures for scores in tests.values())]
     columns = (
-        column("row", "text", "Model · task · method"),
-        *(column(name, "number", ENGLISH[name]) for name in used),
-        column("n", "number", "n"),
+        column("row", "text", "label.model_task_method"),
+        *(column(name, "number", f"failure.{name}") for name in used),
+        column("n", "number", "label.n"),
     )
     rows: list[Row] = [
         (" · ".join(key), *(scores.failures.get(name, 0) for name in used), scores.main.n)
         for key, scores in tests.items()
     ]
-    note = Said(
-        ja="要約では技術的な種類（空、繰り返し、終わらない、切り詰め）だけを数え、残りは「正解」"
-        "に入ります。",
-        en="For summaries only the technical classes apply; the rest counts as “right”.",
-    )
-    title = Said(ja="誤りの種類", en="Failure classes on test")
+    note = phrase("tables.failure_note")
+    title = phrase("tables.failures")
     return Table(name="failures", title=title, columns=columns, rows=tuple(rows), notes=(note,))
 
 
 def _tests(result: StudyResult) -> dict[Key, Scores]:
-    found = dict[Key, Scores]()
+    tests = dict[Key, Scores]()
     for key, cell in result.chosen.items():
         record = result.record(cell)
         if record is not None and (scores := record.scores("test")) is not None:
-            found[key] = scores
-    return found
+            tests[key] = scores
+    return tests
 
 
 def grid_table(result: StudyResult) -> Table:
     """Every cell with its validation score; the chosen ones are marked."""
     rows = [_grid_row(result, cell) for cell in result.cells]
-    title = Said(ja="表 3: 探索した設定", en="Table 3: the grid, by validation")
+    title = phrase("tables.grid")
     notes = lines(lambda language: shared_note(result, language))
     return Table(name="table3", title=title, columns=GRID, rows=tuple(rows), notes=notes)
 

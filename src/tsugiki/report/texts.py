@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tsugiki.report.words import Language, pick
+from tsugiki.report.words import Language, say
 from tsugiki.runs.record import Scores
 from tsugiki.score.rules import ROUGE_TYPES
 from tsugiki.study.cells import Cell
@@ -21,7 +21,7 @@ def best_text(scores: Scores, num_cells: int, language: Language) -> str:
     interval of its own."""
     if num_cells == 1:
         return score_text(scores)
-    best = pick(language, f"{num_cells} 設定の最良", f"best of {num_cells}")
+    best = say(language, "texts.best_text", num_cells=num_cells)
     return f"{values_text(scores.values, scores.main.name)} ({best})"
 
 
@@ -41,5 +41,5 @@ def chosen_text(cell: Cell) -> str:
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in cell.settings.items()
         )
-        or "the only cell"
+        or "the only configuration"
     )

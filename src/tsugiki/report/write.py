@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from tsugiki.files import write_atomically
 from tsugiki.report.latex import to_latex
@@ -13,7 +12,7 @@ from tsugiki.report.material import Material
 from tsugiki.report.page import render_page
 from tsugiki.report.table import Table
 from tsugiki.report.tables import all_tables
-from tsugiki.report.words import SECTIONS, Language, half, pick
+from tsugiki.report.words import LANGUAGES, Language, half, say
 from tsugiki.study.missing import study_folder
 
 MARKDOWN: dict[Language, str] = {"en": "report.md", "ja": "report.ja.md"}
@@ -26,8 +25,8 @@ def write_report(
     already) as CSV and LaTeX; returns the Markdown page in `language`."""
     folder = study_folder(root, material.result.study)
     tables = all_tables(material) if tables is None else tables
-    for one in get_args(Language):
-        _write_pages(material, folder, root, one, tables)
+    for page_language in LANGUAGES:
+        _write_pages(material, folder, root, page_language, tables)
     for table in tables:
         latex = to_latex(table.in_words("en"))
         write_atomically(folder / f"{table.name}.tex", latex.encode())
@@ -43,13 +42,9 @@ def _write_pages(
     runs = f"{len(result.records) + sum(map(len, result.repeats.values()))}"
     said = "\n\n".join(material.statements(language))
     if lacking := material.not_had(language):
-        head = SECTIONS["missing"][language]
+        head = say(language, "page.missing")
         said += f"\n\n**{head}**\n\n" + "\n".join(f"- {line}" for line in lacking)
-    made = pick(
-        language,
-        f"tsugiki が `{root / 'runs'}` の {runs} 個の実行結果から作成。",
-        f"Made by tsugiki from {runs} runs under `{root / 'runs'}`.",
-    )
+    made = say(language, "write.made_by", folder=root / "runs", runs=runs)
     shown = "\n".join(table.in_words(language).to_markdown() for table in tables)
     text = f"# {title}\n\n{said}\n\n{made}\n\n{shown}"
     write_atomically(folder / MARKDOWN[language], text.encode())

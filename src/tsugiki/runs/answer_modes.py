@@ -12,17 +12,17 @@ from tsugiki.runs.finished import load_trained, score_run
 from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Run
-from tsugiki.score.choices import WAYS, choose_all
+from tsugiki.score.choices import ANSWER_MODES, choose_all
 from tsugiki.score.metrics import per_example
 from tsugiki.score.statistics import interval, mcnemar, paired_difference
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModeScore:
-    """A way to an answer: its score with interval, and what it gains over free generation (paired,
-    by group; McNemar's p)."""
+    """An answer mode: its score with interval, and what it gains over free generation (paired, by
+    group; McNemar's p)."""
 
-    way: str
+    mode: str
     score: str
     value: float
     low: float
@@ -34,10 +34,10 @@ class ModeScore:
     p: float | None = None
 
 
-def three_ways(record: RunRecord, part: str, events: Events = SILENT) -> list[ModeScore]:
-    """One row a way, free generation first.
+def answer_modes(record: RunRecord, part: str, events: Events = SILENT) -> list[ModeScore]:
+    """One row per mode, free generation first.
 
-    The choices are kept as `ways-PART.json`; what stands there is not computed again.
+    The choices are kept as `answer-modes-PART.json`; what stands there is not computed again.
 
     Raises:
         ConfigError: the task has no candidates: its answers are free text.
@@ -45,7 +45,8 @@ def three_ways(record: RunRecord, part: str, events: Events = SILENT) -> list[Mo
     spec = load_task(record.config.task).spec
     if spec.kind == "generation":
         raise ConfigError(
-            f'--ways: task "{spec.name}" has no candidates to choose among: its answers are free '
+            f'--answer-modes: task "{spec.name}" has no candidates to choose among: its answers '
+            "are free "
             "text"
         )
     record = score_run(record, part, events)
@@ -53,32 +54,32 @@ def three_ways(record: RunRecord, part: str, events: Events = SILENT) -> list[Mo
     targets, groups = [row.target for row in answers], [row.group for row in answers]
     texts = {"free": [row.answer for row in answers], **_chosen(record, part, events)}
     values = {
-        way: per_example(spec.metric, some, targets)[spec.metric] for way, some in texts.items()
+        mode: per_example(spec.metric, some, targets)[spec.metric] for mode, some in texts.items()
     }
     rows = []
-    for way, own in values.items():
+    for mode, own in values.items():
         low, high = interval(own, groups)
         value = sum(own) / len(own)
-        told = ModeScore(way=way, score=spec.metric, value=value, low=low, high=high, n=len(own))
-        if way != "free":
+        row = ModeScore(mode=mode, score=spec.metric, value=value, low=low, high=high, n=len(own))
+        if mode != "free":
             gain = paired_difference([own], [values["free"]], groups)
-            told = ModeScore(
-                way=way, score=spec.metric, value=value, low=low, high=high, n=len(own),
+            row = ModeScore(
+                mode=mode, score=spec.metric, value=value, low=low, high=high, n=len(own),
                 gain=gain.mean, gain_low=gain.low, gain_high=gain.high,
                 p=mcnemar(own, values["free"], groups).p,
             )  # fmt: skip
-        rows.append(told)
+        rows.append(row)
     return rows
 
 
 def _chosen(record: RunRecord, part: str, events: Events) -> dict[str, list[str]]:
     run = Run(record.folder)
-    kept = run.read(f"ways-{part}.json")
+    kept = run.read(f"answer-modes-{part}.json")
     if kept is not None:
-        return {way: kept[way] for way in WAYS}
+        return {mode: kept[mode] for mode in ANSWER_MODES}
     base, task = load_trained(record), load_task(record.config.task)
     rows = tokens_of(base, task, record.config, part)
     heard = events.answers(part)
     chosen = choose_all(base.model, base.tokenizer, rows, base.numerics, heard)
-    run.write(f"ways-{part}.json", {way: chosen[way] for way in WAYS})
-    return {way: list(chosen[way]) for way in WAYS}
+    run.write(f"answer-modes-{part}.json", {mode: chosen[mode] for mode in ANSWER_MODES})
+    return {mode: list(chosen[mode]) for mode in ANSWER_MODES}

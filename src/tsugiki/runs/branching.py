@@ -29,7 +29,10 @@ class Branches:
     def behind(self, configs: Sequence[RunConfig]) -> set[RunConfig]:
         """All runs that go on from one of these."""
         return {
-            one for config in configs for some in self.of.get(config, {}).values() for one in some
+            branch
+            for config in configs
+            for some in self.of.get(config, {}).values()
+            for branch in some
         }
 
 
@@ -45,7 +48,7 @@ def find_branches(wanted: Sequence[RunConfig], steps_of: Callable[[RunConfig], i
         first = families.setdefault(family, config)
         steps = steps_of(config)
         shared = shared_steps(config.train, steps, first.train, steps_of(first))
-        if first is config or 2 * shared < steps or config.score.during:
+        if first is config or 2 * shared < steps or config.score.validations:
             longest.append(config)
         else:
             of.setdefault(first, {}).setdefault(shared, []).append(config)

@@ -22,11 +22,11 @@ from tsugiki.runs.preflight import look_at_rows
 from tsugiki.runs.reading import RunRecord, read_record
 from tsugiki.runs.scoring import score_part
 from tsugiki.runs.store import Run
-from tsugiki.train.captured import open_step
 from tsugiki.train.checkpoint import latest_checkpoint, step_of
 from tsugiki.train.cost import Cost
 from tsugiki.train.engine import fit
 from tsugiki.train.meter import free_memory
+from tsugiki.train.open_step import open_step
 
 PAPER_BATCH = 8
 PROBE_STEPS = 40
@@ -60,12 +60,12 @@ def score_run(record: RunRecord, part: str, events: Events = SILENT) -> RunRecor
             f"{record.folder}: the task file or its data changed since this run was trained. Run "
             "it again to score it"
         )
-    record = record.asked(record.config, record.wanted or keys_of(record.config, task))
+    record = record.relabelled(record.config, record.wanted or keys_of(record.config, task))
     if record.scores(part) is None:
         if part != "train":
             refuse_leak(task, record.outcome.trained_on, part)
         _score(record, task, part, events)
-        record = read_record(record.folder).asked(record.config, record.wanted)
+        record = read_record(record.folder).relabelled(record.config, record.wanted)
     return record
 
 
@@ -88,7 +88,7 @@ def complete(run: Run, config: RunConfig, task: Task, events: Events) -> bool:
     """Whether a finished run has what this configuration asks for: scores of validation over its
     rows and within its length limit. Those that it lacks are made from its weights; without
     weights the run starts over."""
-    record = run.record().asked(config, keys_of(config, task))
+    record = run.record().relabelled(config, keys_of(config, task))
     if record.status != "done" or record.scores("validation") is not None:
         return True
     with run.lock():
@@ -105,8 +105,8 @@ def _why_not_done(record: RunRecord) -> str:
         return f"this run failed: {record.outcome.reason}"
     kept = latest_checkpoint(record.folder / "checkpoint")
     steps = "?" if record.outcome.steps is None else record.outcome.steps
-    place = f"at step {step_of(kept)} of {steps}" if kept else "before its first checkpoint"
-    return f"this run is not finished (it stands {place}). Give its run or study command again"
+    where = f"at step {step_of(kept)} of {steps}" if kept else "before its first checkpoint"
+    return f"this run is not finished (it stands {where}). Give its run or study command again"
 
 
 def load_trained(record: RunRecord) -> Base:
@@ -116,7 +116,8 @@ def load_trained(record: RunRecord) -> Base:
     if method.trains and latest_checkpoint(record.folder / "weights") is None:
         raise RunError(
             f"{record.folder}: its weights were not kept (of full fine-tuning a study keeps the "
-            "best cell's). Take another run, or delete this folder and give the study command again"
+            "best configuration's). Take another run, or delete this folder and give the study "
+            "command again"
         )
     source = find_base(config.model, config.method, config.train.precision)
     # Settings were taken over other files by earlier versions.
@@ -144,13 +145,13 @@ def measure_exclusive(record: RunRecord) -> None:
     trains = method_of(record.config).trains
     if outcome.exclusive_cost is not None or record.status != "done" or not trains:
         return
-    found = {}
+    costs = {}
     for wanted in sorted({PAPER_BATCH, batch}):
-        alone = wanted == batch and outcome.exclusive
-        cost = outcome.cost if alone else _probe(record.config, wanted)
+        measured = wanted == batch and outcome.exclusive
+        cost = outcome.cost if measured else _probe(record.config, wanted)
         if cost is not None:
-            found[wanted] = cost
-    Run(record.folder).change(exclusive_cost=found)
+            costs[wanted] = cost
+    Run(record.folder).change(exclusive_cost=costs)
 
 
 def _probe(config: RunConfig, batch: int) -> Cost | None:

@@ -69,7 +69,7 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
             base.device,
             folders=handles.checkpoints,
             on_progress=events.on_train,
-            visit=watch,
+            callback=watch,
         )
     for number, result in enumerate(results):
         if result.failure is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tsugiki.score.evaluate import Evaluation
-from tsugiki.train.engine import Visit
+from tsugiki.train.engine import PausedLane
 
 FEWEST_STEPS = 8
 
@@ -19,15 +19,15 @@ def rungs(steps: int) -> list[int]:
     return [steps // 4, steps // 2] if steps >= FEWEST_STEPS else []
 
 
-def end_the_lower_half(rivals: Sequence[tuple[Visit, Evaluation]]) -> None:
+def end_the_lower_half(rivals: Sequence[tuple[PausedLane, Evaluation]]) -> None:
     """Of an odd number the larger half goes on."""
     ranked = sorted(rivals, key=lambda rival: -rival[1].main.value)
-    for visit, _ in ranked[-(-len(ranked) // 2) :]:
-        visit.prune()
+    for paused, _ in ranked[-(-len(ranked) // 2) :]:
+        paused.prune()
 
 
 def why_not(lanes: int, steps: Sequence[int]) -> str | None:
     """Why nothing is pruned here, or None."""
     if lanes == 1:
-        return "one cell alone has no rivals"
+        return "one configuration alone has no rivals"
     return None if any(rungs(number) for number in steps) else "fewer than eight steps"

@@ -11,7 +11,7 @@ from tsugiki.config.run import RunConfig
 from tsugiki.runs.record import Provenance, Scores
 from tsugiki.runs.store import Run, RunBusy
 from tsugiki.train.checkpoint import latest_checkpoint, read_state, step_of
-from tsugiki.train.engine import Visit, is_end
+from tsugiki.train.engine import PausedLane, is_end
 from tsugiki.train.lane import Lane
 
 if TYPE_CHECKING:
@@ -58,16 +58,16 @@ class Handles:
     def watched(self, number: int, step: int, scores: Scores) -> None:
         self.runs[number].watched(step, scores)
 
-    def hand_over(self, number: int, visit: Visit, config: RunConfig) -> None:
+    def hand_over(self, number: int, paused: PausedLane, config: RunConfig) -> None:
         """Writes the lane's checkpoint into the folder of a run that goes on from it, unless
         another process works on that."""
         run, provenance = self.opened(config)
         try:
             with run.lock():
                 kept = latest_checkpoint(run.checkpoints)
-                if run.unfinished and (kept is None or step_of(kept) < visit.lane.step):
-                    run.hand_over(config, provenance, self.runs[number], visit.lane.step)
-                    visit.save(run.checkpoints)
+                if run.unfinished and (kept is None or step_of(kept) < paused.lane.step):
+                    run.hand_over(config, provenance, self.runs[number], paused.lane.step)
+                    paused.save(run.checkpoints)
         except RunBusy:
             return
 

@@ -15,6 +15,7 @@ import json
 from functools import lru_cache
 
 from tsugiki.config.fields import Record
+from tsugiki.config.old_spellings import in_old_spelling
 from tsugiki.config.run import RunConfig
 from tsugiki.data.tasks import CHAT, Task, task_digest
 from tsugiki.runs.reading import RunRecord
@@ -36,8 +37,8 @@ def recipe_of(config: RunConfig, task: Task) -> str:
     recipe = {
         "method": config.method,
         # Without defaults: a field that is added later must not rename what does not use it.
-        "lora": _told(config.lora),
-        "train": _told(config.train, exclude=_DESCRIBED),
+        "lora": _dumped(config.lora),
+        "train": in_old_spelling("train", _dumped(config.train, exclude=_DESCRIBED)),
         "prompt": [task.template, task.format == CHAT, spec.cut],
         # The room that is kept for an answer decides where a long text is cut.
         "room": (config.score.max_new_tokens or spec.max_new_tokens) if shortened else None,
@@ -133,8 +134,11 @@ def old_identity(config: RunConfig, provenance: Provenance) -> str:
     """The digits that versions before recipes named the same run by: their finished runs are
     kept."""
     # Runs kept the names that they had before adapters could be imported.
-    given = config.model_dump(mode="json").items()
-    asked = {name: value for name, value in given if (name, value) != ("adapter", None)}
+    given = {
+        name: in_old_spelling(name, value) if name in ("train", "score") else value
+        for name, value in config.model_dump(mode="json").items()
+    }
+    written = {name: value for name, value in given.items() if (name, value) != ("adapter", None)}
     what: dict[str, object] = {
         "semantics": provenance.semantics,
         "model_sha256": provenance.model_sha256,
@@ -146,10 +150,10 @@ def old_identity(config: RunConfig, provenance: Provenance) -> str:
     }
     if provenance.adapter_sha256:
         what["adapter_sha256"] = provenance.adapter_sha256
-    return _sha256({"asked": asked, "with": what})[:12]
+    return _sha256({"asked": written, "with": what})[:12]
 
 
-def _told(schema: Record | None, exclude: set[str] | None = None) -> dict[str, object]:
+def _dumped(schema: Record | None, exclude: set[str] | None = None) -> dict[str, object]:
     return (
         {}
         if schema is None

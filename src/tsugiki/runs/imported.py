@@ -35,8 +35,8 @@ def other_base(config: RunConfig) -> str | None:
     if not config.adapter:
         return None
     named = read_adapter(Path(config.adapter))[0].get("base_model_name_or_path")
-    here = {Path(config.model.path).name, config.model.label}
-    if not named or Path(str(named)).name in here:
+    names = {Path(config.model.path).name, config.model.label}
+    if not named or Path(str(named)).name in names:
         return None
     return (
         f"{config.adapter}: says that it was made for {named}, and is put on "

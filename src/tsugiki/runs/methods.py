@@ -44,11 +44,13 @@ class Method(Protocol):
     moves_base: bool
     step_kind: str
 
-    def asked(self, train: Settings, settings: Settings, spec: MethodSpec) -> dict[str, object]:
+    def settings_of(
+        self, train: Settings, settings: Settings, spec: MethodSpec
+    ) -> dict[str, object]:
         """What a row of a study asks for besides model, task and scoring: its [train], and what is
         the method's own."""
 
-    def told(self, config: RunConfig) -> str:
+    def summary(self, config: RunConfig) -> str:
         """Its own settings in a line, for the report."""
 
     def alike(self, config: RunConfig) -> RunConfig:
@@ -94,7 +96,7 @@ class _Trained:
         path = latest_checkpoint(record.folder / "weights")
         assert path is not None, "whoever loads a run refuses one whose weights were not kept"
         [lane] = self.lanes(base, [record.config], num_rows=record.config.train.batch)
-        lane.load_state(read_checkpoint(path)[0], step=0, moving_steps=0)
+        lane.load_state(read_checkpoint(path)[0], step=0, steps_with_lr=0)
 
 
 class Lora(_Trained):
@@ -103,16 +105,18 @@ class Lora(_Trained):
     name, order, together, moves_base = "lora", 0, True, False
     grid_keys = frozenset(LoraConfig.model_fields)
 
-    def asked(self, train: Settings, settings: Settings, spec: MethodSpec) -> dict[str, object]:
+    def settings_of(
+        self, train: Settings, settings: Settings, spec: MethodSpec
+    ) -> dict[str, object]:
         lora = {key: value for key, value in settings.items() if key in self.grid_keys}
         return {"train": train, "lora": lora}
 
-    def told(self, config: RunConfig) -> str:
+    def summary(self, config: RunConfig) -> str:
         adapter = _adapter(config)
         return f"LoRA: α/r = {adapter.scale:g}, dropout {adapter.dropout:g}"
 
     def alike(self, config: RunConfig) -> RunConfig:
-        """All but the adapter and its course."""
+        """All but the adapter and its schedule."""
         kept = {name: getattr(config.train, name) for name in SHARED}
         train = type(config.train)(learning_rate=1.0, epochs=1.0, **kept)
         return config.model_copy(update={"lora": None, "train": train})
@@ -122,9 +126,9 @@ class Lora(_Trained):
 
     def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
         """Where the adapters go."""
-        from tsugiki.model.lora import adapted_places
+        from tsugiki.model.lora import adapted_slices
 
-        adapted_places(model, _adapter(config))
+        adapted_slices(model, _adapter(config))
         yield from ()
 
     def side_by_side(self, config: RunConfig) -> str:
@@ -177,10 +181,12 @@ class Full(_Trained):
     name, order, together, moves_base = "full", 1, False, True
     grid_keys = frozenset[str]()
 
-    def asked(self, train: Settings, settings: Settings, spec: MethodSpec) -> dict[str, object]:
+    def settings_of(
+        self, train: Settings, settings: Settings, spec: MethodSpec
+    ) -> dict[str, object]:
         return {"train": train}
 
-    def told(self, config: RunConfig) -> str:
+    def summary(self, config: RunConfig) -> str:
         return "FT: dropout 0"
 
     def alike(self, config: RunConfig) -> RunConfig:
@@ -238,12 +244,14 @@ class FromElsewhere:
     step_kind = "none: trained elsewhere"
     grid_keys = frozenset[str]()
 
-    def asked(self, train: Settings, settings: Settings, spec: MethodSpec) -> dict[str, object]:
+    def settings_of(
+        self, train: Settings, settings: Settings, spec: MethodSpec
+    ) -> dict[str, object]:
         """Of [train] what is read for scoring; the rest is of the other methods."""
         read = ("max_length", "long_rows", "precision")
         return {"train": {key: train[key] for key in read if key in train}, "adapter": spec.adapter}
 
-    def told(self, config: RunConfig) -> str:
+    def summary(self, config: RunConfig) -> str:
         return "LoRA: trained elsewhere"
 
     def alike(self, config: RunConfig) -> RunConfig:
@@ -293,9 +301,9 @@ class FromElsewhere:
         assert isinstance(lane.moves, OneVector), "adapters are one vector"
         size, kind, name = lane.num_trainable, lane.moves.config, _folder(config).name
         alpha = kind.scale * kind.rank
-        told = Imported(targets=kind.targets, rank=kind.rank, alpha=alpha, source=name)
+        imported = Imported(targets=kind.targets, rank=kind.rank, alpha=alpha, source=name)
         total, kept = base_size + size, run.copy_adapter(_folder(config))
-        return Outcome(trainable=size, total=total, steps=0, adapter=told, weights_bytes=kept)
+        return Outcome(trainable=size, total=total, steps=0, adapter=imported, weights_bytes=kept)
 
     def put_back(self, base: Base, record: RunRecord) -> None:
         from tsugiki.model.export import import_adapter
@@ -307,11 +315,11 @@ LORA, FULL, FROM_ELSEWHERE = Lora(), Full(), FromElsewhere()
 BY_KIND: dict[str, Method] = {"lora": LORA, "full": FULL}
 
 
-def method_of(asked: RunConfig | MethodSpec) -> Method:
+def method_of(given: RunConfig | MethodSpec) -> Method:
     """The method that a run or a study's row asks for."""
-    if asked.adapter is not None:
+    if given.adapter is not None:
         return FROM_ELSEWHERE
-    return BY_KIND[asked.method if isinstance(asked, RunConfig) else asked.kind]
+    return BY_KIND[given.method if isinstance(given, RunConfig) else given.kind]
 
 
 def _adapter(config: RunConfig) -> LoraConfig:

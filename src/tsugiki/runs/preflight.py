@@ -103,7 +103,7 @@ def look_at_rows(
     notes = _conversion(folder, tokenizer, texts)
     if len(tokenizer) > vocab_rows:
         notes.append(
-            f"tokenizer: {len(tokenizer):,} pieces, the model has rows for {vocab_rows:,}; none of "
+            f"tokenizer: {len(tokenizer):,} tokens, the model has rows for {vocab_rows:,}; none of "
             "the rest occurs in these rows"
         )
     notes += _odd_ends(tokenizer, next(iter(rows.values())), vocab_rows)
@@ -148,9 +148,9 @@ def _closed_answers(
     first = {
         candidate: row.example.id for row in reversed(rows) for candidate in row.example.candidates
     }
-    for candidate, place in first.items():
+    for candidate, index in first.items():
         ids = tokenizer(candidate, add_special_tokens=False)["input_ids"]
-        what = f'task "{task.name}" row {place}: the answer “{candidate}”'
+        what = f'task "{task.name}" row {index}: the answer “{candidate}”'
         _refuse_marks(tokenizer, ids, ending.stops, what, unknown=labels)
         back = answer_text(tokenizer, prompt, ids)
         if normalise(back) != normalise(candidate) or tokenizer.unk_token_id in ids:
@@ -162,9 +162,10 @@ def _closed_answers(
             lost[candidate] = back
     right = [row.example.id for row in rows if row.example.target in lost]
     if lost:
-        one, back = next(iter(lost.items()))
+        candidate, back = next(iter(lost.items()))
         yield (
-            f"{part}: the tokenizer loses {len(lost)} candidates, like “{one}” → “{back}”; in "
+            f"{part}: the tokenizer loses {len(lost)} candidates, like “{candidate}” → “{back}”; "
+            "in "
             f"{len(right)} of {len(rows)} rows that is the right answer, "
             "which can never be given"
         )
@@ -184,9 +185,10 @@ def _refuse_marks(
                 if is_padding
                 else "its unknown token"
             )
-            piece = tokenizer.convert_ids_to_tokens(token)
+            token_text = tokenizer.convert_ids_to_tokens(token)
             raise DataError(
-                f"{what} becomes the tokenizer's “{piece}” ({name}). Write it with other characters"
+                f"{what} becomes the tokenizer's “{token_text}” ({name}). Write it with other "
+                "characters"
             )
 
 
@@ -221,7 +223,7 @@ def _free_answers(
 
 
 def _odd_ends(tokenizer: Tokenizer, rows: Sequence[Tokens], vocab_rows: int) -> Iterator[str]:
-    """Ends that a model's settings name and that are ordinary pieces: left over from another
+    """Ends that a model's settings name and that are ordinary tokens: left over from another
     tokenizer, perhaps."""
     odd = [
         stop
@@ -231,7 +233,7 @@ def _odd_ends(tokenizer: Tokenizer, rows: Sequence[Tokens], vocab_rows: int) -> 
     if odd:
         named = ", ".join(
             f"{stop} (“"
-            f"{tokenizer.convert_ids_to_tokens(stop) if stop < len(tokenizer) else 'no piece'}”)"
+            f"{tokenizer.convert_ids_to_tokens(stop) if stop < len(tokenizer) else 'no token'}”)"
             for stop in odd
         )
         yield (
@@ -241,33 +243,37 @@ def _odd_ends(tokenizer: Tokenizer, rows: Sequence[Tokens], vocab_rows: int) -> 
 
 
 def _control_tokens(tokenizer: Tokenizer, part: str, rows: Sequence[Tokens]) -> Iterator[str]:
-    pieces = tokenizer.convert_ids_to_tokens(sorted(control_ids(tokenizer)))
-    marks = sorted({piece for piece in pieces if piece and piece.strip()}, key=len, reverse=True)
-    found = [
+    token_texts = tokenizer.convert_ids_to_tokens(sorted(control_ids(tokenizer)))
+    marks = sorted(
+        {token_text for token_text in token_texts if token_text and token_text.strip()},
+        key=len,
+        reverse=True,
+    )
+    pairs = [
         (row.example.id, mark)
         for row in rows
         for mark in marks
         if any(mark in text for text in row.example.fields.values())
     ]
-    if found:
-        row, mark = found[0]
+    if pairs:
+        row, mark = pairs[0]
         yield (
-            f"{part}: {len({one for one, _ in found})} of {len(rows)} rows hold control tokens "
+            f"{part}: {len({row for row, _ in pairs})} of {len(rows)} rows hold control tokens "
             f"of the tokenizer in their texts (first: row {row}, “{mark}”)"
         )
 
 
 def _equal_candidates(part: str, rows: Sequence[Tokens]) -> Iterator[str]:
-    found = [
+    pairs = [
         (row.example.id, pair)
         for row in rows
         if (pair := equal_candidates(row.example)) is not None
     ]
-    if found:
-        row, (one, other) = found[0]
+    if pairs:
+        row, (first, second) = pairs[0]
         yield (
-            f"{part}: {len(found)} of {len(rows)} rows have two candidates that are one after "
-            f"normalisation (first: row {row}, “{one}” and “{other}”)"
+            f"{part}: {len(pairs)} of {len(rows)} rows have two candidates that are one after "
+            f"normalisation (first: row {row}, “{first}” and “{second}”)"
         )
 
 

@@ -1,5 +1,5 @@
-"""Reads run folders: those of today and those that earlier versions wrote (asked.json,
-with_what.json, happened.json). No torch here.
+"""Reads run folders: those of today and those that earlier versions wrote
+(`config/old_spellings`). No torch here.
 
 A file that is damaged, or of a later version, is one line (`RunError`) and concerns its run alone.
 """
@@ -7,6 +7,7 @@ A file that is damaged, or of a later version, is one line (`RunError`) and conc
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from tsugiki.config.fields import Record
+from tsugiki.config.old_spellings import FILES, KEYS, OldSpelling
 from tsugiki.config.run import ModelChoice, RunConfig
 from tsugiki.errors import RunError, first_line
 from tsugiki.runs.record import (
@@ -34,22 +36,6 @@ from tsugiki.train.history import History
 
 T = TypeVar("T", bound=Record)
 Json = dict[str, object]
-# What earlier versions called the files, and the keys in them.
-OLD_FILES = {
-    "config.json": "asked.json",
-    "provenance.json": "with_what.json",
-    "outcome.json": "happened.json",
-    "validations.json": "during.json",
-}
-OLD_KEYS = {
-    "measurement": "cost",
-    "solo": "exclusive_cost",
-    "alone": "exclusive",
-    "shared": "branch",
-    "told": "search_score",
-    "pruned": "pruned_score",
-    "from": "source",
-}
 _VALIDATIONS = TypeAdapter(tuple[Validation, ...])
 _HISTORY = TypeAdapter(History)
 
@@ -66,8 +52,9 @@ class RunRecord:
     wanted: Mapping[str, ScoreKey] = field(default_factory=dict)
     made_as: ModelChoice | None = None
 
-    def asked(self, config: RunConfig, wanted: Mapping[str, ScoreKey]) -> RunRecord:
-        """The record as somebody else asked for it: under their labels, with their scores alone."""
+    def relabelled(self, config: RunConfig, wanted: Mapping[str, ScoreKey]) -> RunRecord:
+        """The same record under the labels of whoever asks, with the scores that they want
+        alone."""
         return replace(self, config=config, wanted=wanted, made_as=self.known_as)
 
     @property
@@ -110,7 +97,7 @@ class RunRecord:
 
     @cached_property
     def losses(self) -> list[float]:
-        """Mean loss a target token, step by step."""
+        """Mean loss per target token, step by step."""
         return read_history(self.folder).loss
 
     def answers(self, part: str) -> list[Answer]:
@@ -119,12 +106,12 @@ class RunRecord:
 
 
 def is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.json", "asked.json"))
+    return any((folder / name).exists() for name in ("config.json", FILES["config.json"]))
 
 
 def file_of(folder: Path, name: str) -> Path:
     """The file of that name, or the one that earlier versions wrote."""
-    path, old = folder / name, folder / OLD_FILES.get(name, name)
+    path, old = folder / name, folder / FILES.get(name, name)
     return old if old.exists() and not path.exists() else path
 
 
@@ -136,7 +123,9 @@ def read_record(folder: Path) -> RunRecord:
             f"{folder}: {what}. tsugiki ls lists the runs; name their folder with --out there"
         )
     path = file_of(folder, "config.json")
-    config = parse(RunConfig, _object(path), str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OldSpelling)  # nobody can change what a run has kept
+        config = parse(RunConfig, _object(path), str(path))
     provenance = _validated(Provenance, file_of(folder, "provenance.json"))
     return RunRecord(
         folder=folder, config=config, provenance=provenance, outcome=read_outcome(folder)
@@ -156,7 +145,7 @@ def read_validations(folder: Path) -> tuple[Validation, ...]:
     if not path.exists():
         return ()
     content = _json(path)
-    if path.name == OLD_FILES["validations.json"] and isinstance(content, list):
+    if path.name == FILES["validations.json"] and isinstance(content, list):
         content = [
             {"step": entry.get("step"), "scores": _known(Scores, entry)}
             for entry in content
@@ -188,7 +177,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 def _validated(schema: type[T], path: Path) -> T:
     content = _object(path)
-    if path.name in OLD_FILES.values():
+    if path.name in FILES.values():
         content = _of_today(schema, content)
     written = content.get("format", FORMAT)
     if isinstance(written, int) and written > FORMAT:
@@ -205,14 +194,14 @@ def _validated(schema: type[T], path: Path) -> T:
 def _of_today(schema: type[Record], old: Json) -> Json:
     """What an earlier version wrote, under the names of today; what nobody reads any more is left
     out."""
-    new = {OLD_KEYS.get(key, key): value for key, value in old.items() if value is not None}
+    new = {KEYS.get(key, key): value for key, value in old.items() if value is not None}
     parts = new.get("evaluations")
     if isinstance(parts, dict):
         new["scores"] = [_known(Scores, entry) for entry in parts.values()]
     for key in ("branch", "adapter"):
         inner = new.get(key)
         if isinstance(inner, dict):
-            new[key] = {OLD_KEYS.get(name, name): value for name, value in inner.items()}
+            new[key] = {KEYS.get(name, name): value for name, value in inner.items()}
     return _known(schema, new)
 
 

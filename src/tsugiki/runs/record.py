@@ -12,11 +12,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tsugiki.config.fields import Record
+from tsugiki.config.old_spellings import VALUES
 from tsugiki.score.metrics import Score
 from tsugiki.train.cost import Cost
 
@@ -36,12 +38,19 @@ class ScoreKey(Record):
     max_new_tokens: int
     ends: tuple[int, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _new_spelling(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("decode") in VALUES["decode"]:
+            return {**given, "decode": VALUES["decode"][given["decode"]]}
+        return given
+
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits, for the name of the file of answers. The ends follow from the
         model and the format, and are not part of it."""
-        told = self.model_dump_json(exclude={"ends"})
-        return hashlib.sha256(told.encode()).hexdigest()[:8]
+        content = self.model_dump_json(exclude={"ends"})
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 class Scores(Record):
@@ -109,8 +118,9 @@ class Outcome(Record):
 
     `step` is the kind of optimiser step, `lanes` how many adapters it trained together with,
     `exclusive` whether its times are those of a device of its own; `exclusive_cost` what a step
-    costs on an otherwise idle device, by rows a step. `search_score` is what a search was told,
-    where the run was trained again later; `pruned_score` the last one before it was pruned.
+    costs on an otherwise idle device, by rows a step. `search_score` is the score that a search
+    was given, where the run was trained again later; `pruned_score` the last one before it was
+    pruned.
     """
 
     format: int = FORMAT
@@ -148,7 +158,7 @@ class Outcome(Record):
 
 
 class StoredNumerics(Record):
-    """What was computed and stored in what: products, the frozen base, what was trained."""
+    """What was computed and stored in what: matmuls, the frozen base, what was trained."""
 
     compute: str
     base: str

@@ -50,18 +50,18 @@ def rescore(record: RunRecord, part: str, rules: str) -> list[RuleScore]:
         for rule in pick_rules(metric, rules):
             for name, values in rule.score(texts, targets).items():
                 low, high = interval(values, groups)
-                told = RuleScore(
+                row = RuleScore(
                     rule=rule.name, labels=labels, score=name, value=float(np.mean(values)),
                     low=low, high=high, n=len(values), signature=rule.signature(),
                 )  # fmt: skip
-                rows.append(told)
+                rows.append(row)
         if task.spec.kind == "classification":
             words, n = list(task.spec.labels.values()), len(texts)
             for name, value in class_scores(texts, targets, words).items():
-                told = RuleScore(
+                row = RuleScore(
                     rule="tsugiki", labels=labels, score=name, value=value, n=n, signature=name
                 )
-                rows.append(told)
+                rows.append(row)
     return rows
 
 
@@ -71,7 +71,7 @@ def _targets(
     """What is right by each version of the data that is at hand and has the same rows; the run's
     own first."""
     own = f"v{task.version}" if task.version else "-"
-    found = {own: [row.target for row in answers]}
+    targets_by_version = {own: [row.target for row in answers]}
     for version in task.spec.versions:
         if version == task.version or not version_at_hand(choice, version):
             continue
@@ -82,5 +82,5 @@ def _targets(
             for example in other.examples[some]
         }
         if all(row.id in targets for row in answers):
-            found[f"v{version}"] = [targets[row.id] for row in answers]
-    return found
+            targets_by_version[f"v{version}"] = [targets[row.id] for row in answers]
+    return targets_by_version

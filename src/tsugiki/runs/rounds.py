@@ -16,7 +16,7 @@ import torch
 from tsugiki.config.run import RunConfig
 from tsugiki.data.leaks import refuse_leak
 from tsugiki.data.tasks import Task, load_task
-from tsugiki.errors import RunError, reason_of, told
+from tsugiki.errors import RunError, message_of, reason_of
 from tsugiki.model.loading import BaseSource, find_base
 from tsugiki.runs.branching import find_branches
 from tsugiki.runs.events import SILENT, Events
@@ -59,15 +59,19 @@ class Rounds:
         longest = set(branches.longest)
         for first in (True, False):
             waiting = branches.behind(self.skipped)  # theirs is not handed over yet
-            left = [one for one in wanted if (one in longest) == first and one not in waiting]
+            left = [
+                config
+                for config in wanted
+                if (config in longest) == first and config not in waiting
+            ]
             left.sort(key=self.shared.method.side_by_side)
             if left:
                 self._in_rounds(left, most)
 
-    def _in_rounds(self, left: list[RunConfig], asked: int | None) -> None:
+    def _in_rounds(self, left: list[RunConfig], given: int | None) -> None:
         shared, device = self.shared, self.shared.source.device
         fit = shared.method.most_lanes(shared.base, left, shared.rows)
-        most = (asked or fit) if shared.method.together else 1
+        most = (given or fit) if shared.method.together else 1
         while left:
             # As many rounds as needed, evenly filled.
             size = -(-len(left) // -(-len(left) // most))
@@ -99,7 +103,7 @@ class Rounds:
             raise broken
         if len(configs) == 1:
             self.faults[configs[0]] = reason_of(broken)
-        return told(broken)
+        return message_of(broken)
 
     def _together(self, configs: Sequence[RunConfig]) -> None:
         """One round: locks the runs, trains those that nobody finished meanwhile, keeps each
@@ -113,7 +117,7 @@ class Rounds:
                     raise
                 self.skipped += configs
                 return
-            open_ones = [one for one in configs if self.known[one][0].unfinished]
+            open_ones = [config for config in configs if self.known[config][0].unfinished]
             if not open_ones:
                 return
             self.shared.events.start(open_ones)
@@ -200,7 +204,7 @@ def run_group(
         shared.prepare()
         Rounds(shared=shared, known=known, skip_busy=skip_busy, faults=faults).run(wanted, lanes)
     return [
-        run.record().asked(config, keys_of(config, task))
+        run.record().relabelled(config, keys_of(config, task))
         for config, (run, _) in known.items()
         if config not in (faults or {}) and not (skip_busy and run.status == "new")
     ]

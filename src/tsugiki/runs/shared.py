@@ -11,7 +11,7 @@ from tsugiki.config.run import RunConfig
 from tsugiki.data.batch import num_steps
 from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.data.tasks import Task, drawn
-from tsugiki.fast.cuda_graphs import why_plain
+from tsugiki.fast.cuda_graphs import why_eager
 from tsugiki.model.loading import Base, BaseSource, load_base, why_fp32
 from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.lora import detach
@@ -21,12 +21,13 @@ from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import Method
 from tsugiki.runs.preflight import longest_of, look_at_rows
 from tsugiki.runs.record import Outcome
-from tsugiki.train.captured import CapturedStep, open_step
+from tsugiki.train.cuda_graph_step import CudaGraphStep
 from tsugiki.train.lane import Lane
 from tsugiki.train.meter import free_memory
+from tsugiki.train.open_step import open_step
 from tsugiki.train.step import EagerStep
 
-Step = EagerStep | CapturedStep
+Step = EagerStep | CudaGraphStep
 
 
 @dataclass(kw_only=True)
@@ -96,7 +97,7 @@ class Shared:
     @cached_property
     def watched(self) -> list[Tokens]:
         """Of validation, those that are answered during training."""
-        few = min(self.first.score.during_rows, len(self.validation))
+        few = min(self.first.score.validation_rows, len(self.validation))
         return list(drawn(self.validation, few))
 
     @cached_property
@@ -112,8 +113,8 @@ class Shared:
                 f"train: {len(self.left_out)} rows do not fit into {longest} tokens and are left "
                 f"out (first: row {self.left_out[0]})"
             )
-        plain = why_plain(base.model, base.device, base.numerics, first.train.step)
-        notes += [] if plain is None else [plain]
+        why = why_eager(base.model, base.device, base.numerics, first.train.step)
+        notes += [] if why is None else [why]
         notes += [] if look_of(base.model).cached else [WITHOUT_CACHE]
         ends = base.tokenizer.convert_ids_to_tokens(sorted(self.rows[0].ending.stops))
         targets = sum(len(row.target_ids) for row in self.rows) / len(self.rows)
@@ -130,7 +131,7 @@ class Shared:
         return num_steps(len(self.rows), config.train.batch, config.train.epochs)
 
     def open_step(self, lanes: Sequence[Lane], ended: bool) -> AbstractContextManager[Step]:
-        """The step; the plain one, which costs nothing to make, when every lane is at its end."""
+        """The step; the eager one, which costs nothing to make, when every lane is at its end."""
         base, pad = self.base, pad_id_of(self.base.tokenizer)
         if ended:
             step = EagerStep(base.model, self.rows, pad, base.device, base.numerics)

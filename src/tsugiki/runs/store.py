@@ -28,7 +28,14 @@ from tsugiki.config.run import RunConfig
 from tsugiki.errors import RunError, TsugikiError
 from tsugiki.files import new_folder, write_atomically
 from tsugiki.runs.identity import identity_of, old_identity
-from tsugiki.runs.reading import RunRecord, is_run, read_outcome, read_record, run_folders
+from tsugiki.runs.reading import (
+    RunRecord,
+    file_of,
+    is_run,
+    read_outcome,
+    read_record,
+    run_folders,
+)
 from tsugiki.runs.record import Branch, Outcome, Provenance, Scores, Validation
 from tsugiki.train.history import History
 
@@ -90,7 +97,7 @@ class Run:
     def start(self, config: RunConfig, provenance: Provenance, plan: Outcome) -> None:
         """Writes what is asked and with what, and what is known before the first step.
 
-        How earlier steps were made (by a try that was stopped, or by the run that handed its
+        How earlier steps were made (by a try that was stopped, or by the run that handed over its
         checkpoint on) stays: the times that are measured are of all of them.
         """
         new = not is_run(self.folder)
@@ -110,8 +117,12 @@ class Run:
         """The steps to come are of this kind, shared by so many lanes. The times of a run are those
         of a device of its own only if all its steps were made so."""
         before = self.outcome
-        alone = before.exclusive and exclusive and lanes == 1 and before.branch is None
-        changes = {"step": before.step or step, "lanes": before.lanes or lanes, "exclusive": alone}
+        exclusively = before.exclusive and exclusive and lanes == 1 and before.branch is None
+        changes = {
+            "step": before.step or step,
+            "lanes": before.lanes or lanes,
+            "exclusive": exclusively,
+        }
         self.change(**changes)
 
     def keep(
@@ -145,7 +156,7 @@ class Run:
         way."""
         before = self.outcome
         named = scores.model_copy(update={"answers": _answers_of(scores, before.scores)})
-        kept = tuple(one for one in before.scores if one.file != named.file)
+        kept = tuple(score for score in before.scores if score.file != named.file)
         self._write_answers(named, answers)
         self._write("outcome.json", before.model_copy(update={"scores": (*kept, named)}))
 
@@ -155,9 +166,9 @@ class Run:
 
     def watched(self, step: int, scores: Scores) -> None:
         """Adds what a sample of validation scored after so many steps."""
-        earlier = [one for one in self.record().validations if one.step < step]
+        earlier = [validation for validation in self.record().validations if validation.step < step]
         content = [*earlier, Validation(step=step, scores=scores)]
-        kept = [one.model_dump(mode="json", exclude_none=True) for one in content]
+        kept = [entry.model_dump(mode="json", exclude_none=True) for entry in content]
         self._write_text("validations.json", json.dumps(kept, ensure_ascii=False))
 
     def hand_over(self, config: RunConfig, provenance: Provenance, source: Run, steps: int) -> None:
@@ -173,8 +184,8 @@ class Run:
         if not is_run(self.folder):
             self._write("provenance.json", provenance)
             self._write("config.json", config)
-        told = {"search_score": self.outcome.search_score}
-        self._write("outcome.json", plan.model_copy(update=told))
+        kept = {"search_score": self.outcome.search_score}
+        self._write("outcome.json", plan.model_copy(update=kept))
 
     def copy_adapter(self, source: Path) -> int:
         """Keeps a copy of an adapter that was trained elsewhere; returns its size in bytes."""
@@ -185,7 +196,7 @@ class Run:
 
     def read(self, name: str) -> dict[str, list[str]] | None:
         """Lists of texts by name that `write` kept, None if nothing was."""
-        path = self.folder / name
+        path = file_of(self.folder, name)
         if not path.exists():
             return None
         try:
@@ -202,7 +213,7 @@ class Run:
         """Forgets what came of it; what was asked stays. Returns what was there, for `put_back`."""
         patterns = (
             "outcome.json", "happened.json", "history.json", "validations.json", "during.json",
-            "answers-*.jsonl", "ways-*.json",
+            "answers-*.jsonl", "answer-modes-*.json", "ways-*.json",
         )  # fmt: skip
         paths = [path for pattern in patterns for path in self.folder.glob(pattern)]
         before = {path.name: path.read_bytes() for path in paths}
@@ -224,8 +235,8 @@ class Run:
         shutil.rmtree(self.weights, ignore_errors=True)
 
     def _write(self, name: str, content: Record) -> None:
-        plain = content.model_dump(mode="json", exclude_none=True)
-        self._write_text(name, json.dumps(plain, indent=1, ensure_ascii=False))
+        content_json = content.model_dump(mode="json", exclude_none=True)
+        self._write_text(name, json.dumps(content_json, indent=1, ensure_ascii=False))
 
     def _write_answers(self, scores: Scores, answers: Sequence[Prediction]) -> None:
         lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answers)
@@ -262,11 +273,11 @@ class Run:
 
 def _answers_of(scores: Scores, others: Sequence[Scores]) -> str:
     """The name of the file of these answers: a part's first key needs none of its own."""
-    same = [one for one in others if one.part == scores.part]
+    same = [other for other in others if other.part == scores.part]
     digest = scores.key.digest if scores.key else ""
-    for one in same:
-        if one.key is not None and one.key.digest == digest:
-            return one.answers
+    for entry in same:
+        if entry.key is not None and entry.key.digest == digest:
+            return entry.answers
     return f"answers-{scores.part}-{digest}.jsonl" if same else ""
 
 

@@ -18,7 +18,7 @@ from tsugiki.errors import ModelError
 from tsugiki.files import new_folder, umask
 from tsugiki.model.export import export_adapter, refuse_filled
 from tsugiki.model.folder import resolve, settings_files
-from tsugiki.model.lora import grafted_of
+from tsugiki.model.lora import adapter_of
 from tsugiki.model.merge import merge_adapter, store_frozen
 from tsugiki.runs.finished import load_trained
 from tsugiki.runs.inputs import tokens_of
@@ -36,10 +36,10 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
     base = load_trained(record)
     tokenizer = base.tokenizer
     ids = [prompt_ids_of(tokenizer, prompt) for prompt in prompts]
-    for prompt, one in zip(prompts, ids, strict=True):
-        if not one or len(one) + max_new_tokens > base.max_positions:
+    for prompt, each in zip(prompts, ids, strict=True):
+        if not each or len(each) + max_new_tokens > base.max_positions:
             raise ModelError(
-                f"prompt “{prompt[:30]}”: has {len(one)} tokens; from 1 to "
+                f"prompt “{prompt[:30]}”: has {len(each)} tokens; from 1 to "
                 f"{base.max_positions - max_new_tokens} fit beside {max_new_tokens} new ones"
             )
     pad, stops = (
@@ -74,7 +74,7 @@ def export_run(record: RunRecord, folder: Path) -> None:
             "with --merge"
         )
     base = load_trained(record)
-    export_adapter(grafted_of(base.model), folder, _base_name(record), record.config.model.revision)
+    export_adapter(adapter_of(base.model), folder, _base_name(record), record.config.model.revision)
     _readable(folder)
 
 
@@ -144,7 +144,7 @@ def export_merged(
     after = evaluate(gate, task.spec, "validation", sample, config.score)
     closed = task.spec.kind != "generation"
     pairs = zip(before.predictions, after.predictions, strict=True)
-    changed = sum(one.answer != other.answer for one, other in pairs)
+    changed = sum(pair.answer != other.answer for pair, other in pairs)
     seen = Merged(
         rows=len(sample), score=before.main.name, before=before.main.value, after=after.main.value,
         changed=changed, lost=lost,

@@ -11,7 +11,7 @@ from tsugiki.runs.handles import Handles
 from tsugiki.runs.scoring import unkeyed
 from tsugiki.runs.shared import Shared, Step
 from tsugiki.score.evaluate import evaluate_lanes
-from tsugiki.train.engine import Visit
+from tsugiki.train.engine import PausedLane
 from tsugiki.train.lane import Lane
 
 
@@ -23,7 +23,7 @@ def watch_steps(steps: int, times: int) -> list[int]:
 
 
 class Watch:
-    """Called by the engine after each step that is among a lane's `visits`."""
+    """Called by the engine after each step that is among a lane's `callback_steps`."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class Watch:
         self.number = {lane: number for number, lane in enumerate(lanes)}
         for lane, config in zip(lanes, configs, strict=True):
             handed = shared.branches.steps(config)
-            lane.visits = frozenset([*self._scored(lane), *handed])
+            lane.callback_steps = frozenset([*self._scored(lane), *handed])
         why = why_not(len(lanes), [lane.steps for lane in lanes]) if shared.prune else None
         if why is not None:
             shared.events.note(f"{lanes[0].name}: nothing is pruned here: {why}")
 
     def _scored(self, lane: Lane) -> list[int]:
         """After which steps of a lane the sample is scored."""
-        return [*watch_steps(lane.steps, self._config(lane).score.during), *self._rungs(lane)]
+        return [*watch_steps(lane.steps, self._config(lane).score.validations), *self._rungs(lane)]
 
     def _rungs(self, lane: Lane) -> list[int]:
         return rungs(lane.steps) if self.shared.prune else []
@@ -52,22 +52,26 @@ class Watch:
     def _config(self, lane: Lane) -> RunConfig:
         return self.configs[self.number[lane]]
 
-    def __call__(self, visits: Sequence[Visit]) -> None:
-        for visit in visits:
-            for config in self.shared.branches.at(self._config(visit.lane), visit.lane.step):
-                self.handles.hand_over(self.number[visit.lane], visit, config)
-        due = [visit for visit in visits if visit.lane.step in self._scored(visit.lane)]
+    def __call__(self, callback_steps: Sequence[PausedLane]) -> None:
+        for paused in callback_steps:
+            for config in self.shared.branches.at(self._config(paused.lane), paused.lane.step):
+                self.handles.hand_over(self.number[paused.lane], paused, config)
+        due = [paused for paused in callback_steps if paused.lane.step in self._scored(paused.lane)]
         if not due:
             return
-        shared, numbers = self.shared, [self.number[visit.lane] for visit in due]
+        shared, numbers = self.shared, [self.number[paused.lane] for paused in due]
         with self.step.paused():
             score = self._config(due[0].lane).score
-            found = evaluate_lanes(
+            evaluations = evaluate_lanes(
                 shared.base, shared.task.spec, "validation", shared.watched, score, lanes=numbers
             )
-            seen = list(zip(due, found, strict=True))
-        for visit, evaluation in seen:
-            self.handles.watched(self.number[visit.lane], visit.lane.step, unkeyed(evaluation))
+            seen = list(zip(due, evaluations, strict=True))
+        for paused, evaluation in seen:
+            self.handles.watched(self.number[paused.lane], paused.lane.step, unkeyed(evaluation))
         end_the_lower_half(
-            [(visit, found) for visit, found in seen if visit.lane.step in self._rungs(visit.lane)]
+            [
+                (paused, evaluations)
+                for paused, evaluations in seen
+                if paused.lane.step in self._rungs(paused.lane)
+            ]
         )

@@ -1,10 +1,10 @@
-"""Greedy answers near the device's limit: prompts read packed, tokens written by a recorded step
+"""Greedy answers near the device's limit: prompts read packed, tokens written by a CUDA-graph step
 over a fixed store.
 
 read    p p p | p p p p p | p p   all prompts of a group in few packed passes, keys, values kept
 write   a a a → a . a → . . a     one token a row a step; ended rows go by halving the group
 
-The same answers as `generate_ids`, its reference, up to the noise of the products; on a CPU the
+The same answers as `generate_ids`, its reference, up to the noise of the matmuls; on a CPU the
 step runs unrecorded.
 """
 
@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from tsugiki.fast.attention import PACKED, STORED, KeyValueStore, attending
-from tsugiki.fast.cuda_graphs import Recorder
+from tsugiki.fast.cuda_graphs import GraphCapturer
 from tsugiki.model.loading import Numerics, backbone_and_head
 
 PROMPT_TOKENS = (
-    16_384  # of one reading pass: large enough to be bound by products, small enough for any card
+    16_384  # of one reading pass: large enough to be bound by matmuls, small enough for any card
 )
 SMALLEST_GROUP = 8
 
 
 class _Writer:
-    """One group of rows: its store, the tokens to come, and the recorded steps for its shrinking
+    """One group of rows: its store, the tokens to come, and the CUDA-graph steps for its shrinking
     sizes.
 
     With several lanes a group holds the same prompts once for each: rows lie lane after lane,
@@ -41,7 +41,7 @@ class _Writer:
         self.embed = model.get_input_embeddings()
         self.store = KeyValueStore(lanes * room, longest, self.device)
         self.tokens = torch.zeros(lanes * room, dtype=torch.long, device=self.device)
-        self.recorder = Recorder(self.device) if self.device.type == "cuda" else None
+        self.capturer = GraphCapturer(self.device) if self.device.type == "cuda" else None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -91,7 +91,7 @@ class _Writer:
         """Appends the waiting token of the first `size` rows of each lane and chooses the next
         ones."""
         rows = self.lanes * size
-        if self.recorder is None:
+        if self.capturer is None:
             self._step(rows)
         else:
             if rows not in self.graphs:
@@ -101,10 +101,10 @@ class _Writer:
         return written
 
     def _record(self, rows: int) -> torch.cuda.CUDAGraph:
-        assert self.recorder is not None, "nothing records on a CPU"
+        assert self.capturer is not None, "nothing is captured on a CPU"
         before = self.tokens.clone(), self.store.lengths.clone()
-        self.recorder.warm_up(lambda: self._step(rows))
-        graph = self.recorder.record(lambda: self._step(rows))
+        self.capturer.warm_up(lambda: self._step(rows))
+        graph = self.capturer.capture(lambda: self._step(rows))
         self.tokens.copy_(before[0])
         self.store.lengths.copy_(before[1])
         return graph
@@ -182,16 +182,16 @@ def generate_lanes(
             if writer is not None and writer.store.longest == longest
             else max(1, _rows_that_fit(model, longest, lanes * batch) // lanes)
         )
-        here = order[done : done + room]
+        group = order[done : done + room]
         if writer is None or (writer.room, writer.store.longest) != (room, longest):
             writer = None  # its store is freed before the next is made
             writer = _Writer(model, numerics, lanes, room, longest)
-        for lane, found in zip(
+        for lane, generated in zip(
             answers,
-            _answer_group(writer, [prompts[index] for index in here], max_new_tokens, stops),
+            _answer_group(writer, [prompts[index] for index in group], max_new_tokens, stops),
             strict=True,
         ):
-            lane.update(zip(here, found, strict=True))
+            lane.update(zip(group, generated, strict=True))
         if on_progress:
             on_progress(len(answers[0]), len(order))
     return [[lane[index] for index in range(len(prompts))] for lane in answers]
@@ -205,7 +205,7 @@ def _answer_group(
     alive = [[*range(len(prompts))] for _ in answers]  # which answer each row of a lane belongs to
     for _ in range(max_new_tokens - 1):
         going = [
-            [place for place, index in enumerate(rows) if answer[index][-1] not in stops]
+            [position for position, index in enumerate(rows) if answer[index][-1] not in stops]
             for answer, rows in zip(answers, alive, strict=True)
         ]
         if not any(going):
@@ -213,12 +213,13 @@ def _answer_group(
         smaller = _group_size(max(map(len, going)), writer.room)
         if smaller < size:
             # A lane with fewer drags some ended row along.
-            kept = [(places + [0] * smaller)[:smaller] for places in going]
+            kept = [(positions + [0] * smaller)[:smaller] for positions in going]
             writer.keep(
-                [lane * size + place for lane, places in enumerate(kept) for place in places]
+                [lane * size + row for lane, positions in enumerate(kept) for row in positions]
             )
             alive = [
-                [rows[place] for place in places] for rows, places in zip(alive, going, strict=True)
+                [rows[position] for position in positions]
+                for rows, positions in zip(alive, going, strict=True)
             ]
             size = smaller
         for answer, rows, tokens in zip(answers, alive, writer.write(size), strict=True):

@@ -38,10 +38,12 @@ def summarise(
 ) -> Evaluation:
     """Scores a set of answers; needs no model."""
     values = per_example(
-        spec.metric, [one.answer for one in predictions], [one.target for one in predictions]
+        spec.metric,
+        [prediction.answer for prediction in predictions],
+        [prediction.target for prediction in predictions],
     )
-    groups = [one.group for one in predictions]
-    counted = Counter(one.failure for one in predictions)
+    groups = [prediction.group for prediction in predictions]
+    counted = Counter(prediction.failure for prediction in predictions)
     closed = spec.kind != "generation"
     scores = {name: score(name, each, groups, spec.metric) for name, each in values.items()}
     return Evaluation(
@@ -49,7 +51,8 @@ def summarise(
         scores=tuple(scores.values()),
         main=scores[METRICS[spec.metric].main],
         failures={name: counted[name] for name in CLASSES if counted[name]},
-        candidate_rate=sum(is_candidate(one.failure) for one in predictions) / len(predictions)
+        candidate_rate=sum(is_candidate(prediction.failure) for prediction in predictions)
+        / len(predictions)
         if closed
         else None,
         answer_s=answer_s,

@@ -19,23 +19,6 @@ FailureClass = Literal[
     "truncated",
 ]
 CLASSES: tuple[FailureClass, ...] = get_args(FailureClass)
-ENGLISH = {
-    "right": "right",
-    "right_after_normalisation": "right after NFKC and strip",
-    "another_candidate": "another candidate",
-    "contains_candidate": "contains a candidate",
-    "outside": "outside the candidates",
-    "empty": "empty",
-    "repetition": "repeats itself",
-    "no_eos": "did not end",
-    "truncated": "input was cut",
-}
-
-
-def in_english(name: str) -> str:
-    """A class in words; one that this version does not know as it is."""
-    known: dict[str, str] = {**ENGLISH}
-    return known.get(name, name)
 
 
 def classify(
@@ -44,7 +27,7 @@ def classify(
     """The class of one answer of a closed task; for free text only the technical classes apply
     (`right` otherwise).
 
-    Order of the tests: right, empty, another candidate, repetition, no end mark, contains a
+    Order of the tests: right, empty, another candidate, repetition, no EOS token, contains a
     candidate, cut, outside.
     """
     text = normalise(answer)

@@ -19,7 +19,7 @@ from tsugiki.config.run import ScoreConfig
 from tsugiki.data.batch import longest_first
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
 from tsugiki.data.tokenizer import Tokenizer
-from tsugiki.fast.cuda_graphs import takes_captured
+from tsugiki.fast.cuda_graphs import use_cuda_graphs
 from tsugiki.model.loading import Numerics
 from tsugiki.model.look import cache_argument, look_of
 from tsugiki.model.lora import lanes_on
@@ -31,7 +31,7 @@ PLAIN_BATCH, CAPTURED_BATCH = 64, 256
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answer: its text, whether the end mark came, and its class."""
+    """One answer: its text, whether the EOS token came, and its class."""
 
     id: str
     group: str
@@ -78,7 +78,7 @@ def generate_ids(
         for row, token in zip(alive.tolist(), host, strict=True):
             answers[row].append(token)
         going = torch.tensor(
-            [place for place, token in enumerate(host) if token not in stops], dtype=torch.long
+            [index for index, token in enumerate(host) if token not in stops], dtype=torch.long
         )
         if not len(going):
             break
@@ -133,7 +133,7 @@ def predict(
 def answers_together(model: Any, config: ScoreConfig, numerics: Numerics) -> bool:
     """Whether all lanes of a model answer in one batch here. Raises as `predict_lanes` does."""
     device = next(model.parameters()).device
-    return takes_captured(config.decode, "score.decode", model, device, numerics)
+    return use_cuda_graphs(config.decode, "score.decode", model, device, numerics)
 
 
 def predict_lanes(
@@ -147,14 +147,14 @@ def predict_lanes(
     on_progress: Callable[[int, int], None] | None = None,
     lanes: Sequence[int] | None = None,
 ) -> Iterator[list[Prediction]]:
-    """Each lane's answers in the order of `rows`, as soon as they are there, by the recorded steps
-    of `score/decode` where they exist, else by `generate_ids`.
+    """Each lane's answers in the order of `rows`, as soon as they are there, by the CUDA-graph
+    steps of `score/decode` where they exist, else by `generate_ids`.
 
     A model without adapters is one lane. On a device that records, all lanes answer in one batch;
     elsewhere one after another. `lanes`: only these (by their numbers), in this order.
 
     Raises:
-        RunError: `score.decode = "captured"` was asked for and does not exist here.
+        RunError: `score.decode = "cuda_graph"` was asked for and does not exist here.
     """
     prompts = [row.prompt_ids for row in rows]
     stops = rows[0].ending.stops if rows else frozenset()
@@ -209,16 +209,16 @@ def _generate_in_batches(
     """A batch holds rows of like length; long ones make smaller batches."""
     device = next(model.parameters()).device
     answers: dict[int, list[int]] = {}
-    for here in longest_first([len(prompt) for prompt in prompts], partial(rows_at_once, batch)):
+    for group in longest_first([len(prompt) for prompt in prompts], partial(rows_at_once, batch)):
         with numerics.autocast(device):
             generated = generate_ids(
                 model,
-                [prompts[i] for i in here],
+                [prompts[i] for i in group],
                 max_new_tokens=max_new_tokens,
                 stops=stops,
                 pad_id=pad_id,
             )
-        answers.update(zip(here, generated, strict=True))
+        answers.update(zip(group, generated, strict=True))
         if on_progress:
             on_progress(len(answers), len(prompts))
     return [answers[index] for index in range(len(prompts))]

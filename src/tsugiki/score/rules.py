@@ -42,7 +42,7 @@ class Metric:
 
     def score(self, answers: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
         """Values of every example, by the name of the score."""
-        rows = [self.rule(one, other) for one, other in zip(answers, targets, strict=True)]
+        rows = [self.rule(answer, other) for answer, other in zip(answers, targets, strict=True)]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
 
@@ -142,7 +142,7 @@ def pltrdy_rouge(answer: str, target: str) -> Values:
     sentences = [
         [" ".join(part.split()) for part in text.split(".") if part] for text in (answer, target)
     ]
-    words = [[word for sentence in text for word in sentence.split(" ")] for text in sentences]
+    words = [[item for sentence in text for item in sentence.split(" ")] for text in sentences]
     values = {}
     for n in (1, 2):
         grams = [{tuple(text[i : i + n]) for i in range(len(text) - n + 1)} for text in words]
@@ -163,23 +163,23 @@ def _common(x: list[str], y: list[str]) -> set[str]:
     """The words of one longest common subsequence: where two are equally long, the one that drops
     y's last word first."""
     longest = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
-    for i, one in enumerate(x, 1):
+    for i, each in enumerate(x, 1):
         for j, other in enumerate(y, 1):
             longest[i][j] = (
                 longest[i - 1][j - 1] + 1
-                if one == other
+                if each == other
                 else max(longest[i - 1][j], longest[i][j - 1])
             )
-    i, j, found = len(x), len(y), set()
+    i, j, common = len(x), len(y), set()
     while i and j:
         if x[i - 1] == y[j - 1]:
-            found.add(x[i - 1])
+            common.add(x[i - 1])
             i, j = i - 1, j - 1
         elif longest[i - 1][j] > longest[i][j - 1]:
             i -= 1
         else:
             j -= 1
-    return found
+    return common
 
 
 # ---- closed tasks -------------------------------------------------------------------------------
@@ -208,12 +208,12 @@ def _equal(name: str) -> Rule:
     return rule
 
 
-def _tool(name: str, main: str, rule: Rule, told: Callable[[], str]) -> Metric:
-    return Metric(name=name, rule=rule, main=main, signature=told)
+def _tool(name: str, main: str, rule: Rule, signature: Callable[[], str]) -> Metric:
+    return Metric(name=name, rule=rule, main=main, signature=signature)
 
 
-def _rouge(name: str, rule: Rule, told: Callable[[], str]) -> Metric:
-    return _tool(name, "rougeL", rule, lambda: f"rouge|rule:{name}|{told()}|f1")
+def _rouge(name: str, rule: Rule, signature: Callable[[], str]) -> Metric:
+    return _tool(name, "rougeL", rule, lambda: f"rouge|rule:{name}|{signature()}|f1")
 
 
 def _match(name: str, rule: Rule, norm: str) -> Metric:
@@ -252,9 +252,9 @@ CLOSED_RULES = {metric.name: metric for metric in _CLOSED}
 
 
 def _closed(name: str) -> Metric:
-    told = f"{name}|norm:nfkc+strip|decode:greedy"
+    signature = f"{name}|norm:nfkc+strip|decode:greedy"
     return Metric(
-        name=name, rule=_equal(name), main=name, signature=lambda: told, rules=CLOSED_RULES
+        name=name, rule=_equal(name), main=name, signature=lambda: signature, rules=CLOSED_RULES
     )
 
 

@@ -36,9 +36,9 @@ def interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> t
 
 
 def _by_group(values: Sequence[float], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    names, place = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    sums = np.bincount(place, weights=np.asarray(values, dtype=float), minlength=len(names))
-    return sums, np.bincount(place, minlength=len(names)).astype(float)
+    names, group_of = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    sums = np.bincount(group_of, weights=np.asarray(values, dtype=float), minlength=len(names))
+    return sums, np.bincount(group_of, minlength=len(names)).astype(float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,12 @@ def mcnemar(first: Sequence[float], second: Sequence[float], groups: Sequence[st
     Source: McNemar 1947, Psychometrika 12, 153-157; Yang, Sun & Hardin 2010, Biometrical Journal
     52, 638-652 (after Obuchowski 1998).
     """
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    ours, theirs = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     only_first, only_second = (
-        int(((one == 1) & (other == 0)).sum()),
-        int(((one == 0) & (other == 1)).sum()),
+        int(((ours == 1) & (theirs == 0)).sum()),
+        int(((ours == 0) & (theirs == 1)).sum()),
     )
-    differences, sizes = _by_group(one - other, groups)
+    differences, sizes = _by_group(ours - theirs, groups)
     if not (only_first or only_second):
         return McNemar(only_first=0, only_second=0, p=1.0)
     if sizes.max() == 1:
@@ -106,31 +106,31 @@ def paired_difference(
     Measured: docs/verdicts.md. Sources: Welch 1947, Biometrika 34, 28-35; Zou & Donner 2008,
     Statistics in Medicine 27, 1693-1702 (limits of a sum from the limits of its parts).
     """
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    ours, theirs = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     # A bootstrap of equal values has no width: Wilson's slack, to both sides.
-    if len(one) == len(other) == 1 and not (one != other).any():
+    if len(ours) == len(theirs) == 1 and not (ours != theirs).any():
         slack = _slack(len(set(groups)))
         return Estimate(mean=0.0, low=-slack, high=slack, rows=slack, seeds=0.0)
-    return _estimate([one, other], groups)
+    return _estimate([ours, theirs], groups)
 
 
 def mean_over_seeds(values: Sequence[Sequence[float]], groups: Sequence[str]) -> Estimate:
     """The mean of one method over examples and seeds (one row of values for each): an interval as
     in `paired_difference`, within 0–1."""
-    found = _estimate([np.asarray(values, dtype=float)], groups)
+    estimate = _estimate([np.asarray(values, dtype=float)], groups)
     return Estimate(
-        mean=found.mean,
-        low=max(0.0, found.low),
-        high=min(1.0, found.high),
-        rows=found.rows,
-        seeds=found.seeds,
+        mean=estimate.mean,
+        low=max(0.0, estimate.low),
+        high=min(1.0, estimate.high),
+        rows=estimate.rows,
+        seeds=estimate.seeds,
     )
 
 
 def _estimate(methods: Sequence[np.ndarray], groups: Sequence[str]) -> Estimate:
     """The first method's mean, less the second's where there is one; each [seeds, n]."""
     averaged = methods[0].mean(axis=0) - (methods[1].mean(axis=0) if len(methods) > 1 else 0.0)
-    mean, counts = float(averaged.mean()), [len(one) for one in methods if len(one) > 1]
+    mean, counts = float(averaged.mean()), [len(method) for method in methods if len(method) > 1]
     if not counts:
         low, high = interval(list(averaged), groups)
         return Estimate(mean=mean, low=low, high=high, rows=(high - low) / 2, seeds=0.0)
@@ -143,9 +143,9 @@ def _estimate(methods: Sequence[np.ndarray], groups: Sequence[str]) -> Estimate:
             mean=mean, low=low, high=high, rows=rows, seeds=math.sqrt(half**2 - rows**2)
         )
     parts = [
-        (float(one.mean(axis=1).var(ddof=1)) / len(one), len(one) - 1)
-        for one in methods
-        if len(one) > 1
+        (float(method.mean(axis=1).var(ddof=1)) / len(method), len(method) - 1)
+        for method in methods
+        if len(method) > 1
     ]
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / count for part, count in parts) if variance else 1.0
@@ -168,15 +168,15 @@ def _seeds_and_rows_drawn(
     methods: Sequence[np.ndarray], groups: Sequence[str]
 ) -> tuple[float, float]:
     """Percentile bootstrap: the same groups for all methods, seeds for each by itself."""
-    names, place = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    sizes, drawn = np.bincount(place, minlength=len(names)).astype(float), _drawn(len(names))
+    names, group_of = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    sizes, drawn = np.bincount(group_of, minlength=len(names)).astype(float), _drawn(len(names))
     random, means = np.random.default_rng(1), []
-    for one in methods:
+    for method in methods:
         sums = np.stack(
-            [np.bincount(place, weights=row, minlength=len(names)) for row in one], axis=1
+            [np.bincount(group_of, weights=row, minlength=len(names)) for row in method], axis=1
         )
-        seeds = random.integers(len(one), size=(RESAMPLES, len(one)))
-        shares = np.stack([(seeds == seed).mean(axis=1) for seed in range(len(one))], axis=1)
+        seeds = random.integers(len(method), size=(RESAMPLES, len(method)))
+        shares = np.stack([(seeds == seed).mean(axis=1) for seed in range(len(method))], axis=1)
         means.append((shares * (drawn @ sums)).sum(axis=1) / (drawn @ sizes))
     low, high = np.percentile(means[0] - (means[1] if len(means) > 1 else 0.0), [2.5, 97.5])
     return float(low), float(high)
@@ -185,10 +185,10 @@ def _seeds_and_rows_drawn(
 @lru_cache(maxsize=2)
 def _drawn(count: int) -> np.ndarray:
     """[resamples, count]: how often each of so many is drawn, the same every time."""
-    places = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    places += count * np.arange(RESAMPLES)[:, None]
+    drawn_rows = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    drawn_rows += count * np.arange(RESAMPLES)[:, None]
     return (
-        np.bincount(places.ravel(), minlength=RESAMPLES * count)
+        np.bincount(drawn_rows.ravel(), minlength=RESAMPLES * count)
         .reshape(RESAMPLES, count)
         .astype(float)
     )

@@ -42,10 +42,10 @@ class Cell:
     def key(self) -> Key:
         return (self.model.label, task_label(self.task), self.method.name)
 
-    def seeds(self, asked: int) -> int:
+    def seeds(self, wanted: int) -> int:
         """How many seeds of it there are when a study asks for so many: an adapter that was
         trained elsewhere has one."""
-        return asked if method_of(self.config).trains else 1
+        return wanted if method_of(self.config).trains else 1
 
     @cached_property
     def label(self) -> str:
@@ -94,7 +94,7 @@ class StudyResult:
 def task_label(task: TaskChoice) -> str:
     """Task name, with the split and the format that are named: two splits or formats of one task
     are two rows."""
-    named = [one for one in (task.split, task.format) if one]
+    named = [each for each in (task.split, task.format) if each]
     return f"{Path(task.name).stem} ({', '.join(named)})" if named else Path(task.name).stem
 
 
@@ -145,7 +145,8 @@ def expand(study: StudySpec, lookup: Lookup = nothing_known) -> list[Cell]:
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigError(
-                f'study "{study.name}": two cells are called “{label}”. Give models or methods '
+                f'study "{study.name}": two configurations are called “{label}”. Give models or '
+                "methods "
                 "different names; a task may stand there twice in "
                 "two splits or formats, and each version of its data needs a study of its own"
             )
@@ -159,8 +160,8 @@ def _check_shared(study: StudySpec) -> None:
     for name, value in study.train.items():
         if name not in ("decay", "micro_batch"):  # which depend on others
             parse(TrainConfig, {"learning_rate": 1e-3, name: value}, f"{where}: [train]")
-    for place, method in enumerate(study.methods):
-        for other in study.methods[:place]:
+    for index, method in enumerate(study.methods):
+        for other in study.methods[:index]:
             together = (
                 method.tasks is None or other.tasks is None or set(method.tasks) & set(other.tasks)
             )
@@ -192,9 +193,9 @@ def _cells_of(
 ) -> list[Cell]:
     def config_of(settings: Settings) -> RunConfig:
         given = {key: value for key, value in settings.items() if key in TRAIN_KEYS}
-        asked = method_of(method).asked({**study.train, **given}, settings, method)
-        asked |= {"model": model, "task": task, "method": method.kind, "score": study.score}
-        return parse(RunConfig, asked, f'study "{study.name}" method "{method.name}"')
+        run = method_of(method).settings_of({**study.train, **given}, settings, method)
+        run |= {"model": model, "task": task, "method": method.kind, "score": study.score}
+        return parse(RunConfig, run, f'study "{study.name}" method "{method.name}"')
 
     return [
         Cell(model=model, task=task, method=method, settings=settings, config=config_of(settings))
@@ -242,7 +243,7 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
     known.settle_weights([cell.config for cell in expand(study)])
     result = StudyResult(study=study, cells=expand(study, known.record), damaged=known.damaged)
     result.records = {
-        cell.label: found for cell in result.cells if (found := known.record(cell.config))
+        cell.label: record for cell in result.cells if (record := known.record(cell.config))
     }
     choose(result)
     for key, cell in result.chosen.items():
@@ -264,11 +265,11 @@ class Kept:
         records, self.damaged = store.read()
         self.tasks = tasks
         self.weights: dict[str, str] = {}
-        self.found: dict[RunConfig, list[RunRecord]] = {}
+        self.records: dict[RunConfig, list[RunRecord]] = {}
         self.newest_first = sorted(
             records, key=lambda record: -file_of(record.folder, "config.json").stat().st_mtime
         )
-        self.age = {record.folder: place for place, record in enumerate(self.newest_first)}
+        self.age = {record.folder: index for index, record in enumerate(self.newest_first)}
         self.by_recipe: dict[str, list[RunRecord]] = {}
         self.by_words: dict[RunConfig, list[RunRecord]] = {}
         for record in self.newest_first:
@@ -278,19 +279,22 @@ class Kept:
     def of(self, config: RunConfig) -> list[RunRecord]:
         """All records of a configuration over today's rows, the newest first, whatever their
         model; with the scores that it asks for alone."""
-        if config not in self.found:
-            self.found[config] = self._of(config)
-        return self.found[config]
+        if config not in self.records:
+            self.records[config] = self._of(config)
+        return self.records[config]
 
     def _of(self, config: RunConfig) -> list[RunRecord]:
         task, same_words = self.tasks[config.task], self.by_words.get(config, [])
         if task is None:
             return same_words
         keys, recipe = keys_of(config, task), recipe_of(config, task)
-        before = [one for one in same_words if not one.provenance.recipe_sha256]
-        found = [*self.by_recipe.get(recipe, []), *(one for one in before if made_from(one, task))]
-        found.sort(key=lambda record: self.age[record.folder])
-        return [record.asked(config, keys) for record in found]
+        before = [record for record in same_words if not record.provenance.recipe_sha256]
+        records = [
+            *self.by_recipe.get(recipe, []),
+            *(record for record in before if made_from(record, task)),
+        ]
+        records.sort(key=lambda record: self.age[record.folder])
+        return [record.relabelled(config, keys) for record in records]
 
     def settle_weights(self, configs: Sequence[RunConfig]) -> None:
         """One set of weights for each model: that of the newest record of any configuration."""
@@ -311,7 +315,7 @@ class Kept:
     def record(self, config: RunConfig) -> RunRecord | None:
         """The newest record of a configuration over its model's weights."""
         wanted = self.weights.get(config.model.label)
-        there = (one for one in self.of(config) if one.provenance.model_sha256 == wanted)
+        there = (each for each in self.of(config) if each.provenance.model_sha256 == wanted)
         return next(there, None)
 
 

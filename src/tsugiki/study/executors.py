@@ -18,7 +18,7 @@ from typing import Protocol
 
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
-from tsugiki.errors import reason_of, told
+from tsugiki.errors import message_of, reason_of
 from tsugiki.model.loading import pick_device
 from tsugiki.runs.events import Events
 from tsugiki.runs.reading import RunRecord, file_of
@@ -67,7 +67,7 @@ class ThisProcess:
         faults = dict[RunConfig, str]()
         # Those that are pruned must train together to be compared, on a CPU too.
         pruned = group[0].method.search.prune
-        alone = MOST_LANES if pruned and pick_device().type == "cpu" else None
+        one_at_a_time = MOST_LANES if pruned and pick_device().type == "cpu" else None
         configs = [cell.config for cell in group]
         try:
             records = run_group(
@@ -76,7 +76,7 @@ class ThisProcess:
                 self.events,
                 exclusive=self.exclusive,
                 study=self.study.name,
-                lanes=self.study.lanes or alone,
+                lanes=self.study.lanes or one_at_a_time,
                 skip_busy=self.skip_busy,
                 prune=pruned,
                 faults=faults,
@@ -86,11 +86,11 @@ class ThisProcess:
         except RunBusy:
             return Done(group=group, busy=True)
         except Exception as broken:
-            many = f" … ({len(group)} cells)"
-            self.events.note(f"left out: {group[0].label}{many}: {told(broken)}")
+            many = f" … ({len(group)} configurations)"
+            self.events.note(f"left out: {group[0].label}{many}: {message_of(broken)}")
             return Done(group=group, faults=dict.fromkeys(configs, reason_of(broken)))
-        found = {record.config: record for record in records}
-        return Done(group=group, records=found, faults=faults)
+        by_config = {record.config: record for record in records}
+        return Done(group=group, records=by_config, faults=faults)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class WorkerProcesses:
     """`jobs` processes (`tsugiki study … --worker`) take the groups first; what they leave, and
     what goes wrong with one, is then worked on here, one after another."""
 
-    here: ThisProcess
+    this_process: ThisProcess
     arguments: Sequence[str]
     jobs: int
 
@@ -106,11 +106,13 @@ class WorkerProcesses:
         lost = self._run_workers()
         for group in groups:
             left = [cell for cell in group if cell.config not in lost]
-            dead = {cell.config: lost[cell.config] for cell in group if cell.config in lost}
-            if dead:
-                yield Done(group=[cell for cell in group if cell.config in dead], faults=dead)
+            lost_here = {cell.config: lost[cell.config] for cell in group if cell.config in lost}
+            if lost_here:
+                yield Done(
+                    group=[cell for cell in group if cell.config in lost_here], faults=lost_here
+                )
             if left:
-                yield from self.here.submit([left])
+                yield from self.this_process.submit([left])
 
     def _run_workers(self) -> dict[RunConfig, str]:
         """Waits for the workers; they end when this process does, however it ends.
@@ -123,7 +125,7 @@ class WorkerProcesses:
         killed = [code for code in codes if code < 0]
         if not killed:
             return {}
-        self.here.events.note(
+        self.this_process.events.note(
             f"{len(killed)} of {self.jobs} workers were killed ({_signal(killed[0])}); what they "
             "left is run by one more"
         )
@@ -131,7 +133,7 @@ class WorkerProcesses:
         [code] = _workers(self.arguments, 1)
         if code >= 0:
             return {}
-        begun = collect(self.here.study, self.here.store).begun()
+        begun = collect(self.this_process.study, self.this_process.store).begun()
         touched = [
             cell.config
             for cell, record in begun

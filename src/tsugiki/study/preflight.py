@@ -101,23 +101,23 @@ def check_model(
             ):
                 yield f"  note: {tasks[config.task].name}, {note}"
     yield (
-        f"model {choice.label}: {len(tokenizer):,} pieces, {_ends_of(folder, tokenizer)}, "
+        f"model {choice.label}: {len(tokenizer):,} tokens, {_ends_of(folder, tokenizer)}, "
         f"{num_parameters(model) / 1e6:,.1f} M parameters"
     )
 
 
 def _by_look(configs: Sequence[RunConfig]) -> dict[RunConfig, list[RunConfig]]:
     """One configuration of each kind that a method looks at, with all that agree in it."""
-    found: dict[tuple[str, object], list[RunConfig]] = {}
+    alike: dict[tuple[str, object], list[RunConfig]] = {}
     for config in configs:
         method = method_of(config)
-        found.setdefault((type(method).__name__, method.looks_at(config)), []).append(config)
-    return {alike[0]: alike for alike in found.values()}
+        alike.setdefault((type(method).__name__, method.looks_at(config)), []).append(config)
+    return {group[0]: group for group in alike.values()}
 
 
 def _by_rows(configs: Sequence[RunConfig], positions: int) -> dict[RunConfig, list[RunConfig]]:
     """One configuration of each kind of rows, with all that make the same ids."""
-    found: dict[tuple[object, ...], list[RunConfig]] = {}
+    alike: dict[tuple[object, ...], list[RunConfig]] = {}
     for config in configs:
         key = (
             config.task,
@@ -125,14 +125,14 @@ def _by_rows(configs: Sequence[RunConfig], positions: int) -> dict[RunConfig, li
             config.score.max_new_tokens,
             config.train.long_rows,
         )
-        found.setdefault(key, []).append(config)
-    return {alike[0]: alike for alike in found.values()}
+        alike.setdefault(key, []).append(config)
+    return {group[0]: group for group in alike.values()}
 
 
 def _ends_of(folder: Path, tokenizer: Tokenizer) -> str:
     ids = sorted({tokenizer.eos_token_id, *stop_ids_of(folder)})
     return (
-        f"answers end at {' '.join(str(piece) for piece in tokenizer.convert_ids_to_tokens(ids))}"
+        f"answers end at {' '.join(str(token) for token in tokenizer.convert_ids_to_tokens(ids))}"
     )
 
 

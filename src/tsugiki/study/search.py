@@ -92,17 +92,19 @@ def _learnt(method: MethodSpec, config_of: ConfigOf, lookup: Lookup) -> Iterator
     study = optuna.create_study(direction="maximize", sampler=sampler)
     seen: list[Settings] = []
     for size in sizes:
-        asked = []
+        proposed = []
         for _ in range(size):
             trial = study.ask()
-            asked.append(
+            proposed.append(
                 (trial, {name: _ask(trial, name, values) for name, values in method.grid.items()})
             )
-        for _, settings in asked:
+        for _, settings in proposed:
             if settings not in seen:  # asked for twice: its score is told twice
                 seen.append(settings)
                 yield settings
-        if not all(_tell(study, trial, lookup(config_of(settings))) for trial, settings in asked):
+        if not all(
+            _report_score(study, trial, lookup(config_of(settings))) for trial, settings in proposed
+        ):
             return
 
 
@@ -125,7 +127,7 @@ def _ask(trial: Trial, name: str, values: tuple[Setting, ...] | Range) -> Settin
     return _plain(trial.suggest_float(name, values.low, values.high, log=values.log), values)
 
 
-def _tell(study: Any, trial: Any, record: RunRecord | None) -> bool:
+def _report_score(study: Any, trial: Any, record: RunRecord | None) -> bool:
     """Tells the sampler how a cell did; False while that is not known. A cell that did not learn
     scored nothing."""
     if record is None or not record.outcome.finished:

@@ -13,7 +13,7 @@ from functools import partial
 
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
-from tsugiki.errors import TsugikiError, reason_of, told
+from tsugiki.errors import TsugikiError, message_of, reason_of
 from tsugiki.runs.events import SILENT, Events
 from tsugiki.runs.finished import measure_exclusive, score_run
 from tsugiki.runs.methods import method_of
@@ -59,7 +59,7 @@ class _Way:
     def miss(self, label: str, broken: BaseException) -> None:
         """Something cannot be had: kept with its reason, said at once."""
         self.result.missing[label] = reason_of(broken)
-        self.events.note(f"{label}: {told(broken)}")
+        self.events.note(f"{label}: {message_of(broken)}")
 
 
 def run_study(
@@ -83,15 +83,15 @@ def run_study(
     """
     result = StudyResult(study=study, cells=[])
     heard = replace(events, on_start=partial(_announce, result, on_cell)) if on_cell else events
-    here = ThisProcess(study=study, store=store, events=heard)
-    executor: Executor = workers(here) if workers else here
+    this_process = ThisProcess(study=study, store=store, events=heard)
+    executor: Executor = workers(this_process) if workers else this_process
     way = _Way(result=result, store=store, events=events, executor=executor, on_cell=on_cell)
     before = collect(study, store)
     result.cells = before.cells
     _look_first(way, before)
     while missing := _missing(result, way.known):
         busy = _work(way, groups_of_cells(missing))
-        way.executor = here  # workers were asked once
+        way.executor = this_process  # workers were asked once
         _wait_for(way, busy)
     _test_the_chosen(way)
     for cell in result.chosen.values():
@@ -106,7 +106,7 @@ def run_study(
 
 def _look_first(way: _Way, before: StudyResult) -> None:
     """Every model, tokenizer, data file and scorer that is still needed, before the first cell:
-    what is refused is told now, not in the night."""
+    what is refused is said now, not in the night."""
     result = way.result
     open_cells = [
         cell
@@ -157,7 +157,7 @@ def _wait_for(way: _Way, busy: list[Sequence[Cell]]) -> None:
         way.result.missing[cell.label] = "another process is working on it"
     if busy:
         count = sum(map(len, busy))
-        way.events.note(f"left out: {count} cells that another process is working on")
+        way.events.note(f"left out: {count} configurations that another process is working on")
 
 
 def _test_the_chosen(way: _Way) -> None:
@@ -188,7 +188,7 @@ def _test_the_chosen(way: _Way) -> None:
 
 
 def _read_again(record: RunRecord) -> RunRecord:
-    return read_record(record.folder).asked(record.config, record.wanted)
+    return read_record(record.folder).relabelled(record.config, record.wanted)
 
 
 def _take_what_was_finished(result: StudyResult, before: StudyResult) -> None:
@@ -271,16 +271,16 @@ def _other_seeds(way: _Way, cell: Cell) -> None:
 def _with_weights(record: RunRecord, way: _Way) -> RunRecord:
     """The record of a chosen cell; trained again when its weights are gone (it had lost in an
     earlier, wider grid, or they stayed on another machine). A search that learns goes on from the
-    score that it was told."""
+    score that it was given."""
     kept = latest_checkpoint(record.folder / "weights") is not None
     if record.scores("test") is not None or not method_of(record.config).trains or kept:
         return record
     run, outcome = Run(record.folder), record.outcome
-    told_before = outcome.search_score
-    if told_before is None:
-        told_before = record.main_score("validation")
+    score_before = outcome.search_score
+    if score_before is None:
+        score_before = record.main_score("validation")
     before = run.start_over()
-    run.change(search_score=told_before)
+    run.change(search_score=score_before)
     try:
         return run_group([record.config], way.store, way.events, study=way.result.study.name)[0]
     except Interrupted:
@@ -309,6 +309,8 @@ def run_cells(study: StudySpec, store: Store, events: Events = SILENT) -> None:
     """What one worker of `--jobs` does: takes cells that no other live process works on, until
     none is left. What goes wrong with one is left to the study's own process, which tries it again
     and says what it was."""
-    here = ThisProcess(study=study, store=store, events=events, exclusive=False, skip_busy=True)
-    for _ in here.submit(groups_of_cells(expand(study))):
+    this_process = ThisProcess(
+        study=study, store=store, events=events, exclusive=False, skip_busy=True
+    )
+    for _ in this_process.submit(groups_of_cells(expand(study))):
         continue

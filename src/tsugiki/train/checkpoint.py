@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from tsugiki.config.old_spellings import STATE_KEYS
 from tsugiki.errors import RunError
 from tsugiki.files import new_folder, remove_folder, sha256_of
 from tsugiki.train.history import History
@@ -32,7 +33,7 @@ class LaneState:
     and at which of their steps, so that lanes of one group resume from one of them."""
 
     step: int = 0
-    moving_steps: int = 0
+    steps_with_lr: int = 0
     failure: str | None = None
     pruned: bool = False
     group: str | None = None
@@ -49,8 +50,10 @@ def save_checkpoint(
     try:
         with new_folder(final) as draft:
             digest = write_tensors(draft / TENSORS, tensors)
-            told = asdict(replace(state, step=step, sha256=digest))
-            (draft / STATE).write_text(json.dumps(told | told.pop("history")), encoding="utf-8")
+            content = asdict(replace(state, step=step, sha256=digest))
+            (draft / STATE).write_text(
+                json.dumps(content | content.pop("history")), encoding="utf-8"
+            )
     except OSError as broken:
         raise RunError(
             f"{folder}: the checkpoint of step {step} cannot be written: {broken}. Free some space "
@@ -86,12 +89,11 @@ def step_of(path: Path) -> int:
 def read_state(path: Path) -> LaneState:
     """The counters and history of a checkpoint. Raises `RunError` naming the damaged file."""
     try:
-        told = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if "moment" in told:  # of a version before 2026-12
-            told["group_step"] = told.pop("moment")
-        history = History(**{one.name: told.get(one.name, []) for one in fields(History)})
-        names = {one.name for one in fields(LaneState)} & set(told)
-        return LaneState(**{name: told[name] for name in names}, history=history)
+        content = json.loads((path / STATE).read_text(encoding="utf-8"))
+        content = {STATE_KEYS.get(key, key): value for key, value in content.items()}
+        history = History(**{field.name: content.get(field.name, []) for field in fields(History)})
+        names = {field.name for field in fields(LaneState)} & set(content)
+        return LaneState(**{name: content[name] for name in names}, history=history)
     except (OSError, ValueError, TypeError, AttributeError) as broken:
         raise _damaged(path, broken) from None
 

@@ -1,4 +1,4 @@
-"""What a run cost: seconds a step, tokens a second, memory. No torch here."""
+"""What a run cost: seconds per step, tokens a second, memory. No torch here."""
 
 from __future__ import annotations
 

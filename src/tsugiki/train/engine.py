@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +24,7 @@ from tsugiki.train.checkpoint import (
 )
 from tsugiki.train.cost import Cost
 from tsugiki.train.history import History
+from tsugiki.train.interrupt import finish_step_on_interrupt
 from tsugiki.train.lane import DidNotLearn, Lane
 from tsugiki.train.meter import Meter
 from tsugiki.train.step import StepResult
@@ -56,7 +54,7 @@ class Progress:
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
     """`failure` says why the lane's result is worth nothing, if it is: it diverged or did not
-    learn. `pruned`: who visited it ended it."""
+    learn. `pruned`: a callback ended it."""
 
     history: History
     cost: Cost
@@ -71,9 +69,9 @@ class FitResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visit:
-    """A lane after one of its `visits`; `save(folder)` writes a checkpoint of it there, from which
-    another run can go on; `prune()` ends it."""
+class PausedLane:
+    """A lane after one of its `callback_steps`; `save(folder)` writes a checkpoint of it there,
+    from which another run can go on; `prune()` ends it."""
 
     lane: Lane
     save: Callable[[Path], None]
@@ -88,21 +86,21 @@ def fit(
     folders: Sequence[Path | None],
     on_progress: Callable[[Progress], None] | None = None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
-    visit: Callable[[list[Visit]], None] | None = None,
+    callback: Callable[[list[PausedLane]], None] | None = None,
 ) -> list[FitResult]:
     """Trains the lanes together, each to its own end, resuming from the checkpoints in their
     folders if there are any.
 
-    A lane that diverges or does not learn leaves the others; its result says why. `visit` is
-    called after each step that is among some lanes' `visits`, outside what is measured.
+    A lane that diverges or does not learn leaves the others; its result says why. `callback`
+    is called after each step that is among some lanes' `callback_steps`, outside what is measured.
 
     Raises:
         Interrupted: on Ctrl-C, after the running step; the same call goes on from there, to the
             same result.
         RunError: a checkpoint cannot be written or read.
     """
-    courses = [_Course(lane, folder) for lane, folder in zip(lanes, folders, strict=True)]
-    return _Together(step, courses, device, on_progress, checkpoint_every_s, visit).run()
+    lane_runs = [_LaneRun(lane, folder) for lane, folder in zip(lanes, folders, strict=True)]
+    return _TrainingLoop(step, lane_runs, device, on_progress, checkpoint_every_s, callback).run()
 
 
 def is_end(state: LaneState, lane: Lane) -> bool:
@@ -111,8 +109,8 @@ def is_end(state: LaneState, lane: Lane) -> bool:
     return state.step >= lane.steps or state.failure is not None or state.pruned
 
 
-class _Course:
-    """One lane on its way: its history, its folder, and how it ended."""
+class _LaneRun:
+    """One lane while it trains: its history, its folder, and how it ended."""
 
     def __init__(self, lane: Lane, folder: Path | None):
         self.lane, self.folder = lane, folder
@@ -146,8 +144,8 @@ class _Course:
     def check_health(self) -> None:
         try:
             self.lane.check_health()
-        except DidNotLearn as dead:
-            self.failure = str(dead)
+        except DidNotLearn as unmoved:
+            self.failure = str(unmoved)
 
     def save(
         self, folder: Path, *, group: str | None = None, group_step: int = 0, keep: bool = False
@@ -155,7 +153,7 @@ class _Course:
         """Writes a checkpoint; of which group and at which of its steps, so that its lanes resume
         from one of them."""
         state = LaneState(
-            moving_steps=self.lane.moving_steps,
+            steps_with_lr=self.lane.steps_with_lr,
             failure=self.failure,
             pruned=self.pruned,
             group=group,
@@ -166,54 +164,56 @@ class _Course:
 
     def resume(self, path: Path) -> None:
         tensors, state = read_checkpoint(path)
-        self.lane.load_state(tensors, state.step, state.moving_steps)
+        self.lane.load_state(tensors, state.step, state.steps_with_lr)
         self.history = state.history
         self.failure, self.pruned = state.failure, state.pruned
         self.resumed_from = state.step
         self.settled = not self.going
 
 
-class _Together:
-    """The loop over one or more courses."""
+class _TrainingLoop:
+    """The loop over one or more lanes."""
 
     def __init__(
         self,
         step: Any,
-        courses: list[_Course],
+        lane_runs: list[_LaneRun],
         device: torch.device,
         on_progress: Any,
         every_s: float,
-        visit: Any,
+        callback: Any,
     ):
-        self.step, self.courses, self.on_progress, self.every_s, self.visit = (
+        self.step, self.lane_runs, self.on_progress, self.every_s, self.callback = (
             step,
-            courses,
+            lane_runs,
             on_progress,
             every_s,
-            visit,
+            callback,
         )
         self.meter = Meter(device, getattr(step, "peak_bytes", 0))
-        self.pending: list[tuple[list[_Course], list[StepResult]]] = []
-        names = sorted("/".join(course.folder.parts[-2:]) for course in courses if course.folder)
+        self.pending: list[tuple[list[_LaneRun], list[StepResult]]] = []
+        names = sorted(
+            "/".join(lane_run.folder.parts[-2:]) for lane_run in lane_runs if lane_run.folder
+        )
         self.group = hashlib.sha256("+".join(names).encode()).hexdigest()[:12]
         self.group_step = self._resume()
         self.saving_s = 0.0
 
     @property
-    def going(self) -> list[_Course]:
-        return [course for course in self.courses if course.going]
+    def going(self) -> list[_LaneRun]:
+        return [lane_run for lane_run in self.lane_runs if lane_run.going]
 
     def run(self) -> list[FitResult]:
         saved = time.monotonic()
-        with _finish_step_on_interrupt() as interrupted:
+        with finish_step_on_interrupt() as interrupted:
             while going := self.going:
                 self._one_step(going)
-                ended = any(course.lane.done for course in going)
+                ended = any(lane_run.lane.done for lane_run in going)
                 self._check(going)
-                self._visit(going)
+                self._call_back(going)
                 if self.group_step % LOG_EVERY == 0 or ended or interrupted:
                     self._fetch()
-                    self._tell()
+                    self._report_progress()
                 due = self.going and time.monotonic() - saved > max(
                     self.every_s, 20 * self.saving_s
                 )
@@ -233,56 +233,56 @@ class _Together:
                     raise Interrupted(
                         f"{self._name()}: stopped; {where}. Run the same command again to go on"
                     )
-        if len(self.courses) > 1:
+        if len(self.lane_runs) > 1:
             # their ends: while they are scored one after another, a kill must not send some of
             # them back
             self._save()
         return [
             FitResult(
-                history=one.history,
-                cost=self._cost(one),
-                resumed_from=one.resumed_from,
-                failure=one.failure,
-                pruned=one.pruned,
+                history=lane_run.history,
+                cost=self._cost(lane_run),
+                resumed_from=lane_run.resumed_from,
+                failure=lane_run.failure,
+                pruned=lane_run.pruned,
             )
-            for one in self.courses
+            for lane_run in self.lane_runs
         ]
 
-    def _one_step(self, going: list[_Course]) -> None:
-        for course in going:
-            course.history.learning_rate.append(course.lane.learning_rate)
+    def _one_step(self, going: list[_LaneRun]) -> None:
+        for lane_run in going:
+            lane_run.history.learning_rate.append(lane_run.lane.learning_rate)
         self.meter.begin()
-        results = self.step([course.lane for course in going])
+        results = self.step([lane_run.lane for lane_run in going])
         self.meter.end()
         self.pending.append((going, results))
         self.group_step += 1
 
-    def _check(self, going: list[_Course]) -> None:
+    def _check(self, going: list[_LaneRun]) -> None:
         due = [
-            course
-            for course in going
-            if course.lane.moving_steps == HEALTH_STEP or course.lane.done
+            lane_run
+            for lane_run in going
+            if lane_run.lane.steps_with_lr == HEALTH_STEP or lane_run.lane.done
         ]
         if due:
             self._fetch()
-        for course in due:
-            if course.failure is None:
-                course.check_health()
+        for lane_run in due:
+            if lane_run.failure is None:
+                lane_run.check_health()
 
-    def _visit(self, going: list[_Course]) -> None:
-        here = [
-            course
-            for course in going
-            if course.lane.step in course.lane.visits and course.failure is None
+    def _call_back(self, going: list[_LaneRun]) -> None:
+        due = [
+            lane_run
+            for lane_run in going
+            if lane_run.lane.step in lane_run.lane.callback_steps and lane_run.failure is None
         ]
-        if here and self.visit is not None:
+        if due and self.callback is not None:
             self._fetch()
             with self.meter.set_aside():
-                self.visit(
+                self.callback(
                     [
-                        Visit(lane=one.lane, save=one.save, prune=one.prune)
-                        for one in here
-                        if one.failure is None
+                        PausedLane(lane=lane_run.lane, save=lane_run.save, prune=lane_run.prune)
+                        for lane_run in due
+                        if lane_run.failure is None
                     ]
                 )
 
@@ -291,28 +291,34 @@ class _Together:
         if not self.pending:
             return
         numbers = [
-            torch.stack([torch.stack([one.loss.float(), one.norm.float()]) for one in results])
+            torch.stack(
+                [torch.stack([result.loss.float(), result.norm.float()]) for result in results]
+            )
             for _, results in self.pending
         ]
         fetched = torch.cat(numbers).tolist()
         seconds = self.meter.settle()
-        for (courses, results), step_s in zip(self.pending, seconds, strict=True):
-            for course, result in zip(courses, results, strict=True):
+        for (lane_runs, results), step_s in zip(self.pending, seconds, strict=True):
+            for lane_run, result in zip(lane_runs, results, strict=True):
                 loss, norm = fetched.pop(0)
-                course.take(loss, norm, step_s / len(courses), result.num_tokens)
+                lane_run.take(loss, norm, step_s / len(lane_runs), result.num_tokens)
         self.pending.clear()
 
     def _name(self) -> str:
-        return self.courses[0].lane.name if len(self.courses) == 1 else f"{len(self.courses)} lanes"
+        return (
+            self.lane_runs[0].lane.name
+            if len(self.lane_runs) == 1
+            else f"{len(self.lane_runs)} lanes"
+        )
 
-    def _tell(self) -> None:
-        going = [course for course in self.courses if course.failure is None]
+    def _report_progress(self) -> None:
+        going = [lane_run for lane_run in self.lane_runs if lane_run.failure is None]
         if self.on_progress is None or not going:
             return
-        leading = max(going, key=lambda course: course.lane.steps - course.lane.step)
+        leading = max(going, key=lambda lane_run: lane_run.lane.steps - lane_run.lane.step)
         recent = leading.history.step_s[-50:]
         pace = sum(recent) / len(recent)
-        losses = [loss for course in going for loss in course.history.loss[-LOG_EVERY:]]
+        losses = [loss for lane_run in going for loss in lane_run.history.loss[-LOG_EVERY:]]
         self.on_progress(
             Progress(
                 lane=self._name(),
@@ -326,75 +332,52 @@ class _Together:
             )
         )
 
-    def _cost(self, course: _Course) -> Cost:
+    def _cost(self, lane_run: _LaneRun) -> Cost:
         return self.meter.cost(
-            course.history.step_s, course.history.step_tokens, lanes=len(self.courses)
+            lane_run.history.step_s, lane_run.history.step_tokens, lanes=len(self.lane_runs)
         )
 
     def _save(self) -> None:
         """Every lane's checkpoint of this step; older ones are removed only when all are written,
         so that a kill leaves one step of all."""
         start = time.monotonic()
-        for course in self.courses:
-            if course.folder and not course.settled:
-                course.save(course.folder, group=self.group, group_step=self.group_step, keep=True)
-                course.settled = not course.going
-        for course in self.courses:
-            if course.folder:
-                drop_older_checkpoints(course.folder)
+        for lane_run in self.lane_runs:
+            if lane_run.folder and not lane_run.settled:
+                lane_run.save(
+                    lane_run.folder, group=self.group, group_step=self.group_step, keep=True
+                )
+                lane_run.settled = not lane_run.going
+        for lane_run in self.lane_runs:
+            if lane_run.folder:
+                drop_older_checkpoints(lane_run.folder)
         self.saving_s = time.monotonic() - start
 
     def _resume(self) -> int:
         """Loads the checkpoints; of those that this very group wrote, the latest step that all its
         lanes have. Returns that step."""
-        found = {
-            id(course): [(path, read_state(path)) for path in checkpoints(course.folder)]
-            if course.folder
+        kept = {
+            id(lane_run): [(path, read_state(path)) for path in checkpoints(lane_run.folder)]
+            if lane_run.folder
             else []
-            for course in self.courses
+            for lane_run in self.lane_runs
         }
         ours = [
-            max((state.group_step for _, state in one if state.group == self.group), default=0)
-            for one in found.values()
+            max((state.group_step for _, state in own if state.group == self.group), default=0)
+            for own in kept.values()
         ]
         ended = [
-            bool(one) and is_end(one[-1][1], course.lane)
-            for course, one in zip(self.courses, found.values(), strict=True)
+            bool(own) and is_end(own[-1][1], lane_run.lane)
+            for lane_run, own in zip(self.lane_runs, kept.values(), strict=True)
         ]
         common = min(
             (last for last, over in zip(ours, ended, strict=True) if not over), default=max(ours)
         )
-        for course in self.courses:
+        for lane_run in self.lane_runs:
             usable = [
                 path
-                for path, state in found[id(course)]
+                for path, state in kept[id(lane_run)]
                 if state.group != self.group or state.group_step <= common
             ]
             if usable:
-                course.resume(usable[-1])
+                lane_run.resume(usable[-1])
         return common
-
-
-@contextmanager
-def _finish_step_on_interrupt() -> Iterator[list[int]]:
-    """Within it the first Ctrl-C (or SIGTERM) only fills the list; the same one again is a
-    KeyboardInterrupt at once. (A worker may get both for one Ctrl-C: from the terminal, and from
-    the process that started it.)"""
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if number in received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    signals = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; what a batch system sends before it kills
-    try:
-        before = [signal.signal(one, receive) for one in signals]
-    except ValueError:  # not the main thread: signals do not reach us
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for one, handler in zip(signals, before, strict=True):
-            signal.signal(one, handler)

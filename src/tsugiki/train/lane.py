@@ -1,4 +1,4 @@
-"""A `Lane` is one job: parameters to move, where its rows come from, and the optimiser's course.
+"""A `Lane` is one job: parameters to move, where its rows come from, and the optimiser's schedule.
 
 LoRA is one lane over a frozen base; full fine-tuning is one lane that holds the base's own
 parameters. The engine sees no difference.
@@ -17,7 +17,7 @@ from tsugiki.config.run import TrainConfig
 from tsugiki.data.batch import Order, num_steps
 from tsugiki.errors import RunError
 from tsugiki.model.adapter_bank import NO_ADAPTERS, AdapterBank, NoAdapters
-from tsugiki.model.lora import Grafted
+from tsugiki.model.lora import LaneAdapter
 from tsugiki.train.tensor_file import TensorFile
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,7 +33,7 @@ class DoesNotFit(RunError):
 
 def rate_share(config: TrainConfig, step: int, steps: int) -> float:
     """Share of the learning rate at `step` (from 0) of `steps`: linear warm-up, then the
-    schedule's course.
+    schedule.
 
     constant: 1 · linear: down to 0 · cosine: half a period down to 0 · wsd: 1, then linear to 0
     over the last `decay`.
@@ -41,27 +41,29 @@ def rate_share(config: TrainConfig, step: int, steps: int) -> float:
     warm = round(config.warmup * steps)
     if step < warm:
         return (step + 1) / warm
-    rest, place = max(1, steps - warm), step - warm
+    rest, done_after_warmup = max(1, steps - warm), step - warm
     if config.schedule == "linear":
-        return (rest - place) / rest
+        return (rest - done_after_warmup) / rest
     if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * place / rest))
+        return 0.5 * (1 + math.cos(math.pi * done_after_warmup / rest))
     if config.schedule == "wsd":
         tail = max(1, round(config.decay_share * steps))
         return min(1.0, (steps - step) / tail)
     return 1.0
 
 
-def shared_steps(one: TrainConfig, one_steps: int, other: TrainConfig, other_steps: int) -> int:
+def shared_steps(
+    first: TrainConfig, first_steps: int, second: TrainConfig, second_steps: int
+) -> int:
     """How many first steps two runs have in common that differ in their epochs alone: as long as
     their rates are the same.
 
     All steps of the shorter under a constant rate without warm-up; those before its decay under
     wsd; none under linear and cosine.
     """
-    shorter = min(one_steps, other_steps)
+    shorter = min(first_steps, second_steps)
     same = (
-        rate_share(one, step, one_steps) == rate_share(other, step, other_steps)
+        rate_share(first, step, first_steps) == rate_share(second, step, second_steps)
         for step in range(shorter)
     )
     return next((step for step, equal in enumerate(same) if not equal), shorter)
@@ -97,13 +99,13 @@ class OneVector:
 
     keeps_gradients = True
 
-    def __init__(self, grafted: Grafted):
-        self.bank, self.number, self.config = grafted.bank, grafted.lane, grafted.config
-        self.parameters = dict(grafted.parameters)
+    def __init__(self, adapter: LaneAdapter):
+        self.bank, self.number, self.config = adapter.bank, adapter.lane, adapter.config
+        self.parameters = dict(adapter.parameters)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self.moved = [nn.Parameter(grafted.bank.flat[grafted.lane])]
-        self.moved[0].grad = grafted.bank.gradient[grafted.lane]
+        self.moved = [nn.Parameter(adapter.bank.flat[adapter.lane])]
+        self.moved[0].grad = adapter.bank.gradient[adapter.lane]
         for name, part in self.views(self.moved[0].grad).items():
             self.parameters[name].grad = part  # autograd adds into the vector
 
@@ -136,8 +138,8 @@ class Lane:
     `moves` says what the optimiser moves: by default the parameters, each by itself.
 
     `watched` names the parameters that must be non-zero once training has begun (LoRA's B),
-    `must_learn` those that must have received a gradient; `visits` are the steps after which
-    someone wants to look at it.
+    `must_learn` those that must have received a gradient; `callback_steps` are the steps after
+    which the engine calls back.
     """
 
     def __init__(
@@ -160,8 +162,8 @@ class Lane:
         self.order = Order(num_rows=num_rows, batch=config.batch, seed=config.seed)
         self.steps = num_steps(num_rows, config.batch, config.epochs)
         self.step = 0
-        self.moving_steps = 0
-        self.visits: frozenset[int] = frozenset()
+        self.steps_with_lr = 0
+        self.callback_steps: frozenset[int] = frozenset()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.moved = self.moves.moved
@@ -196,9 +198,9 @@ class Lane:
         self.count()
         return norm
 
-    def set_rate(self, *, resting: bool = False) -> None:
-        """Tells the optimiser the learning rate of this step; a resting lane's is 0."""
-        rate = 0.0 if resting else self.learning_rate
+    def set_rate(self, *, idle: bool = False) -> None:
+        """Tells the optimiser the learning rate of this step; an idle lane's is 0."""
+        rate = 0.0 if idle else self.learning_rate
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(rate)
@@ -207,29 +209,30 @@ class Lane:
 
     def move(self) -> torch.Tensor:
         """Clips and moves: the part of `update` that runs on the device alone, so that it can be
-        recorded."""
+        captured."""
         norm = nn.utils.clip_grad_norm_(self.moved, self.config.clip)
         self.optimizer.step()
         return norm
 
     def count(self) -> None:
         """The step was made."""
-        self.moving_steps += self.learning_rate > 0
+        self.steps_with_lr += self.learning_rate > 0
         self.step += 1
 
     def check_health(self) -> None:
         """Raises `DidNotLearn` naming what does not learn: a B that is still zero, or a matrix no
         gradient ever reached."""
-        dead = [name for name in self.watched if not bool(self.parameters[name].detach().any())]
+        unmoved = [name for name in self.watched if not bool(self.parameters[name].detach().any())]
         moved = self.moments("exp_avg_sq")
-        dead += [
-            name for name in self.must_learn if name not in dead and not bool(moved[name].any())
+        unmoved += [
+            name for name in self.must_learn if name not in unmoved and not bool(moved[name].any())
         ]
-        if dead:
+        if unmoved:
             raise DidNotLearn(
-                f"{self.name}: after {self.moving_steps} steps {len(dead)} of "
+                f"{self.name}: after {self.steps_with_lr} steps {len(unmoved)} of "
                 f"{len(self.must_learn)} trained matrices have not moved, "
-                f"the first is {dead[0]}. The run was stopped: its result would be the base model's"
+                f"the first is {unmoved[0]}. The run was stopped: its result would be the base "
+                "model's"
             )
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
@@ -247,7 +250,7 @@ class Lane:
 
     @torch.no_grad()
     def load_state(
-        self, tensors: TensorFile | Mapping[str, torch.Tensor], step: int, moving_steps: int
+        self, tensors: TensorFile | Mapping[str, torch.Tensor], step: int, steps_with_lr: int
     ) -> None:
         """Puts back what `state_tensors` gave. Raises `RunError` when a tensor is missing or of
         another shape."""
@@ -265,11 +268,11 @@ class Lane:
             )
         if step:
             for key in MOMENTS:
-                for name, moment in self.moments(key).items():
-                    _put(tensors, f"adam/{key}/{name}", moment)
+                for name, values in self.moments(key).items():
+                    _put(tensors, f"adam/{key}/{name}", values)
             for parameter in self.moved:
                 _put(tensors, "adam/step", self.optimizer.state[parameter]["step"])
-        self.step, self.moving_steps = step, moving_steps
+        self.step, self.steps_with_lr = step, steps_with_lr
 
 
 def _shape(tensors: TensorFile | Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
@@ -288,7 +291,7 @@ def _put(tensors: TensorFile | Mapping[str, torch.Tensor], name: str, target: to
 
 def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """PyTorch's fused AdamW with its state made beforehand; on CUDA its step count and rate live
-    on the device, so that a recorded step reads them."""
+    on the device, so that a CUDA-graph step reads them."""
     device = parameters[0].device
     cuda = device.type == "cuda"
     rate: Any = torch.tensor(config.learning_rate, device=device) if cuda else config.learning_rate

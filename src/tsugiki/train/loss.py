@@ -45,7 +45,7 @@ def summed_losses(
 def packed_losses(
     backbone: Callable[..., Any], embed: nn.Module, head: nn.Module, batch: PackedBatch
 ) -> torch.Tensor:
-    """The same sums for packed rows; no size depends on the data, so that it can be recorded.
+    """The same sums for packed rows; no size depends on the data, so that it can be captured.
 
     Args:
         backbone: inputs_embeds [1, n, d], position_ids [1, n], cu_seq, longest → last hidden

@@ -1,7 +1,7 @@
 """Foretells what a device holds: how many lanes, and whether full fine-tuning fits at all, before
 anything is made.
 
-Foretold, not measured: the step that is then recorded says whether it fits, and if not, fewer
+Foretold, not measured: the step that is then captured says whether it fits, and if not, fewer
 lanes are taken.
 """
 
@@ -17,14 +17,14 @@ import torch
 from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.prompts import Tokens
 from tsugiki.errors import RunError
-from tsugiki.model.layouts import find_places, in_features
+from tsugiki.model.layouts import find_target_slices, in_features
 from tsugiki.model.loading import Numerics, num_parameters
 
 ADAPTER_BYTES = 4 + 4 + 8 + 2 + 2  # fp32 value, gradient, two moments; bf16 copy, its gradient
 USABLE = 0.88  # of the device's memory; the rest is for the libraries' workspaces and for fragments
-# A parameter: fp32 value, gradient, two moments; where products are in bf16 its copy.
+# A parameter: fp32 value, gradient, two moments; where matmuls are in bf16 its copy.
 FULL_BYTES = {"fp32": 4 + 4 + 8, "bf16": 4 + 4 + 8 + 2}
-MOST_LANES = 96  # beyond, a step only gets longer: products are bound by arithmetic long before
+MOST_LANES = 96  # beyond, a step only gets longer: matmuls are bound by arithmetic long before
 
 
 def lanes_that_fit(
@@ -59,12 +59,13 @@ def lane_bytes(
     leave behind for the backward pass."""
     rank = max(adapter.rank for adapter in adapters)
     targets = {adapter.targets for adapter in adapters}
-    places = {
-        (place.path, place.word): place for words in targets for place in find_places(model, words)
+    parts = {
+        (part.path, part.target): part
+        for names in targets
+        for part in find_target_slices(model, names)
     }
     parameters = sum(
-        rank * (in_features(model.get_submodule(place.path)) + place.width)
-        for place in places.values()
+        rank * (in_features(model.get_submodule(part.path)) + part.width) for part in parts.values()
     )
     tokens = _upper_sum([len(row) for row in rows], micro_batch)
     answers = _upper_sum([len(row.target_ids) for row in rows], micro_batch)

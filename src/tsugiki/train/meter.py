@@ -1,4 +1,4 @@
-"""Measures a run: seconds a step, tokens a second, memory. Says what it measures and on which
+"""Measures a run: seconds per step, tokens a second, memory. Says what it measures and on which
 device.
 
 On CUDA: peak allocated and reserved bytes of the caching allocator, step times from events. On a
@@ -41,8 +41,8 @@ def device_name(device: torch.device) -> str:
 
 def free_memory(device: torch.device) -> int:
     """Frees what nobody refers to any more on a device (models go in cycles), and the workspaces
-    of products, so that every run pays for its own; returns the bytes that are still held: no part
-    of what a run that begins now costs. No recorded step may be open."""
+    of matmuls, so that every run pays for its own; returns the bytes that are still held: no part
+    of what a run that begins now costs. No CUDA-graph step may be open."""
     gc.collect()
     if device.type != "cuda":
         return 0
@@ -66,7 +66,7 @@ class Meter:
     anyway."""
 
     def __init__(self, device: torch.device, peak_bytes: int = 0):
-        """`peak_bytes` were allocated on the device while the steps to come were recorded."""
+        """`peak_bytes` were allocated on the device while the steps to come were captured."""
         self.device, self.recorded_bytes = device, peak_bytes
         self.process_bytes = 0
         self._times: list[float] = []

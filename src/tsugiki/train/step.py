@@ -1,7 +1,7 @@
 """One optimiser step of one or more lanes, eager: forward and backward of every micro-batch, then
 the updates.
 
-This is the reference path and the CPU path; a captured step has the same face.
+This is the reference path and the CPU path; a CUDA-graph step has the same face.
 """
 
 from __future__ import annotations
@@ -49,36 +49,35 @@ class EagerStep:
         self.rows, self.pad_id, self.device, self.numerics = rows, pad_id, device, numerics
 
     def __call__(self, lanes: Sequence[Lane]) -> list[StepResult]:
-        """The coming step of each lane. Lanes share the base's products; all but the last
+        """The coming step of each lane. Lanes share the base's matmuls; all but the last
         micro-batches hold rows of every lane."""
         numbers = [lane.rows() for lane in lanes]
-        num_targets = [
-            sum(len(self.rows[number].target_ids) for number in here) for here in numbers
-        ]
+        num_targets = [sum(len(self.rows[number].target_ids) for number in own) for own in numbers]
         losses = [torch.zeros((), device=self.device) for _ in lanes]
         for parts in _micro_batches(lanes, numbers):
-            here = [place for place, part in enumerate(parts) if part]
+            own = [index for index, part in enumerate(parts) if part]
             batch = self._batch([number for part in parts for number in part]).to(self.device)
             _set_batch(lanes, parts, batch)
             with self.numerics.autocast(self.device):
                 sums = summed_losses(
-                    self.backbone, self.head, batch, [len(parts[place]) for place in here]
+                    self.backbone, self.head, batch, [len(parts[index]) for index in own]
                 )
                 means = [
-                    one / num_targets[place] for place, one in zip(here, sums.unbind(), strict=True)
+                    each / num_targets[index]
+                    for index, each in zip(own, sums.unbind(), strict=True)
                 ]
                 loss = torch.stack(means).sum()
             loss.backward()
-            for place, mean in zip(here, means, strict=True):
-                losses[place] += mean.detach()
+            for index, mean in zip(own, means, strict=True):
+                losses[index] += mean.detach()
         lanes[0].moves.bank.clear_batch()
         return [
             StepResult(
-                loss=losses[place],
+                loss=losses[index],
                 norm=lane.update(),
-                num_tokens=sum(len(self.rows[number]) for number in numbers[place]),
+                num_tokens=sum(len(self.rows[number]) for number in numbers[index]),
             )
-            for place, lane in enumerate(lanes)
+            for index, lane in enumerate(lanes)
         ]
 
     def paused(self) -> AbstractContextManager[None]:
@@ -93,10 +92,10 @@ def _micro_batches(lanes: Sequence[Lane], numbers: Sequence[list[int]]) -> list[
     """One entry for each backward pass: the row numbers of each lane in it (none where a lane
     needs fewer passes)."""
     parts = []
-    for lane, here in zip(lanes, numbers, strict=True):
+    for lane, own in zip(lanes, numbers, strict=True):
         micro = lane.config.micro_batch or lane.config.batch
-        parts.append([here[start : start + micro] for start in range(0, len(here), micro)])
-    return [list(one) for one in zip_longest(*parts, fillvalue=[])]
+        parts.append([own[start : start + micro] for start in range(0, len(own), micro)])
+    return [list(each) for each in zip_longest(*parts, fillvalue=[])]
 
 
 def _set_batch(lanes: Sequence[Lane], parts: Sequence[list[int]], batch: Batch) -> None:

@@ -36,23 +36,23 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
         start, end = end, end + tensor.numel() * tensor.element_size()
         shape, kind = list(tensor.shape), NAMES[tensor.dtype]
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-    told = json.dumps(header).encode()
-    told += b" " * (-len(told) % 8)
+    header_bytes = json.dumps(header).encode()
+    header_bytes += b" " * (-len(header_bytes) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for part in (len(told).to_bytes(8, "little"), told):
+        for part in (len(header_bytes).to_bytes(8, "little"), header_bytes):
             file.write(part)
             digest.update(part)
         for tensor in tensors.values():
-            for piece in _pieces(tensor.detach(), tensor.element_size()):
-                flat = piece.contiguous().reshape(-1)
+            for chunk in _chunks(tensor.detach(), tensor.element_size()):
+                flat = chunk.contiguous().reshape(-1)
                 content = flat.cpu().view(torch.uint8).numpy().data
                 file.write(content)
                 digest.update(content)
     return digest.hexdigest()
 
 
-def _pieces(tensor: torch.Tensor, width: int) -> Iterator[torch.Tensor]:
+def _chunks(tensor: torch.Tensor, width: int) -> Iterator[torch.Tensor]:
     """The tensor in views of `PIECE` bytes, an element taking `width` of them. One that is no
     stretch of memory is cut along its rows, so that no copy of all of it is made."""
     if tensor.numel() == 0:
@@ -88,7 +88,7 @@ class TensorFile(Mapping[str, torch.Tensor]):
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        self.entries = {name: _entry(told, 8 + length) for name, told in header.items()}
+        self.entries = {name: _entry(entry, 8 + length) for name, entry in header.items()}
         if max((entry.stop for entry in self.entries.values()), default=0) > path.stat().st_size:
             raise ValueError("cut short")
 
@@ -115,15 +115,15 @@ class TensorFile(Mapping[str, torch.Tensor]):
         assert entry.shape == tuple(target.shape), f"{name}: {entry.shape} into {target.shape}"
         with self.path.open("rb") as file:
             file.seek(entry.start)
-            for piece in _pieces(target, entry.dtype.itemsize):
-                piece.copy_(_read(file, entry.dtype, piece.numel()).view(piece.shape))
+            for chunk in _chunks(target, entry.dtype.itemsize):
+                chunk.copy_(_read(file, entry.dtype, chunk.numel()).view(chunk.shape))
 
 
-def _entry(told: Mapping[str, object], offset: int) -> Entry:
-    shape, offsets = told["shape"], told["data_offsets"]
+def _entry(entry: Mapping[str, object], offset: int) -> Entry:
+    shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list):
         raise ValueError("its header is not one of safetensors")
-    dtype = DTYPES[str(told["dtype"])]
+    dtype = DTYPES[str(entry["dtype"])]
     start, stop = offsets
     if stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError("its header does not add up")
@@ -131,8 +131,8 @@ def _entry(told: Mapping[str, object], offset: int) -> Entry:
 
 
 def _read(file: BinaryIO, dtype: torch.dtype, count: int) -> torch.Tensor:
-    piece = torch.empty(count, dtype=dtype)
-    view = piece.view(torch.uint8).numpy().data
+    chunk = torch.empty(count, dtype=dtype)
+    view = chunk.view(torch.uint8).numpy().data
     if file.readinto(view) != len(view):  # type: ignore[attr-defined]
         raise ValueError("cut short")
-    return piece
+    return chunk

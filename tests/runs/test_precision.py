@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.test_study import TRAIN, asked
+from tests.build import TRAIN, run_config
 from tsugiki.runs.finished import score_run
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.record import StoredNumerics
@@ -29,7 +29,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def run_of(method: str, model: Path, task: Path, store: Path) -> RunRecord:
     changes = {"method": "full", "lora": None} if method == "full" else {}
-    [record] = run_group([asked(model, task, train=AUTO, **changes)], Store(store))
+    [record] = run_group([run_config(model, task, train=AUTO, **changes)], Store(store))
     return record
 
 

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests import tiny
+from tests import build
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tsugiki.config.run import LoraConfig
 from tsugiki.model.loading import Numerics, no_dropout, pick_numerics
 from tsugiki.score.decode import generate_all
 from tsugiki.score.predict import generate_ids
-from tsugiki.train.captured import CapturedStep, open_step
+from tsugiki.train.cuda_graph_step import CudaGraphStep
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane
+from tsugiki.train.open_step import open_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,7 +38,7 @@ def course(
     **settings: Any,
 ) -> tuple[list[float], Lane]:
     numerics = pick_numerics(method, "auto", CUDA)
-    model = tiny.MODELS[kind]().to(
+    model = build.MODELS[kind]().to(
         CUDA, torch.bfloat16 if numerics.base == "bf16" else torch.float32
     )
     no_dropout(model)
@@ -50,7 +51,7 @@ def course(
     )
     lane.steps = upto or lane.steps
     with open_step(model, [lane], rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
-        assert isinstance(opened, CapturedStep) == (step == "captured")
+        assert isinstance(opened, CudaGraphStep) == (step == "cuda_graph")
         history = fit(opened, [lane], CUDA, folders=[folder], checkpoint_every_s=0.0)[0].history
     assert all(module._compiled_call_impl is None for module in model.modules())
     assert method == "lora" or all(parameter.grad is None for parameter in model.parameters())
@@ -73,7 +74,7 @@ def test_the_captured_step_trains_as_the_plain_one(
 ) -> None:
     plain, _ = course(kind, method, "eager", lora=lora, **settings)
     counters.clear()
-    captured, _ = course(kind, method, "captured", lora=lora, **settings)
+    captured, _ = course(kind, method, "cuda_graph", lora=lora, **settings)
     assert captured == pytest.approx(plain, rel=1e-2)
     assert captured[-1] < captured[0]
     assert not counters["graph_break"], dict(counters["graph_break"])
@@ -83,9 +84,9 @@ def test_the_captured_step_trains_as_the_plain_one(
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_captured_run_resumed_goes_on_to_the_same_losses(method: str, tmp_path: Path) -> None:
-    straight, whole = course("llama", method, "captured")
-    course("llama", method, "captured", tmp_path, upto=7)
-    resumed, lane = course("llama", method, "captured", tmp_path)
+    straight, whole = course("llama", method, "cuda_graph")
+    course("llama", method, "cuda_graph", tmp_path, upto=7)
+    resumed, lane = course("llama", method, "cuda_graph", tmp_path)
     assert resumed == straight
     assert all(
         torch.equal(parameter, lane.parameters[name])
@@ -99,18 +100,18 @@ def test_a_step_too_large_for_the_memory_is_split_then_recomputed(
 ) -> None:
     """Rows a step stay the same; the backward passes get smaller, and at last the layers compute
     twice."""
-    record = CapturedStep._record_all
-    seen: list[CapturedStep] = []
+    record = CudaGraphStep._record_all
+    seen: list[CudaGraphStep] = []
 
-    def full(self: CapturedStep, wanted: dict, fewest: dict) -> list:
+    def full(self: CudaGraphStep, wanted: dict, fewest: dict) -> list:
         seen.append(self)
         if len(seen) <= refused:
             raise torch.OutOfMemoryError("as if")
         return record(self, wanted, fewest)
 
-    straight, _ = course("llama", "lora", "captured")
-    monkeypatch.setattr(CapturedStep, "_record_all", full)
-    split, _ = course("llama", "lora", "captured")
+    straight, _ = course("llama", "lora", "cuda_graph")
+    monkeypatch.setattr(CudaGraphStep, "_record_all", full)
+    split, _ = course("llama", "lora", "cuda_graph")
     assert seen[0].max_tokens is None
     assert seen[1].max_tokens is not None
     assert seen[-1].recomputed == (refused == 3)
@@ -118,18 +119,18 @@ def test_a_step_too_large_for_the_memory_is_split_then_recomputed(
 
 
 def test_the_losses_equal_the_cpu_reference() -> None:
-    model = tiny.llama()
+    model = build.llama()
     lane = lane_of(model, config(epochs=6, learning_rate=1e-2), "lora", 10)
     with open_step(model, [lane], rows(), pad_id=3, device=CPU, numerics=FP32) as step:
         reference = fit(step, [lane], CPU, folders=[None])[0].history.loss
-    assert course("llama", "lora", "captured")[0] == pytest.approx(reference, rel=2e-2)
+    assert course("llama", "lora", "cuda_graph")[0] == pytest.approx(reference, rel=2e-2)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_captured_answers_equal_the_plain_ones(kind: str) -> None:
     """fp32 weights in bf16 products: where two tokens are close the answers may part; few do."""
     numerics = Numerics(compute="bf16", base="bf16", trained="fp32")
-    model = tiny.MODELS[kind](seed=5).to(CUDA, torch.bfloat16)
+    model = build.MODELS[kind](seed=5).to(CUDA, torch.bfloat16)
     prompts = [
         tuple(5 + (7 * n + 3 * place) % 300 for place in range(1 + n % 9)) for n in range(40)
     ]

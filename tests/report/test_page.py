@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.test_study import study_of
+from tests.build import study_of
 from tsugiki.report.finding import verdict_of
 from tsugiki.report.latex import to_latex
 from tsugiki.report.material import gather
 from tsugiki.report.page import _difference
 from tsugiki.report.svg import Point, axis_over, chart
-from tsugiki.report.table import Estimated, InWords, Said, Table, column, named
+from tsugiki.report.table import Estimated, InWords, Said, Table, column, phrase
 from tsugiki.report.write import write_report
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import parse_study
@@ -112,19 +112,19 @@ def test_latex_is_escaped_and_every_row_has_its_cells() -> None:
 def test_numbers_stay_numbers_in_csv_and_words_are_of_the_language() -> None:
     """A task called `chance` was translated; CSV held “0.404 [0.363, 0.445]”."""
     columns = (
-        column("task", "text", "Task"),
-        column("test", "score", "Test"),
-        column("n", "number", "n"),
+        column("task", "text", "label.task"),
+        column("test", "score", "label.test"),
+        column("n", "number", "label.n"),
     )
     text = Said(en="0.404 [0.363, 0.445]", ja="0.404 [0.363, 0.445]")
     score = Estimated(value=0.4041, low=0.363, high=0.445, words=text)
-    rows = (("chance", score, 560), (named("chance"), named("no result"), None))
+    rows = (("chance", score, 560), (phrase("label.chance"), phrase("label.no_result"), None))
     table = Table(name="t", title=Said(en="t", ja="表"), columns=columns, rows=rows)
     assert table.in_words("ja").rows == (
         ("chance", "0.404 [0.363, 0.445]", "560"),
         ("チャンスレベル", "結果なし", "-"),
     )
-    assert table.in_words("ja").header == ("タスク", "テスト", "件数")
+    assert table.in_words("ja").header == ("タスク", "テスト", "事例数")
     assert table.to_csv().splitlines() == [
         "task,test,test_low,test_high,n,note",
         "chance,0.4041,0.363,0.445,560,",
@@ -139,7 +139,10 @@ def test_a_terminal_leaves_out_the_same_columns_in_both_languages(
     from tsugiki.cli.progress import show_tables
 
     monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard output were a terminal
-    columns = (column("task", "text", "Task"), column("n", "number", "n", report_only=True))
+    columns = (
+        column("task", "text", "label.task"),
+        column("n", "number", "label.n", report_only=True),
+    )
     table = Table(name="t", title=Said(en="t", ja="表"), columns=columns, rows=(("a", 560),))
     for language, title in (("en", "Task"), ("ja", "タスク")):
         show_tables([table], language)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.study.test_study import TRAIN, asked, study_of
+from tests.build import TRAIN, run_config, study_of
 from tsugiki.config.run import RunConfig
 from tsugiki.report.material import gather
 from tsugiki.report.write import write_report
@@ -49,7 +49,7 @@ def grid(model: Path, task: Path, **train: Any) -> list[RunConfig]:
     """Six cells: two sets of targets and ranks at three rates."""
     adapters = [{"targets": "q+v", "rank": 2}, {"targets": "all-linear", "rank": 4, "alpha": 8}]
     return [
-        asked(model, task, lora=lora, train={**TRAIN, **train, "learning_rate": rate})
+        run_config(model, task, lora=lora, train={**TRAIN, **train, "learning_rate": rate})
         for lora in adapters
         for rate in (1e-3, 5e-3, 1e-2)
     ]
@@ -98,7 +98,7 @@ def test_epochs_come_from_one_run_where_the_schedule_allows_it(
     """To the same bits as training each from the start; three steps make an epoch here."""
     changes: dict[str, Any] = {"method": "full", "lora": None} if method == "full" else {}
     configs = [
-        asked(model_folder, task_file, **changes, train={**TRAIN, **train, "epochs": epochs})
+        run_config(model_folder, task_file, **changes, train={**TRAIN, **train, "epochs": epochs})
         for epochs in (2, 4, 6)
     ]
     records = run_group(configs, Store(tmp_path / "group"))
@@ -149,7 +149,7 @@ def test_a_lane_that_diverges_leaves_the_others(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     configs = [
-        asked(model_folder, task_file, train={**TRAIN, "learning_rate": rate})
+        run_config(model_folder, task_file, train={**TRAIN, "learning_rate": rate})
         for rate in (1e-3, 1e6, 1e-2)
     ]
     first, broken, last = run_group(configs, Store(tmp_path), lanes=3)
@@ -188,7 +188,7 @@ def test_a_group_that_does_not_fit_is_split(
 
 
 def test_what_may_train_together(model_folder: Path, task_file: Path) -> None:
-    one = asked(model_folder, task_file)
+    one = run_config(model_folder, task_file)
     same = [
         {"lora": {"rank": 8}},
         {
@@ -208,10 +208,16 @@ def test_what_may_train_together(model_folder: Path, task_file: Path) -> None:
         {"score": {"batch": 3}},
         {"task": {"name": str(task_file), "train_rows": 5}},
     ]
-    assert all(alike(asked(model_folder, task_file, **change)) == alike(one) for change in same)
-    assert all(alike(asked(model_folder, task_file, **change)) != alike(one) for change in other)
+    assert all(
+        alike(run_config(model_folder, task_file, **change)) == alike(one) for change in same
+    )
+    assert all(
+        alike(run_config(model_folder, task_file, **change)) != alike(one) for change in other
+    )
     full = [
-        asked(model_folder, task_file, method="full", lora=None, train={**TRAIN, "epochs": epochs})
+        run_config(
+            model_folder, task_file, method="full", lora=None, train={**TRAIN, "epochs": epochs}
+        )
         for epochs in (1, 2)
     ]
     assert alike(full[0]) == alike(full[1])
@@ -273,7 +279,9 @@ def test_a_worker_leaves_a_busy_runs_heirs_alone(
     """Side by side (--jobs): the shorter runs will be handed their steps by the process that
     trains the longest."""
     configs = [
-        asked(model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": rate})
+        run_config(
+            model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": rate}
+        )
         for rate in (1e-3, 1e-2)
         for epochs in (1, 3)
     ]
@@ -293,7 +301,9 @@ def test_a_runs_times_are_never_taken_for_solo_when_others_trained_for_it(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
     configs = [
-        asked(model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": rate})
+        run_config(
+            model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": rate}
+        )
         for rate in (1e-3, 1e-2)
         for epochs in (1, 2)
     ]
@@ -303,7 +313,9 @@ def test_a_runs_times_are_never_taken_for_solo_when_others_trained_for_it(
     assert [record.outcome.cost.lanes for record in records] == [2] * 4
     longest, shorter = run_group(
         [
-            asked(model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": 5e-3})
+            run_config(
+                model_folder, task_file, train={**TRAIN, "epochs": epochs, "learning_rate": 5e-3}
+            )
             for epochs in (2, 1)
         ],
         Store(tmp_path),
@@ -385,7 +397,7 @@ def test_a_chosen_cell_that_scores_less_when_trained_again_is_chosen_no_more(
     ]
     page = write_report(gather(resumed), tmp_path / "second")
     assert (
-        f"Test was also read by other cells (it chose nothing): {loser.label}."
+        f"Test was also read by other configurations (it chose nothing): {loser.label}."
         in page.read_text(encoding="utf-8")
     )
     page = write_report(gather(straight), tmp_path / "first")

@@ -24,6 +24,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tsugiki.config.run import RunConfig
+from tsugiki.report.material import Material
+from tsugiki.report.table import InWords
+from tsugiki.report.tables import all_tables
+from tsugiki.report.words import Language
+from tsugiki.toml import parse
+
 SENTENCES = [
     "文1: 犬が公園を走っています。[SEP]文2: 動物が外にいます。",
     "質問: 空は何色ですか？1. 青 2. 赤 3. 白 4. 緑 5. 黒",
@@ -246,3 +253,47 @@ def save_task(folder: Path, num_rows: int = 24) -> Path:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
     return folder / "tiny.toml"
+
+
+TRAIN = {"learning_rate": 5e-3, "epochs": 2, "batch": 8, "precision": "fp32"}
+
+
+def run_config(model_path: Path, task_path: Path, **changes: object) -> RunConfig:
+    given = {
+        "model": {"path": str(model_path), "name": "tiny"},
+        "task": {"name": str(task_path)},
+        "train": TRAIN,
+        "lora": {"targets": "q+v", "rank": 2},
+        **changes,
+    }
+    return parse(
+        RunConfig, {key: value for key, value in given.items() if value is not None}, "test"
+    )
+
+
+STUDY = {
+    "name": "tiny",
+    "train": {"epochs": 2, "precision": "fp32"},
+    "methods": [
+        {
+            "name": "LoRA",
+            "kind": "lora",
+            "grid": {"learning_rate": [1e-3, 1e-2], "targets": ["q+v"], "rank": [2]},
+        },
+        {"name": "FT", "kind": "full", "grid": {"learning_rate": [1e-3, 1e6], "batch": [16]}},
+    ],
+    "reference_rows": True,
+}
+
+
+def study_of(model: Path, task: Path) -> dict:
+    return {
+        **STUDY,
+        "models": [{"path": str(model), "name": "tiny"}],
+        "tasks": [{"name": str(task)}],
+    }
+
+
+def in_words(material: Material, language: Language = "en") -> list[InWords]:
+    """Every table of a report as a reader sees it."""
+    return [table.in_words(language) for table in all_tables(material)]

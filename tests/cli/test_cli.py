@@ -99,9 +99,9 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_study_finds_the_task_beside_it_from_any_folder(tmp_path: Path) -> None:
-    from tests import tiny
+    from tests import build
 
-    task = tiny.save_task(tmp_path / "mine")
+    task = build.save_task(tmp_path / "mine")
     study = (
         'name = "s"\n[train]\nlearning_rate = 1e-3\n[[models]]\npath = '
         '"builtin"\n[[tasks]]\nname = "tiny.toml"\n[[methods]]\nname = "FT"\nkind = "ft"\n'
@@ -200,7 +200,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["ls --out out", "report kept.toml --out out"])
 def test_what_reads_records_alone_loads_no_torch(command: str, tmp_path: Path) -> None:
-    kept = Path(__file__).parent / "kept"
+    kept = Path(__file__).parents[1] / "kept"
     for name in ("out", "tasks"):
         shutil.copytree(kept / name, tmp_path / name)
     shutil.copy(kept / "kept.toml", tmp_path)

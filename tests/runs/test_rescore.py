@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
-from tests.study.test_study import asked
+from tests import build
+from tests.build import run_config
 from tsugiki.errors import RunError
-from tsugiki.runs.answer_modes import three_ways
+from tsugiki.runs.answer_modes import answer_modes
 from tsugiki.runs.finished import score_run
 from tsugiki.runs.reading import read_record
 from tsugiki.runs.rescore import rescore
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.precision
 def versioned(folder: Path) -> Path:
     """The tiny task with two versions of its test labels: the first row is relabelled in version
     1."""
-    path = tiny.save_task(folder)
+    path = build.save_task(folder)
     text = path.read_text(encoding="utf-8").replace('[files.test]\npath = "test.jsonl"\n', "")
     text = text.replace(
         'default_split = "standard"\n',
@@ -54,7 +54,7 @@ def versioned(folder: Path) -> Path:
 def test_a_run_is_scored_by_every_rule_and_both_versions_of_the_labels(
     model_folder: Path, tmp_path: Path
 ) -> None:
-    [record] = run_group([asked(model_folder, versioned(tmp_path / "task"))], Store(tmp_path))
+    [record] = run_group([run_config(model_folder, versioned(tmp_path / "task"))], Store(tmp_path))
     with pytest.raises(RunError, match=r"was not scored on test\. Run: tsugiki score"):
         rescore(record, "test", "all")
     record = score_run(record, "test")
@@ -86,13 +86,13 @@ def test_a_run_is_scored_by_every_rule_and_both_versions_of_the_labels(
 def test_three_scores_from_one_checkpoint(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    [record] = run_group([asked(model_folder, task_file)], Store(tmp_path))
-    rows = three_ways(record, "test")
-    assert [row.way for row in rows] == ["free", "sum", "per_char", "constrained"]
-    kept = json.loads((record.folder / "ways-test.json").read_text(encoding="utf-8"))
+    [record] = run_group([run_config(model_folder, task_file)], Store(tmp_path))
+    rows = answer_modes(record, "test")
+    assert [row.mode for row in rows] == ["free", "sum", "per_char", "constrained"]
+    kept = json.loads((record.folder / "answer-modes-test.json").read_text(encoding="utf-8"))
     assert set(kept["constrained"]) <= {"含意", "中立", "矛盾"}
     (record.folder / "weights").rename(record.folder / "gone")
-    assert three_ways(read_record(record.folder), "test") == rows, "kept choices need no weights"
+    assert answer_modes(read_record(record.folder), "test") == rows, "kept choices need no weights"
     done = subprocess.run(
         [sys.executable, "-m", "tsugiki", "score", str(record.folder), "--ways"],
         capture_output=True,

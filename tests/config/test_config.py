@@ -153,7 +153,7 @@ def test_a_card_without_bf16_computes_in_fp32_and_says_so(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     numerics = pick_numerics("lora", "auto", cuda)
     assert (numerics.compute, numerics.base) == ("fp32", "fp32")
-    assert "Tesla T4 has no fast bf16 products: this run computes in fp32" in (
+    assert "Tesla T4 has no fast bf16 matmuls: this run computes in fp32" in (
         why_fp32("auto", numerics, cuda) or ""
     )
     assert why_fp32("fp32", numerics, cuda) is None

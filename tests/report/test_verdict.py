@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.study.kept import keep, part_right, save_made, study_of
-from tests.tables import in_words
+from tests.build import in_words
+from tests.build_runs import keep, part_right, save_made, study_of
 from tsugiki.cli.printing import print_report
 from tsugiki.config.study import StudySpec
 from tsugiki.report.compare import Comparison
@@ -91,7 +91,7 @@ def material(spec: StudySpec, store: Store) -> Material:
     return gather(collect(spec, store))
 
 
-def test_two_dead_methods_have_no_verdict(
+def test_two_methods_at_the_floor_have_no_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They had been “equal within ±2 points (0.000 / 0.000)”."""
@@ -100,8 +100,8 @@ def test_two_dead_methods_have_no_verdict(
     assert not whole
     for medium, said in text.items():
         assert (
-            "LoRA did not learn in this run (0.000; the majority class 0.333; one learning rate "
-            "tried)" in said
+            "LoRA is not above the baseline in this run (0.000; the majority class 0.333; one "
+            "learning rate tried)" in said
         ), medium
         assert "no verdict between LoRA and FT" in said, medium
         assert (
@@ -114,7 +114,7 @@ def test_two_dead_methods_have_no_verdict(
     }  # fmt: skip
 
 
-def test_exactly_chance_against_a_dead_method_is_no_victory(
+def test_exactly_chance_against_a_method_below_it_is_no_victory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It had been “LoRA is better than FT”, at chance."""
@@ -122,26 +122,24 @@ def test_exactly_chance_against_a_dead_method_is_no_victory(
     assert not whole
     for medium, said in text.items():
         assert (
-            "LoRA did not learn in this run (0.333; the majority class 0.333; one learning rate "
-            "tried)" in said
+            "LoRA is not above the baseline in this run (0.333; the majority class 0.333; one "
+            "learning rate tried)" in said
         ), medium
-        assert "better than" not in said.replace("No better than", "").replace(
-            "no better than", ""
-        ), medium
+        assert "better than" not in said, medium
 
 
 def test_one_method_that_cannot_be_told_from_the_floor_is_not_compared(tmp_path: Path) -> None:
-    (found,) = material(*made(tmp_path, {"LoRA": [0.75], "FT": [0.36]})).found
+    (found,) = material(*made(tmp_path, {"LoRA": [0.75], "FT": [0.36]})).findings
     assert found.verdict is None
     assert (found.first.kind, found.second.kind) == ("learned", "no better")
     (said,) = material(*made(tmp_path, {"LoRA": [0.75], "FT": [0.36]})).statements("en")
     assert (
-        "FT cannot be told from the majority class in this run (0.360; the majority class 0.333; "
-        "difference +0.027 [" in said
+        "FT shows no significant difference to the majority class in this run (0.360; the "
+        "majority class 0.333; difference +0.027 [" in said
     )
     assert said.endswith("LoRA: 0.750, above the majority class (0.333). Nothing follows about FT.")
     assert (
-        "学習できて"
+        "ベースライン以下"
         not in material(*made(tmp_path, {"LoRA": [0.75], "FT": [0.36]})).statements("ja")[0]
     ), "it may have learned a little"
 
@@ -186,15 +184,15 @@ def test_a_seed_that_failed_is_said_and_no_mean_is_given_without_it(
     [
         (
             1,
-            "in this run (one seed) LoRA did better than FT",
-            "この実行（シード 1 個）では LoRA が FT を上回りました",
+            "in this run (one seed) LoRA did better than FT by 40.0 points (90.0 % against 50.0 ",
+            "この実行（シード 1 個）では、LoRA の正解率は FT より 40.0 ポイント高い値です（",
         ),
         (
             2,
-            "over two seeds LoRA scored higher than FT (two do not show how far runs vary)",
-            "シード 2 個の平均では LoRA の方が高い値でした",
+            "over two seeds (which do not show how far runs vary) LoRA scored 40.0 points higher",
+            "シード 2 個の平均では（2 個では実行ごとのばらつきは分かりません）、LoRA の正解率は",
         ),
-        (3, "LoRA is better than FT", "LoRA が FT を上回りました"),
+        (3, "LoRA is better than FT by 40.0 points", "LoRA の正解率は FT より 40.0 ポイント高い"),
     ],
 )
 def test_few_seeds_speak_of_themselves(
@@ -204,7 +202,7 @@ def test_few_seeds_speak_of_themselves(
     assert english in here.statements("en")[0]
     assert japanese in here.statements("ja")[0]
     assert here.shortfalls("en") == []
-    assert here.found[0].verdict == "better"
+    assert here.findings[0].verdict == "better"
     assert "learning rates tried: 1 / 1" in here.statements("en")[0]
 
 
@@ -215,7 +213,7 @@ def test_lora_against_ft_comes_first_and_every_pair_is_in_the_table(tmp_path: Pa
         {"FT": [1e-4], "LoRA": [1e-3], "wide": [2e-3]},
     )
     here = material(spec, store)
-    assert [(one.first.method, one.second.method) for one in here.found] == [
+    assert [(one.first.method, one.second.method) for one in here.findings] == [
         ("LoRA", "FT"),
         ("wide", "FT"),
         ("LoRA", "wide"),
@@ -261,21 +259,24 @@ def test_the_examples_asked_for_have_the_power_they_promise() -> None:
 
 def test_the_sentence_asks_for_both_numbers(tmp_path: Path) -> None:
     here = material(*made(tmp_path, {"LoRA": [0.62], "FT": [0.60]}))
-    assert here.found[0].verdict == "undecided"
-    pair = here.found[0].comparison
+    assert here.findings[0].verdict == "undecided"
+    pair = here.findings[0].comparison
     assert pair is not None
     detect, equal = (examples_needed(pair, 0.02, power) for power in (DETECT, EQUAL))
     assert (
-        f"about {detect:,} would find a difference of 2 points, about {equal:,} would call equal "
-        "methods equal" in here.statements("en")[0]
+        f"about {detect:,} examples would detect a difference of 2 points, about {equal:,} would "
+        "call equal methods equal" in here.statements("en")[0]
     )
     assert f"約 {detect:,} 件、同等と言うには約 {equal:,} 件" in here.statements("ja")[0]
 
 
 def test_where_seeds_vary_too_much_rows_are_not_asked_for(tmp_path: Path) -> None:
     here = material(*made(tmp_path, {"LoRA": [0.5, 0.7, 0.6], "FT": [0.55, 0.62, 0.7]}))
-    assert here.found[0].verdict == "undecided"
-    assert "more examples alone cannot tell ±2; more seeds can" in here.statements("en")[0]
+    assert here.findings[0].verdict == "undecided"
+    assert (
+        "more examples alone cannot detect a difference of 2 points; more seeds can"
+        in here.statements("en")[0]
+    )
 
 
 # ---- intervals ----------------------------------------------------------------------------------
@@ -332,7 +333,7 @@ def test_a_setting_is_exempt_from_the_lock_only_where_both_tried_the_same(tmp_pa
         )
         assert (
             any(
-                "compared cells differ in batch: LoRA 8 (of 2), FT 16" in note
+                "compared configurations differ in batch: LoRA 8 (of 2), FT 16" in note
                 for note in table.notes
             )
             == noted
@@ -368,7 +369,10 @@ def test_the_best_of_many_has_no_ordinary_interval_and_a_ratio_needs_a_searched_
         )
         cell = collect(spec, store).chosen["m", "made", "LoRA"]
         assert _rate_lies_inside(cell) == ratio
-        assert any("Best cell on the edge" in note for note in tables["landscape"].notes) != ratio
+        assert (
+            any("Best configuration on the edge" in note for note in tables["landscape"].notes)
+            != ratio
+        )
     assert any("tried one learning rate" in note for note in notes_of_one_rate(tmp_path))
 
 
@@ -377,7 +381,7 @@ def notes_of_one_rate(root: Path) -> list[str]:
     return list(next(table for table in in_words(here, "en") if table.name == "landscape").notes)
 
 
-def test_near_and_dead_cells_are_told_by_paired_differences(tmp_path: Path) -> None:
+def test_configurations_are_counted_by_paired_differences(tmp_path: Path) -> None:
     """Near: against the best, on the same rows. Dead: against the floor, by the rule that holds on
     test."""
     task = save_made(tmp_path / "task", N)
@@ -398,7 +402,7 @@ def test_near_and_dead_cells_are_told_by_paired_differences(tmp_path: Path) -> N
     # near, though its interval overlaps.
     assert table.rows[0][4:7] == ("1 (17%)", "3 (50%)", "2 (33%)")
     (note,) = [note for note in table.notes if "rank-correlated" in note]
-    assert "scores 0.700, the best 0.900: loss would choose another cell" in note
+    assert "scores 0.700, the best 0.900: loss would choose another configuration" in note
 
 
 def test_rank_correlation() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests import tiny
-from tests.study.test_study import TRAIN, asked
+from tests import build
+from tests.build import TRAIN, run_config
 from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
 from tsugiki.model.lora import attach
@@ -41,7 +41,7 @@ def test_the_merged_model_answers_as_the_run(
         if method == "full"
         else {"lora": {"targets": "all-linear", "rank": 4, "alpha": 16}}
     )
-    [record] = run_group([asked(model_folder, task_file, **changes)], Store(tmp_path))
+    [record] = run_group([run_config(model_folder, task_file, **changes)], Store(tmp_path))
     seen = export_merged(record, tmp_path / "merged", "fp32")
     assert (seen.rows, seen.changed, seen.before) == (9, 0, seen.after)
     assert seen.lost < 1e-5
@@ -66,7 +66,7 @@ def test_the_merged_model_answers_as_the_run(
 def test_a_merge_leaves_the_buffers_in_fp32(tmp_path: Path) -> None:
     """As they are when the folder is loaded: rotary frequencies in bf16 would be another model for
     far positions."""
-    model = tiny.llama()
+    model = build.llama()
     attach(model, LoraConfig(targets="q+v", rank=2), seed=0)
     merge_adapter(model, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
@@ -85,7 +85,7 @@ def test_a_merge_leaves_the_buffers_in_fp32(tmp_path: Path) -> None:
 def test_a_merge_into_the_current_folder_is_refused(
     model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [record] = run_group([asked(model_folder, task_file)], Store(tmp_path / "runs"))
+    [record] = run_group([run_config(model_folder, task_file)], Store(tmp_path / "runs"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ModelError, match="is the current folder"):
@@ -98,7 +98,7 @@ def test_a_merge_that_changes_the_model_is_refused_and_writes_nothing(
     from tsugiki.runs import use as answer
 
     [record] = run_group(
-        [asked(model_folder, task_file, train={**TRAIN, "epochs": 20})], Store(tmp_path)
+        [run_config(model_folder, task_file, train={**TRAIN, "epochs": 20})], Store(tmp_path)
     )
     real = answer.merge_adapter
 
@@ -135,7 +135,7 @@ def test_only_the_weights_of_a_merged_model_are_new(
     (folder / "config.json").write_text(config, encoding="utf-8")
     (folder / "LICENSE").write_text("CC0", encoding="utf-8")
     (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    [record] = run_group([asked(folder, task_file)], Store(tmp_path))
+    [record] = run_group([run_config(folder, task_file)], Store(tmp_path))
     export_merged(record, tmp_path / "merged", "bf16", tolerance=100, answers=100)
     for name in (
         "LICENSE",
@@ -162,7 +162,7 @@ def test_an_exported_adapter_names_its_base_so_that_peft_finds_it_from_anywhere(
     from tsugiki.runs.use import export_run
 
     monkeypatch.chdir(model_folder.parent)
-    [record] = run_group([asked(Path(model_folder.name), task_file)], Store(tmp_path))
+    [record] = run_group([run_config(Path(model_folder.name), task_file)], Store(tmp_path))
     export_run(record, tmp_path / "adapter")
     given = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert given["base_model_name_or_path"] == str(model_folder.resolve())
@@ -175,7 +175,7 @@ def test_a_merge_into_fp32_is_judged_in_fp32(
     than whether the merge is right."""
     monkeypatch.setenv("TSUGIKI_CPU_BF16", "1")
     [record] = run_group(
-        [asked(model_folder, task_file, train={**TRAIN, "precision": "auto", "epochs": 10})],
+        [run_config(model_folder, task_file, train={**TRAIN, "precision": "auto", "epochs": 10})],
         Store(tmp_path),
     )
     assert record.provenance.numerics.base == "bf16"

@@ -12,20 +12,20 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests import tiny
+from tests import build
 from tsugiki.config.run import LoraConfig
 from tsugiki.fast import attention
 from tsugiki.fast.fused_linears import fused
-from tsugiki.fast.rotary import KINDS, Unturned, rotation_left
-from tsugiki.fast.short_document_attention import LONGEST, serves
-from tsugiki.fast.swiglu import gated
+from tsugiki.fast.rotary import KINDS, PendingRope, deferred_rope
+from tsugiki.fast.short_document_attention import LONGEST, supports
+from tsugiki.fast.swiglu import swiglu
 from tsugiki.model.lora import attach
 
 CODE = """
 import torch
 from tsugiki.fast.attention import by_document
-from tsugiki.fast.rotary import Unturned, turned
-from tsugiki.fast.short_document_attention import joined_attention, short_attention
+from tsugiki.fast.rotary import PendingRope, apply_pending_rope
+from tsugiki.fast.short_document_attention import joined_attention, short_document_attention
 torch.manual_seed(0)
 for heads, group, width, edges, turning in (
     (4, 1, 32, [0, 5, 5, 70, 198, 200], True), (4, 2, 64, [0, 64, 65, 193, 193], False),
@@ -38,14 +38,15 @@ for heads, group, width, edges, turning in (
     half = torch.rand(n, width // 2) * 6
     pair = (torch.cat([one, one], dim=-1) for one in (half.cos(), half.sin()))
     cos, sin = pair if turning else (None, None)
-    out, _ = short_attention(q, k, v, cos, sin, torch.tensor(edges, dtype=torch.int32), width**-0.5)
+    starts = torch.tensor(edges, dtype=torch.int32)
+    out, _ = short_document_attention(q, k, v, cos, sin, starts, width**-0.5)
     slopes = torch.randn_like(out)
     found = (out, *torch.autograd.grad(out, (q, k, v), slopes))
     plain = [one.detach().float().requires_grad_() for one in (q, k, v)]
     states = plain[:2]
     if turning:
-        states = [Unturned(one.transpose(0, 1)[None], cos[None], sin[None]) for one in states]
-        states = [turned(one)[0].transpose(0, 1) for one in states]
+        states = [PendingRope(one.transpose(0, 1)[None], cos[None], sin[None]) for one in states]
+        states = [apply_pending_rope(one)[0].transpose(0, 1) for one in states]
     expected = by_document(*states, plain[2], edges, width**-0.5)
     expected = (expected, *torch.autograd.grad(expected, plain, slopes.float()))
     for one, other in zip(found, expected, strict=True):
@@ -58,13 +59,13 @@ for heads, group, width, edges, turning in (
     assert torch.equal(joined, torch.cat([one.flatten(1) for one in found[1:]], dim=1))
 from tsugiki.fast import swiglu, swiglu_kernels
 for width in (48, 1500):
-    product = torch.randn(3, 2 * width, dtype=torch.float16)
+    gate_up = torch.randn(3, 2 * width, dtype=torch.float16)
     slopes = torch.randn(3, width, dtype=torch.float16)
-    out, dproduct = torch.empty_like(slopes), torch.empty_like(product)
-    gated_kernels.forward[gated._grid(out)](product, out, width, BLOCK=gated.BLOCK)
-    gated_kernels.backward[gated._grid(out)](slopes, product, dproduct, width, BLOCK=gated.BLOCK)
-    expected = (gated.gated(product), gated.gated_backward(slopes, product))
-    for one, other in zip((out, dproduct), expected, strict=True):
+    out, dgate_up = torch.empty_like(slopes), torch.empty_like(gate_up)
+    swiglu_kernels.forward[swiglu._grid(out)](gate_up, out, width, BLOCK=swiglu.BLOCK)
+    swiglu_kernels.backward[swiglu._grid(out)](slopes, gate_up, dgate_up, width, BLOCK=swiglu.BLOCK)
+    expected = (swiglu.swiglu(gate_up), swiglu.swiglu_backward(slopes, gate_up))
+    for one, other in zip((out, dgate_up), expected, strict=True):
         assert ((one - other).norm() / other.norm()).item() < 1e-3
 """
 
@@ -87,24 +88,24 @@ def test_the_kernels_equal_their_twins() -> None:
 
 def test_what_the_kernel_takes() -> None:
     q = torch.zeros(3, 2, 64, dtype=torch.bfloat16)
-    assert serves(q, LONGEST)
-    assert not serves(q, LONGEST + 1)
-    assert not serves(q.float(), 10)
-    assert not serves(torch.zeros(3, 2, 80, dtype=torch.bfloat16), 10)
+    assert supports(q, LONGEST)
+    assert not supports(q, LONGEST + 1)
+    assert not supports(q.float(), 10)
+    assert not supports(torch.zeros(3, 2, 80, dtype=torch.bfloat16), 10)
 
 
-def test_the_gated_operator_is_what_the_layers_wrote() -> None:
-    product = torch.randn(5, 24, dtype=torch.double, requires_grad=True)
-    gate, up = product.chunk(2, dim=-1)
+def test_the_swiglu_operator_is_what_the_layers_wrote() -> None:
+    gate_up = torch.randn(5, 24, dtype=torch.double, requires_grad=True)
+    gate, up = gate_up.chunk(2, dim=-1)
     expected = torch.nn.functional.silu(gate) * up
     slopes = torch.randn_like(expected)
-    assert torch.allclose(gated(product), expected)
-    [found] = torch.autograd.grad(gated(product), product, slopes)
-    assert torch.allclose(found, torch.autograd.grad(expected, product, slopes)[0], atol=1e-6)
+    assert torch.allclose(swiglu(gate_up), expected)
+    [found] = torch.autograd.grad(swiglu(gate_up), gate_up, slopes)
+    assert torch.allclose(found, torch.autograd.grad(expected, gate_up, slopes)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["broad llama", "broad gpt2", "broad qwen3", "qwen2"])
-def test_a_product_is_handed_on_where_the_attention_reads_it_untouched(
+def test_the_fused_output_is_given_where_the_attention_reads_it_untouched(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the attention gets in parts is what it gets as a whole; norms in between (Qwen3) forbid
@@ -112,22 +113,22 @@ def test_a_product_is_handed_on_where_the_attention_reads_it_untouched(
     seen = []
 
     def watching(module: Any, query: Any, key: Any, value: Any, mask: Any, **others: Any) -> Any:
-        product = attention.product_behind(module, turned=not isinstance(query, Unturned))
-        assert attention.product_behind(module, turned=not isinstance(query, Unturned)) is None, (
-            "once after each product"
-        )
-        if product is not None:
+        gate_up = attention.fused_qkv_of(module, rope_applied=not isinstance(query, PendingRope))
+        assert (
+            attention.fused_qkv_of(module, rope_applied=not isinstance(query, PendingRope)) is None
+        ), "once after each product"
+        if gate_up is not None:
             parts = [
-                one.states if isinstance(one, Unturned) else one for one in (query, key, value)
+                one.states if isinstance(one, PendingRope) else one for one in (query, key, value)
             ]
             assert torch.equal(
-                product, torch.cat([one.transpose(1, 2).flatten(2) for one in parts], dim=-1)
+                gate_up, torch.cat([one.transpose(1, 2).flatten(2) for one in parts], dim=-1)
             )
-        seen.append(product is not None)
+        seen.append(gate_up is not None)
         return attention.packed_attention(module, query, key, value, mask, **others)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, attention.PACKED, watching)
-    model = tiny.MODELS[kind]()
+    model = build.MODELS[kind]()
     attach(model, LoraConfig(targets="q+v", rank=2), seed=0)
     packed = {
         "position_ids": torch.tensor([[0, 1, 2, 0, 1]]),
@@ -138,8 +139,8 @@ def test_a_product_is_handed_on_where_the_attention_reads_it_untouched(
     for left in (True, False):
         with (
             attention.attending(model, attention.PACKED),
-            rotation_left(model),
-            rotation_left(model, left),
+            deferred_rope(model),
+            deferred_rope(model, left),
             fused(model),
         ):
             model.base_model(inputs_embeds=torch.randn(1, 5, model.config.hidden_size), **packed)
@@ -157,8 +158,8 @@ def test_a_product_is_handed_on_where_the_attention_reads_it_untouched(
 
 
 @pytest.mark.parametrize("kind", ["broad llama", "broad qwen3", "gpt2", "gemma"])
-def test_rotation_that_was_left_gives_the_same_states(kind: str) -> None:
-    model = tiny.MODELS[kind]()
+def test_rope_that_was_deferred_gives_the_same_states(kind: str) -> None:
+    model = build.MODELS[kind]()
     packed = {
         "position_ids": torch.tensor([[0, 1, 2, 0, 1]]),
         "cu_seq": torch.tensor([0, 3, 5]),
@@ -170,12 +171,12 @@ def test_rotation_that_was_left_gives_the_same_states(kind: str) -> None:
     written = getattr(code, "apply_rotary_pos_emb", None)
     with attention.attending(model, attention.PACKED), torch.no_grad():
         expected = model.base_model(inputs_embeds=states, **packed).last_hidden_state
-        with rotation_left(model):
+        with deferred_rope(model):
             found = model.base_model(inputs_embeds=states, **packed).last_hidden_state
             assert (getattr(code, "apply_rotary_pos_emb", None) is written) == (
                 model.config.model_type not in KINDS
             )
-            with rotation_left(model, left=False):
+            with deferred_rope(model, deferred=False):
                 assert getattr(code, "apply_rotary_pos_emb", None) is written
     assert getattr(code, "apply_rotary_pos_emb", None) is written
     assert torch.equal(found, expected)
@@ -183,6 +184,6 @@ def test_rotation_that_was_left_gives_the_same_states(kind: str) -> None:
 
 def test_nothing_but_the_packed_attention_reads_what_was_left() -> None:
     """A layer that touched it in between would fail, not compute something else."""
-    model = tiny.llama()
-    with rotation_left(model), pytest.raises((AttributeError, TypeError)):
+    model = build.llama()
+    with deferred_rope(model), pytest.raises((AttributeError, TypeError)):
         model(input_ids=torch.tensor([[5, 6, 7]]))

@@ -12,31 +12,32 @@ from typing import Any
 import pytest
 import torch
 
-from tests import tiny
+from tests import build
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tests.train.test_lanes import KINDS, LANES, Asked, StopAt, lanes_of, together
 from tsugiki.config.run import LoraConfig
 from tsugiki.score.predict import generate_ids
-from tsugiki.train import captured
-from tsugiki.train.captured import captured_step
+from tsugiki.train import cuda_graph_step as cuda_graphs
+from tsugiki.train import open_step
 from tsugiki.train.engine import FitResult, fit
 from tsugiki.train.lane import Lane
+from tsugiki.train.open_step import cuda_graph_step
 from tsugiki.train.step import EagerStep
 
 FUSED: list[Asked] = [(lora.model_copy(update={"dropout": 0.0}), train) for lora, train in LANES]
 
 
 class Replayed:
-    """Runs work where a device would record it, and again where it would replay it."""
+    """Runs work where a device would capture it, and again where it would replay it."""
 
     def __init__(self, device: torch.device):
-        self.recorded = 0
+        self.captured = 0
 
     def warm_up(self, work: Callable[[], None]) -> None:
         work()
 
-    def record(self, work: Callable[[], None]) -> SimpleNamespace:
-        self.recorded += 1
+    def capture(self, work: Callable[[], None]) -> SimpleNamespace:
+        self.captured += 1
         return SimpleNamespace(replay=work)
 
 
@@ -61,9 +62,9 @@ class HostTorch:
 
 @pytest.fixture(autouse=True)
 def on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captured, "torch", HostTorch())
-    monkeypatch.setattr(captured, "Recorder", Replayed)
-    monkeypatch.setattr(captured, "_compiled_layers", lambda model: nullcontext())
+    monkeypatch.setattr(cuda_graphs, "torch", HostTorch())
+    monkeypatch.setattr(cuda_graphs, "GraphCapturer", Replayed)
+    monkeypatch.setattr(open_step, "_compiled_layers", lambda model: nullcontext())
 
 
 def recorded(
@@ -73,9 +74,9 @@ def recorded(
     killed_at: int | None = None,
     only: Sequence[int] | None = None,
 ) -> tuple[list[Lane], list[FitResult]]:
-    model = tiny.MODELS[kind]()
+    model = build.MODELS[kind]()
     lanes = lanes_of(model, asked)
-    with captured_step(model, lanes, rows(), CPU, FP32) as step:
+    with cuda_graph_step(model, lanes, rows(), CPU, FP32) as step:
         here = lanes if only is None else [lanes[number] for number in only]
         results = fit(
             StopAt(step, killed_at) if killed_at else step,
@@ -112,7 +113,7 @@ def test_lanes_of_other_lengths_rest_when_they_have_ended() -> None:
     assert lanes[0].step == lanes[0].steps < lanes[3].steps
     _, [shortest] = recorded("llama", asked[:1])
     assert shortest.history.loss == pytest.approx(results[0].history.loss, rel=1e-5)
-    [again] = lanes_of(tiny.llama(), asked[:1])
+    [again] = lanes_of(build.llama(), asked[:1])
     assert {name: tensor.shape for name, tensor in again.parameters.items()} == {
         name: tensor.shape for name, tensor in ended.items()
     }
@@ -126,14 +127,14 @@ def test_lanes_at_different_steps_share_a_recording() -> None:
         for epochs, seed in ((4, 0), (6, 0), (3, 5))
     ]
     _, expected = together("llama", asked)
-    model = tiny.llama()
+    model = build.llama()
     lanes = lanes_of(model, asked)
     ahead = EagerStep(model, rows(), 3, CPU, FP32)
     for _ in range(4):
         ahead([lanes[1]])
     for _ in range(2):
         ahead([lanes[2]])
-    with captured_step(model, lanes, rows(), CPU, FP32) as step:
+    with cuda_graph_step(model, lanes, rows(), CPU, FP32) as step:
         results = fit(step, lanes, CPU, folders=[None] * 3)
     for result, alone, done in zip(results, expected, (0, 4, 2), strict=True):
         assert result.history.loss == pytest.approx(alone.history.loss[done:], rel=1e-5)
@@ -158,8 +159,8 @@ def test_a_recorded_group_that_was_killed_goes_on_to_the_same_bits(tmp_path: Pat
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_one_recorded_lane_equals_the_reference(method: str, micro_batch: int | None) -> None:
     losses = []
-    for kind in ("eager", "captured"):
-        model = tiny.llama()
+    for kind in ("eager", "cuda_graph"):
+        model = build.llama()
         lane = lane_of(model, config(epochs=4, micro_batch=micro_batch), method, 10)
         if kind == "eager":
             losses.append(
@@ -168,8 +169,8 @@ def test_one_recorded_lane_equals_the_reference(method: str, micro_batch: int | 
                 ].history.loss
             )
         else:
-            with captured_step(model, [lane], rows(), CPU, FP32) as step:
-                assert step.kind == "captured"
+            with cuda_graph_step(model, [lane], rows(), CPU, FP32) as step:
+                assert step.kind == "cuda_graph"
                 losses.append(fit(step, [lane], CPU, folders=[None])[0].history.loss)
             assert method == "lora" or all(
                 parameter.grad is None for parameter in model.parameters()
@@ -181,15 +182,15 @@ def test_the_plain_generation_in_the_middle_of_a_recorded_run() -> None:
     """`score.decode = "eager"` while validation is looked at: the model's own attention answers,
     with the same adapters."""
     prompts = [tuple(5 + (7 * n + 3 * place) % 300 for place in range(2 + n % 9)) for n in range(6)]
-    model = tiny.llama()
+    model = build.llama()
     [lane] = lanes_of(model, FUSED[:1])
-    with captured_step(model, [lane], rows(), CPU, FP32) as step:
+    with cuda_graph_step(model, [lane], rows(), CPU, FP32) as step:
         step([lane])
         with step.paused():
             found = generate_ids(model, prompts, max_new_tokens=6, stops=(), pad_id=3)
         step([lane])
     assert len(found) == len(prompts)
-    again = tiny.llama()
+    again = build.llama()
     [other] = lanes_of(again, FUSED[:1])
     EagerStep(again, rows(), 3, CPU, FP32)([other])
     assert generate_ids(again, prompts, max_new_tokens=6, stops=(), pad_id=3) == found

@@ -11,9 +11,8 @@ import peft
 import pytest
 import torch
 
-from tests import tiny
-from tests.study.test_study import TRAIN, asked, study_of
-from tests.tables import in_words
+from tests import build
+from tests.build import TRAIN, in_words, run_config, study_of
 from tsugiki.config.run import RunConfig
 from tsugiki.data.prompts import prompt_ids_of, render
 from tsugiki.data.tasks import load_task
@@ -48,7 +47,7 @@ def adapter_of(kind: str, folder: Path) -> Path:
         task_type="CAUSAL_LM",
         fan_in_fan_out=kind == "gpt2",
     )
-    model = peft.get_peft_model(tiny.MODELS[kind](), config)
+    model = peft.get_peft_model(build.MODELS[kind](), config)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data.mul_(6)
@@ -57,20 +56,20 @@ def adapter_of(kind: str, folder: Path) -> Path:
 
 
 def imported(model: Path, task: Path, adapter: Path) -> RunConfig:
-    return asked(model, task, lora=None, train={"precision": "fp32"}, adapter=str(adapter))
+    return run_config(model, task, lora=None, train={"precision": "fp32"}, adapter=str(adapter))
 
 
 @pytest.mark.parametrize("kind", list(MADE))
 def test_an_adapter_of_peft_is_scored_as_peft_answers_and_leaves_again(
     kind: str, task_file: Path, tmp_path: Path
 ) -> None:
-    folder = tiny.save(tmp_path / "model", kind)
+    folder = build.save(tmp_path / "model", kind)
     adapter = adapter_of(kind, tmp_path / "adapter")
     [record] = run_group([imported(folder, task_file, adapter)], Store(tmp_path))
     assert record.status == "done"
     record = score_run(record, "test")
-    theirs = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), adapter).eval()
-    task, tokenizer = load_task(record.config.task), tiny.tokenizer()
+    theirs = peft.PeftModel.from_pretrained(build.MODELS[kind](), adapter).eval()
+    task, tokenizer = load_task(record.config.task), build.tokenizer()
     answers = record.answers("test")
     for example, kept in zip(task.examples["test"], answers, strict=True):
         ids = torch.tensor([prompt_ids_of(tokenizer, render(task.template, example))])
@@ -79,7 +78,7 @@ def test_an_adapter_of_peft_is_scored_as_peft_answers_and_leaves_again(
         ]
         assert kept.answer.strip() == tokenizer.decode(out, skip_special_tokens=True).strip()
     export_run(record, tmp_path / "again")
-    again = peft.PeftModel.from_pretrained(tiny.MODELS[kind](), tmp_path / "again").eval()
+    again = peft.PeftModel.from_pretrained(build.MODELS[kind](), tmp_path / "again").eval()
     probe = torch.tensor([[5, 9, 30, 41]])
     torch.testing.assert_close(again(probe).logits, theirs(probe).logits, rtol=1e-5, atol=1e-5)
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()

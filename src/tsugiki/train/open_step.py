@@ -1,0 +1,183 @@
+"""Which step a group of lanes takes, and the model rewired for it: compiled layers, packed rows,
+as many tokens a backward pass as the memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tsugiki.data.packing import PackableRows, split_rows
+from tsugiki.data.prompts import Tokens
+from tsugiki.errors import RunError
+from tsugiki.fast.attention import PACKED, attending
+from tsugiki.fast.cuda_graphs import layer_calls, repeated_layers, use_cuda_graphs
+from tsugiki.fast.fused_linears import can_fuse, fused
+from tsugiki.fast.rotary import deferred_rope
+from tsugiki.model.loading import Numerics
+from tsugiki.train.cuda_graph_step import CudaGraphStep
+from tsugiki.train.lane import DoesNotFit, Lane
+from tsugiki.train.packed_forward import PackedForward
+from tsugiki.train.step import EagerStep
+
+MOST_VARIANTS = 64  # of a layer compiled in one process: methods, targets, ranks
+
+
+@contextmanager
+def open_step(
+    model: Any,
+    lanes: Sequence[Lane],
+    rows: Sequence[Tokens],
+    *,
+    pad_id: int,
+    device: torch.device,
+    numerics: Numerics,
+) -> Iterator[EagerStep | CudaGraphStep]:
+    """The step that `train.step` of the lanes' configuration asks for; `auto` is the CUDA-graph
+    step wherever it exists.
+
+    Raises:
+        RunError: `cuda_graph` was asked for and does not exist here.
+        DoesNotFit: the device's memory does not hold so many lanes.
+    """
+    if not use_cuda_graphs(lanes[0].config.step, "train.step", model, device, numerics):
+        yield EagerStep(model, rows, pad_id, device, numerics)
+        return
+    with cuda_graph_step(model, lanes, rows, device, numerics) as step:
+        yield step
+
+
+@contextmanager
+def cuda_graph_step(
+    model: Any,
+    lanes: Sequence[Lane],
+    rows: Sequence[Tokens],
+    device: torch.device,
+    numerics: Numerics,
+) -> Iterator[CudaGraphStep]:
+    """The CUDA-graph step of one or more lanes; the model is rewired within and as before
+    afterwards.
+
+    When the device's memory does not hold a whole step of one lane, the step is cut into
+    micro-batches of half as many tokens, and again, until it fits: which rows make a step never
+    changes. Only when not even the longest row fits, layers forget what they computed and compute
+    it again in the backward pass.
+
+    Raises:
+        DoesNotFit: the device's memory does not hold a step of several lanes.
+        RunError: not even the longest row fits, or the layers cannot be compiled here.
+    """
+    packable = PackableRows.of(rows)
+    attention = model.config._attn_implementation
+    with ExitStack() as rewired:
+        rewired.enter_context(attending(model, PACKED))
+        rewired.enter_context(deferred_rope(model))
+        compute_copy = rewired.enter_context(fused(model)) if can_fuse(model) else None
+        rewired.enter_context(_compiled_layers(model))
+        forward = PackedForward(model, lanes, numerics, device, compute_copy)
+        step = _capture_what_fits(forward, packable, rewired)
+        step.attention = attention
+        try:
+            yield step
+        finally:
+            step.close()
+
+
+def _capture_what_fits(
+    forward: PackedForward, rows: PackableRows, rewired: ExitStack
+) -> CudaGraphStep:
+    """Captures the step with as many tokens a backward pass as the memory holds; layers are
+    recomputed, within `rewired`, only when not even the longest row fits otherwise."""
+    longest, first, device = int(rows.lengths.max()), forward.lanes[0], forward.device
+    budget: int | None = None
+    recomputed = False
+    while True:
+        try:
+            step = CudaGraphStep(forward, rows, budget)
+            step.recomputed = recomputed
+            return step
+        except torch.OutOfMemoryError:
+            if len(forward.lanes) > 1:
+                raise DoesNotFit(
+                    f"{len(forward.lanes)} lanes do not fit into the memory of {device} together"
+                ) from None
+            budget = _smaller(budget, first, rows)
+        except torch.AcceleratorError as broken:
+            reason = str(broken).splitlines()[0]
+            raise RunError(
+                f'{first.name}: the step cannot be captured ({reason}). Set train.step = "eager" '
+                "to train without"
+            ) from broken
+        torch.cuda.empty_cache()
+        if budget >= longest:
+            continue
+        if recomputed:
+            raise RunError(
+                f"{first.name}: a row of {longest} tokens does not fit into {device}'s memory. "
+                "Lower train.max_length, or take a smaller model"
+            )
+        rewired.enter_context(recomputed_layers(forward.model))
+        recomputed, budget = True, None
+
+
+def _smaller(budget: int | None, lane: Lane, rows: PackableRows) -> int:
+    """Half as many tokens a backward pass; at first, half of the largest step."""
+    if budget is None:
+        steps = range(min(lane.steps, lane.order.steps_per_epoch))
+        parts = (
+            split_rows(
+                lane.order.rows_of(step),
+                rows.lengths,
+                max_rows=lane.config.micro_batch,
+                max_tokens=None,
+            )
+            for step in steps
+        )
+        budget = max(int(rows.lengths[part].sum()) for of_step in parts for part in of_step)
+    return budget // 2
+
+
+@contextmanager
+def _compiled_layers(model: Any) -> Iterator[None]:
+    """Compiles one layer, for any number of tokens; its copies share the code, and so do later
+    runs of the process that adapt alike."""
+    layers = repeated_layers(model)
+    limits = torch._dynamo.config.patch(
+        recompile_limit=MOST_VARIANTS,
+        accumulated_recompile_limit=16 * MOST_VARIANTS,
+        fail_on_recompile_limit_hit=True,
+    )
+    # Sizes that happen to be equal (tokens and heads, say) must not be taken for one size: other
+    # rows would compile anew.
+    sizes = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
+    try:
+        for layer in layers:
+            layer.compile(dynamic=True)
+        with limits, sizes:
+            yield
+    except torch._dynamo.exc.TorchDynamoException as broken:
+        raise RunError(
+            f"the layers cannot be compiled here: {str(broken).splitlines()[0]}. Set train.step = "
+            '"eager" to train without'
+        ) from broken
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None  # type: ignore[assignment]
+
+
+def recomputed_layers(model: Any) -> AbstractContextManager[None]:
+    """Within it a layer keeps its input alone and runs again in the backward pass."""
+
+    def twice(layer: nn.Module, compiled: Any) -> Any:
+        # No random numbers are drawn in a layer (dropout counts), and asking for their state would
+        # wait for the device.
+        return partial(
+            checkpoint, compiled or layer._call_impl, use_reentrant=False, preserve_rng_state=False
+        )
+
+    return layer_calls(model, twice)
