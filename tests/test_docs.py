@@ -32,6 +32,25 @@ def test_the_map_of_the_files_is_that_of_the_docstrings() -> None:
     assert "`runs/group.py`" in page
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/how-it-works.md"])
+def test_modules_tests_and_names_that_are_pointed_at_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8").split(file_map.START)[0]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("src/**/*.py")))
+    code += "\n".join(path.read_text(encoding="utf-8") for path in ROOT.rglob("tests/**/*.py"))
+    pointed = re.findall(r"`([^`\n]+)`", text)
+    assert len(pointed) > 40
+    for name in pointed:
+        if re.fullmatch(r"(data|model|fast|train|score|runs|study|report|cli|config)/\w+", name):
+            assert (ROOT / "src/tsugiki" / f"{name}.py").exists(), name
+        elif re.fullmatch(r"[\w./-]+\.(py|toml|md)(::\w+)?", name):
+            path, _, test = name.partition("::")
+            assert any((root / path).exists() for root in (ROOT, ROOT / "src/tsugiki")), name
+            assert not test or f"def {test}(" in code, name
+        elif re.fullmatch(r"[A-Za-z_]+(\.[A-Za-z_]+)?", name) and len(name) > 3:
+            for part in name.split("."):
+                assert re.search(rf"\b{part}\b", code), name
+
+
 def test_both_readmes_quote_the_benchmark() -> None:
     kept = (ROOT / "benchmarks/workbench/h100_20261125/table2.csv").read_text(encoding="utf-8-sig")
     for page in PAGES[:2]:

@@ -11,10 +11,18 @@ import unicodedata
 import pytest
 
 from tests import build
+from tsugiki.config.task import METRICS_OF
 from tsugiki.errors import ConfigError
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
 from tsugiki.score.metrics import rouge
-from tsugiki.score.rules import CLOSED_RULES, SUMMARY_RULES, class_scores, pick_rules, pltrdy_rouge
+from tsugiki.score.rules import (
+    CLOSED_RULES,
+    METRICS,
+    SUMMARY_RULES,
+    class_scores,
+    pick_rules,
+    pltrdy_rouge,
+)
 from tsugiki.score.statistics import mcnemar
 
 WORDS = [
@@ -259,3 +267,7 @@ def test_two_methods_that_never_differ_have_an_interval_on_both_sides() -> None:
     found = paired_difference([same], [same], [str(n) for n in range(100)])
     assert found.mean == 0
     assert -found.low == found.high == pytest.approx(1.96**2 / (100 + 1.96**2))
+
+
+def test_every_metric_of_a_task_has_its_rule() -> None:
+    assert {name for names in METRICS_OF.values() for name in names} == set(METRICS)

@@ -15,13 +15,11 @@ from tsugiki.data.prompts import Tokens
 from tsugiki.data.text import normalise
 from tsugiki.errors import RunError
 from tsugiki.model.loading import Numerics
+from tsugiki.score.baselines import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.score.decode import generate_all
 from tsugiki.score.failures import classify, repeats
 from tsugiki.score.japanese import clean_for_rouge, segment
 from tsugiki.score.metrics import (
-    chance_baseline,
-    lead_baseline,
-    majority_baseline,
     rouge,
     score,
     signature,

@@ -13,6 +13,15 @@ from pydantic import BeforeValidator, Field, model_validator
 from tsugiki.config.fields import Positive, Record, Word
 from tsugiki.errors import did_you_mean
 
+TaskKind = Literal["classification", "choice", "generation"]
+MetricName = Literal["accuracy", "exact_match", "rouge"]
+# Which metrics score the answers of a kind; `score/rules` has their rules.
+METRICS_OF: dict[TaskKind, tuple[MetricName, ...]] = {
+    "classification": ("accuracy", "exact_match"),
+    "choice": ("accuracy", "exact_match"),
+    "generation": ("rouge",),
+}
+
 
 class FileSpec(Record):
     """One data file: where it is and what its content must be.
@@ -69,10 +78,10 @@ class TaskSpec(Record):
 
     name: str = Field(pattern="^[a-z0-9_]+$")
     title: str
-    kind: Literal["classification", "choice", "generation"]
+    kind: TaskKind
     licence: str
     citation: str
-    metric: Literal["accuracy", "exact_match", "rouge"]
+    metric: MetricName
     target: str
     fields: tuple[str, ...]
     labels: dict[str, Word] = Field({})
@@ -95,6 +104,11 @@ class TaskSpec(Record):
     default_version: str | None = None
     splits: dict[str, SplitSpec]
     default_split: str
+
+    @property
+    def closed(self) -> bool:
+        """Whether an answer is one of a row's candidates."""
+        return self.kind != "generation"
 
     @model_validator(mode="before")
     @classmethod
@@ -137,9 +151,10 @@ class TaskSpec(Record):
             )
         if (self.kind == "choice") != bool(self.choices):
             raise ValueError("choices: needed by kind = choice, and by no other")
-        if (self.kind == "generation") != (self.metric == "rouge"):
+        if self.metric not in METRICS_OF[self.kind]:
             raise ValueError(
-                "metric: rouge for kind = generation, accuracy or exact_match for the others"
+                f"metric: of kind = {self.kind} are {' and '.join(METRICS_OF[self.kind])}, "
+                f"got {self.metric}"
             )
         if self.cut and self.cut not in self.fields:
             raise ValueError(f"cut: {self.cut!r} is not one of fields")

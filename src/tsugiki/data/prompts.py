@@ -308,7 +308,7 @@ def tokenize_one(
     ending = ending or ending_of(tokenizer, chat=task.format == CHAT)
     target = target_ids_of(tokenizer, example.target, ending)
     allowed = max_new_tokens or task.spec.max_new_tokens
-    if task.spec.kind != "generation" and len(target) > allowed:
+    if task.spec.closed and len(target) > allowed:
         raise DataError(
             f'task "{task.name}" row {example.id}: the answer “{example.target}” has {len(target)} '
             f"tokens, but max_new_tokens is {allowed}. Raise it"

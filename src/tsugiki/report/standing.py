@@ -3,9 +3,7 @@ score that needs no model. No torch here."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +12,7 @@ from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against
 from tsugiki.report.words import Language, say, texts
 from tsugiki.runs.reading import RunRecord
-from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
+from tsugiki.score.baselines import baselines, guessing_nats
 from tsugiki.score.statistics import Estimate
 from tsugiki.study.cells import Cell, Key, StudyResult
 from tsugiki.study.missing import seed_of, test_of
@@ -56,23 +54,11 @@ def _floor(task: Task, part: str, ids: Sequence[str], score: str) -> Floor | Non
     if not set(ids) <= set(rows):
         return None
     own_rows = [rows[number] for number in ids]
-    if task.spec.kind == "generation":
-        field = task.spec.cut or task.spec.fields[0]
-        lead = lead_baseline(
-            task.spec.metric,
-            [row.fields[field] for row in own_rows],
-            [row.target for row in own_rows],
-        )
-        return Floor(name="lead", values=tuple(lead[score]))
-    chance = Floor(
-        name="chance", values=tuple(chance_baseline([row.candidates for row in own_rows]))
-    )
-    if task.spec.kind == "choice":
-        return chance
-    majority = majority_baseline(
-        [example.target for example in task.examples["train"]], [row.target for row in own_rows]
-    )
-    return max(Floor(name="majority", values=tuple(majority)), chance, key=lambda floor: floor.mean)
+    floors = [
+        Floor(name=baseline.name, values=tuple(baseline.values[score]))
+        for baseline in baselines(task.spec, task.examples["train"], own_rows)
+    ]
+    return max(floors, key=lambda floor: floor.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,15 +258,8 @@ def loss_alarm(record: RunRecord, task: Task) -> tuple[float, float] | None:
     lower than guessing by frequency; None where it is, for free text, and for runs that kept too
     little to tell."""
     tokens, losses = record.outcome.target_tokens, record.losses
-    if task.spec.kind == "generation" or tokens is None or not losses:
+    entropy = guessing_nats(task.spec, task.examples["train"])
+    if entropy is None or tokens is None or not losses:
         return None
     loss = statistics.fmean(losses[-max(1, len(losses) // 10) :]) * tokens
-    if task.spec.kind == "choice":
-        entropy = statistics.fmean(
-            math.log(len(example.candidates)) for example in task.examples["train"]
-        )
-    else:
-        counts = Counter(example.target for example in task.examples["train"])
-        total = sum(counts.values())
-        entropy = -sum(count / total * math.log(count / total) for count in counts.values())
     return (loss, entropy) if loss >= NEARLY * entropy else None

@@ -32,8 +32,8 @@ from tsugiki.report.texts import chosen_text, values_text
 from tsugiki.report.words import Language, say
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.record import Scores
+from tsugiki.score.baselines import baselines
 from tsugiki.score.failures import CLASSES
-from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.score.rules import METRICS
 from tsugiki.study.cells import Cell, Key, StudyResult, task_label
 
@@ -136,7 +136,7 @@ def _rows(result: StudyResult, label: str, tasks: Mapping[str, Task]) -> Iterato
                 _, why = why_nothing(result, [cell for cell in cells if cell.method.name == name])
                 yield _filled(label, f"{model.label}-{name}", _no_result(why))
     if label in tasks:
-        for baseline, value in baselines(tasks[label]):
+        for baseline, value in baseline_rows(tasks[label]):
             yield _filled(label, baseline, value, len(tasks[label].examples["test"]))
     if result.study.reference_rows:
         for name, trainable, memory, seconds, score in PAPER_ROWS.get(
@@ -181,22 +181,13 @@ def _result_row(label: str, cell: Cell, record: RunRecord, result: StudyResult) 
     )
 
 
-def baselines(task: Task) -> list[tuple[Said, Content]]:
+def baseline_rows(task: Task) -> list[tuple[Said, Content]]:
     """(name, score on test) of what needs no model."""
-    test = task.examples["test"]
-    targets = [row.target for row in test]
-    if task.spec.kind == "generation":
-        name = task.spec.cut or task.spec.fields[0]
-        lead = lead_baseline(task.spec.metric, [row.fields[name] for row in test], targets)
-        means = {score: fmean(values) for score, values in lead.items()}
-        main = METRICS[task.spec.metric].main
+    rows, main = list[tuple[Said, Content]](), METRICS[task.spec.metric].main
+    for baseline in baselines(task.spec, task.examples["train"], task.examples["test"]):
+        means = {score: fmean(values) for score, values in baseline.values.items()}
         text = _plain(values_text(means, main))
-        return [(phrase("label.lead_first_characters"), Estimated(value=means[main], words=text))]
-    chance = fmean(chance_baseline([row.candidates for row in test]))
-    rows: list[tuple[Said, Content]] = [(phrase("label.chance"), Number(value=chance))]
-    if task.spec.kind == "classification":
-        most = majority_baseline([row.target for row in task.examples["train"]], targets)
-        rows.insert(0, (phrase("label.majority"), Number(value=fmean(most))))
+        rows.append((phrase(f"label.{baseline.name}"), Estimated(value=means[main], words=text)))
     return rows
 
 

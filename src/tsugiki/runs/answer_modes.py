@@ -43,7 +43,7 @@ def answer_modes(record: RunRecord, part: str, events: Events = SILENT) -> list[
         ConfigError: the task has no candidates: its answers are free text.
     """
     spec = load_task(record.config.task).spec
-    if spec.kind == "generation":
+    if not spec.closed:
         raise ConfigError(
             f'--answer-modes: task "{spec.name}" has no candidates to choose among: its answers '
             "are free "

@@ -108,10 +108,10 @@ def look_at_rows(
         )
     notes += _odd_ends(tokenizer, next(iter(rows.values())), vocab_rows)
     for part, some_rows in rows.items():
-        if task.spec.kind == "generation":
-            notes += _free_answers(tokenizer, task, part, some_rows, config)
-        else:
+        if task.spec.closed:
             notes += _closed_answers(tokenizer, task, part, some_rows)
+        else:
+            notes += _free_answers(tokenizer, task, part, some_rows, config)
         notes += _control_tokens(tokenizer, part, some_rows)
         notes += _equal_candidates(part, some_rows)
     return [*notes, *_missing_labels(task, rows)]

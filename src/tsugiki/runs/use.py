@@ -142,7 +142,7 @@ def export_merged(
     before = evaluate(gate, task.spec, "validation", sample, config.score)
     lost = merge_adapter(base.model, dtype)
     after = evaluate(gate, task.spec, "validation", sample, config.score)
-    closed = task.spec.kind != "generation"
+    closed = task.spec.closed
     pairs = zip(before.predictions, after.predictions, strict=True)
     changed = sum(pair.answer != other.answer for pair, other in pairs)
     seen = Merged(

@@ -44,7 +44,6 @@ def summarise(
     )
     groups = [prediction.group for prediction in predictions]
     counted = Counter(prediction.failure for prediction in predictions)
-    closed = spec.kind != "generation"
     scores = {name: score(name, each, groups, spec.metric) for name, each in values.items()}
     return Evaluation(
         part=part,
@@ -53,7 +52,7 @@ def summarise(
         failures={name: counted[name] for name in CLASSES if counted[name]},
         candidate_rate=sum(is_candidate(prediction.failure) for prediction in predictions)
         / len(predictions)
-        if closed
+        if spec.closed
         else None,
         answer_s=answer_s,
         predictions=tuple(predictions),

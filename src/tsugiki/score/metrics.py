@@ -1,5 +1,4 @@
-"""Numbers from answers: per-example values, their mean with its interval, and what needs no model.
-No torch here."""
+"""Numbers from answers: per-example values, and their mean with its interval. No torch here."""
 
 from __future__ import annotations
 
@@ -71,23 +70,3 @@ def score(name: str, values: Sequence[float], groups: Sequence[str], metric: str
         groups=len(set(groups)),
         signature=signature(metric),
     )
-
-
-def majority_baseline(train_targets: Sequence[str], targets: Sequence[str]) -> list[float]:
-    """Each answer's worth of always giving the most frequent training answer: 1 or 0."""
-    values, counts = np.unique(list(train_targets), return_counts=True)
-    return [float(target == values[counts.argmax()]) for target in targets]
-
-
-def chance_baseline(candidates: Sequence[Sequence[str]]) -> list[float]:
-    """Each answer's expected worth when it is drawn among the row's candidates."""
-    return [1 / len(row) for row in candidates]
-
-
-def lead_baseline(
-    metric: str, texts: Sequence[str], targets: Sequence[str]
-) -> dict[str, list[float]]:
-    """Each answer's scores by name, the answer being the text's first characters: as many as the
-    mean target has."""
-    length = round(np.mean([len(target) for target in targets]))
-    return per_example(metric, [text[:length] for text in texts], targets)
