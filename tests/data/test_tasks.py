@@ -317,6 +317,6 @@ def test_what_of_a_part_stands_in_the_training_data_is_counted_once(task_file: P
         (task_file.parent / "test.jsonl").read_text(encoding="utf-8"), encoding="utf-8"
     )
     assert (
-        "of 4 test rows 4 stand in the validation data too"
+        "of 4 test rows 4 also occur in the validation data"
         in leak_notes(load_task(TaskChoice(name=str(task_file))), "en")[-1]
     )
