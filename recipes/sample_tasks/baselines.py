@@ -13,7 +13,7 @@ from statistics import fmean
 from tsugiki.config.run import TaskChoice
 from tsugiki.data.example import Example
 from tsugiki.data.tasks import load_task
-from tsugiki.score.metrics import chance_baseline, lead_baseline, majority_baseline
+from tsugiki.score.baselines import chance_baseline, lead_baseline, majority_baseline
 
 
 def grams(text: str) -> set[str]:

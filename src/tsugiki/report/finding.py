@@ -26,6 +26,7 @@ Verdict = Literal["better", "worse", "equal", "undecided"]
 PAPER_BATCH = 8
 DETECT, EQUAL = 2.043, 2.735
 FEW_RATES = 3
+SHARES = ("accuracy", "exact_match")  # scores that are a share of the answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +179,7 @@ def sentence(finding: Finding, language: Language) -> str:
         f"verdict.{seeds}.{finding.verdict}",
         a=first,
         b=second,
-        score=label("accuracy" if name == "accuracy" else "score", language),
+        score=label(name if name in SHARES else "score", language),
         margin=100 * finding.margin,
         points=100 * abs(pair.difference),
         first=_value(pair.first, name),
@@ -193,8 +194,8 @@ def sentence(finding: Finding, language: Language) -> str:
 
 
 def _value(value: float, name: str) -> str:
-    """A score in a sentence: an accuracy in per cent."""
-    return f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.3f}"
+    """A score in a sentence: a share of right answers in per cent."""
+    return f"{100 * value:.1f} %" if name in SHARES else f"{value:.3f}"
 
 
 def _costs(finding: Finding, language: Language) -> str:
