@@ -68,5 +68,16 @@ def in_old_spelling(table: str, content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def text_in_old_spelling(text: str) -> str:
+    """A whole study or run as JSON, as it was once written: its folder is named by that text."""
+    for renamed in SETTINGS.values():
+        for old, new in renamed.items():
+            text = text.replace(f'"{new}":', f'"{old}":')
+    for values in VALUES.values():
+        for old, new in values.items():
+            text = text.replace(f':"{new}"', f':"{old}"')
+    return text
+
+
 def _warn(text: str) -> None:
     warnings.warn(text, OldSpelling, stacklevel=2)

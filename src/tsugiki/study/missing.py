@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from tsugiki.config.old_spellings import text_in_old_spelling
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import RunError, first_line
 from tsugiki.files import write_atomically
@@ -23,7 +24,7 @@ FILE = "missing.json"
 def study_folder(root: Path, study: StudySpec) -> Path:
     """`ROOT/studies/NAME-digest`: a changed study file is another folder, so no report is
     overwritten by another study's."""
-    digest = hashlib.sha256(study.model_dump_json().encode()).hexdigest()[:6]
+    digest = hashlib.sha256(text_in_old_spelling(study.model_dump_json()).encode()).hexdigest()[:6]
     return root / "studies" / f"{study.name}-{digest}"
 
 
