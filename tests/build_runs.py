@@ -74,15 +74,15 @@ def save_made(folder: Path, rows: int = 300) -> Path:
 
 
 def study_of(task: Path, rates: Mapping[str, Sequence[float]], **changes: Any) -> StudySpec:
-    """LoRA and FT on the task, with these learning rates by name of the method."""
-    methods = [
-        {
-            "name": name,
-            "kind": "full" if name == "FT" else "lora",
-            "grid": {"learning_rate": list(some)} | ({} if name == "FT" else {"rank": [2]}),
-        }
-        for name, some in rates.items()
-    ]
+    """LoRA, FT and the untouched base on the task, with these learning rates by name of the
+    method."""
+    methods = []
+    for name, some in rates.items():
+        if name == "base":
+            methods.append({"name": name, "kind": "base"})
+            continue
+        grid = {"learning_rate": list(some)} | ({} if name == "FT" else {"rank": [2]})
+        methods.append({"name": name, "kind": "full" if name == "FT" else "lora", "grid": grid})
     given = {
         "name": "made",
         "models": [{"path": "builtin", "name": "m"}],

@@ -179,7 +179,7 @@ def test_the_run_and_study_files_of_the_docs_are_valid(tmp_path: Path) -> None:
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
-    assert "3 configurations" in done.stdout
+    assert "5 configurations" in done.stdout
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def made(
     store = Store(root / "out")
     for cell in expand(spec):
         for number, share in enumerate(tested.get(cell.method.name, [])):
-            config = with_seed(cell.config, number)
+            config = with_seed(spec, cell.config, number)
             if math.isnan(share):
                 keep(
                     store,

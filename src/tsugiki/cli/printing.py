@@ -83,7 +83,7 @@ def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
     poor = [
         standing
         for standing in material.standings.values()
-        if standing.kind in ("no better", "failed")
+        if standing.kind == "failed" or (standing.kind == "no better" and standing.tuned)
     ]
     if len(lacking) > len(poor):
         advice = f"What is missing is tried again, finished runs are kept, by: {again}"

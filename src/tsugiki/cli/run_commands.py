@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
-from tsugiki.cli.app import DEFAULT_OUT, AsJson, Out, app, reads_records_alone, run_folder
+from tsugiki.cli.app import DEFAULT_OUT, AsJson, Changes, Out, app, reads_records_alone, run_folder
 from tsugiki.cli.printing import (
     print_answer_modes,
     print_comparison,
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Examples: tsugiki score RUN --part test   ·   tsugiki score RUN --rules all   ·   "
-    "tsugiki score RUN --rules xlsum,flexeval --part validation"
+    "tsugiki score RUN --rules xlsum,flexeval --part validation   ·   tsugiki score --model "
+    "llm-jp/llm-jp-3-1.8b --task jnli --shots 4"
 )
 def score(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: Annotated[Optional[Path], typer.Argument(help="A run folder.")] = None,
     part: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     rules: Annotated[
         Optional[str],
@@ -48,9 +49,26 @@ def score(
         ),
     ] = False,
     old_option: Annotated[bool, typer.Option("--ways", hidden=True)] = False,
+    model: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Instead of a run: any model (a folder, a merged one too, a Hub id, or builtin), "
+            "as it is."
+        ),
+    ] = None,
+    task: Annotated[Optional[str], typer.Option(help="With --model: a task.")] = None,
+    adapter: Annotated[
+        Optional[Path], typer.Option(help="With --model: a PEFT adapter folder on it.")
+    ] = None,
+    shots: Annotated[
+        int, typer.Option(min=0, help="With --model: worked examples before every prompt.")
+    ] = 0,
+    out: Out = DEFAULT_OUT,
+    changes: Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
 ) -> None:
-    """Score a finished run on one part of its task; a part that was scored is only printed."""
+    """Score a finished run, or any model as it is, on one part of a task; a part that was scored is
+    only printed."""
     from tsugiki.cli.progress import Display
     from tsugiki.data.tasks import SPLITS
     from tsugiki.errors import did_you_mean
@@ -69,6 +87,13 @@ def score(
             "--rules, --answer-modes: one of them at a time: the first scores kept answers, the "
             "second "
             "asks the model"
+        )
+    given = _Untrained(model=model, task=task, adapter=adapter, shots=shots, changes=changes)
+    if folder is None:
+        folder = given.run(out)
+    elif model or task or adapter or shots or changes:
+        raise ConfigError(
+            "--model, --task, --adapter, --shots, --set: a run has its own; drop them"
         )
     if rules:
         from tsugiki.runs.rescore import rescore
@@ -89,6 +114,38 @@ def score(
     else:
         print_scores(record, part)
         print(f"Next: tsugiki compare {folder} ANOTHER-RUN --part {part}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Untrained:
+    """A model, or an adapter on it, that is scored without training."""
+
+    model: str | None
+    task: str | None
+    adapter: Path | None
+    shots: int
+    changes: list[str] | None
+
+    def run(self, out: Path) -> Path:
+        """The folder of its run, which is made where it is missing."""
+        from tsugiki.cli.progress import Display
+        from tsugiki.config.run import RunConfig
+        from tsugiki.runs.rounds import run_group
+        from tsugiki.runs.store import Store
+        from tsugiki.toml import override, parse
+
+        if self.model is None or self.task is None:
+            raise ConfigError("score: name a run folder, or --model and --task")
+        given: dict[str, object] = {"model": {"path": self.model}, "task": {"name": self.task}}
+        if self.adapter is not None:
+            given["adapter"] = str(self.adapter)
+        else:
+            given["method"] = "base"
+        if self.shots:
+            given["shots"] = self.shots
+        config = parse(RunConfig, override(given, self.changes or []), "score")
+        with Display() as display:
+            return run_group([config], Store(out), display.events)[0].folder
 
 
 @app.command("ls", epilog="Example: tsugiki ls --out tsugiki-runs")

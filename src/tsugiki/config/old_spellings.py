@@ -76,7 +76,7 @@ def text_in_old_spelling(text: str) -> str:
     for values in VALUES.values():
         for old, new in values.items():
             text = text.replace(f':"{new}"', f':"{old}"')
-    return text
+    return text.replace(',"shots":0', "")  # what came later and is not used
 
 
 def _warn(text: str) -> None:

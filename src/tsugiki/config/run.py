@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from tsugiki.config.fields import Above0, Count, IsNumber, Positive, Record, Seed, Share
 from tsugiki.config.old_spellings import in_new_spelling
 
-Method = Literal["lora", "full"]
+Method = Literal["lora", "full", "base"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 StepKind = Literal["auto", "cuda_graph", "eager"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -154,7 +154,13 @@ class ScoreConfig(Record):
 
 
 # What a method reads of [lora] and adapter: one of these.
-READ_BY: dict[Method, tuple[set[str], ...]] = {"lora": ({"lora"}, {"adapter"}), "full": (set(),)}
+READ_BY: dict[Method, tuple[set[str], ...]] = {
+    "lora": ({"lora"}, {"adapter"}),
+    "full": (set(),),
+    "base": (set(),),
+}
+# Of [train], what is read where nothing is trained.
+READ_UNTRAINED = ("learning_rate", "max_length", "long_rows", "precision", "seed")
 
 
 class RunConfig(Record):
@@ -169,41 +175,58 @@ class RunConfig(Record):
         description="folder of a PEFT adapter that was trained elsewhere: it is scored, nothing is "
         "trained",
     )
+    shots: Count = Field(
+        0,
+        description="worked examples before every prompt, drawn from the training rows by "
+        "train.seed (method = base only)",
+    )
     train: TrainConfig
     score: ScoreConfig = ScoreConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _default_adapter(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("method", "lora") != "lora":
+        if not isinstance(given, Mapping):
             return given
-        if given.get("adapter") is not None:
-            train = given.get("train") or {}
-            if isinstance(train, Mapping):
-                for name, value in train.items():
-                    known = TrainConfig.model_fields.get(name)
-                    if (
-                        known is not None
-                        and name not in ("learning_rate", "max_length", "long_rows", "precision")
-                        and value != known.default
-                    ):
-                        raise ValueError(
-                            f"train.{name}: an adapter that was trained elsewhere does not read "
-                            "it; remove it"
-                        )
-                # Nothing is trained: no rate is read.
-                return {**given, "train": {"learning_rate": 1.0, **train}}
-            return given
-        return given if given.get("lora") is not None else {**given, "lora": {}}
+        method = given.get("method", "lora")
+        if method == "base":
+            return _untrained(given, "the untouched base")
+        if method == "lora" and given.get("adapter") is not None:
+            return _untrained(given, "an adapter that was trained elsewhere")
+        missing = method == "lora" and given.get("lora") is None
+        return {**given, "lora": {}} if missing else given
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
         given = {name for name in ("lora", "adapter") if getattr(self, name) is not None}
+        if self.shots and self.method != "base":
+            raise ValueError(
+                'shots: only method = "base" reads it (a trained model answers without); remove '
+                "it, or use the base"
+            )
         if given in READ_BY[self.method]:
             return self
+        if self.method == "base":
+            raise ValueError(f'{min(given)}: method = "base" would ignore it; remove it')
         if "adapter" in given:
             raise ValueError(
                 'adapter: needs method = "lora" and no [lora]: rank, targets and α are those of '
                 "the adapter"
             )
         raise ValueError('lora: method = "full" would ignore it; remove it or use method = "lora"')
+
+
+def _untrained(given: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    """A run of something that is not trained: no rate is read, and no other setting of training.
+
+    Raises:
+        ValueError: a setting of training is given.
+    """
+    train = given.get("train") or {}
+    if not isinstance(train, Mapping):
+        return given
+    for name, value in train.items():
+        known = TrainConfig.model_fields.get(name)
+        if known is not None and name not in READ_UNTRAINED and value != known.default:
+            raise ValueError(f"train.{name}: {what} does not read it; remove it")
+    return {**given, "train": {"learning_rate": 1.0, **train}}

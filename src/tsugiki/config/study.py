@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -84,6 +85,11 @@ class MethodSpec(Record):
         None,
         description="folder of a PEFT adapter that was trained elsewhere; then there is no grid",
     )
+    shots: Count = Field(
+        0,
+        description="kind = base: worked examples before every prompt; a list makes one row "
+        "of each number",
+    )
     grid: dict[str, tuple[Setting, ...] | Range] = Field(
         {}, description="setting -> values, or { low, high, log } for random and tpe"
     )
@@ -107,6 +113,13 @@ class MethodSpec(Record):
             raise ValueError(
                 'adapter: needs kind = "lora", no grid and no search: nothing is trained'
             )
+        if self.kind == "base" and (self.grid or self.search != SearchSpec()):
+            raise ValueError(
+                'grid: kind = "base" is not trained: it has no grid and no search. What it reads: '
+                "shots"
+            )
+        if self.shots and self.kind != "base":
+            raise ValueError('shots: only kind = "base" reads it; remove it')
         if self.search.prune and self.kind not in ADAPTED:
             raise ValueError(
                 "search.prune: compares LoRA configurations that train together; full fine-tuning "
@@ -116,6 +129,27 @@ class MethodSpec(Record):
         return self
 
 
+NumSeeds = Annotated[int, IsNumber, Field(gt=0, le=1000)]
+SeedList = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
+
+
+def _rows_of_shots(given: Any) -> Any:
+    """`shots = [0, 4]` of a method as one method for each number: none is chosen among them."""
+    if not isinstance(given, (list, tuple)):
+        return given
+    rows: list[Any] = []
+    for method in given:
+        shots = method.get("shots") if isinstance(method, Mapping) else None
+        if not isinstance(shots, (list, tuple)):
+            rows.append(method)
+            continue
+        if not shots:
+            raise ValueError("shots: an empty list is no row; remove the method, or write 0")
+        name = method.get("name")
+        rows += [{**method, "name": f"{name} {count}-shot", "shots": count} for count in shots]
+    return rows
+
+
 class StudySpec(Record):
     """A study file: models × tasks × methods, each method with its grid."""
 
@@ -123,7 +157,9 @@ class StudySpec(Record):
     title: str = ""
     models: tuple[ModelChoice, ...] = Field(min_length=1)
     tasks: tuple[TaskChoice, ...] = Field(min_length=1)
-    methods: tuple[MethodSpec, ...] = Field(min_length=1)
+    methods: Annotated[tuple[MethodSpec, ...], BeforeValidator(_rows_of_shots)] = Field(
+        min_length=1
+    )
     train: dict[str, object] = Field({}, description="settings shared by every configuration")
     score: ScoreConfig = ScoreConfig()
     margin: Annotated[float, IsNumber, Field(gt=0, lt=100)] = Field(
@@ -134,8 +170,10 @@ class StudySpec(Record):
         description="adapters trained in one pass over their base (default: as many as a CUDA "
         "device holds; 1 on a CPU)",
     )
-    seeds: Annotated[int, IsNumber, Field(gt=0, le=1000)] = Field(
-        1, description="seeds of the chosen configurations; the grid is searched with the first"
+    seeds: NumSeeds | SeedList = Field(
+        1,
+        description="how many seeds the chosen configurations are trained with, or which; the grid "
+        "is searched with the first",
     )
     answers_shown: Count = Field(
         3,
@@ -143,3 +181,16 @@ class StudySpec(Record):
         "passed on",
     )
     reference_rows: bool = Field(False, description="quote the paper's own figures under the table")
+
+    @model_validator(mode="after")
+    def _seeds_are_named_once(self) -> Self:
+        if isinstance(self.seeds, tuple):
+            if len(set(self.seeds)) < len(self.seeds):
+                raise ValueError(f"seeds: names one twice: {list(self.seeds)}")
+            if "seed" in self.train:
+                raise ValueError("train.seed: seeds names them already; remove one of the two")
+        return self
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.seeds) if isinstance(self.seeds, tuple) else self.seeds

@@ -43,13 +43,14 @@ class Ending:
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
     """One row as ids. `target_ids` ends with `ending.ids`; `was_cut` says that the text was
-    shortened to fit."""
+    shortened to fit; `shots` worked examples stand before it."""
 
     example: Example
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     ending: Ending = Ending()
     was_cut: bool = False
+    shots: int = 0
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.target_ids)
@@ -141,21 +142,31 @@ def _opening_of(tokenizer: Tokenizer) -> list[int]:
     return list(kept)
 
 
-def chat_ids_of(tokenizer: Tokenizer, example: Example, text: str) -> list[int]:
+def chat_ids_of(
+    tokenizer: Tokenizer, example: Example, text: str, shots: Sequence[tuple[Example, str]] = ()
+) -> list[int]:
     """Ids of the conversation before the answer by the tokenizer's chat template, opened for the
-    assistant; `text` is the user's message where there is none.
+    assistant; `text` is the user's message where there is none. `shots` (with their texts) are
+    earlier turns of it.
 
     Raises:
         ModelError: the tokenizer has no chat template, or the template refuses these turns.
     """
-    turns = [{"role": role, "content": content} for role, content in example.turns] or [
-        {"role": "user", "content": text}
-    ]
+    turns = []
+    for shot, message in shots:
+        turns += [*_turns(shot, message), {"role": "assistant", "content": shot.target}]
+    turns += _turns(example, text)
     return list(
         tokenizer(
             _said(tokenizer, turns, f"row {example.id}", opened=True), add_special_tokens=False
         )["input_ids"]
     )
+
+
+def _turns(example: Example, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in example.turns] or [
+        {"role": "user", "content": text}
+    ]
 
 
 def _said(tokenizer: Tokenizer, turns: list[dict[str, str]], what: str, *, opened: bool) -> str:
@@ -248,13 +259,31 @@ def _closing_of(tokenizer: Tokenizer, ends: Collection[int]) -> tuple[int, ...]:
     return () if first is None else tuple(after[: first + 1])
 
 
-def _prompt_ids(tokenizer: Tokenizer, task: Task, example: Example) -> list[int]:
+def _prompt_ids(
+    tokenizer: Tokenizer, task: Task, example: Example, shots: Sequence[Example] = ()
+) -> list[int]:
+    """The prompt, with worked examples before it as a tuned model is taught them: prompt, answer,
+    EOS token (in a conversation: earlier turns)."""
     text = render(task.template, example)
-    return (
-        chat_ids_of(tokenizer, example, text)
-        if task.format == CHAT
-        else prompt_ids_of(tokenizer, text)
-    )
+    before = [(shot, render(task.template, shot)) for shot in shots]
+    if task.format == CHAT:
+        return chat_ids_of(tokenizer, example, text, before)
+    ids = _opening_of(tokenizer)
+    for shot, said in before:
+        ids += [*tokenizer(said, add_special_tokens=False)["input_ids"]]
+        ids += target_ids_of(tokenizer, shot.target)
+    return [*ids, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def _with_shots(
+    tokenizer: Tokenizer, task: Task, example: Example, shots: Sequence[Example], room: int
+) -> tuple[list[int], int]:
+    """The prompt with as many shots as `room` tokens hold, the first ones, and how many."""
+    for count in range(len(shots), 0, -1):
+        ids = _prompt_ids(tokenizer, task, example, shots[:count])
+        if len(ids) <= room:
+            return ids, count
+    return _prompt_ids(tokenizer, task, example), 0
 
 
 def target_ids_of(tokenizer: Tokenizer, target: str, ending: Ending | None = None) -> list[int]:
@@ -272,20 +301,30 @@ def tokenize(
     *,
     stops: Collection[int] = (),
     leave_out: list[str] | None = None,
+    shots: Sequence[Example] = (),
 ) -> list[Tokens]:
     """Rows as ids, none longer than `max_length`: the field `cut` of the task gives way, the
     answer never does.
 
     Room for `max_new_tokens` (default: the task's) is kept free in every prompt, in training as in
     inference, so that both see the same ids. With `leave_out` the rows that do not fit are left
-    out, and their ids are added to that list.
+    out, and their ids are added to that list. Before each prompt stand as many `shots` as fit: they
+    are never cut, and cut nothing.
     """
     ending = ending_of(tokenizer, chat=task.format == CHAT, stops=stops)
     rows = []
     for example in examples:
         try:
             rows.append(
-                tokenize_one(tokenizer, task, example, max_length, max_new_tokens, ending=ending)
+                tokenize_one(
+                    tokenizer,
+                    task,
+                    example,
+                    max_length,
+                    max_new_tokens,
+                    ending=ending,
+                    shots=shots,
+                )
             )
         except TooLong:
             if leave_out is None:
@@ -302,6 +341,7 @@ def tokenize_one(
     max_new_tokens: int | None = None,
     *,
     ending: Ending | None = None,
+    shots: Sequence[Example] = (),
 ) -> Tokens:
     """One row as ids; see `tokenize`. Raises `TooLong` for a row that does not fit and may not be
     cut."""
@@ -321,8 +361,13 @@ def tokenize_one(
             "or the row a text"
         )
     if len(prompt) <= room:
+        prompt, count = _with_shots(tokenizer, task, example, shots, room)
         return Tokens(
-            example=example, prompt_ids=tuple(prompt), target_ids=tuple(target), ending=ending
+            example=example,
+            prompt_ids=tuple(prompt),
+            target_ids=tuple(target),
+            ending=ending,
+            shots=count,
         )
     cut = task.spec.cut
     if cut is None:

@@ -157,6 +157,18 @@ def drawn(rows: Sequence[Any], limit: int) -> list[Any]:
     return random.Random(DRAWN_WITH).sample(rows, limit)
 
 
+def few_shots(task: Task, count: int, seed: int) -> list[Example]:
+    """So many training rows, drawn by the seed: worked examples before a prompt. The first ones of
+    a larger number are those of a smaller one."""
+    rows = list(task.examples["train"])
+    random.Random(f"shots:{seed}").shuffle(rows)
+    if count > len(rows):
+        raise DataError(
+            f'task "{task.name}": shots = {count}, but it has {len(rows)} training rows'
+        )
+    return rows[:count]
+
+
 def _file(files: Mapping[str, FileSpec], name: str, task: str) -> FileSpec:
     if name not in files:
         raise DataError(

@@ -39,6 +39,8 @@ OLD_BUFFERS = tuple(name for layout in LAYOUTS for name in layout.old_buffers)
 STORED: Mapping[tuple[Method, Precision], str] = {
     ("lora", "bf16"): "bf16",
     ("lora", "fp32"): "fp32",
+    ("base", "bf16"): "bf16",
+    ("base", "fp32"): "fp32",
     ("full", "bf16"): "fp32",
     ("full", "fp32"): "fp32",
 }

@@ -68,7 +68,7 @@ def _quality(
     """Test score, over all seeds, against trained parameters."""
     series: dict[str, list[Point]] = {}
     for cell, record in pairs:
-        if record.scores("test") is not None:
+        if record.scores("test") is not None and record.outcome.trainable:
             if lost_seeds(result, cell):
                 continue  # no mean over the rest
             over = pooled(result.seeds(cell))

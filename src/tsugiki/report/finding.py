@@ -99,10 +99,13 @@ def _in_order(
 
 def _finding(model: str, task: str, first: Standing, second: Standing, margin: float) -> Finding:
     silent = Finding(model=model, task=task, first=first, second=second, margin=margin)
-    if not (first.kind == second.kind == "learned"):
+    # The untouched base may lie anywhere: what tuning did is the question.
+    if first.kind != "learned" or (second.kind != "learned" and not _untouched(second)):
         return silent
     try:
-        pair = compare_methods(first.runs, second.runs, "test")
+        # What nobody trained has no seeds of its own: it stands against each of the other's.
+        others = second.runs if second.tuned else [*second.runs] * len(first.runs)
+        pair = compare_methods(first.runs, others, "test")
     except RunError as differ:
         return replace(silent, why=str(differ))
     standing, other = first.runs[0].outcome, second.runs[0].outcome
@@ -111,10 +114,14 @@ def _finding(model: str, task: str, first: Standing, second: Standing, margin: f
         silent,
         verdict=verdict_of(pair.low, pair.high, margin),
         comparison=pair,
-        parameter_share=standing.trainable / other.trainable,
+        parameter_share=_share(standing.trainable, other.trainable),
         memory_share=_share(costs[0].peak_allocated_bytes, costs[1].peak_allocated_bytes),
         step_share=_share(exclusive_step_s(first.runs[0]), exclusive_step_s(second.runs[0])),
     )
+
+
+def _untouched(standing: Standing) -> bool:
+    return standing.kind == "no better" and not standing.tuned
 
 
 def examples_needed(pair: Comparison, margin: float, power: float) -> int | None:
@@ -155,7 +162,7 @@ def statements(
     unpaired = [
         standing
         for key, standing in standings.items()
-        if key not in paired and standing.kind != "learned"
+        if key not in paired and standing.kind != "learned" and standing.tuned
     ]
     return [sentence(pair, language) for pair in pairs] + [
         f"{standing.key[0]} · {standing.key[1]}: {standing_text(standing, language)}."
@@ -201,6 +208,8 @@ def _value(value: float, name: str) -> str:
 def _costs(finding: Finding, language: Language) -> str:
     """What the first method costs, set against the second; nothing where nothing was measured."""
     a, b = finding.first.method, finding.second.method
+    if not finding.second.tuned:
+        return ""  # nothing was trained there
     parts = []
     if finding.parameter_share:
         share = 100 * finding.parameter_share
@@ -222,7 +231,7 @@ def _rates_tried(finding: Finding, language: Language) -> str:
     """How many learning rates stand behind each score, where they are few: another rate might say
     otherwise."""
     tried = [standing.rates for standing in (finding.first, finding.second)]
-    if min(tried) >= FEW_RATES:
+    if min(tried) >= FEW_RATES or not finding.second.tuned:
         return ""
     return say(language, "finding.rates_tried", first=tried[0], second=tried[1])
 

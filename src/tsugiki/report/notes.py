@@ -68,7 +68,7 @@ def _score_notes(
 ) -> list[str]:
     tests = [test for record in records if (test := record.scores("test"))]
     signatures = sorted({score.signature for test in tests for score in test.scores})
-    seeds = result.study.seeds
+    seeds = result.study.num_seeds
     several = say(language, "notes.seeds", seeds=seeds)
     said = several if seeds > 1 else say(language, "notes.one_seed")
     rule = say(language, "notes.scores", seeds=said)
@@ -112,7 +112,10 @@ def protocol_text(record: RunRecord, language: Language) -> str:
     train = record.config.train
     if not method_of(record.config).trains:
         there = record.outcome.adapter
-        assert there is not None, "an imported run says what it is"
+        if there is None:
+            shots, seed = record.config.shots, train.seed
+            drawn = say(language, "notes.shots", shots=shots, seed=seed)
+            return say(language, "notes.untouched", shots=drawn if shots else "")
         kind = f"{there.targets}, r = {there.rank}, α = {there.alpha:g}"
         return say(language, "notes.imported", kind=kind)
     method = method_of(record.config).summary(record.config)

@@ -21,7 +21,8 @@ def shortfalls(
     poor = [
         standing
         for standing in standings.values()
-        if standing.kind in ("no better", "failed", "seeds failed")
+        if standing.kind in ("failed", "seeds failed")
+        or (standing.kind == "no better" and standing.tuned)
     ]
     lines = [
         f"{standing.key[0]} · {standing.key[1]}: {standing_text(standing, language)}"
@@ -65,7 +66,7 @@ def _unfinished(result: StudyResult, language: Language) -> list[str]:
         if cell not in tests:
             seeds += max(
                 0,
-                cell.seeds(result.study.seeds)
+                cell.seeds(result.study.num_seeds)
                 - len(result.seeds(cell))
                 - len(lost_seeds(result, cell)),
             )

@@ -11,6 +11,7 @@ from typing import Literal
 from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against
 from tsugiki.report.words import Language, say, texts
+from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.baselines import baselines, guessing_nats
 from tsugiki.score.statistics import Estimate
@@ -83,6 +84,11 @@ class Standing:
     def method(self) -> str:
         return self.key[2]
 
+    @property
+    def tuned(self) -> bool:
+        """Whether it is the result of training; the untouched base is none."""
+        return not self.runs or method_of(self.runs[0].config).tuned
+
 
 def standings(result: StudyResult, tasks: Mapping[str, Task]) -> dict[Key, Standing]:
     """Every (model, task, method) of the study."""
@@ -141,7 +147,7 @@ def lost_seeds(result: StudyResult, cell: Cell) -> list[str]:
     """What became of the seeds of a chosen cell that were tried and have no test score: `seed 2:
     the loss is nan …`."""
     lost = []
-    for number in range(1, cell.seeds(result.study.seeds)):
+    for number in range(1, cell.seeds(result.study.num_seeds)):
         failed = [
             run
             for run in result.repeats.get(cell.key, [])
@@ -197,6 +203,15 @@ def standing_text(standing: Standing, language: Language) -> str:
 
 def _no_better(standing: Standing, language: Language) -> str:
     assert standing.floor is not None
+    if not standing.tuned:
+        return say(
+            language,
+            "standing.untouched",
+            name=standing.method,
+            score=standing.score,
+            floor_name=_floor_name(standing, language),
+            floor_mean=standing.floor.mean,
+        )
     assert standing.above is not None
     assert standing.score is not None
     floor = f"{_floor_name(standing, language)} {standing.floor.mean:.3f}"

@@ -43,6 +43,7 @@ def recipe_of(config: RunConfig, task: Task) -> str:
         # The room that is kept for an answer decides where a long text is cut.
         "room": (config.score.max_new_tokens or spec.max_new_tokens) if shortened else None,
         "rows": rows_sha256(task, "train"),
+        **({"shots": config.shots} if config.shots else {}),
     }
     return _sha256(recipe)
 
@@ -133,12 +134,13 @@ def made_from(record: RunRecord, task: Task) -> bool:
 def old_identity(config: RunConfig, provenance: Provenance) -> str:
     """The digits that versions before recipes named the same run by: their finished runs are
     kept."""
-    # Runs kept the names that they had before adapters could be imported.
+    # Runs kept the names that they had before adapters could be imported, and bases be scored.
     given = {
         name: in_old_spelling(name, value) if name in ("train", "score") else value
         for name, value in config.model_dump(mode="json").items()
     }
-    written = {name: value for name, value in given.items() if (name, value) != ("adapter", None)}
+    later = (("adapter", None), ("shots", 0))
+    written = {name: value for name, value in given.items() if (name, value) not in later}
     what: dict[str, object] = {
         "semantics": provenance.semantics,
         "model_sha256": provenance.model_sha256,

@@ -1,5 +1,5 @@
-"""LoRA, full fine-tuning, and an adapter that was trained elsewhere: the only place that tells them
-apart. A further method (an encoder with another objective, an untouched base) is a class here.
+"""LoRA, full fine-tuning, an adapter that was trained elsewhere, and the untouched base: the only
+place that tells them apart. A further method (an encoder with another objective) is a class here.
 
 No torch until a method is used: what a study and a report ask (`order`, `trains`, …) needs none.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tsugiki.config.run import LoraConfig, RunConfig
+from tsugiki.config.run import READ_UNTRAINED, LoraConfig, RunConfig
 from tsugiki.config.study import MethodSpec
 from tsugiki.runs.record import Imported, Outcome
 
@@ -31,7 +31,9 @@ SHARED = ("max_length", "long_rows", "precision", "step")
 class Method(Protocol):
     """What the rest of the house asks of a method.
 
-    `order` puts LoRA before full fine-tuning in a comparison. `together`: many train over one base.
+    `order` puts LoRA before full fine-tuning, and both before the untouched base, in a comparison.
+    `tuned`: somebody trained something; the base that nobody touched may lie anywhere.
+    `together`: many train over one base.
     `moves_base`: the base's own weights are trained, so that the next run loads it anew, and its
     weights are as large as the model. `step_kind`: what the record says of its steps ("": as made).
     """
@@ -40,6 +42,7 @@ class Method(Protocol):
     order: int
     grid_keys: frozenset[str]
     trains: bool
+    tuned: bool
     together: bool
     moves_base: bool
     step_kind: str
@@ -88,7 +91,7 @@ class Method(Protocol):
 class _Trained:
     """What methods that train have in common."""
 
-    trains, step_kind = True, ""
+    trains, tuned, step_kind = True, True, ""
 
     def put_back(self: Method, base: Base, record: RunRecord) -> None:
         from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
@@ -240,7 +243,7 @@ class Full(_Trained):
 class FromElsewhere:
     """An adapter that was trained elsewhere: a lane that is at its end."""
 
-    name, order, trains, together, moves_base = "lora", 0, False, False, False
+    name, order, trains, tuned, together, moves_base = "lora", 0, False, True, False, False
     step_kind = "none: trained elsewhere"
     grid_keys = frozenset[str]()
 
@@ -248,8 +251,7 @@ class FromElsewhere:
         self, train: Settings, settings: Settings, spec: MethodSpec
     ) -> dict[str, object]:
         """Of [train] what is read for scoring; the rest is of the other methods."""
-        read = ("max_length", "long_rows", "precision")
-        return {"train": {key: train[key] for key in read if key in train}, "adapter": spec.adapter}
+        return {"train": _untrained(train), "adapter": spec.adapter}
 
     def summary(self, config: RunConfig) -> str:
         return "LoRA: trained elsewhere"
@@ -311,8 +313,60 @@ class FromElsewhere:
         import_adapter(base.model, record.folder / "adapter")
 
 
-LORA, FULL, FROM_ELSEWHERE = Lora(), Full(), FromElsewhere()
-BY_KIND: dict[str, Method] = {"lora": LORA, "full": FULL}
+class Untouched:
+    """The base as it is: a lane that moves nothing. With `shots` it sees worked examples before
+    every prompt (`data/prompts`)."""
+
+    name, order, trains, tuned, together, moves_base = "base", 2, False, False, False, False
+    step_kind = "none: not trained"
+    grid_keys = frozenset[str]()
+
+    def settings_of(
+        self, train: Settings, settings: Settings, spec: MethodSpec
+    ) -> dict[str, object]:
+        return {"train": _untrained(train), "shots": spec.shots}
+
+    def summary(self, config: RunConfig) -> str:
+        return f"base: not trained, {config.shots} shots"
+
+    def alike(self, config: RunConfig) -> RunConfig:
+        return config
+
+    def looks_at(self, config: RunConfig) -> object:
+        return None
+
+    def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
+        yield from ()
+
+    def side_by_side(self, config: RunConfig) -> str:
+        return ""
+
+    def check_room(self, source: BaseSource) -> None:
+        """See LoRA."""
+
+    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
+        from tsugiki.train.lane import Lane
+
+        [config] = configs
+        lane = Lane(f"base, {config.shots} shots", {}, config.train, num_rows)
+        lane.steps = 0
+        return [lane]
+
+    def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
+        return 1
+
+    def what_helps(self, base: Base, config: RunConfig) -> str:
+        return LORA.what_helps(base, config)
+
+    def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
+        return Outcome(trainable=0, total=base_size, steps=0)
+
+    def put_back(self, base: Base, record: RunRecord) -> None:
+        """Nothing was trained."""
+
+
+LORA, FULL, FROM_ELSEWHERE, UNTOUCHED = Lora(), Full(), FromElsewhere(), Untouched()
+BY_KIND: dict[str, Method] = {"lora": LORA, "full": FULL, "base": UNTOUCHED}
 
 
 def method_of(given: RunConfig | MethodSpec) -> Method:
@@ -320,6 +374,11 @@ def method_of(given: RunConfig | MethodSpec) -> Method:
     if given.adapter is not None:
         return FROM_ELSEWHERE
     return BY_KIND[given.method if isinstance(given, RunConfig) else given.kind]
+
+
+def _untrained(train: Settings) -> dict[str, object]:
+    """Of a study's [train] what is read where nothing is trained."""
+    return {key: train[key] for key in READ_UNTRAINED[1:] if key in train}
 
 
 def _adapter(config: RunConfig) -> LoraConfig:

@@ -20,7 +20,7 @@ from tsugiki.data.prompts import (
     control_ids,
     tokenize,
 )
-from tsugiki.data.tasks import Task
+from tsugiki.data.tasks import Task, few_shots
 from tsugiki.data.text import normalise
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import DataError, ModelError
@@ -71,6 +71,8 @@ def rows_of(
         config.score.max_new_tokens,
         stops=stops,
         leave_out=leave_out,
+        # What is trained on is shown without: training rows themselves are only counted here.
+        shots=() if part == "train" else few_shots(task, config.shots, config.train.seed),
     )
     if not rows:
         raise DataError(
@@ -79,6 +81,17 @@ def rows_of(
         )
     check_ids(tokenizer, rows, vocab_rows)
     return rows
+
+
+def fewer_shots(part: str, rows: Sequence[Tokens], config: RunConfig) -> Iterator[str]:
+    """How many rows have room for fewer worked examples than were asked for."""
+    fewer = [row for row in rows if row.shots < config.shots]
+    if fewer and part != "train":
+        least = min(row.shots for row in fewer)
+        yield (
+            f"{part}: {len(fewer)} of {len(rows)} rows have room for fewer than {config.shots} "
+            f"shots (the longest for {least}); none is cut"
+        )
 
 
 def look_at_rows(
@@ -113,6 +126,7 @@ def look_at_rows(
         else:
             notes += _free_answers(tokenizer, task, part, some_rows, config)
         notes += _control_tokens(tokenizer, part, some_rows)
+        notes += fewer_shots(part, some_rows, config)
         notes += _equal_candidates(part, some_rows)
     return [*notes, *_missing_labels(task, rows)]
 

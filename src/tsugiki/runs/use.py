@@ -73,6 +73,8 @@ def export_run(record: RunRecord, folder: Path) -> None:
             f"{record.folder}: full fine-tuning has no adapter to export. Write the whole model "
             "with --merge"
         )
+    if not method_of(record.config).tuned:
+        raise ModelError(f"{record.folder}: the untouched base: there is nothing to export")
     base = load_trained(record)
     export_adapter(adapter_of(base.model), folder, _base_name(record), record.config.model.revision)
     _readable(folder)

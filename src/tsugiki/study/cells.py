@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -193,7 +193,9 @@ def _cells_of(
 ) -> list[Cell]:
     def config_of(settings: Settings) -> RunConfig:
         given = {key: value for key, value in settings.items() if key in TRAIN_KEYS}
-        run = method_of(method).settings_of({**study.train, **given}, settings, method)
+        first = {"seed": study.seeds[0]} if isinstance(study.seeds, tuple) else {}
+        train = {**study.train, **first, **given}
+        run = method_of(method).settings_of(train, settings, method)
         run |= {"model": model, "task": task, "method": method.kind, "score": study.score}
         return parse(RunConfig, run, f'study "{study.name}" method "{method.name}"')
 
@@ -221,11 +223,21 @@ def best_cells(result: StudyResult) -> dict[Key, Cell]:
     return best
 
 
-def with_seed(config: RunConfig, number: int) -> RunConfig:
-    """The same configuration with the seed `number` places on."""
-    return config.model_copy(
-        update={"train": config.train.model_copy(update={"seed": config.train.seed + number})}
-    )
+def with_seed(study: StudySpec, config: RunConfig, number: int) -> RunConfig:
+    """The same configuration with the study's seed of that number, the first being 0."""
+    named = study.seeds
+    seed = named[number] if isinstance(named, tuple) else config.train.seed + number
+    return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+
+
+def seed_cells(result: StudyResult) -> list[tuple[Cell, int, Cell]]:
+    """(chosen cell, number, the same with that seed) for every further seed of what is chosen."""
+    study = result.study
+    return [
+        (cell, number, replace(cell, config=with_seed(study, cell.config, number)))
+        for cell in result.chosen.values()
+        for number in range(1, cell.seeds(study.num_seeds))
+    ]
 
 
 def validation_score(result: StudyResult, cell: Cell) -> float | None:
@@ -246,10 +258,9 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
         cell.label: record for cell in result.cells if (record := known.record(cell.config))
     }
     choose(result)
-    for key, cell in result.chosen.items():
-        for number in range(1, cell.seeds(study.seeds)):
-            repeated = known.record(with_seed(cell.config, number))
-            result.repeats.setdefault(key, []).extend([repeated] if repeated else [])
+    for cell, _, repeat in seed_cells(result):
+        repeated = known.record(repeat.config)
+        result.repeats.setdefault(cell.key, []).extend([repeated] if repeated else [])
     result.missing = {
         label: reason
         for label, reason in read_missing(store.root, study).items()
@@ -328,9 +339,9 @@ def _is_there(result: StudyResult, label: str) -> bool:
         if label == test_of(cell.label):
             chosen = result.chosen.get(cell.key) is cell
             return record is None or record.scores("test") is not None or not chosen
-        for number in range(1, cell.seeds(result.study.seeds)):
+        for number in range(1, cell.seeds(result.study.num_seeds)):
             if label == seed_of(cell.label, number + 1):
-                seed = with_seed(cell.config, number)
+                seed = with_seed(result.study, cell.config, number)
                 runs = [run for run in result.repeats.get(cell.key, []) if run.config == seed]
                 return any(run.status == "failed" or run.scores("test") for run in runs)
     return True  # of a cell that is no longer there

@@ -27,8 +27,8 @@ from tsugiki.study.cells import (
     choose,
     collect,
     expand,
+    seed_cells,
     validation_score,
-    with_seed,
 )
 from tsugiki.study.executors import Done, Executor, ThisProcess
 from tsugiki.study.missing import keep_missing, seed_of, test_of
@@ -51,6 +51,7 @@ class _Way:
     executor: Executor
     on_cell: Callable[[str], None] | None
     known: dict[RunConfig, RunRecord] = field(default_factory=dict)
+    seeds: dict[RunConfig, tuple[Cell, int]] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         if self.on_cell:
@@ -81,11 +82,14 @@ def run_study(
         TsugikiError: nothing of it can be run, and nothing was (the first reason).
         Interrupted: on Ctrl-C; the same call goes on.
     """
-    result = StudyResult(study=study, cells=[])
-    heard = replace(events, on_start=partial(_announce, result, on_cell)) if on_cell else events
+    result, seeds = StudyResult(study=study, cells=[]), dict[RunConfig, tuple[Cell, int]]()
+    start = partial(_announce, result, seeds, on_cell) if on_cell else None
+    heard = replace(events, on_start=start) if start else events
     this_process = ThisProcess(study=study, store=store, events=heard)
     executor: Executor = workers(this_process) if workers else this_process
-    way = _Way(result=result, store=store, events=events, executor=executor, on_cell=on_cell)
+    way = _Way(
+        result=result, store=store, events=events, executor=executor, on_cell=on_cell, seeds=seeds
+    )
     before = collect(study, store)
     result.cells = before.cells
     _look_first(way, before)
@@ -94,8 +98,8 @@ def run_study(
         way.executor = this_process  # workers were asked once
         _wait_for(way, busy)
     _test_the_chosen(way)
-    for cell in result.chosen.values():
-        _other_seeds(way, cell)
+    way.executor = executor
+    _other_seeds(way)
     _take_what_was_finished(result, before)
     try:
         keep_missing(store.root, study, result.missing)
@@ -229,13 +233,21 @@ def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _announce(
-    result: StudyResult, on_cell: Callable[[str], None], configs: Sequence[RunConfig]
+    result: StudyResult,
+    seeds: Mapping[RunConfig, tuple[Cell, int]],
+    on_cell: Callable[[str], None],
+    configs: Sequence[RunConfig],
 ) -> None:
-    """Says which cells start now."""
+    """Says which cells start now, or which seeds of them."""
+    if configs[0] in seeds:
+        cell, number = seeds[configs[0]]
+        more = f" and {len(configs) - 1} more together" if len(configs) > 1 else ""
+        on_cell(f"seed {number + 1} of {result.study.num_seeds}{more}: {cell.label}")
+        return
     numbered = reversed(list(enumerate(result.cells)))
     first = {cell.config: number for number, cell in numbered}  # one run may be in two methods
     numbers = sorted(first[config] for config in configs if config in first)
-    if not numbers:  # another seed of a chosen cell
+    if not numbers:
         return
     labels, total = [result.cells[number].label for number in numbers], len(result.cells)
     if len(numbers) == 1:
@@ -247,25 +259,39 @@ def _announce(
         )
 
 
-def _other_seeds(way: _Way, cell: Cell) -> None:
-    """Trains the chosen cell with the study's other seeds and scores each on test; a full model's
-    weights are dropped then."""
+def _other_seeds(way: _Way) -> None:
+    """Trains what is chosen with the study's other seeds (adapters together, as lanes) and scores
+    each on test; a full model's weights are dropped then."""
     result = way.result
-    for number in range(1, cell.seeds(result.study.seeds)):
-        way.say(f"seed {number + 1} of {result.study.seeds}: {cell.label}")
-        try:
-            config = with_seed(cell.config, number)
-            record = run_group([config], way.store, way.events, study=result.study.name)[0]
-            if record.status == "done":
-                record = score_run(record, "test", way.events)
-        except Interrupted:
-            raise
-        except Exception as broken:
-            way.miss(seed_of(cell.label, number + 1), broken)
-            continue
-        if method_of(cell.config).moves_base:
-            Run(record.folder).drop_weights()
-        result.repeats.setdefault(cell.key, []).append(_read_again(record))
+    wanted = seed_cells(result)
+    way.seeds |= {repeat.config: (cell, number) for cell, number, repeat in wanted}
+    for done in way.executor.submit(groups_of_cells([repeat for _, _, repeat in wanted])):
+        way.known |= done.records
+        for repeat in done.group:
+            cell, number = way.seeds[repeat.config]
+            _take_seed(way, seed_of(cell.label, number + 1), repeat.config, done)
+    for cell, _, repeat in wanted:
+        if (record := way.known.get(repeat.config)) is not None:
+            result.repeats.setdefault(cell.key, []).append(_read_again(record))
+
+
+def _take_seed(way: _Way, label: str, config: RunConfig, done: Done) -> None:
+    record = done.records.get(config)
+    if done.busy or record is None:
+        reason = "another process is working on it" if done.busy else done.faults[config]
+        way.result.missing[label] = reason
+        return
+    try:
+        if record.status == "done":
+            score_run(record, "test", way.events)
+    except Interrupted:
+        raise
+    except Exception as broken:
+        way.known.pop(config, None)
+        way.miss(label, broken)
+        return
+    if method_of(config).moves_base:
+        Run(record.folder).drop_weights()
 
 
 def _with_weights(record: RunRecord, way: _Way) -> RunRecord:
@@ -314,3 +340,13 @@ def run_cells(study: StudySpec, store: Store, events: Events = SILENT) -> None:
     )
     for _ in this_process.submit(groups_of_cells(expand(study))):
         continue
+    result = collect(study, store)
+    if all(_is_finished(result, cell) for cell in result.cells):  # so that the choice is final
+        repeats = [repeat for _, _, repeat in seed_cells(result)]
+        for _ in this_process.submit(groups_of_cells(repeats)):
+            continue
+
+
+def _is_finished(result: StudyResult, cell: Cell) -> bool:
+    record = result.record(cell)
+    return cell.label in result.missing or (record is not None and record.outcome.finished)

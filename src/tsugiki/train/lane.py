@@ -167,7 +167,7 @@ class Lane:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.moved = self.moves.moved
-        self.optimizer = _adamw(self.moved, config)
+        self.optimizer = _adamw(self.moved or [nn.Parameter(torch.zeros(0))], config)
 
     def moments(self, key: str) -> dict[str, torch.Tensor]:
         """AdamW's `exp_avg` or `exp_avg_sq` by parameter name."""

@@ -1,0 +1,105 @@
+"""Seeds of what is chosen: named or counted, adapters together, in one process or in several."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.build import study_of
+from tsugiki.errors import ConfigError
+from tsugiki.runs.events import Events
+from tsugiki.runs.store import Store
+from tsugiki.study.cells import collect, expand, parse_study
+from tsugiki.study.sweep import run_study
+
+
+def seeded(model: Path, task: Path, seeds: object, **changes: object) -> dict:
+    given = study_of(model, task)
+    given["methods"] = [
+        given["methods"][0],
+        {**given["methods"][1], "grid": {"learning_rate": [1e-3]}},
+    ]
+    return {**given, "seeds": seeds, **changes}
+
+
+def seeds_of(result: object, name: str) -> list[int]:
+    cell = next(cell for key, cell in result.chosen.items() if key[2] == name)
+    return [run.config.train.seed for run in result.seeds(cell)]
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [(3, [0, 1, 2]), ([7, 3, 11], [7, 3, 11])])
+def test_seeds_are_counted_or_named(
+    seeds: object, expected: list[int], model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    study = parse_study(seeded(model_folder, task_file, seeds), "study")
+    assert {cell.config.train.seed for cell in expand(study)} == {expected[0]}
+    said: list[str] = []
+    result = run_study(study, Store(tmp_path), Events(), on_cell=said.append)
+    for name in ("LoRA", "FT"):
+        assert seeds_of(result, name) == expected
+    assert any(line.startswith("seed 2 of 3") for line in said)
+    again = collect(study, Store(tmp_path))
+    assert seeds_of(again, "LoRA") == expected
+    assert again.missing == {}
+
+
+def test_adapters_of_one_choice_train_together(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    study = parse_study(seeded(model_folder, task_file, 4, lanes=4), "study")
+    result = run_study(study, Store(tmp_path))
+    lora = next(cell for key, cell in result.chosen.items() if key[2] == "LoRA")
+    lanes = [run.outcome.lanes for run in result.seeds(lora)[1:]]
+    assert lanes == [3, 3, 3]
+
+
+def test_worker_processes_train_seeds_too(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    """FT's seeds go through the executor."""
+    import tomllib
+
+    file = tmp_path / "study.toml"
+    text = f"""
+name = "s"
+seeds = 3
+[train]
+epochs = 1
+precision = "fp32"
+[[models]]
+path = "{model_folder.as_posix()}"
+[[tasks]]
+name = "{task_file.as_posix()}"
+[[methods]]
+name = "FT"
+kind = "full"
+grid = {{ learning_rate = [1e-3] }}
+"""
+    file.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "tsugiki", "study", str(file), "--jobs", "2"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True
+    )
+    assert done.returncode in (0, 3), done.stderr
+    result = collect(parse_study(tomllib.loads(text), "s"), Store(tmp_path / "out"))
+    assert seeds_of(result, "FT") == [0, 1, 2]
+    kept = list((tmp_path / "out").rglob("lane.safetensors"))
+    assert len(kept) == 1, "a full model's weights are kept for the choice alone"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "train", "message"),
+    [
+        ([1, 1], {}, "names one twice"),
+        ([1, 2], {"seed": 5}, "train.seed: seeds names them already"),
+        ([], {}, "seeds"),
+        (0, {}, "seeds"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(seeds: object, train: dict, message: str) -> None:
+    given = {**study_of(Path("m"), Path("t")), "seeds": seeds, "train": train}
+    with pytest.raises(ConfigError, match=message):
+        parse_study(given, "study")
