@@ -77,7 +77,7 @@ def ours(size: str, work: str, steps: int, lanes: int) -> dict[str, Any]:
         RunConfig(model={"path": "none"}, task={"name": "none"}, lora=lora, train=train)
         for lora, train in asked
     ]
-    foretold = lane_bytes(model, configs, rows) * lanes
+    foretold = lane_bytes(model, configs, BATCH, rows) * lanes
     made = attach_lanes(model, [(lora, train.seed) for lora, train in asked])
     group = [
         Lane(f"lane {n}", one.parameters, train, len(rows), moves=OneVector(one))

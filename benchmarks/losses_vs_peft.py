@@ -98,7 +98,7 @@ def main() -> None:
         if base.device.type == "cuda":
             runs["cuda_graph"] = ours(base, rows, "cuda_graph", base.device, base.numerics)
             detach(base.model)
-            runs["captured again"] = ours(base, rows, "cuda_graph", base.device, base.numerics)
+            runs["cuda_graph again"] = ours(base, rows, "cuda_graph", base.device, base.numerics)
             validation = tokenize(base.tokenizer, task, task.examples["validation"], 512)
             for kind in ("eager", "cuda_graph"):
                 start = time.perf_counter()

@@ -172,10 +172,10 @@ def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(result.get("adapter"), str):
         result = placed(result, ("adapter",))
     if isinstance(result.get("methods"), list):
-        result["methods"] = [placed(mistake, ("adapter",)) for mistake in result["methods"]]
+        result["methods"] = [placed(method, ("adapter",)) for method in result["methods"]]
     for key in ("tasks", "models"):
         if isinstance(result.get(key), list):
-            result[key] = [placed(mistake) for mistake in result[key]]
+            result[key] = [placed(entry) for entry in result[key]]
     return result
 
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 
 from tests import build
+from tsugiki.data.chat import chat_ids_of
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import (
     Tokens,
     answer_text,
-    chat_ids_of,
     ending_of,
     prompt_ids_of,
     target_ids_of,

@@ -54,6 +54,9 @@ def main() -> None:
         sys.exit(130)
 
 
+_SAID: set[str] = set()
+
+
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -64,7 +67,9 @@ def _show_warning(
 ) -> None:
     """A setting under an old name is one line; other warnings stay as Python writes them."""
     if issubclass(category, OldSpelling):
-        print(f"note: {message}", file=sys.stderr)
+        if str(message) not in _SAID:  # Python forgets what it said whenever a filter changes
+            print(f"note: {message}", file=sys.stderr)
+        _SAID.add(str(message))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 

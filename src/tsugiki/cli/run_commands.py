@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, cast
 
@@ -25,6 +25,22 @@ if TYPE_CHECKING:
     from tsugiki.runs.use import Stored
 
 
+OtherModel = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Instead of a run: any model as it is (a folder, a merged one too, a Hub id, or "
+        "builtin)."
+    ),
+]
+Rules = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Score the kept answers by other tools' rules: all, or names joined by commas. No "
+        "model is loaded."
+    ),
+]
+
+
 @app.command(
     epilog="Examples: tsugiki score RUN --part test   ·   tsugiki score RUN --rules all   ·   "
     "tsugiki score RUN --rules xlsum,flexeval --part validation   ·   tsugiki score --model "
@@ -33,13 +49,7 @@ if TYPE_CHECKING:
 def score(
     folder: Annotated[Optional[Path], typer.Argument(help="A run folder.")] = None,
     part: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    rules: Annotated[
-        Optional[str],
-        typer.Option(
-            help="Score the kept answers by other tools' rules: all, or names joined by commas. No "
-            "model is loaded."
-        ),
-    ] = None,
+    rules: Rules = None,
     modes: Annotated[
         bool,
         typer.Option(
@@ -49,13 +59,7 @@ def score(
         ),
     ] = False,
     old_option: Annotated[bool, typer.Option("--ways", hidden=True)] = False,
-    model: Annotated[
-        Optional[str],
-        typer.Option(
-            help="Instead of a run: any model (a folder, a merged one too, a Hub id, or builtin), "
-            "as it is."
-        ),
-    ] = None,
+    model: OtherModel = None,
     task: Annotated[Optional[str], typer.Option(help="With --model: a task.")] = None,
     adapter: Annotated[
         Optional[Path], typer.Option(help="With --model: a PEFT adapter folder on it.")
@@ -69,10 +73,8 @@ def score(
 ) -> None:
     """Score a finished run, or any model as it is, on one part of a task; a part that was scored is
     only printed."""
-    from tsugiki.cli.progress import Display
     from tsugiki.data.tasks import SPLITS
     from tsugiki.errors import did_you_mean
-    from tsugiki.runs.finished import score_run
     from tsugiki.runs.reading import read_record
 
     if part not in SPLITS:
@@ -81,16 +83,13 @@ def score(
         print(
             "note: --ways is called --answer-modes now; the old name is still read", file=sys.stderr
         )
-        modes = True
-    if rules and modes:
+    if rules and (modes or old_option):
         raise ConfigError(
             "--rules, --answer-modes: one of them at a time: the first scores kept answers, the "
-            "second "
-            "asks the model"
+            "second asks the model"
         )
-    given = _Untrained(model=model, task=task, adapter=adapter, shots=shots, changes=changes)
     if folder is None:
-        folder = given.run(out)
+        folder = _run_of_model(_asked_model(model, task, adapter, shots), changes, out)
     elif model or task or adapter or shots or changes:
         raise ConfigError(
             "--model, --task, --adapter, --shots, --set: a run has its own; drop them"
@@ -100,52 +99,52 @@ def score(
 
         print_rules(rescore(read_record(run_folder(folder)), part, rules), as_json)
         return
+    _score(run_folder(folder), part, modes or old_option, as_json)
+
+
+def _run_of_model(given: dict[str, object], changes: list[str] | None, out: Path) -> Path:
+    """The folder of the run that scores a model, or an adapter on it, without training; it is made
+    where it is missing."""
+    from tsugiki.cli.progress import Display
+    from tsugiki.config.run import RunConfig
+    from tsugiki.runs.rounds import run_group
+    from tsugiki.runs.store import Store
+    from tsugiki.toml import override, parse
+
+    config = parse(RunConfig, override(given, changes or []), "score")
+    with Display() as display:
+        return run_group([config], Store(out), display.events)[0].folder
+
+
+def _asked_model(
+    model: str | None, task: str | None, adapter: Path | None, shots: int
+) -> dict[str, object]:
+    """What `score --model` asks for, as a run file would."""
+    if model is None or task is None:
+        raise ConfigError("score: name a run folder, or --model and --task")
+    kind = {"adapter": str(adapter)} if adapter else {"method": "base"}
+    given: dict[str, object] = {"model": {"path": model}, "task": {"name": task}, **kind}
+    return {**given, "shots": shots} if shots else given
+
+
+def _score(folder: Path, part: str, modes: bool, as_json: bool) -> None:
+    from tsugiki.cli.progress import Display
+    from tsugiki.runs.finished import score_run
+    from tsugiki.runs.reading import read_record
+
     with Display() as display:
         if modes:
             from tsugiki.runs.answer_modes import answer_modes
 
-            scored = answer_modes(read_record(run_folder(folder)), part, display.events)
-        record = score_run(read_record(run_folder(folder)), part, display.events)
+            rows = answer_modes(read_record(folder), part, display.events)
+        record = score_run(read_record(folder), part, display.events)
     if modes:
-        print_answer_modes(scored, as_json)
-        return
-    if as_json:
+        print_answer_modes(rows, as_json)
+    elif as_json:
         print_json(record.scored(part).model_dump(mode="json", exclude_none=True))
     else:
         print_scores(record, part)
         print(f"Next: tsugiki compare {folder} ANOTHER-RUN --part {part}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Untrained:
-    """A model, or an adapter on it, that is scored without training."""
-
-    model: str | None
-    task: str | None
-    adapter: Path | None
-    shots: int
-    changes: list[str] | None
-
-    def run(self, out: Path) -> Path:
-        """The folder of its run, which is made where it is missing."""
-        from tsugiki.cli.progress import Display
-        from tsugiki.config.run import RunConfig
-        from tsugiki.runs.rounds import run_group
-        from tsugiki.runs.store import Store
-        from tsugiki.toml import override, parse
-
-        if self.model is None or self.task is None:
-            raise ConfigError("score: name a run folder, or --model and --task")
-        given: dict[str, object] = {"model": {"path": self.model}, "task": {"name": self.task}}
-        if self.adapter is not None:
-            given["adapter"] = str(self.adapter)
-        else:
-            given["method"] = "base"
-        if self.shots:
-            given["shots"] = self.shots
-        config = parse(RunConfig, override(given, self.changes or []), "score")
-        with Display() as display:
-            return run_group([config], Store(out), display.events)[0].folder
 
 
 @app.command("ls", epilog="Example: tsugiki ls --out tsugiki-runs")

@@ -80,4 +80,5 @@ def text_in_old_spelling(text: str) -> str:
 
 
 def _warn(text: str) -> None:
+    """Says it; `main` of the command line shows each text once."""
     warnings.warn(text, OldSpelling, stacklevel=2)

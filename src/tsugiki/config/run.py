@@ -159,6 +159,8 @@ READ_BY: dict[Method, tuple[set[str], ...]] = {
     "full": (set(),),
     "base": (set(),),
 }
+ADAPTED: tuple[Method, ...] = ("lora",)  # train or take adapters, many over one base
+UNTRAINED: tuple[Method, ...] = ("base",)  # scored as they are
 # Of [train], what is read where nothing is trained.
 READ_UNTRAINED = ("learning_rate", "max_length", "long_rows", "precision", "seed")
 
@@ -189,25 +191,26 @@ class RunConfig(Record):
         if not isinstance(given, Mapping):
             return given
         method = given.get("method", "lora")
-        if method == "base":
+        if method in UNTRAINED:
             return _untrained(given, "the untouched base")
-        if method == "lora" and given.get("adapter") is not None:
+        if method not in ADAPTED:
+            return given
+        if given.get("adapter") is not None:
             return _untrained(given, "an adapter that was trained elsewhere")
-        missing = method == "lora" and given.get("lora") is None
-        return {**given, "lora": {}} if missing else given
+        return given if given.get("lora") is not None else {**given, "lora": {}}
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
         given = {name for name in ("lora", "adapter") if getattr(self, name) is not None}
-        if self.shots and self.method != "base":
+        if self.shots and self.method not in UNTRAINED:
             raise ValueError(
                 'shots: only method = "base" reads it (a trained model answers without); remove '
                 "it, or use the base"
             )
         if given in READ_BY[self.method]:
             return self
-        if self.method == "base":
-            raise ValueError(f'{min(given)}: method = "base" would ignore it; remove it')
+        if self.method in UNTRAINED:
+            raise ValueError(f'{min(given)}: method = "{self.method}" would ignore it; remove it')
         if "adapter" in given:
             raise ValueError(
                 'adapter: needs method = "lora" and no [lora]: rank, targets and α are those of '

@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from tsugiki.config.fields import Count, IsNumber, Positive, Record, Seed
-from tsugiki.config.run import Method, ModelChoice, ScoreConfig, TaskChoice
+from tsugiki.config.run import (
+    ADAPTED,
+    UNTRAINED,
+    Method,
+    ModelChoice,
+    ScoreConfig,
+    TaskChoice,
+)
 
 Setting = bool | int | float | str
 
@@ -64,9 +71,6 @@ class SearchSpec(Record):
         return self
 
 
-ADAPTED: tuple[Method, ...] = ("lora",)  # kinds that train or take adapters, many over one base
-
-
 class MethodSpec(Record):
     """One row of the table: a method and the grid it is searched over, for all tasks or for those
     it names."""
@@ -113,12 +117,12 @@ class MethodSpec(Record):
             raise ValueError(
                 'adapter: needs kind = "lora", no grid and no search: nothing is trained'
             )
-        if self.kind == "base" and (self.grid or self.search != SearchSpec()):
+        if self.kind in UNTRAINED and (self.grid or self.search != SearchSpec()):
             raise ValueError(
                 'grid: kind = "base" is not trained: it has no grid and no search. What it reads: '
                 "shots"
             )
-        if self.shots and self.kind != "base":
+        if self.shots and self.kind not in UNTRAINED:
             raise ValueError('shots: only kind = "base" reads it; remove it')
         if self.search.prune and self.kind not in ADAPTED:
             raise ValueError(

@@ -10,7 +10,7 @@ packing      of two packed rows the first does not move the second, by a bit (as
              rows are packed: `rows_stay_apart`)
 
 The first three are refused when they fail: training would be of another model. A cache that
-differs is left out, packing too: both have a eager path, which is slower.
+differs is left out, packing too: both have an eager path, which is slower.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def _number(text: str) -> int:
 
 def _start_a(part: TargetSlice, rank: int, d_in: int, seed: int) -> torch.Tensor:
     """Kaiming-uniform with a = √5, as in loralib and peft: U(-1/√d_in, 1/√d_in); drawn on the CPU
-    from (seed, place)."""
+    from (seed, target)."""
     generator = torch.Generator().manual_seed(_number(f"{seed}:{part.path}:{part.target}"))
     bound = 1 / math.sqrt(d_in)
     return torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator)

@@ -249,9 +249,9 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def on_side_stream(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """What is launched within runs beside what follows on the current stream, until `_join`: the
-    small matmuls of the adapters hide behind the large one. Their outputs must be allocated
-    before. On a CPU: nothing."""
+    """What is launched within runs beside what follows on the current stream, until
+    `wait_side_stream`: the small matmuls of the adapters hide behind the large one. Their outputs
+    must be allocated before. On a CPU: nothing."""
     if not x.is_cuda:
         return nullcontext()
     side = _side_stream(x.device)

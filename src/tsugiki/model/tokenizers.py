@@ -84,7 +84,7 @@ def conversion_differences(
         )
         for line in lines
     ]
-    return [line for line in read if line[1] != line[2]]
+    return [(line, ours, theirs) for line, ours, theirs in read if ours != theirs]
 
 
 def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ def all_figures(
         ],
         "cost": [figure for task, pairs in chosen.items() for figure in _cost(task, pairs, words)],
         "landscape": [
-            rate for task, pairs in cells.items() for rate in _rates(result, task, pairs, words)
+            figure for task, pairs in cells.items() for figure in _rates(result, task, pairs, words)
         ],
         "heat": [figure for key in result.chosen for figure in _heat(result, key, words)],
         "curves": [
@@ -46,12 +46,12 @@ def all_figures(
 
 
 def _by_task(result: StudyResult, chosen_only: bool) -> dict[str, list[tuple[Cell, RunRecord]]]:
-    series: dict[str, list[tuple[Cell, RunRecord]]] = {}
+    by_task: dict[str, list[tuple[Cell, RunRecord]]] = {}
     for cell in result.chosen.values() if chosen_only else result.cells:
         record = result.record(cell)
         if record is not None and record.status == "done":
-            series.setdefault(task_label(cell.task), []).append((cell, record))
-    return series
+            by_task.setdefault(task_label(cell.task), []).append((cell, record))
+    return by_task
 
 
 def _name(cell: Cell) -> str:

@@ -108,13 +108,13 @@ def _finding(model: str, task: str, first: Standing, second: Standing, margin: f
         pair = compare_methods(first.runs, others, "test")
     except RunError as differ:
         return replace(silent, why=str(differ))
-    standing, other = first.runs[0].outcome, second.runs[0].outcome
+    ours, theirs = first.runs[0].outcome, second.runs[0].outcome
     costs = [exclusive_cost(standing.runs[0]) for standing in (first, second)]
     return replace(
         silent,
         verdict=verdict_of(pair.low, pair.high, margin),
         comparison=pair,
-        parameter_share=_share(standing.trainable, other.trainable),
+        parameter_share=_share(ours.trainable, theirs.trainable),
         memory_share=_share(costs[0].peak_allocated_bytes, costs[1].peak_allocated_bytes),
         step_share=_share(exclusive_step_s(first.runs[0]), exclusive_step_s(second.runs[0])),
     )
@@ -149,8 +149,8 @@ def exclusive_cost(record: RunRecord) -> Cost:
     return measured.get(record.config.train.batch) or record.cost()
 
 
-def _share(standing: float | None, other: float | None) -> float | None:
-    return standing / other if standing and other else None
+def _share(first: float | None, second: float | None) -> float | None:
+    return first / second if first and second else None
 
 
 def statements(

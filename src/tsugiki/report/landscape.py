@@ -24,7 +24,7 @@ from tsugiki.study.cells import Cell, Key, StudyResult
 
 @dataclass(frozen=True, kw_only=True)
 class Landscape:
-    """The cells of one (model, task, method) that were run. `num_failed`: cells that failed, or
+    """The cells of one (model, task, method) that were run. `num_not_above`: cells that failed, or
     whose score on validation does not lie above what needs no model (the lower end of their paired
     difference to it is not above zero); `below`: those of them that failed, or score no more.
     `num_within_interval`: cells whose paired difference to the best does not tell them from it.
@@ -35,7 +35,7 @@ class Landscape:
     record: RunRecord
     values: tuple[float, ...]
     num_within_interval: int
-    num_failed: int
+    num_not_above: int
     below: int
     losses: tuple[tuple[float, float], ...]
 
@@ -95,7 +95,7 @@ def _landscape(
         record=top,
         values=tuple(mains.get(record.folder, 0.0) for record in ran),
         num_within_interval=sum(difference.high >= 0 for difference in to_best),
-        num_failed=len(ran)
+        num_not_above=len(ran)
         - len(scored)
         + sum(gain is not None and gain.low <= 0 for gain in above.values()),
         below=len(ran)
@@ -156,11 +156,11 @@ def _more_sensitive(first: Landscape, other: Landscape, language: Language) -> l
     said = say(
         language,
         "landscape.more_sensitive",
-        failed=first.num_failed / first.num,
+        failed=first.num_not_above / first.num,
         gap=first.median_gap,
         name=name,
         num=first.num,
-        other_failed=other.num_failed / other.num,
+        other_failed=other.num_not_above / other.num,
         other_gap=other.median_gap,
         other_name=other_name,
         other_num=other.num,
@@ -196,17 +196,17 @@ def _rate_lies_inside(cell: Cell) -> bool:
     return len(rates) >= 3 and rates[0] < cell.config.train.learning_rate < rates[-1]
 
 
-def loss_note(first: Landscape, language: Language) -> list[str]:
+def loss_note(landscape: Landscape, language: Language) -> list[str]:
     """How well validation loss orders the cells; a lowest loss that is not among the best scores
     is named."""
-    if len(first.losses) < 5:
+    if len(landscape.losses) < 5:
         return []
     agreement = -rank_correlation(
-        [loss for loss, _ in first.losses], [score for _, score in first.losses]
+        [loss for loss, _ in landscape.losses], [score for _, score in landscape.losses]
     )
-    lowest = min(first.losses)[1]
-    best = first.main.value
-    where, num = " ".join(first.key), len(first.losses)
+    lowest = min(landscape.losses)[1]
+    best = landscape.main.value
+    where, num = " ".join(landscape.key), len(landscape.losses)
     another = say(language, "landscape.loss_chooses_another")
     tail = another if lowest < best else ""
     return [

@@ -44,7 +44,7 @@ def landscape_table(landscapes: Sequence[Landscape], result: StudyResult) -> Tab
                 chosen_text(landscape.best),
                 best_cell(landscape.record.scored("validation"), landscape.num),
                 Share(count=landscape.num_within_interval, of=landscape.num),
-                Share(count=landscape.num_failed, of=landscape.num),
+                Share(count=landscape.num_not_above, of=landscape.num),
                 Share(count=landscape.below, of=landscape.num),
                 Number(value=statistics.median(landscape.values)),
                 Number(value=landscape.median_gap),

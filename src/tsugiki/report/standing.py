@@ -56,10 +56,11 @@ def _floor(task: Task, part: str, ids: Sequence[str], score: str) -> Floor | Non
         return None
     own_rows = [rows[number] for number in ids]
     floors = [
-        Floor(name=baseline.name, values=tuple(baseline.values[score]))
+        Floor(name=baseline.name, values=tuple(values))
         for baseline in baselines(task.spec, task.examples["train"], own_rows)
+        if (values := baseline.of(score)) is not None
     ]
-    return max(floors, key=lambda floor: floor.mean)
+    return max(floors, key=lambda floor: floor.mean) if floors else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -307,6 +307,5 @@ def _mixed(light: str, dark: str, share: float) -> str:
         (light[1:3], light[3:5], light[5:7]), (dark[1:3], dark[3:5], dark[5:7]), strict=True
     )
     return "#" + "".join(
-        f"{round(int(pair, 16) + (int(other, 16) - int(pair, 16)) * share):02x}"
-        for pair, other in pairs
+        f"{round(int(low, 16) + (int(high, 16) - int(low, 16)) * share):02x}" for low, high in pairs
     )

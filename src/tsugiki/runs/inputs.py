@@ -10,7 +10,8 @@ import torch
 
 import tsugiki
 from tsugiki.config.run import RunConfig
-from tsugiki.data.prompts import TEMPLATE_DATE, Tokens
+from tsugiki.data.chat import TEMPLATE_DATE
+from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import CHAT, SPLITS, Task, task_digest
 from tsugiki.model.loading import Base, BaseSource
 from tsugiki.runs.identity import SEMANTICS, recipe_of

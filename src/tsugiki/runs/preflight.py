@@ -162,9 +162,9 @@ def _closed_answers(
     first = {
         candidate: row.example.id for row in reversed(rows) for candidate in row.example.candidates
     }
-    for candidate, index in first.items():
+    for candidate, row_id in first.items():
         ids = tokenizer(candidate, add_special_tokens=False)["input_ids"]
-        what = f'task "{task.name}" row {index}: the answer “{candidate}”'
+        what = f'task "{task.name}" row {row_id}: the answer “{candidate}”'
         _refuse_marks(tokenizer, ids, ending.stops, what, unknown=labels)
         back = answer_text(tokenizer, prompt, ids)
         if normalise(back) != normalise(candidate) or tokenizer.unk_token_id in ids:

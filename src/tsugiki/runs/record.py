@@ -41,8 +41,9 @@ class ScoreKey(Record):
     @model_validator(mode="before")
     @classmethod
     def _new_spelling(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("decode") in VALUES["decode"]:
-            return {**given, "decode": VALUES["decode"][given["decode"]]}
+        decode = given.get("decode") if isinstance(given, Mapping) else None
+        if isinstance(decode, str) and decode in VALUES["decode"]:
+            return {**given, "decode": VALUES["decode"][decode]}
         return given
 
     @property

@@ -98,7 +98,7 @@ class Run:
         """Writes what is asked and with what, and what is known before the first step.
 
         How earlier steps were made (by a try that was stopped, or by the run that handed over its
-        checkpoint on) stays: the times that are measured are of all of them.
+        checkpoint) stays: the times that are measured are of all of them.
         """
         new = not is_run(self.folder)
         before = Outcome() if new else self.outcome

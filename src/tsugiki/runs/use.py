@@ -25,7 +25,7 @@ from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.evaluate import evaluate
-from tsugiki.score.predict import PLAIN_BATCH, generate_ids
+from tsugiki.score.predict import EAGER_BATCH, generate_ids
 
 Stored = Literal["fp32", "bf16", "fp16"]
 STORED = get_args(Stored)
@@ -46,7 +46,7 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
         pad_id_of(tokenizer),
         ending_of(tokenizer, chat=record.config.task.format == CHAT, stops=base.stops).stops,
     )
-    batch = record.config.score.batch or PLAIN_BATCH
+    batch = record.config.score.batch or EAGER_BATCH
     answers: list[list[int]] = []
     with base.numerics.autocast(base.device):
         for start in range(0, len(ids), batch):
@@ -146,7 +146,7 @@ def export_merged(
     after = evaluate(gate, task.spec, "validation", sample, config.score)
     closed = task.spec.closed
     pairs = zip(before.predictions, after.predictions, strict=True)
-    changed = sum(pair.answer != other.answer for pair, other in pairs)
+    changed = sum(first.answer != second.answer for first, second in pairs)
     seen = Merged(
         rows=len(sample), score=before.main.name, before=before.main.value, after=after.main.value,
         changed=changed, lost=lost,

@@ -52,11 +52,11 @@ class Watch:
     def _config(self, lane: Lane) -> RunConfig:
         return self.configs[self.number[lane]]
 
-    def __call__(self, callback_steps: Sequence[PausedLane]) -> None:
-        for paused in callback_steps:
+    def __call__(self, paused_lanes: Sequence[PausedLane]) -> None:
+        for paused in paused_lanes:
             for config in self.shared.branches.at(self._config(paused.lane), paused.lane.step):
                 self.handles.hand_over(self.number[paused.lane], paused, config)
-        due = [paused for paused in callback_steps if paused.lane.step in self._scored(paused.lane)]
+        due = [paused for paused in paused_lanes if paused.lane.step in self._scored(paused.lane)]
         if not due:
             return
         shared, numbers = self.shared, [self.number[paused.lane] for paused in due]
@@ -70,8 +70,8 @@ class Watch:
             self.handles.watched(self.number[paused.lane], paused.lane.step, unkeyed(evaluation))
         end_the_lower_half(
             [
-                (paused, evaluations)
-                for paused, evaluations in seen
+                (paused, evaluation)
+                for paused, evaluation in seen
                 if paused.lane.step in self._rungs(paused.lane)
             ]
         )

@@ -27,6 +27,12 @@ class Baseline:
     name: Name
     values: Mapping[str, Sequence[float]]
 
+    def of(self, score: str) -> Sequence[float] | None:
+        """Each row's worth under a score: of an answer that is right or wrong the same under every
+        score of closed tasks; None under one that it was not scored by."""
+        known = self.values.get(score)
+        return next(iter(self.values.values())) if known is None and self.name != "lead" else known
+
 
 def baselines(
     spec: TaskSpec, train: Sequence[Example], rows: Sequence[Example]

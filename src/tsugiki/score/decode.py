@@ -5,7 +5,7 @@ read    p p p | p p p p p | p p   all prompts of a group in few packed passes, k
 write   a a a → a . a → . . a     one token a row a step; ended rows go by halving the group
 
 The same answers as `generate_ids`, its reference, up to the noise of the matmuls; on a CPU the
-step runs unrecorded.
+step runs as it is written.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ class _Writer:
             self._step(rows)
         else:
             if rows not in self.graphs:
-                self.graphs[rows] = self._record(rows)
+                self.graphs[rows] = self._capture(rows)
             self.graphs[rows].replay()
         written: list[list[int]] = self.tokens[:rows].view(self.lanes, size).tolist()
         return written
 
-    def _record(self, rows: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, rows: int) -> torch.cuda.CUDAGraph:
         assert self.capturer is not None, "nothing is captured on a CPU"
         before = self.tokens.clone(), self.store.lengths.clone()
         self.capturer.warm_up(lambda: self._step(rows))
@@ -231,7 +231,7 @@ def _answer_group(
 
 def _group_size(needed: int, room: int) -> int:
     """The smallest of room, room / 2, room / 4 … (at least `SMALLEST_GROUP`) that holds `needed`
-    rows: few sizes, few recordings."""
+    rows: few sizes, few captures."""
     size = room
     while size // 2 >= max(needed, SMALLEST_GROUP):
         size //= 2

@@ -26,7 +26,7 @@ from tsugiki.model.lora import lanes_on
 from tsugiki.score.decode import generate_lanes, rows_at_once
 from tsugiki.score.failures import FailureClass, classify
 
-PLAIN_BATCH, CAPTURED_BATCH = 64, 256
+EAGER_BATCH, CUDA_GRAPH_BATCH = 64, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def predict_lanes(
             prompts,
             lanes=bank.num_lanes,
             max_new_tokens=max_new_tokens,
-            batch=config.batch or CAPTURED_BATCH,
+            batch=config.batch or CUDA_GRAPH_BATCH,
             stops=stops,
             numerics=numerics,
             on_progress=on_progress,
@@ -180,7 +180,7 @@ def predict_lanes(
                 model,
                 prompts,
                 max_new_tokens,
-                config.batch or PLAIN_BATCH,
+                config.batch or EAGER_BATCH,
                 stops=stops,
                 pad_id=pad_id_of(tokenizer),
                 numerics=numerics,

@@ -67,7 +67,7 @@ class ThisProcess:
         faults = dict[RunConfig, str]()
         # Those that are pruned must train together to be compared, on a CPU too.
         pruned = group[0].method.search.prune
-        one_at_a_time = MOST_LANES if pruned and pick_device().type == "cpu" else None
+        all_together = MOST_LANES if pruned and pick_device().type == "cpu" else None
         configs = [cell.config for cell in group]
         try:
             records = run_group(
@@ -76,7 +76,7 @@ class ThisProcess:
                 self.events,
                 exclusive=self.exclusive,
                 study=self.study.name,
-                lanes=self.study.lanes or one_at_a_time,
+                lanes=self.study.lanes or all_together,
                 skip_busy=self.skip_busy,
                 prune=pruned,
                 faults=faults,

@@ -77,8 +77,8 @@ class CudaGraphStep:
         self.copied = [torch.cuda.Event() for _ in range(HOST_BUFFERS)]
         self.turn = 0
         self.coming = [lane.step for lane in self.lanes]
-        self.graphs = self._record_all(wanted, fewest)
-        self.update = self._record_update()
+        self.graphs = self._capture_all(wanted, fewest)
+        self.update = self._capture_update()
         # A replay allocates nothing that the allocator sees: what a step needs shows while it is
         # captured.
         self.peak_bytes = torch.cuda.max_memory_allocated(device)
@@ -136,7 +136,7 @@ class CudaGraphStep:
                     fewest[shape], wanted[shape] = least, [by_plan[id(plan)] for plan in self.plans]
         return wanted, fewest
 
-    def _record_all(
+    def _capture_all(
         self, wanted: dict[PackedShape, list[list[int]]], fewest: dict[PackedShape, int]
     ) -> list[torch.cuda.CUDAGraph]:
         """Captures forward and backward of every shape, the largest first; real rows are in the
@@ -146,9 +146,9 @@ class CudaGraphStep:
             warnings.filterwarnings(
                 "ignore", message="The .grad attribute of a Tensor that is not a leaf"
             )
-            return self._record(wanted, fewest)
+            return self._capture(wanted, fewest)
 
-    def _record(
+    def _capture(
         self, wanted: dict[PackedShape, list[list[int]]], fewest: dict[PackedShape, int]
     ) -> list[torch.cuda.CUDAGraph]:
         example = {
@@ -177,7 +177,7 @@ class CudaGraphStep:
 
         return work
 
-    def _record_update(self) -> torch.cuda.CUDAGraph:
+    def _capture_update(self) -> torch.cuda.CUDAGraph:
         gradients = self.forward.gradients()
 
         def work() -> None:

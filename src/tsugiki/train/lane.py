@@ -236,7 +236,7 @@ class Lane:
             )
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and optimiser moments by name; with `step` and `moving_steps` all that a
+        """Parameters and optimiser moments by name; with `step` and `steps_with_lr` all that a
         resumed run needs."""
         tensors = self.own_tensors()
         for key in MOMENTS:

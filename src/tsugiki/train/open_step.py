@@ -3,7 +3,7 @@ as many tokens a backward pass as the memory holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -79,8 +79,8 @@ def cuda_graph_step(
         rewired.enter_context(deferred_rope(model))
         compute_copy = rewired.enter_context(fused(model)) if can_fuse(model) else None
         rewired.enter_context(_compiled_layers(model))
-        forward = PackedForward(model, lanes, numerics, device, compute_copy)
-        step = _capture_what_fits(forward, packable, rewired)
+        make = partial(PackedForward, model, lanes, numerics, device, compute_copy)
+        step = _capture_what_fits(model, make, lanes, packable, rewired)
         step.attention = attention
         try:
             yield step
@@ -89,22 +89,28 @@ def cuda_graph_step(
 
 
 def _capture_what_fits(
-    forward: PackedForward, rows: PackableRows, rewired: ExitStack
+    model: Any,
+    make: Callable[[], PackedForward],
+    lanes: Sequence[Lane],
+    rows: PackableRows,
+    rewired: ExitStack,
 ) -> CudaGraphStep:
     """Captures the step with as many tokens a backward pass as the memory holds; layers are
     recomputed, within `rewired`, only when not even the longest row fits otherwise."""
-    longest, first, device = int(rows.lengths.max()), forward.lanes[0], forward.device
+    longest, first = int(rows.lengths.max()), lanes[0]
+    device = first.moved[0].device
     budget: int | None = None
     recomputed = False
     while True:
         try:
+            forward = make()  # with the gradients, which may not fit either
             step = CudaGraphStep(forward, rows, budget)
             step.recomputed = recomputed
             return step
         except torch.OutOfMemoryError:
-            if len(forward.lanes) > 1:
+            if len(lanes) > 1:
                 raise DoesNotFit(
-                    f"{len(forward.lanes)} lanes do not fit into the memory of {device} together"
+                    f"{len(lanes)} lanes do not fit into the memory of {device} together"
                 ) from None
             budget = _smaller(budget, first, rows)
         except torch.AcceleratorError as broken:
@@ -121,7 +127,7 @@ def _capture_what_fits(
                 f"{first.name}: a row of {longest} tokens does not fit into {device}'s memory. "
                 "Lower train.max_length, or take a smaller model"
             )
-        rewired.enter_context(recomputed_layers(forward.model))
+        rewired.enter_context(recomputed_layers(model))
         recomputed, budget = True, None
 
 
