@@ -70,7 +70,7 @@ def inference_baselines() -> dict[str, float]:
         "both, bag of n-grams": lambda one: one.fields["premise"] + "\n" + one.fields["hypothesis"],
         "share of n-grams in common": overlap,
     }
-    result = {"majority": fmean(majority_baseline(labels, test_labels))}
+    result = {"majority": fmean(majority_baseline("accuracy", labels, test_labels))}
     for name, view in views.items():
         result[name] = accuracy(
             [view(one) for one in train], labels, [view(one) for one in test], test_labels
@@ -82,7 +82,13 @@ def choice_baselines() -> dict[str, float]:
     """Chance; naive Bayes on question and candidate together (right against wrong); candidate alone."""
     task = load_task(TaskChoice(name="sample_choice"))
     train, test = task.examples["train"], task.examples["test"]
-    result = {"chance": fmean(chance_baseline([one.candidates for one in test]))}
+    result = {
+        "chance": fmean(
+            chance_baseline(
+                "accuracy", [one.candidates for one in test], [one.target for one in test]
+            )
+        )
+    }
     for name, joined in (
         ("question + candidate, bag of n-grams", True),
         ("candidate alone", False),

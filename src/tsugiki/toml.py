@@ -70,6 +70,9 @@ def _say(schema: type[BaseModel], mistake: Mapping[str, Any]) -> str:
     message = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if mistake["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be a table with keys of its own, like name = …"
+    elif mistake["type"] in ("too_long", "too_short"):
+        most, least = mistake["ctx"].get("max_length"), mistake["ctx"].get("min_length")
+        message = f"must have at most {most} entries" if most else f"needs at least {least}"
     elif mistake["type"] == "tuple_type":
         message = "must be a list in square brackets"
     given = "" if mistake["type"] == "value_error" else f", got {_short(mistake['input'])}"

@@ -10,17 +10,20 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tests import build
 from tsugiki.config.run import TaskChoice
-from tsugiki.config.task import FileSpec
+from tsugiki.config.task import FileSpec, TaskKind
 from tsugiki.data import sources
 from tsugiki.data.leaks import Shared, refuse_leak, shared_rows
 from tsugiki.data.tasks import builtin_tasks, load_task
 from tsugiki.errors import DataError
 from tsugiki.report.notes import leak_notes
+from tsugiki.score.baselines import baselines, guessing_nats
+from tsugiki.score.rules import METRICS
 from tsugiki.toml import read_task
 
 
@@ -320,3 +323,22 @@ def test_what_of_a_part_stands_in_the_training_data_is_counted_once(task_file: P
         "of 4 test rows 4 also occur in the validation data"
         in leak_notes(load_task(TaskChoice(name=str(task_file))), "en")[-1]
     )
+
+
+SAMPLES = {
+    "classification": "sample_nli",
+    "choice": "sample_choice",
+    "generation": "sample_headline",
+}
+
+
+@pytest.mark.parametrize("kind", get_args(TaskKind))
+def test_every_kind_has_its_rows_and_what_needs_no_model(kind: TaskKind) -> None:
+    task = load_task(TaskChoice(name=SAMPLES[kind]))
+    spec, rows = task.spec, task.examples["test"]
+    assert spec.kind == kind
+    assert all(bool(row.candidates) == spec.closed for row in rows)
+    assert all(row.target in row.candidates for row in rows if spec.closed)
+    known = baselines(spec, task.examples["train"], rows)
+    assert {len(baseline.of(METRICS[spec.metric].main) or ()) for baseline in known} == {len(rows)}
+    assert (guessing_nats(spec, task.examples["train"]) is None) == (not spec.closed)

@@ -100,7 +100,7 @@ def test_a_step_too_large_for_the_memory_is_split_then_recomputed(
 ) -> None:
     """Rows a step stay the same; the backward passes get smaller, and at last the layers compute
     twice."""
-    record = CudaGraphStep._record_all
+    record = CudaGraphStep._capture_all
     seen: list[CudaGraphStep] = []
 
     def full(self: CudaGraphStep, wanted: dict, fewest: dict) -> list:
@@ -110,7 +110,7 @@ def test_a_step_too_large_for_the_memory_is_split_then_recomputed(
         return record(self, wanted, fewest)
 
     straight, _ = course("llama", "lora", "cuda_graph")
-    monkeypatch.setattr(CudaGraphStep, "_record_all", full)
+    monkeypatch.setattr(CudaGraphStep, "_capture_all", full)
     split, _ = course("llama", "lora", "cuda_graph")
     assert seen[0].max_tokens is None
     assert seen[1].max_tokens is not None

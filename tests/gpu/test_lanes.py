@@ -124,7 +124,7 @@ def test_lanes_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     def full(self: CudaGraphStep, wanted: dict, fewest: dict) -> list:
         raise torch.OutOfMemoryError("as if")
 
-    monkeypatch.setattr(CudaGraphStep, "_record_all", full)
+    monkeypatch.setattr(CudaGraphStep, "_capture_all", full)
     with pytest.raises(DoesNotFit, match="4 lanes do not fit"):
         course("llama", FUSED, "cuda_graph")
 

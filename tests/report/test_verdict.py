@@ -184,7 +184,7 @@ def test_a_seed_that_failed_is_said_and_no_mean_is_given_without_it(
     [
         (
             1,
-            "in this run (one seed) LoRA did better than FT by 40.0 points (90.0 % against 50.0 ",
+            "in this run LoRA did better than FT by 40.0 points (accuracy 90.0 % against 50.0 %; ",
             "この実行（シード 1 個）では、LoRA の正解率は FT より 40.0 ポイント高い値です（",
         ),
         (

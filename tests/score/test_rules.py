@@ -271,3 +271,5 @@ def test_two_methods_that_never_differ_have_an_interval_on_both_sides() -> None:
 
 def test_every_metric_of_a_task_has_its_rule() -> None:
     assert {name for names in METRICS_OF.values() for name in names} == set(METRICS)
+    mains = [metric.main for metric in METRICS.values()]
+    assert len(set(mains)) == len(mains), "a score names its metric"

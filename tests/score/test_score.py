@@ -128,8 +128,16 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
 
 
 def test_baselines() -> None:
-    assert majority_baseline(["a", "a", "b"], ["a", "b", "b", "b"]) == [1.0, 0.0, 0.0, 0.0]
-    assert chance_baseline([("a", "b"), ("a", "b", "c", "d")]) == [0.5, 0.25]
+    assert majority_baseline("accuracy", ["a", "a", "b"], ["a", "b", "b", "b"]) == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
+    assert chance_baseline("accuracy", [("a", "b"), ("a", "b", "c", "d")], ["a", "b"]) == [
+        0.5,
+        0.25,
+    ]
     assert lead_baseline("rouge", ["犬が走る。猫", "雨が降る。傘"], ["犬が走る", "雨が降る"])[
         "rouge1"
     ] == [1.0, 1.0]

@@ -110,6 +110,11 @@ class TaskSpec(Record):
         """Whether an answer is one of a row's candidates."""
         return self.kind != "generation"
 
+    @property
+    def fixed_answers(self) -> tuple[str, ...]:
+        """The answers that every row has to choose from; none where they differ by row."""
+        return tuple(self.labels.values())
+
     @model_validator(mode="before")
     @classmethod
     def _conversations(cls, given: Any) -> Any:

@@ -221,9 +221,9 @@ def _builder(
         if spec.cut and spec.cut_chars:
             fields[spec.cut] = fields[spec.cut][: spec.cut_chars]
         candidates: tuple[str, ...] = ()
-        target = take(spec.target, label=spec.kind == "classification")
+        target = take(spec.target, label=bool(spec.labels))
         if spec.kind == "classification":
-            candidates = tuple(spec.labels.values())
+            candidates = spec.fixed_answers
             if target not in spec.labels:
                 known = did_you_mean(target, spec.labels)
                 raise DataError(
@@ -263,7 +263,7 @@ def _matched(pattern: Any, text: str, where: str) -> Any:
 def _refuse_equal_candidates(spec: TaskSpec, part: str, rows: Sequence[Example]) -> None:
     """Raises `DataError` where a wrong answer would count as the right one. (In training it does
     no harm: `runs/preflight` counts it.)"""
-    for row in rows if spec.kind == "choice" else ():
+    for row in rows if spec.closed else ():
         pair = equal_candidates(row)
         if pair is not None and pair[0] == row.target:
             raise DataError(
@@ -371,6 +371,11 @@ def _half(rows: list[Example], part: PartSpec, whole_groups: bool = False) -> li
     return [row for row in rows if (row.group in first) == (part.half == "first")]
 
 
+# Fields of a task file that came after the first runs were kept: unset, they are left out of the
+# digest, so that runs keep their names. A new field belongs here.
+ADDED_LATER = ("messages",)
+
+
 def task_digest(task: Task) -> str:
     """sha256 of everything in the task file that decides prompts, answers or scores (not titles,
     citations or paths)."""
@@ -389,7 +394,7 @@ def task_digest(task: Task) -> str:
         "format": task.format,
         "version": task.version,
     }
-    if task.spec.messages is None:
-        # Runs keep the names that they had before tasks could be conversations.
-        del content["messages"]
+    for name in ADDED_LATER:
+        if content[name] == TaskSpec.model_fields[name].default:
+            del content[name]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -13,9 +13,10 @@ from typing import Literal
 from tsugiki.errors import RunError
 from tsugiki.report.compare import Comparison, compare_methods
 from tsugiki.report.standing import Standing, standing_text
-from tsugiki.report.words import Language, label, say
+from tsugiki.report.words import Language, say, score_name
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
+from tsugiki.score.rules import metric_of
 from tsugiki.study.cells import Key, StudyResult, task_label
 from tsugiki.train.cost import Cost
 
@@ -26,7 +27,6 @@ Verdict = Literal["better", "worse", "equal", "undecided"]
 PAPER_BATCH = 8
 DETECT, EQUAL = 2.043, 2.735
 FEW_RATES = 3
-SHARES = ("accuracy", "exact_match")  # scores that are a share of the answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ def sentence(finding: Finding, language: Language) -> str:
         f"verdict.{seeds}.{finding.verdict}",
         a=first,
         b=second,
-        score=label(name if name in SHARES else "score", language),
+        score=score_name(name, language),
         margin=100 * finding.margin,
         points=100 * abs(pair.difference),
         first=_value(pair.first, name),
@@ -202,7 +202,7 @@ def sentence(finding: Finding, language: Language) -> str:
 
 def _value(value: float, name: str) -> str:
     """A score in a sentence: a share of right answers in per cent."""
-    return f"{100 * value:.1f} %" if name in SHARES else f"{value:.3f}"
+    return f"{100 * value:.1f} %" if metric_of(name).percent else f"{value:.3f}"
 
 
 def _costs(finding: Finding, language: Language) -> str:

@@ -209,18 +209,18 @@ def _leak_note(task: Task, part: str, other: str, language: Language) -> str | N
     shared = shared_rows(task, part, other)
     if not (shared.same or shared.mirrored or shared.grouped):
         return None
-    n = len(task.examples[part])
-    name, source = (say(language, f"label.{key}") for key in (f"{part}_rows", f"{other}_data"))
-    return say(
-        language,
-        "notes.leak",
-        grouped=shared.grouped,
-        mirrored=shared.mirrored,
-        n=n,
-        name=name,
-        same=shared.same,
-        source=source,
+    source = say(language, f"label.{other}_data")
+    name, counts = (
+        say(language, f"label.{part}_rows"),
+        (shared.same, shared.mirrored, shared.grouped),
     )
+    counted = (
+        say(language, f"notes.leak_{kind}", count=count, source=source)
+        for kind, count in zip(("same", "mirrored", "grouped"), counts, strict=True)
+        if count
+    )
+    parts = ("、" if language == "ja" else ", ").join(counted)
+    return say(language, "notes.leak", name=name, n=len(task.examples[part]), parts=parts)
 
 
 def shared_note(result: StudyResult, language: Language) -> list[str]:

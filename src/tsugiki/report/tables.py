@@ -43,6 +43,7 @@ DATA = (
     column("train", "number", "label.train"),
     column("validation", "number", "label.validation"),
     column("test", "number", "label.test"),
+    column("metric", "text", "label.main_score"),
     column("split", "text", "label.split_format"),
     column("format", "text", "label.input_format"),
 )
@@ -95,13 +96,14 @@ def data_table(tasks: Mapping[str, Task], unread: Mapping[str, str]) -> Table:
         version = f" v{task.version}" if task.version else ""
         counts = [Number(value=len(task.examples[part]), form=",") for part in SPLITS]
         split = f"{task.split} / {task.format}"
-        rows.append((f"{label}{version}", *counts, split, task.template + "{answer}"))
+        main = METRICS[task.spec.metric].main
+        rows.append((f"{label}{version}", *counts, main, split, task.template + "{answer}"))
         note = task.spec.splits[task.split].note
         about = f"{task.spec.licence}; {task.spec.citation}.{' ' + note if note else ''}"
         notes.append(_plain(f"{label}: {about}"))
         for leak in _leaks(task):
             notes.append(Said(ja=f"{label}: {leak.ja}", en=f"{label}: {leak.en}"))
-    rows += [(label, None, None, None, None, why) for label, why in unread.items()]
+    rows += [(label, *[None] * (len(DATA) - 2), why) for label, why in unread.items()]
     title = phrase("tables.data")
     return Table(name="table1", title=title, columns=DATA, rows=tuple(rows), notes=tuple(notes))
 

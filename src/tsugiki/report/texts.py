@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tsugiki.report.words import Language, say
 from tsugiki.runs.record import Scores
-from tsugiki.score.rules import ROUGE_TYPES
+from tsugiki.score.rules import metric_of
 from tsugiki.study.cells import Cell
 
 
@@ -29,7 +29,7 @@ def values_text(
     values: Mapping[str, float], main: str, low: float | None = None, high: float | None = None
 ) -> str:
     """Scores by name as `score_text` writes them."""
-    shown = ROUGE_TYPES if main in ROUGE_TYPES else (main,)
+    shown = metric_of(main).shown or (main,)
     bounds = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
     return "/".join(f"{values[name]:.3f}" for name in shown) + bounds
 

@@ -39,6 +39,11 @@ def label(key: str, language: Language) -> str:
     return texts(language)[f"label.{key}"]
 
 
+def score_name(name: str, language: Language) -> str:
+    """A score in a sentence; one that has no word is called by its own name."""
+    return texts(language).get(f"label.{name}", name)
+
+
 def half(text: str, language: Language) -> str:
     """The Japanese or the English half of a title `日本語 / English`."""
     first, slash, second = text.partition(" / ")

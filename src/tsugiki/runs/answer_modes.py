@@ -14,6 +14,7 @@ from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Run
 from tsugiki.score.choices import ANSWER_MODES, choose_all
 from tsugiki.score.metrics import per_example
+from tsugiki.score.rules import METRICS
 from tsugiki.score.statistics import interval, mcnemar, paired_difference
 
 
@@ -51,20 +52,19 @@ def answer_modes(record: RunRecord, part: str, events: Events = SILENT) -> list[
         )
     record = score_run(record, part, events)
     answers = record.answers(part)
+    main = METRICS[spec.metric].main
     targets, groups = [row.target for row in answers], [row.group for row in answers]
     texts = {"free": [row.answer for row in answers], **_chosen(record, part, events)}
-    values = {
-        mode: per_example(spec.metric, some, targets)[spec.metric] for mode, some in texts.items()
-    }
+    values = {mode: per_example(spec.metric, some, targets)[main] for mode, some in texts.items()}
     rows = []
     for mode, own in values.items():
         low, high = interval(own, groups)
         value = sum(own) / len(own)
-        row = ModeScore(mode=mode, score=spec.metric, value=value, low=low, high=high, n=len(own))
+        row = ModeScore(mode=mode, score=main, value=value, low=low, high=high, n=len(own))
         if mode != "free":
             gain = paired_difference([own], [values["free"]], groups)
             row = ModeScore(
-                mode=mode, score=spec.metric, value=value, low=low, high=high, n=len(own),
+                mode=mode, score=main, value=value, low=low, high=high, n=len(own),
                 gain=gain.mean, gain_low=gain.low, gain_high=gain.high,
                 p=mcnemar(own, values["free"], groups).p,
             )  # fmt: skip

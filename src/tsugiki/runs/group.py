@@ -2,8 +2,13 @@
 
     load → tokenise → lanes → fit → evaluate → outcomes
 
-Read `train_group` from top to bottom. It writes nothing: what came of a run is yielded as soon as
-it is known, and `runs/rounds` lets the store keep it.
+Read `train_group` from top to bottom. It writes nothing: how each run ended is yielded as soon as
+it is known (`Ended`), and `runs/rounds` makes the `Outcome` of it that the store keeps.
+
+Shared    what all of them use, loaded once: base model, task, rows as ids, who is told of progress
+Handles   one handle for each run's folder: where its checkpoints go, what is noted while it trains
+Watch     the engine's callback: scores a sample of validation, prunes, hands checkpoints over
+Lane      parameters to move, their optimizer, and where their rows come from
 """
 
 from __future__ import annotations
@@ -48,20 +53,21 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
 
     Args:
         shared: task, base, rows, and who listens.
-        configs: what is asked; `Method.alike` is the same for all.
-        handles: their folders, in the same order.
+        configs: they agree in all that one base and one step must have in common
+            (`Method.alike`): model, task, length, precision.
+        handles: of their folders, in the same order.
 
     Raises:
         Interrupted: on Ctrl-C; the same call goes on from the checkpoints.
-        DoesNotFit: the device does not hold so many together.
+        DoesNotFit: the device does not hold so many together (making the step says so).
     """
     base, task, events = shared.load(), shared.task, shared.events
-    rows, validation = shared.rows, shared.validation
+    rows, validation = shared.rows, shared.validation  # tokenised at the first use
     size = base.num_parameters
     lanes = shared.method.lanes(base, configs, len(rows))
-    handles.start(shared, lanes, size)
-    with shared.open_step(lanes, handles.ended(lanes)) as step:
-        handles.began(shared, step.kind)
+    handles.start_runs(shared, lanes, size)
+    with shared.open_step(lanes, handles.all_at_their_end(lanes)) as step:
+        handles.note_step(shared, step.kind)
         watch = Watch(shared, configs, lanes, handles, step)
         results = fit(
             step,
@@ -76,14 +82,14 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
             yield Ended(number=number, status="failed", reason=result.failure)
         elif result.pruned:
             yield Ended(number=number, status="pruned")
-    whole = [number for number, result in enumerate(results) if result.whole]
-    if not whole:
+    trained = [number for number, result in enumerate(results) if result.whole]
+    if not trained:
         return
-    score, heard = configs[0].score, events.answers("validation")
+    settings, on_progress = configs[0].score, events.answers("validation")
     evaluations = evaluate_lanes(
-        base, task.spec, "validation", validation, score, heard, lanes=whole
+        base, task.spec, "validation", validation, settings, on_progress, lanes=trained
     )
-    for number, evaluation in zip(whole, evaluations, strict=True):
+    for number, evaluation in zip(trained, evaluations, strict=True):
         yield Ended(
             number=number,
             status="done",

@@ -32,7 +32,7 @@ class Handles:
     def checkpoints(self) -> list[Path]:
         return [run.checkpoints for run in self.runs]
 
-    def start(self, shared: Shared, lanes: Sequence[Lane], base_size: int) -> None:
+    def start_runs(self, shared: Shared, lanes: Sequence[Lane], base_size: int) -> None:
         """Writes what is asked and planned, and says which runs go on from a checkpoint."""
         for lane, config in zip(lanes, self.configs, strict=True):
             run, provenance = self.opened(config)
@@ -45,11 +45,11 @@ class Handles:
                     f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}"
                 )
 
-    def ended(self, lanes: Sequence[Lane]) -> bool:
+    def all_at_their_end(self, lanes: Sequence[Lane]) -> bool:
         """Whether nothing is left to be trained."""
         return all(_at_its_end(lane, run) for lane, run in zip(lanes, self.runs, strict=True))
 
-    def began(self, shared: Shared, step: str) -> None:
+    def note_step(self, shared: Shared, step: str) -> None:
         """The steps to come are of this kind."""
         kind, lanes = shared.method.step_kind or step, len(self.runs)
         for run in self.runs:

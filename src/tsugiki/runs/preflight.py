@@ -157,7 +157,7 @@ def _closed_answers(
         DataError: it does not survive encode → decode as scoring decodes, or holds an end, padding
             or (a label) an unknown token.
     """
-    prompt, ending, labels = rows[0].prompt_ids, rows[0].ending, task.spec.kind == "classification"
+    prompt, ending, labels = rows[0].prompt_ids, rows[0].ending, task.spec.fixed_answers
     lost: dict[str, str] = {}
     first = {
         candidate: row.example.id for row in reversed(rows) for candidate in row.example.candidates
@@ -165,7 +165,7 @@ def _closed_answers(
     for candidate, row_id in first.items():
         ids = tokenizer(candidate, add_special_tokens=False)["input_ids"]
         what = f'task "{task.name}" row {row_id}: the answer “{candidate}”'
-        _refuse_marks(tokenizer, ids, ending.stops, what, unknown=labels)
+        _refuse_marks(tokenizer, ids, ending.stops, what, unknown=bool(labels))
         back = answer_text(tokenizer, prompt, ids)
         if normalise(back) != normalise(candidate) or tokenizer.unk_token_id in ids:
             if labels:
@@ -292,7 +292,7 @@ def _equal_candidates(part: str, rows: Sequence[Tokens]) -> Iterator[str]:
 
 
 def _missing_labels(task: Task, rows: Mapping[str, Sequence[Tokens]]) -> Iterator[str]:
-    if task.spec.kind != "classification" or "train" not in rows:
+    if not task.spec.fixed_answers or "train" not in rows:
         return
     trained = {row.example.target for row in rows["train"]}
     for part, some in rows.items():

@@ -55,8 +55,8 @@ def rescore(record: RunRecord, part: str, rules: str) -> list[RuleScore]:
                     low=low, high=high, n=len(values), signature=rule.signature(),
                 )  # fmt: skip
                 rows.append(row)
-        if task.spec.kind == "classification":
-            words, n = list(task.spec.labels.values()), len(texts)
+        if task.spec.fixed_answers:
+            words, n = task.spec.fixed_answers, len(texts)
             for name, value in class_scores(texts, targets, words).items():
                 row = RuleScore(
                     rule="tsugiki", labels=labels, score=name, value=value, n=n, signature=name

@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -44,23 +44,38 @@ def baselines(
         field = spec.cut or spec.fields[0]
         lead = lead_baseline(spec.metric, [row.fields[field] for row in rows], targets)
         return (Baseline(name="lead", values=lead),)
-    drawn = chance_baseline([row.candidates for row in rows])
+    drawn = chance_baseline(spec.metric, [row.candidates for row in rows], targets)
     chance = Baseline(name="chance", values={main: drawn})
-    if spec.kind == "choice":  # candidates differ by row: there is no most frequent answer
-        return (chance,)
-    most = majority_baseline([row.target for row in train], targets)
-    return Baseline(name="majority", values={main: most}), chance
+    match spec.kind:
+        case "choice":  # candidates differ by row: there is no most frequent answer
+            return (chance,)
+        case "classification":
+            most = majority_baseline(spec.metric, [row.target for row in train], targets)
+            return Baseline(name="majority", values={main: most}), chance
+        case "generation":
+            raise AssertionError("free text is not closed")
+        case unknown:
+            assert_never(unknown)
 
 
-def majority_baseline(train_targets: Sequence[str], targets: Sequence[str]) -> list[float]:
-    """Each answer's worth of always giving the most frequent training answer: 1 or 0."""
+def majority_baseline(
+    metric: str, train_targets: Sequence[str], targets: Sequence[str]
+) -> list[float]:
+    """Each answer's worth of always giving the most frequent training answer."""
     values, counts = np.unique(list(train_targets), return_counts=True)
-    return [float(target == values[counts.argmax()]) for target in targets]
+    always = str(values[counts.argmax()])
+    return per_example(metric, [always] * len(targets), targets)[METRICS[metric].main]
 
 
-def chance_baseline(candidates: Sequence[Sequence[str]]) -> list[float]:
+def chance_baseline(
+    metric: str, candidates: Sequence[Sequence[str]], targets: Sequence[str]
+) -> list[float]:
     """Each answer's expected worth when it is drawn among the row's candidates."""
-    return [1 / len(row) for row in candidates]
+    main = METRICS[metric].main
+    return [
+        statistics.fmean(per_example(metric, row, [target] * len(row))[main])
+        for row, target in zip(candidates, targets, strict=True)
+    ]
 
 
 def lead_baseline(

@@ -32,13 +32,19 @@ Rule = Callable[[str, str], Values]
 class Metric:
     """One way to score an answer: (answer, target) → values in 0–1 by name, of which `main` chooses
     between models. `signature` says by which rule, with the versions it depends on; `rules` are
-    the ways in which other tools score the same answers."""
+    the ways in which other tools score the same answers.
+
+    `percent`: the main score is a share of right answers, which sentences give in per cent. `shown`
+    are the scores that a table sets beside the main one.
+    """
 
     name: str
     rule: Rule
     main: str
     signature: Callable[[], str]
     rules: Mapping[str, Metric] = field(default_factory=dict)
+    percent: bool = False
+    shown: tuple[str, ...] = ()
 
     def score(self, answers: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
         """Values of every example, by the name of the score."""
@@ -49,6 +55,8 @@ class Metric:
 def pick_rules(metric: str, names: str) -> list[Metric]:
     """`all`, or names joined by commas. Raises `ConfigError` for an unknown one."""
     known = METRICS[metric].rules
+    if not known:
+        raise ConfigError(f"--rules: {metric} has no rules of other tools")
     wanted = list(known) if names == "all" else [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in known:
@@ -254,7 +262,12 @@ CLOSED_RULES = {metric.name: metric for metric in _CLOSED}
 def _closed(name: str) -> Metric:
     signature = f"{name}|norm:nfkc+strip|decode:greedy"
     return Metric(
-        name=name, rule=_equal(name), main=name, signature=lambda: signature, rules=CLOSED_RULES
+        name=name,
+        rule=_equal(name),
+        main=name,
+        signature=lambda: signature,
+        rules=CLOSED_RULES,
+        percent=True,
     )
 
 
@@ -268,6 +281,7 @@ METRICS: dict[str, Metric] = {
         main="rougeL",
         signature=SUMMARY_RULES["lm-eval"].signature,
         rules=SUMMARY_RULES,
+        shown=ROUGE_TYPES,
     ),
 }
 
