@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from tests.build import TRAIN, run_config, study_of
 from tsugiki.config.run import RunConfig
 from tsugiki.report.material import gather
+from tsugiki.report.words import say
 from tsugiki.report.write import write_report
 from tsugiki.runs import shared as run_module
 from tsugiki.runs.events import Events
@@ -118,6 +119,10 @@ def test_epochs_come_from_one_run_where_the_schedule_allows_it(
         )
 
 
+def in_english(key: str, values: Mapping[str, object]) -> str:
+    return say("en", f"progress.{key}", **values)
+
+
 def test_epochs_and_lanes_together_in_a_study(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
@@ -129,7 +134,9 @@ def test_epochs_and_lanes_together_in_a_study(
         {**given, "lanes": 8, "methods": [{"name": "LoRA", "kind": "lora", "grid": cells}]}, "study"
     )
     said: list[str] = []
-    result = run_study(study, Store(tmp_path), on_cell=said.append)
+    result = run_study(
+        study, Store(tmp_path), on_cell=lambda key, values: said.append(in_english(key, values))
+    )
     assert said[:2] == [
         f"[2 … 8/8] 4 together: {result.cells[1].label} … {result.cells[7].label}",
         f"[1 … 7/8] 4 together: {result.cells[0].label} … {result.cells[6].label}",
@@ -338,8 +345,8 @@ def test_a_study_stopped_half_way_goes_on_elsewhere_from_an_archive_of_its_recor
     study = parse_study({**study_of(model_folder, task_file), "methods": methods}, "study")
     straight = run_study(study, Store(tmp_path / "straight"))
 
-    def stop(label: str) -> None:
-        if "FT" in label:
+    def stop(key: str, values: Mapping[str, object]) -> None:
+        if "FT" in str(values["label"]):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -36,11 +36,13 @@ def test_seeds_are_counted_or_named(
 ) -> None:
     study = parse_study(seeded(model_folder, task_file, seeds), "study")
     assert {cell.config.train.seed for cell in expand(study)} == {expected[0]}
-    said: list[str] = []
-    result = run_study(study, Store(tmp_path), Events(), on_cell=said.append)
+    said: list[tuple] = []
+    result = run_study(
+        study, Store(tmp_path), Events(), on_cell=lambda key, values: said.append((key, values))
+    )
     for name in ("LoRA", "FT"):
         assert seeds_of(result, name) == expected
-    assert any(line.startswith("seed 2 of 3") for line in said)
+    assert any((values.get("number"), values.get("total")) == (2, 3) for _, values in said)
     again = collect(study, Store(tmp_path))
     assert seeds_of(again, "LoRA") == expected
     assert again.missing == {}

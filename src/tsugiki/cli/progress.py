@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -75,9 +75,9 @@ class Display:
         if self.status:
             self.status.stop()
 
-    def on_cell(self, text: str) -> None:
-        """A new piece of work begins: what the coming lines are about."""
-        self.head = text
+    def on_cell(self, key: str, values: Mapping[str, object]) -> None:
+        """New work begins: what the coming lines are about."""
+        self.head = say(self.language, f"progress.{key}", **values)
         self.printed_at = 0.0
         self._show("")
 

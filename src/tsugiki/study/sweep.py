@@ -36,6 +36,8 @@ from tsugiki.study.preflight import look_first
 from tsugiki.train.checkpoint import latest_checkpoint
 from tsugiki.train.engine import Interrupted
 
+# Who is told what is worked on now: a key of the words under [progress], and their values.
+OnCell = Callable[[str, Mapping[str, object]], None]
 # How long a cell is waited for that another process works on: workers of a killed study finish
 # their step first.
 BUSY_S = 30.0
@@ -49,13 +51,13 @@ class _Way:
     store: Store
     events: Events
     executor: Executor
-    on_cell: Callable[[str], None] | None
+    on_cell: OnCell | None
     known: dict[RunConfig, RunRecord] = field(default_factory=dict)
     seeds: dict[RunConfig, tuple[Cell, int]] = field(default_factory=dict)
 
-    def say(self, text: str) -> None:
+    def say(self, key: str, **values: object) -> None:
         if self.on_cell:
-            self.on_cell(text)
+            self.on_cell(key, values)
 
     def miss(self, label: str, broken: BaseException) -> None:
         """Something cannot be had: kept with its reason, said at once."""
@@ -68,7 +70,7 @@ def run_study(
     store: Store,
     events: Events = SILENT,
     *,
-    on_cell: Callable[[str], None] | None = None,
+    on_cell: OnCell | None = None,
     workers: Callable[[ThisProcess], Executor] | None = None,
 ) -> StudyResult:
     """Runs what is missing, chooses by validation, scores each chosen cell on test, once. Resumable
@@ -173,7 +175,7 @@ def _test_the_chosen(way: _Way) -> None:
     while due := [cell for cell in result.chosen.values() if cell.label not in done]:
         for cell in due:
             done.add(cell.label)
-            way.say(f"chosen: {cell.label}")
+            way.say("chosen", label=cell.label)
             folder = result.records[cell.label].folder
             try:
                 record = _with_weights(result.records[cell.label], way)
@@ -235,14 +237,15 @@ def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
 def _announce(
     result: StudyResult,
     seeds: Mapping[RunConfig, tuple[Cell, int]],
-    on_cell: Callable[[str], None],
+    on_cell: OnCell,
     configs: Sequence[RunConfig],
 ) -> None:
     """Says which cells start now, or which seeds of them."""
     if configs[0] in seeds:
         cell, number = seeds[configs[0]]
-        more = f" and {len(configs) - 1} more together" if len(configs) > 1 else ""
-        on_cell(f"seed {number + 1} of {result.study.num_seeds}{more}: {cell.label}")
+        key, total = ("seeds" if len(configs) > 1 else "seed"), result.study.num_seeds
+        said = {"number": number + 1, "total": total, "label": cell.label}
+        on_cell(key, {**said, "more": len(configs) - 1})
         return
     numbered = reversed(list(enumerate(result.cells)))
     first = {cell.config: number for number, cell in numbered}  # one run may be in two methods
@@ -251,12 +254,10 @@ def _announce(
         return
     labels, total = [result.cells[number].label for number in numbers], len(result.cells)
     if len(numbers) == 1:
-        on_cell(f"[{numbers[0] + 1}/{total}] {labels[0]}")
+        on_cell("cell", {"number": numbers[0] + 1, "total": total, "label": labels[0]})
     else:
-        on_cell(
-            f"[{numbers[0] + 1} … {numbers[-1] + 1}/{total}] {len(numbers)} together: {labels[0]} "
-            f"… {labels[-1]}"
-        )
+        said = {"number": numbers[0] + 1, "last_number": numbers[-1] + 1, "total": total}
+        on_cell("cells", {**said, "count": len(labels), "label": labels[0], "last": labels[-1]})
 
 
 def _other_seeds(way: _Way) -> None:
