@@ -23,7 +23,7 @@ def test_pages_of_the_kept_runs_are_the_same_to_the_byte(
         {path.name: path.read_bytes() for path in (make.HERE / make.PAGES).iterdir()},
     )
     assert sorted(found) == sorted(kept)
-    assert len(kept) == 25
+    assert len(kept) == 27
     for name, content in kept.items():
         assert found[name] == content, f"{name} differs from the page that is kept"
 

@@ -167,6 +167,7 @@ def test_texts_that_may_not_be_passed_on_stay_out(
         "comparison",
         "search",
         "failures",
+        "confusion",
         "landscape",
         "settings",
         "table3",
@@ -260,6 +261,7 @@ def test_the_tables_are_json_too(
         "table3",
         "comparison",
         "failures",
+        "confusion",
     }
     assert len(printed["findings"]) == 1
     assert printed["verdicts"][0]["verdict"] is None

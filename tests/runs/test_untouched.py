@@ -112,7 +112,7 @@ def test_a_study_has_a_row_for_each_number_of_shots(
     assert "the base model as it is, not tuned, 2 worked examples before each prompt" in notes
     assert not [line for line in material.shortfalls("en") if "-shot" in line]
     for language in ("en", "ja"):
-        assert material.statements(language)
+        assert len(material.statements(language)) == 2, "LoRA against each row of the base"
 
 
 def test_a_tuned_method_is_compared_with_a_base_that_answers_nothing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests import build
 from tsugiki.config.task import METRICS_OF
+from tsugiki.data.text import normalise
 from tsugiki.errors import ConfigError
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
 from tsugiki.score.metrics import rouge
@@ -273,3 +274,45 @@ def test_every_metric_of_a_task_has_its_rule() -> None:
     assert {name for names in METRICS_OF.values() for name in names} == set(METRICS)
     mains = [metric.main for metric in METRICS.values()]
     assert len(set(mains)) == len(mains), "a score names its metric"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # one label alone
+def test_class_scores_equal_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    labels, drawn = ["含意", "矛盾", "中立"], random.Random(0)
+    for number in range(200):
+        many = drawn.choice((1, 5, 40))
+        targets = drawn.choices(labels, k=many)
+        answers = drawn.choices([*labels, "何か"] if number % 2 else labels[:2], k=many)
+        ours = class_scores(answers, targets, labels)
+        f1 = metrics.f1_score(targets, answers, labels=labels, average="macro", zero_division=0)
+        assert ours["macro_f1"] == pytest.approx(f1)
+        recalls = metrics.recall_score(
+            targets, answers, labels=sorted(set(targets)), average="macro", zero_division=0
+        )
+        assert ours["balanced_accuracy"] == pytest.approx(recalls)
+        assert ours["mcc"] == pytest.approx(metrics.matthews_corrcoef(targets, answers))
+
+
+def test_character_f1_is_googles_rouge_1_over_characters() -> None:
+    rule = SUMMARY_RULES["char"].rule
+    for answer, target in pairs():
+        ours = METRICS["char_f1"].rule(answer, target)["char_f1"]
+        assert ours == pytest.approx(rule(normalise(answer), normalise(target))["rouge1"])
+    assert METRICS["char_f1"].rule("ＡＢＣ", "ABC") == {"char_f1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "right"),
+    [
+        ("答えは１，２００円です", "1200", 1.0),
+        ("3 + 4 = 7", "7", 1.0),
+        ("7.0", "7", 1.0),
+        ("-7", "7", 0.0),
+        ("わからない", "7", 0.0),
+        ("なし", "なし", 1.0),
+        ("7 個", "なし", 0.0),
+    ],
+)
+def test_numbers_are_compared_by_value(answer: str, target: str, right: float) -> None:
+    assert METRICS["number"].rule(answer, target) == {"number": right}

@@ -14,12 +14,12 @@ from tsugiki.config.fields import Positive, Record, Word
 from tsugiki.errors import did_you_mean
 
 TaskKind = Literal["classification", "choice", "generation"]
-MetricName = Literal["accuracy", "exact_match", "rouge"]
+MetricName = Literal["accuracy", "exact_match", "rouge", "char_f1", "number"]
 # Which metrics score the answers of a kind; `score/rules` has their rules.
 METRICS_OF: dict[TaskKind, tuple[MetricName, ...]] = {
     "classification": ("accuracy", "exact_match"),
     "choice": ("accuracy", "exact_match"),
-    "generation": ("rouge",),
+    "generation": ("rouge", "char_f1", "exact_match", "number"),
 }
 
 
@@ -158,7 +158,7 @@ class TaskSpec(Record):
             raise ValueError("choices: needed by kind = choice, and by no other")
         if self.metric not in METRICS_OF[self.kind]:
             raise ValueError(
-                f"metric: of kind = {self.kind} are {' and '.join(METRICS_OF[self.kind])}, "
+                f"metric: of kind = {self.kind} are {', '.join(METRICS_OF[self.kind])}, "
                 f"got {self.metric}"
             )
         if self.cut and self.cut not in self.fields:

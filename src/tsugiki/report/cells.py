@@ -5,7 +5,7 @@ from __future__ import annotations
 from tsugiki.report.compare import pooled
 from tsugiki.report.standing import lost_seeds
 from tsugiki.report.table import Content, Estimated, Number, Said, Two, phrase, said
-from tsugiki.report.texts import best_text, score_text, values_text
+from tsugiki.report.texts import best_text, chosen_text, score_text, values_text
 from tsugiki.report.words import Language, label, say
 from tsugiki.runs.record import Scores
 from tsugiki.study.cells import Cell, StudyResult
@@ -15,6 +15,11 @@ from tsugiki.train.cost import Cost
 
 def number(value: float | None, form: str = ".3f") -> Content:
     return None if value is None else Number(value=value, form=form)
+
+
+def setting_cell(cell: Cell) -> Said:
+    """The searched settings of a cell."""
+    return said(lambda language: chosen_text(cell, language))
 
 
 def score_cell(scores: Scores) -> Estimated:

@@ -79,7 +79,9 @@ def findings(result: StudyResult, standings: Mapping[Key, Standing]) -> list[Fin
             if key[:2] == (model.label, task_label(choice))
         ]
         both = [
-            _in_order(first, second, orders) for first, second in itertools.combinations(of_task, 2)
+            _in_order(first, second, orders)
+            for first, second in itertools.combinations(of_task, 2)
+            if first.tuned or second.tuned  # how two prompts of one base differ is not asked
         ]
         both.sort(key=lambda pair: orders[pair[0].method] == orders[pair[1].method])
         pairs += [

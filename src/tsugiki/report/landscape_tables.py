@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Sequence
 
 from tsugiki.config.study import Range, Setting
-from tsugiki.report.cells import best_cell
+from tsugiki.report.cells import best_cell, setting_cell
 from tsugiki.report.landscape import Landscape, edges, landscape_notes
 from tsugiki.report.table import Content, Number, Share, Table, column, lines, phrase
-from tsugiki.report.texts import chosen_text
 from tsugiki.report.words import Language, say
 from tsugiki.study.cells import Cell, StudyResult
 
@@ -41,7 +40,7 @@ def landscape_table(landscapes: Sequence[Landscape], result: StudyResult) -> Tab
             (
                 " · ".join(landscape.key),
                 landscape.num,
-                chosen_text(landscape.best),
+                setting_cell(landscape.best),
                 best_cell(landscape.record.scored("validation"), landscape.num),
                 Share(count=landscape.num_within_interval, of=landscape.num),
                 Share(count=landscape.num_not_above, of=landscape.num),

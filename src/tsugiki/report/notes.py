@@ -86,7 +86,7 @@ def _choice_note(result: StudyResult, language: Language) -> str:
     counts = Counter(cell.key for cell in result.cells)
     best = {key: say(language, "notes.best_of", n=count) for key, count in counts.items()}
     chosen = "; ".join(
-        f"{' '.join(cell.key)}: {chosen_text(cell)} ({best[cell.key]})"
+        f"{' '.join(cell.key)}: {chosen_text(cell, language)} ({best[cell.key]})"
         for cell in result.chosen.values()
     )
     rule = say(language, "notes.choice_rule")

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from statistics import fmean
 
 from tsugiki.data.tasks import SPLITS, Task
+from tsugiki.data.text import normalise
 from tsugiki.report.answers import answers_tables
-from tsugiki.report.cells import best_cell, memory_cell, number, score_cell, seconds_cell, test_cell
+from tsugiki.report.cells import (
+    best_cell,
+    memory_cell,
+    number,
+    score_cell,
+    seconds_cell,
+    setting_cell,
+    test_cell,
+)
 from tsugiki.report.finding import PAPER_BATCH, exclusive_cost
 from tsugiki.report.landscape import landscapes
 from tsugiki.report.landscape_tables import landscape_table, settings_table
@@ -28,7 +38,7 @@ from tsugiki.report.table import (
     phrase,
     said,
 )
-from tsugiki.report.texts import chosen_text, values_text
+from tsugiki.report.texts import values_text
 from tsugiki.report.words import Language, say
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.record import Scores
@@ -63,6 +73,12 @@ RESULTS = (
     column("weights_mib", "number", "label.weights_file_mib", report_only=True),
     column("validation", "score", "label.validation", report_only=True),
 )
+CONFUSION = (
+    column("row", "text", "label.model_task_method"),
+    column("target", "text", "label.right_answer"),
+    column("answered", "text", "label.answered"),
+    column("n", "number", "label.n"),
+)
 GRID = (
     column("row", "text", "label.model_task_method"),
     column("setting", "text", "label.setting"),
@@ -76,13 +92,14 @@ def all_tables(material: Material) -> list[Table]:
     """Every table of the report."""
     result, tasks = material.result, material.tasks
     searched, results = landscapes(result, tasks), results_table(result, tasks)
-    missing = lines(material.shortfalls)
+    missing, confusion = lines(material.shortfalls), confusion_table(result, tasks)
     return [
         data_table(tasks, material.unread),
         replace(results, notes=(*results.notes, *missing)),
         comparison_table(material.findings, result),
         search_table(result),
         failure_table(result),
+        *([confusion] if confusion is not None else []),
         landscape_table(searched, result),
         settings_table(result),
         grid_table(result),
@@ -210,6 +227,36 @@ def failure_table(result: StudyResult) -> Table:
     return Table(name="failures", title=title, columns=columns, rows=tuple(rows), notes=(note,))
 
 
+def confusion_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table | None:
+    """What was answered instead, for each label of the chosen configurations' test answers; None
+    without a task of fixed labels."""
+    rows = list[Row]()
+    for key, cell in result.chosen.items():
+        record, task = result.record(cell), tasks.get(key[1])
+        labels = task.spec.fixed_answers if task else ()
+        if record is None or record.scores("test") is None or not labels:
+            continue
+        pairs = [(normalise(row.target), normalise(row.answer)) for row in record.answers("test")]
+        for label in labels:
+            given = Counter(answer for target, answer in pairs if target == normalise(label))
+            known = [given.pop(normalise(other), 0) for other in labels]
+            counts = [f"{other} {count}" for other, count in zip(labels, known, strict=True)]
+            outside = given.total()
+            text = _answered(counts, outside)
+            rows.append((" · ".join(key), label, text, sum(known) + outside))
+    title, note = phrase("tables.confusion"), phrase("tables.confusion_note")
+    table = Table(name="confusion", title=title, columns=CONFUSION, rows=tuple(rows), notes=(note,))
+    return table if rows else None
+
+
+def _answered(counts: list[str], outside: int) -> Said:
+    return said(
+        lambda language: " · ".join(
+            [*counts, f"{say(language, 'failure.outside')} {outside}"] if outside else counts
+        )
+    )
+
+
 def _tests(result: StudyResult) -> dict[Key, Scores]:
     tests = dict[Key, Scores]()
     for key, cell in result.chosen.items():
@@ -239,7 +286,7 @@ def _grid_row(result: StudyResult, cell: Cell) -> Row:
         reason = result.missing.get(cell.label, why)
         status = said(lambda language: reason_text(reason, language))
     rate = number(scores.candidate_rate if scores else None)
-    return (" · ".join(cell.key), chosen_text(cell), status, rate, "★" if chosen else "")
+    return (" · ".join(cell.key), setting_cell(cell), status, rate, "★" if chosen else "")
 
 
 def is_chosen(result: StudyResult, cell: Cell) -> bool:

@@ -34,12 +34,9 @@ def values_text(
     return "/".join(f"{values[name]:.3f}" for name in shown) + bounds
 
 
-def chosen_text(cell: Cell) -> str:
+def chosen_text(cell: Cell, language: Language) -> str:
     """The searched settings of a cell: `learning_rate 0.001, epochs 3`."""
-    return (
-        ", ".join(
-            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in cell.settings.items()
-        )
-        or "the only configuration"
-    )
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in cell.settings.items()
+    ) or say(language, "texts.only_configuration")

@@ -12,9 +12,13 @@ closed tasks  tsugiki    equal after NFKC and strip
 
 from __future__ import annotations
 
+import math
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -216,6 +220,32 @@ def _equal(name: str) -> Rule:
     return rule
 
 
+def _char_f1(answer: str, target: str) -> Values:
+    """F1 of the characters that answer and target share, each as often as in both: ROUGE-1 over
+    characters (Lin 2004). llm-jp-eval's and flexeval's `char_f1` is another: rapidfuzz's
+    token_sort_ratio."""
+    ours, theirs = (Counter(_characters(normalise(text))) for text in (answer, target))
+    common, total = (ours & theirs).total(), ours.total() + theirs.total()
+    return {"char_f1": 2 * common / total if common else 0.0}
+
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+
+
+def _number(answer: str, target: str) -> Values:
+    """Whether the last number of the answer is that of the target; of a target without a number,
+    whether they are equal."""
+    ours, theirs = (_last_number(text) for text in (answer, target))
+    if theirs is None:
+        return {"number": float(normalise(answer) == normalise(target))}
+    return {"number": float(ours == theirs)}
+
+
+def _last_number(text: str) -> Decimal | None:
+    numbers = _NUMBER.findall(unicodedata.normalize("NFKC", text))
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
+
+
 def _tool(name: str, main: str, rule: Rule, signature: Callable[[], str]) -> Metric:
     return Metric(name=name, rule=rule, main=main, signature=signature)
 
@@ -283,15 +313,28 @@ METRICS: dict[str, Metric] = {
         rules=SUMMARY_RULES,
         shown=ROUGE_TYPES,
     ),
+    "char_f1": Metric(
+        name="char_f1",
+        rule=_char_f1,
+        main="char_f1",
+        signature=lambda: "char_f1|norm:nfkc|multiset of characters, no spaces|decode:greedy",
+    ),
+    "number": Metric(
+        name="number",
+        rule=_number,
+        main="number",
+        signature=lambda: "number|norm:nfkc|the last number, no thousands signs|decode:greedy",
+        percent=True,
+    ),
 }
 
 
 def class_scores(answers: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> Values:
-    """Macro-F1 and balanced accuracy over the label words, as scikit-learn defines them; an answer
-    outside the labels is no label's.
+    """Macro-F1, balanced accuracy and Matthews' correlation over the label words, as scikit-learn
+    defines them; an answer outside the labels is no label's (for the correlation: one of its own).
 
     macro_f1: mean over labels of 2·tp / (2·tp + fp + fn), 0 where that is 0/0. balanced_accuracy:
-    mean recall of the labels that occur.
+    mean recall of the labels that occur. mcc: Gorodkin 2004, 0 where answers or labels are all one.
     """
     pairs = [
         (normalise(answer), normalise(target))
@@ -306,4 +349,19 @@ def class_scores(answers: Sequence[str], targets: Sequence[str], labels: Sequenc
         )
         f1.append(2 * right / (said + there) if said + there else 0.0)
         recalls += [right / there] if there else []
-    return {"macro_f1": sum(f1) / len(f1), "balanced_accuracy": sum(recalls) / len(recalls)}
+    return {
+        "macro_f1": sum(f1) / len(f1),
+        "balanced_accuracy": sum(recalls) / len(recalls),
+        "mcc": _correlation(pairs, {normalise(label) for label in labels}),
+    }
+
+
+def _correlation(pairs: Sequence[tuple[str, str]], labels: set[str]) -> float:
+    said = Counter(answer if answer in labels else None for answer, _ in pairs)
+    there = Counter(target for _, target in pairs)
+    n, right = len(pairs), sum(answer == target for answer, target in pairs)
+    expected = sum(said[label] * count for label, count in there.items())
+    spread = (n * n - sum(count * count for count in said.values())) * (
+        n * n - sum(count * count for count in there.values())
+    )
+    return (right * n - expected) / math.sqrt(spread) if spread else 0.0
