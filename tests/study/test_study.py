@@ -207,6 +207,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
         "comparison",
         "search",
         "failures",
+        "confusion",
         "landscape",
         "settings",
         "table3",
