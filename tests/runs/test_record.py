@@ -66,6 +66,7 @@ def test_records_of_earlier_versions_are_read() -> None:
         ('{"status": "gone"}', r"status: Input should be 'running'"),
         ('{"format": 2, "status": "done"}', r"later version of tsugiki \(format 2, this one"),
         ('{"status": "done", "surprise": 1}', "surprise: Extra inputs"),
+        ('{"status": "done", "scores": [{"key": {"decode": []}}]}', r"scores\.0\.key\.part: Field"),
     ],
 )
 def test_a_damaged_or_future_record_is_one_line_and_stops_no_other(
