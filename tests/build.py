@@ -294,6 +294,20 @@ def study_of(model: Path, task: Path) -> dict:
     }
 
 
+# The tables of a report on a classification task, before those of generated answers.
+TABLES = [
+    "table1",
+    "table2",
+    "comparison",
+    "search",
+    "failures",
+    "confusion",
+    "landscape",
+    "settings",
+    "table3",
+]
+
+
 def in_words(material: Material, language: Language = "en") -> list[InWords]:
     """Every table of a report as a reader sees it."""
     return [table.in_words(language) for table in all_tables(material)]

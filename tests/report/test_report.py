@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import build
-from tests.build import in_words, study_of
+from tests.build import TABLES, in_words, study_of
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import RunError
 from tsugiki.report.compare import compare_methods
@@ -161,17 +161,7 @@ def test_texts_that_may_not_be_passed_on_stay_out(
         chosen=result.chosen,
         repeats=result.repeats,
     )
-    assert [table.name for table in in_words(gather(bare), "en")] == [
-        "table1",
-        "table2",
-        "comparison",
-        "search",
-        "failures",
-        "confusion",
-        "landscape",
-        "settings",
-        "table3",
-    ]
+    assert [table.name for table in in_words(gather(bare), "en")] == TABLES
 
 
 def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResult, Path]) -> None:

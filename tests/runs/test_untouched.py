@@ -85,12 +85,25 @@ def test_a_run_of_other_shots_is_another_run(
     [
         ({"lora": {"rank": 2}}, 'lora: method = "base" would ignore it'),
         ({"train": {"epochs": 2}}, "train.epochs: the untouched base does not read it"),
+        ({"train": {"seed": 3}}, "train.seed: the untouched base does not read it"),
+        ({"method": "lora", "adapter": "a", "train": {"seed": 3}}, "train.seed: an adapter that"),
         ({"method": "full", "shots": 2, "train": build.TRAIN}, 'shots: only method = "base"'),
     ],
 )
 def test_what_it_would_ignore_is_refused(change: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         base(tmp_path, tmp_path, **change)
+
+
+def test_the_seed_is_that_of_the_shots(model_folder: Path, task_file: Path) -> None:
+    """What reads no seed keeps its run under any; an adapter from elsewhere has none."""
+    given = study_of(model_folder, task_file)
+    given["methods"] = [
+        {"name": "base", "kind": "base", "shots": [0, 2]},
+        {"name": "peft", "kind": "lora", "adapter": "folder"},
+    ]
+    cells = expand(parse_study({**given, "seeds": [7, 8]}, "study"))
+    assert [cell.config.train.seed for cell in cells] == [0, 7, 0]
 
 
 def test_a_study_has_a_row_for_each_number_of_shots(

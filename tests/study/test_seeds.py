@@ -13,6 +13,7 @@ from tsugiki.errors import ConfigError
 from tsugiki.runs.events import Events
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import collect, expand, parse_study
+from tsugiki.study.executors import ThisProcess, WorkerProcesses
 from tsugiki.study.sweep import run_study
 
 
@@ -105,3 +106,10 @@ def test_seeds_that_cannot_be_are_refused(seeds: object, train: dict, message: s
     given = {**study_of(Path("m"), Path("t")), "seeds": seeds, "train": train}
     with pytest.raises(ConfigError, match=message):
         parse_study(given, "study")
+
+
+def test_no_worker_starts_for_nothing(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    study = parse_study(seeded(model_folder, task_file, 1), "study")
+    here = ThisProcess(study=study, store=Store(tmp_path), events=Events())
+    many = WorkerProcesses(here, ["no such study"], 2)
+    assert list(many.submit([])) == []

@@ -16,7 +16,7 @@ import torch
 
 import tsugiki
 from tests import build
-from tests.build import STUDY, TRAIN, in_words, run_config, study_of
+from tests.build import STUDY, TABLES, TRAIN, in_words, run_config, study_of
 from tsugiki.cli.check import check_file, show_task
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
@@ -201,18 +201,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
     page = write_report(gather(result), tmp_path)
     tables = in_words(gather(result))
     text = page.read_text(encoding="utf-8")
-    assert [table.name for table in tables] == [
-        "table1",
-        "table2",
-        "comparison",
-        "search",
-        "failures",
-        "confusion",
-        "landscape",
-        "settings",
-        "table3",
-        "table4",
-    ]
+    assert [table.name for table in tables] == [*TABLES, "table4"]
     assert "diverged" in text
     assert "compared configurations differ in batch: LoRA 8, FT 16" in text
     assert "at most 128 tokens" in text, "the model has 128 positions"

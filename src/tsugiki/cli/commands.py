@@ -171,17 +171,12 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Train one configuration and score it on validation."""
-    from tsugiki.cli.progress import Display
-    from tsugiki.config.run import RunConfig
-    from tsugiki.runs.rounds import run_group
-    from tsugiki.runs.store import Store
-    from tsugiki.toml import beside, override, parse, read_toml, refuse_task_file
+    from tsugiki.cli.running import run_one
+    from tsugiki.toml import beside, read_toml, refuse_task_file
 
     given = read_toml(file)
     refuse_task_file(given, str(file))
-    config = parse(RunConfig, override(beside(given, file.parent), changes or []), str(file))
-    with Display() as display:
-        record = run_group([config], Store(out), display.events)[0]
+    record = run_one(beside(given, file.parent), str(file), changes, out)
     if as_json:
         print_json(record_json(record))
     if record.status != "done":
@@ -213,16 +208,10 @@ def import_adapter(
 ) -> None:
     """Score an adapter that was trained elsewhere: it becomes a run, and a study names it with
     adapter = "FOLDER" under a method."""
-    from tsugiki.cli.progress import Display
-    from tsugiki.config.run import RunConfig
-    from tsugiki.runs.rounds import run_group
-    from tsugiki.runs.store import Store
-    from tsugiki.toml import override, parse
+    from tsugiki.cli.running import run_one
 
     given = {"model": {"path": model}, "task": {"name": task}, "adapter": str(adapter)}
-    config = parse(RunConfig, override(given, changes or []), "import")
-    with Display() as display:
-        record = run_group([config], Store(out), display.events)[0]
+    record = run_one(given, "import", changes, out)
     if as_json:
         print_json(record_json(record))
         return

@@ -97,6 +97,7 @@ def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
 
 def print_scores(record: RunRecord, part: str) -> None:
     """The scores of a part that was scored, and the classes of its answers."""
+    from tsugiki.report.words import called
 
     scores = record.scored(part)
     for score in scores.scores:
@@ -105,10 +106,7 @@ def print_scores(record: RunRecord, part: str) -> None:
             f"n={score.n} ({score.signature})"
         )
     counts = scores.failures
-    from tsugiki.report.words import texts
-
-    known = texts("en")
-    classes = (f"{known.get(f'failure.{name}', name)} {count}" for name, count in counts.items())
+    classes = (f"{called('en', 'failure', name)} {count}" for name, count in counts.items())
     print("answers: " + ", ".join(classes))
     unended = counts.get("no_eos", 0) + counts.get("repetition", 0)
     if unended > sum(counts.values()) / 2:

@@ -89,7 +89,9 @@ def score(
             "second asks the model"
         )
     if folder is None:
-        folder = _run_of_model(_asked_model(model, task, adapter, shots), changes, out)
+        from tsugiki.cli.running import run_one
+
+        folder = run_one(_run_of(model, task, adapter, shots), "score", changes, out).folder
     elif model or task or adapter or shots or changes:
         raise ConfigError(
             "--model, --task, --adapter, --shots, --set: a run has its own; drop them"
@@ -102,21 +104,7 @@ def score(
     _score(run_folder(folder), part, modes or old_option, as_json)
 
 
-def _run_of_model(given: dict[str, object], changes: list[str] | None, out: Path) -> Path:
-    """The folder of the run that scores a model, or an adapter on it, without training; it is made
-    where it is missing."""
-    from tsugiki.cli.progress import Display
-    from tsugiki.config.run import RunConfig
-    from tsugiki.runs.rounds import run_group
-    from tsugiki.runs.store import Store
-    from tsugiki.toml import override, parse
-
-    config = parse(RunConfig, override(given, changes or []), "score")
-    with Display() as display:
-        return run_group([config], Store(out), display.events)[0].folder
-
-
-def _asked_model(
+def _run_of(
     model: str | None, task: str | None, adapter: Path | None, shots: int
 ) -> dict[str, object]:
     """What `score --model` asks for, as a run file would."""

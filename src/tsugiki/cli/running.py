@@ -10,14 +10,25 @@ from typing import TYPE_CHECKING
 
 from tsugiki.cli.printing import print_report
 from tsugiki.cli.progress import Display
+from tsugiki.config.run import RunConfig
 from tsugiki.errors import RunError
+from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
 from tsugiki.study.executors import WorkerProcesses, stop_with_parent
 from tsugiki.study.sweep import run_cells, run_study
+from tsugiki.toml import Given, override, parse
 
 if TYPE_CHECKING:
     from tsugiki.config.study import StudySpec
     from tsugiki.report.words import Language
+
+
+def run_one(given: Given, where: str, changes: list[str] | None, out: Path) -> RunRecord:
+    """One run, from what a file or a command says of it; shown while it goes."""
+    config = parse(RunConfig, override(given, changes or []), where)
+    with Display() as display:
+        return run_group([config], Store(out), display.events)[0]
 
 
 def run_and_report(

@@ -69,7 +69,8 @@ def in_old_spelling(table: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_in_old_spelling(text: str) -> str:
-    """A whole study or run as JSON, as it was once written: its folder is named by that text."""
+    """A whole study as JSON, as it was once written. Its folder is named by that very text, so it
+    is changed in place: written anew, numbers and the order of keys would differ."""
     for renamed in SETTINGS.values():
         for old, new in renamed.items():
             text = text.replace(f'"{new}":', f'"{old}":')

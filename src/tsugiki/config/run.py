@@ -161,8 +161,8 @@ READ_BY: dict[Method, tuple[set[str], ...]] = {
 }
 ADAPTED: tuple[Method, ...] = ("lora",)  # train or take adapters, many over one base
 UNTRAINED: tuple[Method, ...] = ("base",)  # scored as they are
-# Of [train], what is read where nothing is trained.
-READ_UNTRAINED = ("learning_rate", "max_length", "long_rows", "precision", "seed")
+# Of [train], what is read where nothing is trained; the seed too where it draws shots.
+READ_UNTRAINED = ("max_length", "long_rows", "precision")
 
 
 class RunConfig(Record):
@@ -220,7 +220,8 @@ class RunConfig(Record):
 
 
 def _untrained(given: Mapping[str, Any], what: str) -> Mapping[str, Any]:
-    """A run of something that is not trained: no rate is read, and no other setting of training.
+    """A run of something that is not trained: no rate is read (one stands in for it), and no other
+    setting of training.
 
     Raises:
         ValueError: a setting of training is given.
@@ -228,8 +229,9 @@ def _untrained(given: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     train = given.get("train") or {}
     if not isinstance(train, Mapping):
         return given
+    read = (*READ_UNTRAINED, "learning_rate", *(["seed"] if given.get("shots") else []))
     for name, value in train.items():
         known = TrainConfig.model_fields.get(name)
-        if known is not None and name not in READ_UNTRAINED and value != known.default:
+        if known is not None and name not in read and value != known.default:
             raise ValueError(f"train.{name}: {what} does not read it; remove it")
     return {**given, "train": {"learning_rate": 1.0, **train}}

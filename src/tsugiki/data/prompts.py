@@ -103,11 +103,12 @@ def render(template: str, example: Example) -> str:
     return "".join(said)
 
 
-def prompt_ids_of(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def prompt_ids_of(tokenizer: Tokenizer, prompt: str, before: Sequence[int] = ()) -> list[int]:
     """Ids of a prompt with the tokenizer's own opening mark, if it has one, and without the
-    closing one that it adds; a mark that the text itself ends with stays."""
+    closing one that it adds; a mark that the text itself ends with stays. `before` stands between
+    the opening mark and the prompt."""
     opening = _opening_of(tokenizer)
-    return [*opening, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    return [*opening, *before, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
 
 
 def _opening_of(tokenizer: Tokenizer) -> list[int]:
@@ -188,25 +189,14 @@ def _prompt_ids(
     """The prompt, with worked examples before it as a tuned model is taught them: prompt, answer,
     EOS token (in a conversation: earlier turns)."""
     text = render(task.template, example)
-    before = [(shot, render(task.template, shot)) for shot in shots]
+    shown = [(shot, render(task.template, shot)) for shot in shots]
     if task.format == CHAT:
-        return chat_ids_of(tokenizer, example, text, before)
-    ids = _opening_of(tokenizer)
-    for shot, said in before:
-        ids += [*tokenizer(said, add_special_tokens=False)["input_ids"]]
-        ids += target_ids_of(tokenizer, shot.target)
-    return [*ids, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-
-def _with_shots(
-    tokenizer: Tokenizer, task: Task, example: Example, shots: Sequence[Example], room: int
-) -> tuple[list[int], int]:
-    """The prompt with as many shots as `room` tokens hold, the first ones, and how many."""
-    for count in range(len(shots), 0, -1):
-        ids = _prompt_ids(tokenizer, task, example, shots[:count])
-        if len(ids) <= room:
-            return ids, count
-    return _prompt_ids(tokenizer, task, example), 0
+        return chat_ids_of(tokenizer, example, text, shown)
+    before: list[int] = []
+    for shot, said in shown:
+        before += tokenizer(said, add_special_tokens=False)["input_ids"]
+        before += target_ids_of(tokenizer, shot.target)
+    return prompt_ids_of(tokenizer, text, before)
 
 
 def target_ids_of(tokenizer: Tokenizer, target: str, ending: Ending | None = None) -> list[int]:
@@ -284,7 +274,13 @@ def tokenize_one(
             "or the row a text"
         )
     if len(prompt) <= room:
-        prompt, count = _with_shots(tokenizer, task, example, shots, room)
+        for count in range(len(shots), 0, -1):
+            longer = _prompt_ids(tokenizer, task, example, shots[:count])
+            if len(longer) <= room:
+                prompt = longer
+                break
+        else:
+            count = 0
         return Tokens(
             example=example,
             prompt_ids=tuple(prompt),

@@ -6,7 +6,7 @@ from tsugiki.report.compare import pooled
 from tsugiki.report.standing import lost_seeds
 from tsugiki.report.table import Content, Estimated, Number, Said, Two, phrase, said
 from tsugiki.report.texts import best_text, chosen_text, score_text, values_text
-from tsugiki.report.words import Language, label, say
+from tsugiki.report.words import Language, say
 from tsugiki.runs.record import Scores
 from tsugiki.study.cells import Cell, StudyResult
 from tsugiki.study.missing import test_of
@@ -45,7 +45,7 @@ def test_cell(result: StudyResult, cell: Cell) -> Content:
     if not records:
         why = result.missing.get(test_of(cell.label))
         tail = f": {why}" if why else ""
-        return said(lambda language: label("not_scored_yet", language) + tail)
+        return said(lambda language: say(language, "label.not_scored_yet") + tail)
     if lost:
         tests = [record.scored("test") for record in records]
         scores = " · ".join(values_text(test.values, test.main.name) for test in tests)

@@ -13,7 +13,7 @@ from typing import Literal
 from tsugiki.errors import RunError
 from tsugiki.report.compare import Comparison, compare_methods
 from tsugiki.report.standing import Standing, standing_text
-from tsugiki.report.words import Language, say, score_name
+from tsugiki.report.words import Language, called, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.rules import metric_of
@@ -188,7 +188,7 @@ def sentence(finding: Finding, language: Language) -> str:
         f"verdict.{seeds}.{finding.verdict}",
         a=first,
         b=second,
-        score=score_name(name, language),
+        score=called(language, "label", name),
         margin=100 * finding.margin,
         points=100 * abs(pair.difference),
         first=_value(pair.first, name),

@@ -110,21 +110,22 @@ def _also_tested(result: StudyResult, language: Language) -> str:
 def protocol_text(record: RunRecord, language: Language) -> str:
     """The settings of one chosen run that the paper does not give."""
     train = record.config.train
-    if not method_of(record.config).trains:
+    method = method_of(record.config)
+    if not method.tuned:
+        shots = record.config.shots
+        drawn = say(language, "notes.shots", shots=shots, seed=train.seed) if shots else ""
+        return say(language, "notes.untouched", shots=drawn)
+    if not method.trains:
         there = record.outcome.adapter
-        if there is None:
-            shots, seed = record.config.shots, train.seed
-            drawn = say(language, "notes.shots", shots=shots, seed=seed)
-            return say(language, "notes.untouched", shots=drawn if shots else "")
+        assert there is not None, "an imported run says what it is"
         kind = f"{there.targets}, r = {there.rank}, α = {there.alpha:g}"
         return say(language, "notes.imported", kind=kind)
-    method = method_of(record.config).summary(record.config)
     warm = say(language, "notes.warmup", warmup=train.warmup) if train.warmup else ""
     schedule = f"{train.schedule} {say(language, 'notes.schedule')}{warm}"
     decay = say(language, "notes.optimizer", clip=train.clip, weight_decay=train.weight_decay)
     length = record.outcome.max_length
     rest = say(language, "notes.rest", length=length, seed=train.seed)
-    return f"{method}; {decay}; {schedule}; {rest}"
+    return f"{method.summary(record.config)}; {decay}; {schedule}; {rest}"
 
 
 def differences(result: StudyResult, language: Language) -> list[str]:

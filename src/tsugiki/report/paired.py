@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tsugiki.config.study import Range
 from tsugiki.report.finding import Finding, sentence
 from tsugiki.report.table import Content, Estimated, Said, Table, column, lines, phrase, said
-from tsugiki.report.words import Language, label, say
+from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
 from tsugiki.study.cells import Cell, StudyResult
 
@@ -71,7 +71,7 @@ def _reading(finding: Finding, seeds: int, language: Language) -> str:
         better = say(language, "paired.better", ahead=ahead)
         said = say(language, "paired.higher", ahead=ahead) if seeds == 2 else better
     else:
-        said = label(verdict.replace(" ", "_"), language)
+        said = say(language, f"label.{verdict.replace(' ', '_')}")
     if verdict == "undecided" or seeds > 2:
         return said
     one_seed = say(language, "paired.one_seed", said=said)

@@ -34,14 +34,9 @@ def say(language: Language, key: str, /, **values: object) -> str:
     return texts(language)[key].format(**values)
 
 
-def label(key: str, language: Language) -> str:
-    """A short text of the tables."""
-    return texts(language)[f"label.{key}"]
-
-
-def score_name(name: str, language: Language) -> str:
-    """A score in a sentence; one that has no word is called by its own name."""
-    return texts(language).get(f"label.{name}", name)
+def called(language: Language, section: str, name: str) -> str:
+    """What a score, say, is called in a sentence; what has no word keeps its own name."""
+    return texts(language).get(f"{section}.{name}", name)
 
 
 def half(text: str, language: Language) -> str:

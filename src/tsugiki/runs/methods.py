@@ -240,24 +240,43 @@ class Full(_Trained):
         return Outcome(trainable=lane.num_trainable, total=base_size, steps=lane.steps)
 
 
-class FromElsewhere:
+class _NotTrained:
+    """What methods that train nothing have in common: one lane that is at its end, over frozen
+    weights."""
+
+    trains, together, moves_base = False, False, False
+    grid_keys = frozenset[str]()
+
+    def alike(self, config: RunConfig) -> RunConfig:
+        return config
+
+    def side_by_side(self, config: RunConfig) -> str:
+        return ""
+
+    def check_room(self, source: BaseSource) -> None:
+        """See LoRA."""
+
+    def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
+        return 1
+
+    def what_helps(self, base: Base, config: RunConfig) -> str:
+        return LORA.what_helps(base, config)
+
+
+class FromElsewhere(_NotTrained):
     """An adapter that was trained elsewhere: a lane that is at its end."""
 
-    name, order, trains, tuned, together, moves_base = "lora", 0, False, True, False, False
+    name, order, tuned = "lora", 0, True
     step_kind = "none: trained elsewhere"
-    grid_keys = frozenset[str]()
 
     def settings_of(
         self, train: Settings, settings: Settings, spec: MethodSpec
     ) -> dict[str, object]:
         """Of [train] what is read for scoring; the rest is of the other methods."""
-        return {"train": _untrained(train), "adapter": spec.adapter}
+        return {"train": _only(train, READ_UNTRAINED), "adapter": spec.adapter}
 
     def summary(self, config: RunConfig) -> str:
         return "LoRA: trained elsewhere"
-
-    def alike(self, config: RunConfig) -> RunConfig:
-        return config
 
     def looks_at(self, config: RunConfig) -> object:
         return config.adapter
@@ -274,12 +293,6 @@ class FromElsewhere:
         import_adapter(model, _folder(config))
         detach(model)
 
-    def side_by_side(self, config: RunConfig) -> str:
-        return ""
-
-    def check_room(self, source: BaseSource) -> None:
-        """See LoRA."""
-
     def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
         from tsugiki.model.export import import_adapter
         from tsugiki.train.lane import Lane, OneVector
@@ -290,12 +303,6 @@ class FromElsewhere:
         lane = Lane(name, attached.parameters, config.train, num_rows, moves=OneVector(attached))
         lane.steps = 0
         return [lane]
-
-    def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
-        return 1
-
-    def what_helps(self, base: Base, config: RunConfig) -> str:
-        return LORA.what_helps(base, config)
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         from tsugiki.train.lane import OneVector
@@ -313,36 +320,27 @@ class FromElsewhere:
         import_adapter(base.model, record.folder / "adapter")
 
 
-class Untouched:
+class Untouched(_NotTrained):
     """The base as it is: a lane that moves nothing. With `shots` it sees worked examples before
     every prompt (`data/prompts`)."""
 
-    name, order, trains, tuned, together, moves_base = "base", 2, False, False, False, False
+    name, order, tuned = "base", 2, False
     step_kind = "none: not trained"
-    grid_keys = frozenset[str]()
 
     def settings_of(
         self, train: Settings, settings: Settings, spec: MethodSpec
     ) -> dict[str, object]:
-        return {"train": _untrained(train), "shots": spec.shots}
+        read = (*READ_UNTRAINED, *(["seed"] if spec.shots else []))  # which draws the shots
+        return {"train": _only(train, read), "shots": spec.shots}
 
     def summary(self, config: RunConfig) -> str:
         return f"base: not trained, {config.shots} shots"
-
-    def alike(self, config: RunConfig) -> RunConfig:
-        return config
 
     def looks_at(self, config: RunConfig) -> object:
         return None
 
     def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
         yield from ()
-
-    def side_by_side(self, config: RunConfig) -> str:
-        return ""
-
-    def check_room(self, source: BaseSource) -> None:
-        """See LoRA."""
 
     def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
         from tsugiki.train.lane import Lane
@@ -351,12 +349,6 @@ class Untouched:
         lane = Lane(f"base, {config.shots} shots", {}, config.train, num_rows)
         lane.steps = 0
         return [lane]
-
-    def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
-        return 1
-
-    def what_helps(self, base: Base, config: RunConfig) -> str:
-        return LORA.what_helps(base, config)
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         return Outcome(trainable=0, total=base_size, steps=0)
@@ -376,9 +368,9 @@ def method_of(given: RunConfig | MethodSpec) -> Method:
     return BY_KIND[given.method if isinstance(given, RunConfig) else given.kind]
 
 
-def _untrained(train: Settings) -> dict[str, object]:
-    """Of a study's [train] what is read where nothing is trained."""
-    return {key: train[key] for key in READ_UNTRAINED[1:] if key in train}
+def _only(train: Settings, read: Sequence[str]) -> dict[str, object]:
+    """Of a study's [train] what is read."""
+    return {key: train[key] for key in read if key in train}
 
 
 def _adapter(config: RunConfig) -> LoraConfig:

@@ -40,22 +40,24 @@ def baselines(
     """Those that the task's kind has, on these rows."""
     targets = [row.target for row in rows]
     main = METRICS[spec.metric].main
-    if not spec.closed:
-        field = spec.cut or spec.fields[0]
-        lead = lead_baseline(spec.metric, [row.fields[field] for row in rows], targets)
-        return (Baseline(name="lead", values=lead),)
-    drawn = chance_baseline(spec.metric, [row.candidates for row in rows], targets)
-    chance = Baseline(name="chance", values={main: drawn})
     match spec.kind:
+        case "generation":
+            field = spec.cut or spec.fields[0]
+            lead = lead_baseline(spec.metric, [row.fields[field] for row in rows], targets)
+            return (Baseline(name="lead", values=lead),)
         case "choice":  # candidates differ by row: there is no most frequent answer
-            return (chance,)
+            return (_chance(spec.metric, rows),)
         case "classification":
             most = majority_baseline(spec.metric, [row.target for row in train], targets)
-            return Baseline(name="majority", values={main: most}), chance
-        case "generation":
-            raise AssertionError("free text is not closed")
+            majority = Baseline(name="majority", values={main: most})
+            return majority, _chance(spec.metric, rows)
         case unknown:
             assert_never(unknown)
+
+
+def _chance(metric: str, rows: Sequence[Example]) -> Baseline:
+    drawn = chance_baseline(metric, [row.candidates for row in rows], [row.target for row in rows])
+    return Baseline(name="chance", values={METRICS[metric].main: drawn})
 
 
 def majority_baseline(

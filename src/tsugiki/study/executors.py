@@ -103,7 +103,7 @@ class WorkerProcesses:
     jobs: int
 
     def submit(self, groups: Sequence[Group]) -> Iterator[Done]:
-        lost = self._run_workers()
+        lost = self._run_workers() if groups else {}
         for group in groups:
             left = [cell for cell in group if cell.config not in lost]
             lost_here = {cell.config: lost[cell.config] for cell in group if cell.config in lost}

@@ -53,7 +53,6 @@ class _Way:
     executor: Executor
     on_cell: OnCell | None
     known: dict[RunConfig, RunRecord] = field(default_factory=dict)
-    seeds: dict[RunConfig, tuple[Cell, int]] = field(default_factory=dict)
 
     def say(self, key: str, **values: object) -> None:
         if self.on_cell:
@@ -84,14 +83,11 @@ def run_study(
         TsugikiError: nothing of it can be run, and nothing was (the first reason).
         Interrupted: on Ctrl-C; the same call goes on.
     """
-    result, seeds = StudyResult(study=study, cells=[]), dict[RunConfig, tuple[Cell, int]]()
-    start = partial(_announce, result, seeds, on_cell) if on_cell else None
-    heard = replace(events, on_start=start) if start else events
+    result = StudyResult(study=study, cells=[])
+    heard = replace(events, on_start=partial(_announce, result, on_cell)) if on_cell else events
     this_process = ThisProcess(study=study, store=store, events=heard)
     executor: Executor = workers(this_process) if workers else this_process
-    way = _Way(
-        result=result, store=store, events=events, executor=executor, on_cell=on_cell, seeds=seeds
-    )
+    way = _Way(result=result, store=store, events=events, executor=executor, on_cell=on_cell)
     before = collect(study, store)
     result.cells = before.cells
     _look_first(way, before)
@@ -234,13 +230,9 @@ def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def _announce(
-    result: StudyResult,
-    seeds: Mapping[RunConfig, tuple[Cell, int]],
-    on_cell: OnCell,
-    configs: Sequence[RunConfig],
-) -> None:
+def _announce(result: StudyResult, on_cell: OnCell, configs: Sequence[RunConfig]) -> None:
     """Says which cells start now, or which seeds of them."""
+    seeds = {repeat.config: (cell, number) for cell, number, repeat in seed_cells(result)}
     if configs[0] in seeds:
         cell, number = seeds[configs[0]]
         key, total = ("seeds" if len(configs) > 1 else "seed"), result.study.num_seeds
@@ -265,12 +257,11 @@ def _other_seeds(way: _Way) -> None:
     each on test; a full model's weights are dropped then."""
     result = way.result
     wanted = seed_cells(result)
-    way.seeds |= {repeat.config: (cell, number) for cell, number, repeat in wanted}
+    labels = {repeat.config: seed_of(cell.label, number + 1) for cell, number, repeat in wanted}
     for done in way.executor.submit(groups_of_cells([repeat for _, _, repeat in wanted])):
         way.known |= done.records
         for repeat in done.group:
-            cell, number = way.seeds[repeat.config]
-            _take_seed(way, seed_of(cell.label, number + 1), repeat.config, done)
+            _take_seed(way, labels[repeat.config], repeat.config, done)
     for cell, _, repeat in wanted:
         if (record := way.known.get(repeat.config)) is not None:
             result.repeats.setdefault(cell.key, []).append(_read_again(record))
