@@ -176,9 +176,14 @@ def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         result = placed(result, ("adapter",))
     if isinstance(result.get("methods"), list):
         result["methods"] = [placed(method, ("adapter",)) for method in result["methods"]]
-    for key in ("tasks", "models"):
+    for key in ("tasks", "models", "forgetting"):
         if isinstance(result.get(key), list):
-            result[key] = [placed(entry) for entry in result[key]]
+            named = [{"name": each} if isinstance(each, str) else each for each in result[key]]
+            moved = [placed(each, ("name", "path", "data_dir", "text")) for each in named]
+            result[key] = [
+                there["name"] if isinstance(given, str) else there
+                for given, there in zip(result[key], moved, strict=True)
+            ]
     return result
 
 

@@ -402,7 +402,7 @@ def test_configurations_are_counted_by_paired_differences(tmp_path: Path) -> Non
     # near, though its interval overlaps.
     assert table.rows[0][4:7] == ("1 (17%)", "3 (50%)", "2 (33%)")
     (note,) = [note for note in table.notes if "rank-correlated" in note]
-    assert "scores 0.700, the best 0.900: loss would choose another configuration" in note
+    assert "scores 0.700, the best 0.900: the lowest loss is not among the best scores" in note
 
 
 def test_rank_correlation() -> None:

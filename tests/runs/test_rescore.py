@@ -12,12 +12,17 @@ import pytest
 from tests import build
 from tests.build import run_config
 from tsugiki.errors import RunError
+from tsugiki.report.material import gather
+from tsugiki.report.write import write_report
 from tsugiki.runs.answer_modes import answer_modes
 from tsugiki.runs.finished import score_run
 from tsugiki.runs.reading import read_record
 from tsugiki.runs.rescore import rescore
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
+from tsugiki.score.class_scores import class_scores
+from tsugiki.study.cells import collect, parse_study
+from tsugiki.study.sweep import run_study
 
 pytestmark = pytest.mark.precision
 
@@ -100,3 +105,47 @@ def test_three_scores_from_one_checkpoint(
     )
     assert done.returncode == 0, done.stderr
     assert "McNemar p" in done.stdout
+
+
+def test_a_rule_that_knows_labels_says_how_many_answers_are_none(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    task = build.save_task(tmp_path / "task")
+    [record] = run_group([run_config(model_folder, task)], Store(tmp_path))
+    record = score_run(record, "test")
+    rows = {(row.rule, row.score): row for row in rescore(record, "test", "all")}
+    assert [rule for rule, score in rows if score == "out_of_label"] == ["llm-jp-eval-2"]
+    outside = [
+        answer.answer.split("\n", maxsplit=1)[0].strip() not in ("含意", "矛盾", "中立")
+        for answer in record.answers("test")
+    ]
+    assert rows["llm-jp-eval-2", "out_of_label"].value == sum(outside) / len(outside)
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "mcc"])
+def test_a_score_of_the_whole_chooses_and_is_compared(
+    metric: str, model_folder: Path, tmp_path: Path
+) -> None:
+    """From the task file to the report: a choice, a baseline, an interval, a difference."""
+    task = build.save_task(tmp_path / "task")
+    text = task.read_text(encoding="utf-8").replace('metric = "accuracy"', f'metric = "{metric}"')
+    task.write_text(text, encoding="utf-8")
+    study = parse_study(build.study_of(model_folder, task), "study")
+    run_study(study, Store(tmp_path))
+    material = gather(collect(study, Store(tmp_path)))
+    [standing] = [each for key, each in material.standings.items() if key[2] == "LoRA"]
+    assert standing.floor is not None
+    scores = standing.runs[0].scored("test")
+    assert scores.main.name == metric
+    assert scores.main.low <= scores.main.value <= scores.main.high
+    answers = standing.runs[0].answers("test")
+    theirs = class_scores(
+        [row.answer for row in answers], [row.target for row in answers], ["含意", "矛盾", "中立"]
+    )
+    assert scores.main.value == pytest.approx(theirs[metric])
+    assert scores.values["accuracy"] == pytest.approx(
+        sum(row.failure.startswith("right") for row in answers) / len(answers)
+    )
+    [modes] = [row for row in answer_modes(standing.runs[0], "test") if row.mode == "sum"]
+    assert modes.p is None, "McNemar's test is of answers that are right or wrong"
+    write_report(material, tmp_path)

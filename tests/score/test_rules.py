@@ -14,13 +14,13 @@ from tests import build
 from tsugiki.config.task import METRICS_OF
 from tsugiki.data.text import normalise
 from tsugiki.errors import ConfigError
+from tsugiki.score.class_scores import class_scores
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
 from tsugiki.score.metrics import rouge
 from tsugiki.score.rules import (
     CLOSED_RULES,
     METRICS,
     SUMMARY_RULES,
-    class_scores,
     pick_rules,
     pltrdy_rouge,
 )
@@ -188,8 +188,59 @@ def test_closed_rules() -> None:
     assert found == {
         "tsugiki": [1, 1, 0, 1, 0],
         "flexeval": [1, 0, 0, 0, 0],
+        "flexeval-jnli": [0, 0, 0, 0, 0],
+        "jamc-qa": [1, 1, 1, 1, 0],
         "llm-jp-eval": [1, 1, 1, 1, 0],
+        "llm-jp-eval-2": [1, 1, 1, 0, 0],
     }
+    assert CLOSED_RULES["flexeval-jnli"].rule('"含意"', "含意") == {"exact_match": 1.0}
+    for name in ("flexeval", "flexeval-jnli", "jamc-qa", "llm-jp-eval", "llm-jp-eval-2"):
+        assert "|as:" in CLOSED_RULES[name].signature(), "a rule says whose, and of which version"
+    assert "not-verified" in CLOSED_RULES["llm-jp-eval-2"].signature()
+
+
+def closed_pairs(count: int = 1000) -> list[tuple[str, str]]:
+    dice = random.Random(3)
+    made = []
+    for _ in range(count):
+        target = dice.choice(["含意", "ＡＢ", "12", "田園", "AB"])
+        before = dice.choice(["", " ", "\n", "\u3000", '"', "<answer>"])
+        after = dice.choice(["", "\n", "\n\n説明", " \n\n", "。", '"', " \n二", "</answer>"])
+        made.append((before + dice.choice([target, "含意", "AB"]) + after, target))
+    return made
+
+
+def test_the_llm_jp_eval_2_rule_takes_what_its_regular_expression_takes() -> None:
+    """`AnswerPatternId.CHOICE_ONLY_JP`: groups joined and stripped, no match is an empty answer."""
+    rule = CLOSED_RULES["llm-jp-eval-2"]
+    assert rule.taken is not None
+    for answer, target in closed_pairs():
+        match = re.search(r"(?s)^(.*?)(?=\n|\Z)", answer, re.DOTALL)
+        expected = "".join(match.groups()).strip() if match else ""
+        assert rule.taken(answer) == expected
+        assert rule.rule(answer, target) == {"exact_match": float(expected == target)}
+
+
+def test_flexevals_rules_equal_its_metric_with_the_processors_of_its_presets() -> None:
+    """Runs where flexeval is installed (it was 0.18.3); its own JSON presets name these."""
+    metric = pytest.importorskip("flexeval.core.metric.exact_match")
+    processors = pytest.importorskip("flexeval.core.string_processor")
+    both = [processors.NFKCNormalizer(), processors.StringStrip()]
+    made = closed_pairs()
+    answers, targets = [answer for answer, _ in made], [target for _, target in made]
+
+    def theirs(answers: list[str], targets: list[str], some: list) -> list[float]:
+        scorer = metric.ExactMatch(lm_output_processor=some, reference_processor=some)
+        result = scorer.evaluate(answers, [[target] for target in targets])
+        return [float(each["exact_match"]) for each in result.instance_details]
+
+    def ours(name: str) -> list[float]:
+        return CLOSED_RULES[name].score(answers, targets)["exact_match"]
+
+    assert ours("flexeval") == theirs(answers, targets, [])
+    assert ours("flexeval-jnli") == theirs(answers, [f'"{target}"' for target in targets], [])
+    stopped = [answer.split("\n", maxsplit=1)[0] for answer in answers]  # its stop_sequences
+    assert ours("jamc-qa") == theirs(stopped, targets, both)
 
 
 def test_rules_are_picked_by_name_and_signed() -> None:
@@ -213,7 +264,7 @@ def test_rules_are_picked_by_name_and_signed() -> None:
                 for rule in pick_rules(metric, "all")
             }
         )
-        == 7
+        == 10
     )
     assert "mecab-ipadic-1.0.0" in SUMMARY_RULES["flexeval"].signature()
     assert SUMMARY_RULES["char"].score(["犬"], ["犬"])["rouge1"] == [1.0]
@@ -292,6 +343,59 @@ def test_class_scores_equal_scikit_learn() -> None:
         )
         assert ours["balanced_accuracy"] == pytest.approx(recalls)
         assert ours["mcc"] == pytest.approx(metrics.matthews_corrcoef(targets, answers))
+
+
+@pytest.mark.parametrize("labels", [["含意", "矛盾", "中立"], ["はい", "いいえ"]])
+def test_scores_of_the_whole_are_the_means_of_their_rows_values(labels: list[str]) -> None:
+    """Each row has the score plus its influence: the mean is scikit-learn's own score, the spread
+    its bootstrap's."""
+    import numpy as np
+
+    metrics = pytest.importorskip("sklearn.metrics")
+    dice = np.random.default_rng(0)
+    for n in (40, 500):
+        targets = dice.choice(labels, n)
+        right = dice.random(n) < 0.6
+        answers = np.where(right, targets, dice.choice([*labels, "何か"], n))
+        theirs = {
+            "macro_f1": lambda t, a: metrics.f1_score(t, a, labels=labels, average="macro"),
+            "mcc": metrics.matthews_corrcoef,
+        }
+        for name, reference in theirs.items():
+            values = METRICS[name].score(list(answers), list(targets))
+            assert next(iter(values)) == name
+            assert values["accuracy"] == list((answers == targets).astype(float))
+            assert np.mean(values[name]) == pytest.approx(reference(targets, answers))
+            drawn = dice.integers(n, size=(400, n))
+            spread = np.std([reference(targets[rows], answers[rows]) for rows in drawn])
+            assert np.std(values[name]) / n**0.5 == pytest.approx(spread, rel=0.2)
+    assert METRICS["mcc"].score(["含意"] * 3, ["含意", "矛盾", "矛盾"])["mcc"] == [0.0] * 3
+    assert METRICS["macro_f1"].score(labels, labels)["macro_f1"] == pytest.approx(
+        [1.0] * len(labels)
+    )
+
+
+def test_accuracy_and_exact_match_equal_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    dice = random.Random(5)
+    targets = dice.choices(["含意", "矛盾"], k=300)
+    answers = dice.choices(["含意", "矛盾", "何か"], k=300)
+    for name in ("accuracy", "exact_match"):
+        values = METRICS[name].score(answers, targets)[name]
+        assert sum(values) / 300 == metrics.accuracy_score(targets, answers)
+
+
+def test_numbers_equal_flexevals_mgsm_processor() -> None:
+    """Where flexeval is installed (it was 0.18.3): the last number, commas out. It reads no
+    full-width digits and no minus behind a space; our rule reads them."""
+    processors = pytest.importorskip("flexeval.core.string_processor")
+    theirs, dice = processors.SimpleEvalMGSMProcessor(), random.Random(4)
+    for _ in range(1000):
+        target = dice.choice(["7", "1200", "3.5", "0"])
+        said = dice.choice([target, f"{target}.0", "1,200", "12", "3.50"])
+        answer = dice.choice(["", "3 + 4 = ", "答えは"]) + said + dice.choice(["", "です", "円。"])
+        expected = float(theirs(answer) == theirs(target))
+        assert METRICS["number"].rule(answer, target) == {"number": expected}, (answer, target)
 
 
 def test_character_f1_is_googles_rouge_1_over_characters() -> None:

@@ -138,6 +138,12 @@ def test_baselines() -> None:
         0.5,
         0.25,
     ]
+    # Scores of the whole: a class that is drawn evenly, against labels of unequal shares.
+    labels, targets = ("a", "b", "c"), ["a"] * 6 + ["b"] * 3 + ["c"]
+    drawn = chance_baseline("macro_f1", [labels] * 10, targets)
+    f1 = [2 * share / 3 / (1 / 3 + share) for share in (0.6, 0.3, 0.1)]
+    assert sum(drawn) / 10 == pytest.approx(sum(f1) / 3)
+    assert sum(chance_baseline("mcc", [labels] * 10, targets)) == pytest.approx(0)
     assert lead_baseline("rouge", ["犬が走る。猫", "雨が降る。傘"], ["犬が走る", "雨が降る"])[
         "rouge1"
     ] == [1.0, 1.0]

@@ -11,10 +11,11 @@ import pytest
 from tests.build import study_of
 from tsugiki.errors import ConfigError
 from tsugiki.runs.events import Events
-from tsugiki.runs.store import Store
+from tsugiki.runs.store import Run, Store
 from tsugiki.study.cells import collect, expand, parse_study
 from tsugiki.study.executors import ThisProcess, WorkerProcesses
 from tsugiki.study.sweep import run_study
+from tsugiki.study.worker import run_stage
 
 
 def seeded(model: Path, task: Path, seeds: object, **changes: object) -> dict:
@@ -91,6 +92,32 @@ grid = {{ learning_rate = [1e-3] }}
     assert seeds_of(result, "FT") == [0, 1, 2]
     kept = list((tmp_path / "out").rglob("lane.safetensors"))
     assert len(kept) == 1, "a full model's weights are kept for the choice alone"
+
+
+def test_a_worker_takes_one_stage_and_leaves_what_is_busy(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    """Configurations, seeds, answers to test: none reads test before it is its turn."""
+    study, store = parse_study(seeded(model_folder, task_file, 2), "study"), Store(tmp_path)
+
+    def tested() -> list[bool]:
+        return [record.scores("test") is not None for record in store.records()]
+
+    run_stage(study, store, "cells")
+    assert len(store.records()) == len(expand(study))
+    run_stage(study, store, "seeds")
+    assert len(store.records()) == len(expand(study)) + 2
+    assert not any(tested())
+    busy = next(record for record in store.records() if record.config.train.seed == 1)
+    with Run(busy.folder).lock():
+        run_stage(study, store, "test")
+    assert sum(tested()) == 3, "two chosen, and of two seeds the one that nobody works on"
+    run_stage(study, store, "test")
+    assert sum(tested()) == 4
+    before = {record.folder: record.outcome.scores for record in store.records()}
+    result = run_study(study, store)
+    assert result.missing == {}
+    assert {record.folder: record.outcome.scores for record in store.records()} == before
 
 
 @pytest.mark.parametrize(

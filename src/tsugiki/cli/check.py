@@ -4,9 +4,11 @@ names."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice
+from tsugiki.config.study import StudySpec
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
 from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task
 from tsugiki.data.tokenizer import Tokenizer
@@ -17,7 +19,11 @@ from tsugiki.model.loading import find_base, load_base, load_tokenizer
 from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.report.notes import leak_notes
-from tsugiki.study.cells import builtin_studies, expand, parse_study
+from tsugiki.report.planned import basis_text, needed_text, plan_text
+from tsugiki.runs.store import Store
+from tsugiki.study.cells import builtin_studies, collect, expand, parse_study
+from tsugiki.study.forecast import Part, forecast
+from tsugiki.study.plan import keep_new, plan_of
 from tsugiki.study.preflight import check_model, check_task, raise_it
 from tsugiki.toml import beside, is_task_file, override, parse, read_toml
 
@@ -76,7 +82,18 @@ def _named(path: Path) -> Path:
     return known.get(str(path), path)
 
 
-def check_file(path: Path, changes: Sequence[str] = (), *, load: bool = False) -> Iterator[str]:
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What a study is to be planned for; what nobody gave is the study file's."""
+
+    out: Path
+    margin: float | None = None
+    power: float | None = None
+
+
+def check_file(
+    path: Path, changes: Sequence[str] = (), *, load: bool = False, planned: Planned | None = None
+) -> Iterator[str]:
     """Checks a task, run or study file and all it names; yields what was found in order. Raises
     the first error.
 
@@ -91,6 +108,7 @@ def check_file(path: Path, changes: Sequence[str] = (), *, load: bool = False) -
         yield from overlaps(task)
         yield "ok"
         return
+    study = None
     if "methods" in given:
         study = parse_study(given, str(path))
         configs = [cell.config for cell in expand(study)]
@@ -109,9 +127,71 @@ def check_file(path: Path, changes: Sequence[str] = (), *, load: bool = False) -
         )
         if load:
             yield from _load(choice, own_configs)
+    if study is not None and planned is not None:
+        yield from study_lines(study, planned)
+    elif planned is not None and (planned.margin or planned.power):
+        raise ConfigError("--margin, --power: a comparison is planned of a study: name its file")
     if not load:
         yield "the weights were not loaded: --load looks at what they do, too"
     yield "ok"
+
+
+def study_lines(study: StudySpec, planned: Planned) -> Iterator[str]:
+    """How long a study will take, how much disk, and what its comparisons can find."""
+    store = Store(planned.out)
+    result = collect(study, store)
+    tasks = {cell.key[1]: load_task(cell.task) for cell in result.cells}
+    yield from _forecast_lines(forecast(result, store, tasks))
+    wanted = planned.power or study.power
+    if wanted is None and planned.margin is None:
+        yield "plan: add --power 0.8 (or power = 0.8 to the file): how many rows and seeds it takes"
+        return
+    plan = plan_of(result, planned.margin or study.margin, wanted or 0.8)
+    for pair in plan.pairs:
+        yield f"plan: {plan_text(pair, plan.alpha, 'en')}"
+        wanted_power = f"  for {pair.power:.0%} power"
+        yield f"{wanted_power}, calling equal methods equal takes {needed_text(pair.equal, 'en')}"
+        yield f"{wanted_power}, detecting such a difference takes {needed_text(pair.detect, 'en')}"
+        yield f"  {basis_text(pair, 'en')}"
+    if kept := keep_new(result, store.root, plan):
+        yield f"kept with the study: {kept}"
+    elif plan.pairs:
+        yield "not kept: test was read already, or a plan from answers is there"
+
+
+def _forecast_lines(parts: Sequence[Part]) -> Iterator[str]:
+    if not parts:
+        yield "everything of it was run: no time and no disk is needed"
+        return
+    for part in parts:
+        basis = "about" if part.measured else "at least"
+        yield (
+            f"time: {' · '.join(part.key)}: {part.runs} runs, {part.steps:,} steps: {basis} "
+            f"{duration(part.seconds)}"
+        )
+    guessed = not all(part.measured for part in parts)
+    if guessed:
+        yield (
+            "  at least: nothing of the kind was run on this device yet; guessed from a matmul "
+            "that was timed now (small models take longer: starting and loading are not in it)"
+        )
+    whole = duration(sum(part.seconds for part in parts))
+    kept = sum(part.kept_bytes for part in parts)
+    passing = max(part.passing_bytes for part in parts)
+    yield (
+        f"in all {'at least' if guessed else 'about'} {whole}, one after another; disk: "
+        f"{kept / 2**30:.2f} GiB of weights, and {passing / 2**30:.2f} GiB for the checkpoint of "
+        "what trains"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `3 min 20 s`, `2 h 5 min`, as exact as a guess may be."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
 
 
 def _load(choice: ModelChoice, configs: Sequence[RunConfig]) -> Iterator[str]:

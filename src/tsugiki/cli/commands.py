@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Optional, TextIO
 
 import typer
 
@@ -124,7 +124,7 @@ def study(
     ] = False,
     as_json: AsJson = False,
     lang: Lang = "en",
-    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
+    worker: Annotated[Optional[str], typer.Option("--worker", hidden=True)] = None,
 ) -> None:
     """Run what is missing of a study, choose by validation, score on test once, print the
     tables."""
@@ -133,7 +133,7 @@ def study(
     language = language_of(lang)
     spec = _study(file, changes)
     if worker:
-        work(spec, out)
+        work(spec, out, worker)
         return
     if dry_run:
         from tsugiki.study.cells import expand

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tsugiki.cli.printing import print_report
 from tsugiki.cli.progress import Display
@@ -16,12 +16,14 @@ from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
 from tsugiki.study.executors import WorkerProcesses, stop_with_parent
-from tsugiki.study.sweep import run_cells, run_study
+from tsugiki.study.sweep import run_study
+from tsugiki.study.worker import run_stage
 from tsugiki.toml import Given, override, parse
 
 if TYPE_CHECKING:
     from tsugiki.config.study import StudySpec
     from tsugiki.report.words import Language
+    from tsugiki.study.executors import Stage
 
 
 def run_one(given: Given, where: str, changes: list[str] | None, out: Path) -> RunRecord:
@@ -55,9 +57,9 @@ def run_and_report(
     return print_report(result, out, f"tsugiki study {shlex.join(arguments)}", as_json, lang)
 
 
-def work(spec: StudySpec, out: Path) -> None:
-    """What a worker of `--jobs` does until no configuration is left, or until the process that
+def work(spec: StudySpec, out: Path, stage: str) -> None:
+    """What a worker of `--jobs` does until nothing of its stage is left, or until the process that
     started it ends."""
     stop_with_parent()
     with Display() as display:
-        run_cells(spec, Store(out), display.events)
+        run_stage(spec, Store(out), cast("Stage", stage), display.events)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from tsugiki.cli.app import AsJson, Changes, app, tasks_app
+from tsugiki.cli.app import DEFAULT_OUT, AsJson, Changes, Out, app, tasks_app
 from tsugiki.cli.printing import print_json
 
 if TYPE_CHECKING:
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 app.add_typer(tasks_app, name="tasks")
 
 
-@app.command(epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check my_study.toml")
+@app.command(
+    epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check "
+    "my_study.toml --margin 1 --power 0.9"
+)
 def check(
     file: Annotated[
         Path,
@@ -32,16 +35,34 @@ def check(
             "is refused.",
         ),
     ] = False,
+    margin: Annotated[
+        Optional[float],
+        typer.Option(
+            min=0.01, max=99, help="Of a study: points within which methods count as equal."
+        ),
+    ] = None,
+    power: Annotated[
+        Optional[float],
+        typer.Option(
+            min=0.5,
+            max=0.999,
+            help="Of a study: how often it is to find what is there; says how many rows and seeds "
+            "that takes.",
+        ),
+    ] = None,
+    out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
     """Check a file and everything it names, without training: keys, data, splits, labels, every
-    prompt, the models' tensors by name."""
-    from tsugiki.cli.check import check_file, next_command
+    prompt, the models' tensors by name; of a study also hours, disk, and what it can find."""
+    from tsugiki.cli.check import Planned, check_file, next_command
 
+    planned = Planned(out=out, margin=margin, power=power)
+    said = check_file(file, changes or [], load=load, planned=planned)
     if as_json:
-        print_json({"file": str(file), "lines": list(check_file(file, changes or [], load=load))})
+        print_json({"file": str(file), "lines": list(said)})
         return
-    for line in check_file(file, changes or [], load=load):
+    for line in said:
         print(line)
     print(f"Next: {next_command(file)}")
 

@@ -77,7 +77,9 @@ def text_in_old_spelling(text: str) -> str:
     for values in VALUES.values():
         for old, new in values.items():
             text = text.replace(f':"{new}"', f':"{old}"')
-    return text.replace(',"shots":0', "")  # what came later and is not used
+    for later in (',"shots":0', ',"power":null', ',"forgetting":[]'):  # and is not used
+        text = text.replace(later, "")
+    return text
 
 
 def _warn(text: str) -> None:

@@ -38,6 +38,28 @@ class TaskChoice(Record):
         None, description="use only so many rows of validation and of test, drawn by a fixed seed"
     )
 
+    @property
+    def label(self) -> str:
+        """Its name, with the split and the format that are named: two splits or formats of one
+        task are two rows."""
+        named = [each for each in (self.split, self.format) if each]
+        return f"{Path(self.name).stem} ({', '.join(named)})" if named else Path(self.name).stem
+
+
+class TextChoice(Record):
+    """Running text that a model reads: its perplexity shows what tuning did to the language."""
+
+    text: str = Field(
+        description="a text file, documents apart by empty lines; or rows (.jsonl, .csv, .parquet)"
+    )
+    field: str | None = Field(None, description="of rows: the field that holds the text")
+    documents: Positive | None = Field(None, description="only so many, drawn by a fixed seed")
+    name: str | None = Field(None, description="short name in tables (default: the file's)")
+
+    @property
+    def label(self) -> str:
+        return self.name or Path(self.text).stem
+
 
 class ModelChoice(Record):
     """Which causal language model."""

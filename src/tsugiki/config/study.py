@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from tsugiki.config.fields import Count, IsNumber, Positive, Record, Seed
 from tsugiki.config.run import (
@@ -15,6 +15,7 @@ from tsugiki.config.run import (
     ModelChoice,
     ScoreConfig,
     TaskChoice,
+    TextChoice,
 )
 
 Setting = bool | int | float | str
@@ -154,6 +155,29 @@ def _rows_of_shots(given: Any) -> Any:
     return rows
 
 
+TEXT_ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+
+
+def _task_or_text(given: Any) -> Any:
+    """A name alone is a task; a file of text or of rows is read for its perplexity."""
+    if not isinstance(given, str):
+        return given
+    return {"text": given} if given.lower().endswith(TEXT_ENDINGS) else {"name": given}
+
+
+def _kind_of(given: Any) -> str:
+    has_text = "text" in given if isinstance(given, Mapping) else isinstance(given, TextChoice)
+    return "text" if has_text else "task"
+
+
+Elsewhere = TaskChoice | TextChoice
+_Elsewhere = Annotated[
+    Annotated[TaskChoice, Tag("task")] | Annotated[TextChoice, Tag("text")],
+    Discriminator(_kind_of),
+    BeforeValidator(_task_or_text),
+]
+
+
 class StudySpec(Record):
     """A study file: models × tasks × methods, each method with its grid."""
 
@@ -168,6 +192,16 @@ class StudySpec(Record):
     score: ScoreConfig = ScoreConfig()
     margin: Annotated[float, IsNumber, Field(gt=0, lt=100)] = Field(
         2.0, description="points of 100 within which methods count as equal: fix it before"
+    )
+    power: Annotated[float, IsNumber, Field(ge=0.5, lt=1)] | None = Field(
+        None,
+        description="plan the comparison for this power before test is read, from validation "
+        "(0.8, say)",
+    )
+    forgetting: tuple[_Elsewhere, ...] = Field(
+        (),
+        description="tasks and texts that nothing is tuned on: what is chosen, and the untouched "
+        "base, are scored on them too",
     )
     lanes: Positive | None = Field(
         None,
@@ -193,6 +227,14 @@ class StudySpec(Record):
                 raise ValueError(f"seeds: names one twice: {list(self.seeds)}")
             if "seed" in self.train:
                 raise ValueError("train.seed: seeds names them already; remove one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _forgetting_has_a_base(self) -> Self:
+        if self.forgetting and not any(method.kind in UNTRAINED for method in self.methods):
+            raise ValueError(
+                'forgetting: is told against the untouched base: add a method with kind = "base"'
+            )
         return self
 
     @property

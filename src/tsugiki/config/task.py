@@ -14,10 +14,10 @@ from tsugiki.config.fields import Positive, Record, Word
 from tsugiki.errors import did_you_mean
 
 TaskKind = Literal["classification", "choice", "generation"]
-MetricName = Literal["accuracy", "exact_match", "rouge", "char_f1", "number"]
+MetricName = Literal["accuracy", "exact_match", "macro_f1", "mcc", "rouge", "char_f1", "number"]
 # Which metrics score the answers of a kind; `score/rules` has their rules.
 METRICS_OF: dict[TaskKind, tuple[MetricName, ...]] = {
-    "classification": ("accuracy", "exact_match"),
+    "classification": ("accuracy", "exact_match", "macro_f1", "mcc"),
     "choice": ("accuracy", "exact_match"),
     "generation": ("rouge", "char_f1", "exact_match", "number"),
 }

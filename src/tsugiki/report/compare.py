@@ -5,15 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 from tsugiki.errors import RunError
 from tsugiki.report.texts import score_text
-from tsugiki.runs.reading import RunRecord, read_answers
-from tsugiki.runs.record import Answer
+from tsugiki.runs.answer_values import values_of
+from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Run
-from tsugiki.score.rules import metric_of
 from tsugiki.score.statistics import Estimate, McNemar, mcnemar, mean_over_seeds, paired_difference
 
 
@@ -144,25 +141,6 @@ def against(records: Sequence[RunRecord], part: str, floor: Sequence[float]) -> 
     their answers."""
     groups = [answer.group for answer in records[0].answers(part)]
     return paired_difference([values_of(record, part) for record in records], [floor], groups)
-
-
-def values_of(record: RunRecord, part: str) -> list[float]:
-    """Each answer's worth by the score that chooses, in the order of the answers."""
-    scores = record.scored(part)
-    path = record.folder / scores.file
-    return _values_at(path, scores.main.name, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=512)
-def _values_at(path: Path, name: str, stamp: int) -> list[float]:
-    """ROUGE of every answer takes a while, and a report asks for it several times."""
-    return main_values(name, read_answers(path))
-
-
-def main_values(name: str, answers: Sequence[Answer]) -> list[float]:
-    """Per-example values of the score that chooses, from kept answers."""
-    texts, targets = [row.answer for row in answers], [row.target for row in answers]
-    return metric_of(name).score(texts, targets)[name]
 
 
 @dataclass(frozen=True, kw_only=True)

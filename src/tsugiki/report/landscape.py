@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from tsugiki.config.study import Range
 from tsugiki.data.tasks import Task
-from tsugiki.report.compare import against, values_of
+from tsugiki.report.compare import against
 from tsugiki.report.standing import floor_of
 from tsugiki.report.words import Language, say
+from tsugiki.runs.answer_values import values_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.metrics import Score
@@ -28,7 +29,8 @@ class Landscape:
     whose score on validation does not lie above what needs no model (the lower end of their paired
     difference to it is not above zero); `below`: those of them that failed, or score no more.
     `num_within_interval`: cells whose paired difference to the best does not tell them from it.
-    `losses`: (validation loss, score) where both are known."""
+    `losses`: (validation loss, score) where both are known; whether the lowest loss belongs to one
+    that the same paired difference does not tell from the best."""
 
     key: Key
     best: Cell
@@ -38,6 +40,7 @@ class Landscape:
     num_not_above: int
     below: int
     losses: tuple[tuple[float, float], ...]
+    lowest_is_among_the_best: bool
 
     @property
     def num(self) -> int:
@@ -84,17 +87,21 @@ def _landscape(
         {record.folder: record.main_score("validation") or 0.0 for record in scored},
     )
     above = {record.folder: _above_floor(record, task) for record in scored}
-    to_best = [
-        paired_difference([values_of(record, "validation")], [values_of(top, "validation")], groups)
+    to_best = {
+        record.folder: paired_difference(
+            [values_of(record, "validation")], [values_of(top, "validation")], groups
+        )
         for record in scored
         if _same_rows(record, top)
-    ]
+    }
+    with_loss = [record for record in scored if record.outcome.validation_loss is not None]
+    lowest = min(with_loss, key=lambda record: record.outcome.validation_loss or 0.0, default=top)
     return Landscape(
         key=key,
         best=best,
         record=top,
         values=tuple(mains.get(record.folder, 0.0) for record in ran),
-        num_within_interval=sum(difference.high >= 0 for difference in to_best),
+        num_within_interval=sum(difference.high >= 0 for difference in to_best.values()),
         num_not_above=len(ran)
         - len(scored)
         + sum(gain is not None and gain.low <= 0 for gain in above.values()),
@@ -103,9 +110,10 @@ def _landscape(
         + sum(gain is not None and gain.mean <= 0 for gain in above.values()),
         losses=tuple(
             (record.outcome.validation_loss, mains[record.folder])
-            for record in scored
+            for record in with_loss
             if record.outcome.validation_loss is not None
         ),
+        lowest_is_among_the_best=lowest.folder not in to_best or to_best[lowest.folder].high >= 0,
     )
 
 
@@ -207,8 +215,11 @@ def loss_note(landscape: Landscape, language: Language) -> list[str]:
     lowest = min(landscape.losses)[1]
     best = landscape.main.value
     where, num = " ".join(landscape.key), len(landscape.losses)
-    another = say(language, "landscape.loss_chooses_another")
-    tail = another if lowest < best else ""
+    tail = ""
+    if not landscape.lowest_is_among_the_best:
+        tail = say(language, "landscape.loss_is_not_the_score")
+    elif lowest < best:
+        tail = say(language, "landscape.loss_chooses_another")
     return [
         say(
             language,

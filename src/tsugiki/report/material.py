@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tsugiki.config.run import TaskChoice
 from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import TsugikiError, reason_of
 from tsugiki.report.finding import Finding, findings, statements
+from tsugiki.report.forgetting import Change, changes, forgetting_statements
+from tsugiki.report.planned import planned_statements
 from tsugiki.report.shortfall import not_had, shortfalls
 from tsugiki.report.standing import Standing, standings
 from tsugiki.report.words import Language
-from tsugiki.study.cells import Key, StudyResult, task_label
+from tsugiki.study.cells import Key, StudyResult, readable_task, task_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +26,15 @@ class Material:
     unread: Mapping[str, str]
     standings: Mapping[Key, Standing]
     findings: Sequence[Finding]
+    changes: Sequence[Change] = ()
 
     def statements(self, language: Language) -> list[str]:
-        """What the finding says."""
-        return statements(self.findings, self.standings, language)
+        """What the finding says; what was planned, and what became of the rest."""
+        return [
+            *statements(self.findings, self.standings, language),
+            *planned_statements(self.result, self.findings, language),
+            *forgetting_statements(self.changes, language),
+        ]
 
     def shortfalls(self, language: Language) -> list[str]:
         """What is missing, and what did not learn."""
@@ -52,4 +60,14 @@ def gather(result: StudyResult) -> Material:
         unread=unread,
         standings=by_key,
         findings=findings(result, by_key),
+        changes=changes(result, _forgetting_tasks(result)),
     )
+
+
+def _forgetting_tasks(result: StudyResult) -> dict[str, Task]:
+    """Tasks that nothing is tuned on, by their names; those that can be read now."""
+    tasks = {}
+    for choice in result.study.forgetting:
+        if isinstance(choice, TaskChoice) and (task := readable_task(choice)) is not None:
+            tasks[choice.label] = task
+    return tasks

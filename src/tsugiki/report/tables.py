@@ -20,12 +20,14 @@ from tsugiki.report.cells import (
     test_cell,
 )
 from tsugiki.report.finding import PAPER_BATCH, exclusive_cost
+from tsugiki.report.forgetting import forgetting_table
 from tsugiki.report.landscape import landscapes
 from tsugiki.report.landscape_tables import landscape_table, settings_table
 from tsugiki.report.material import Material
 from tsugiki.report.notes import leak_notes, results_notes, shared_note
 from tsugiki.report.paired import comparison_table, search_table
 from tsugiki.report.paper import PAPER, PAPER_ROWS
+from tsugiki.report.planned import planned_table
 from tsugiki.report.standing import reason_text, why_nothing
 from tsugiki.report.table import (
     Content,
@@ -93,10 +95,14 @@ def all_tables(material: Material) -> list[Table]:
     result, tasks = material.result, material.tasks
     searched, results = landscapes(result, tasks), results_table(result, tasks)
     missing, confusion = lines(material.shortfalls), confusion_table(result, tasks)
+    planned = planned_table(result, material.findings)
+    forgetting = forgetting_table(result, material.changes)
     return [
         data_table(tasks, material.unread),
         replace(results, notes=(*results.notes, *missing)),
         comparison_table(material.findings, result),
+        *([planned] if planned is not None else []),
+        *([forgetting] if forgetting is not None else []),
         search_table(result),
         failure_table(result),
         *([confusion] if confusion is not None else []),

@@ -56,6 +56,7 @@ def answer_modes(record: RunRecord, part: str, events: Events = SILENT) -> list[
     targets, groups = [row.target for row in answers], [row.group for row in answers]
     texts = {"free": [row.answer for row in answers], **_chosen(record, part, events)}
     values = {mode: per_example(spec.metric, some, targets)[main] for mode, some in texts.items()}
+    right_or_wrong = METRICS[spec.metric].whole is None
     rows = []
     for mode, own in values.items():
         low, high = interval(own, groups)
@@ -66,7 +67,7 @@ def answer_modes(record: RunRecord, part: str, events: Events = SILENT) -> list[
             row = ModeScore(
                 mode=mode, score=main, value=value, low=low, high=high, n=len(own),
                 gain=gain.mean, gain_low=gain.low, gain_high=gain.high,
-                p=mcnemar(own, values["free"], groups).p,
+                p=mcnemar(own, values["free"], groups).p if right_or_wrong else None,
             )  # fmt: skip
         rows.append(row)
     return rows

@@ -1,6 +1,5 @@
 """LoRA, full fine-tuning, an adapter that was trained elsewhere, and the untouched base: the only
 place that tells them apart. A further method (an encoder with another objective) is a class here.
-
 No torch until a method is used: what a study and a report ask (`order`, `trains`, …) needs none.
 """
 
@@ -32,10 +31,10 @@ class Method(Protocol):
     """What the rest of the house asks of a method.
 
     `order` puts LoRA before full fine-tuning, and both before the untouched base, in a comparison.
-    `tuned`: somebody trained something; the base that nobody touched may lie anywhere.
-    `together`: many train over one base.
-    `moves_base`: the base's own weights are trained, so that the next run loads it anew, and its
-    weights are as large as the model. `step_kind`: what the record says of its steps ("": as made).
+    `tuned`: somebody trained something; the base that nobody touched may lie anywhere. `together`:
+    many train over one base. `moves_base`: its weights are trained, so that the next run loads it
+    anew, and what is kept is as large as it. `step_kind`: what the record says of its steps ("": as
+    made). `flops`: of a step, a parameter of the base and a token (2 forward, 2 a gradient).
     """
 
     name: str
@@ -46,6 +45,7 @@ class Method(Protocol):
     together: bool
     moves_base: bool
     step_kind: str
+    flops: int
 
     def settings_of(
         self, train: Settings, settings: Settings, spec: MethodSpec
@@ -65,6 +65,9 @@ class Method(Protocol):
     def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
         """Looks at a model whose weights were not read; yields remarks. Raises `TsugikiError` for
         what cannot be trained on it."""
+
+    def num_trained(self, model: torch.nn.Module, config: RunConfig) -> int:
+        """How many parameters it trains of a model, or adds to it."""
 
     def side_by_side(self, config: RunConfig) -> str:
         """Lanes next to each other in this order skip what none of them adapts."""
@@ -105,7 +108,7 @@ class _Trained:
 class Lora(_Trained):
     """Adapters over a frozen base; many train in one pass over it."""
 
-    name, order, together, moves_base = "lora", 0, True, False
+    name, order, together, moves_base, flops = "lora", 0, True, False, 4
     grid_keys = frozenset(LoraConfig.model_fields)
 
     def settings_of(
@@ -133,6 +136,13 @@ class Lora(_Trained):
 
         adapted_slices(model, _adapter(config))
         yield from ()
+
+    def num_trained(self, model: torch.nn.Module, config: RunConfig) -> int:
+        from tsugiki.model.lora import adapted_slices, in_features
+
+        parts = adapted_slices(model, _adapter(config))
+        sides = (in_features(model.get_submodule(part.path)) + part.width for part in parts)
+        return _adapter(config).rank * sum(sides)
 
     def side_by_side(self, config: RunConfig) -> str:
         return _adapter(config).targets
@@ -181,7 +191,7 @@ class Lora(_Trained):
 class Full(_Trained):
     """The base's own parameters, alone."""
 
-    name, order, together, moves_base = "full", 1, False, True
+    name, order, together, moves_base, flops = "full", 1, False, True, 6
     grid_keys = frozenset[str]()
 
     def settings_of(
@@ -209,6 +219,11 @@ class Full(_Trained):
         numerics = pick_numerics(config.method, config.train.precision, device)
         refuse_no_room(num_parameters(model), numerics, device)
         yield from ()
+
+    def num_trained(self, model: torch.nn.Module, config: RunConfig) -> int:
+        from tsugiki.model.loading import num_parameters
+
+        return num_parameters(model)
 
     def side_by_side(self, config: RunConfig) -> str:
         return ""
@@ -241,11 +256,13 @@ class Full(_Trained):
 
 
 class _NotTrained:
-    """What methods that train nothing have in common: one lane that is at its end, over frozen
-    weights."""
+    """What methods that train nothing share: one lane that is at its end, over frozen weights."""
 
-    trains, together, moves_base = False, False, False
+    trains, together, moves_base, flops = False, False, False, 0
     grid_keys = frozenset[str]()
+
+    def num_trained(self, model: torch.nn.Module, config: RunConfig) -> int:
+        return 0
 
     def alike(self, config: RunConfig) -> RunConfig:
         return config
@@ -354,7 +371,7 @@ class Untouched(_NotTrained):
         return Outcome(trainable=0, total=base_size, steps=0)
 
     def put_back(self, base: Base, record: RunRecord) -> None:
-        """Nothing was trained."""
+        """Nothing to put."""
 
 
 LORA, FULL, FROM_ELSEWHERE, UNTOUCHED = Lora(), Full(), FromElsewhere(), Untouched()
@@ -362,7 +379,7 @@ BY_KIND: dict[str, Method] = {"lora": LORA, "full": FULL, "base": UNTOUCHED}
 
 
 def method_of(given: RunConfig | MethodSpec) -> Method:
-    """The method that a run or a study's row asks for."""
+    """What a run or a row of a study asks for."""
     if given.adapter is not None:
         return FROM_ELSEWHERE
     return BY_KIND[given.method if isinstance(given, RunConfig) else given.kind]

@@ -79,6 +79,30 @@ class Scores(Record):
         return self.answers or f"answers-{self.part}.jsonl"
 
 
+class ReadText(Record):
+    """Running text as a model reads it: mean nats a token over all `documents`. `file` keeps each
+    document's nats and tokens, beside the record."""
+
+    sha256: str
+    window: int
+    documents: int
+    tokens: int
+    nats: float
+    file: str
+
+
+class Elsewhere(Record):
+    """What a run is worth on something that it was not tuned on: answers to a task's test rows
+    (`likeliest`: the candidate with the largest log-likelihood, of a closed task), or running text.
+    `seconds`: what it took."""
+
+    name: str
+    scores: Scores | None = None
+    likeliest: Scores | None = None
+    text: ReadText | None = None
+    seconds: float
+
+
 class Validation(Record):
     """Scores of a sample of validation after so many steps."""
 
@@ -152,6 +176,7 @@ class Outcome(Record):
     search_score: float | None = None
     pruned_score: Score | None = None
     scores: tuple[Scores, ...] = ()
+    elsewhere: tuple[Elsewhere, ...] = ()
 
     @property
     def finished(self) -> bool:

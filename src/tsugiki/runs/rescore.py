@@ -13,7 +13,8 @@ from tsugiki.data.tasks import Task, load_task, version_at_hand
 from tsugiki.errors import RunError
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.record import Answer
-from tsugiki.score.rules import class_scores, pick_rules
+from tsugiki.score.class_scores import class_scores
+from tsugiki.score.rules import pick_rules
 from tsugiki.score.statistics import interval
 
 
@@ -46,9 +47,15 @@ def rescore(record: RunRecord, part: str, rules: str) -> list[RuleScore]:
     task, answers = load_task(record.config.task), record.answers(part)
     metric, groups = task.spec.metric, [row.group for row in answers]
     texts, rows = [row.answer for row in answers], list[RuleScore]()
+    known = {row.id: row.candidates for row in task.examples[part]}
     for labels, targets in _targets(task, record.config.task, part, answers).items():
         for rule in pick_rules(metric, rules):
-            for name, values in rule.score(texts, targets).items():
+            scores = rule.score(texts, targets)
+            if rule.taken is not None and all(answer.id in known for answer in answers):
+                scores["out_of_label"] = [
+                    float(rule.taken(answer.answer) not in known[answer.id]) for answer in answers
+                ]
+            for name, values in scores.items():
                 low, high = interval(values, groups)
                 row = RuleScore(
                     rule=rule.name, labels=labels, score=name, value=float(np.mean(values)),

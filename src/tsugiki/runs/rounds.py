@@ -188,7 +188,9 @@ def run_group(
     source = find_base(first.model, first.method, first.train.precision)
     known = _opened(configs, store, source, task)
     wanted = _unfinished(known, task, events, prune=prune)
-    if wanted:
+    # Before the model is loaded for nothing.
+    all_busy = skip_busy and all(known[config][0].busy for config in wanted)
+    if wanted and not all_busy:
         check_ready(task.spec.metric)
         note_other_base(first, events)
         shared = Shared(

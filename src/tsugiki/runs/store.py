@@ -4,6 +4,7 @@ ROOT/runs/jnli-mame-lora-1a2b3c4d5e6f/
     config.json  provenance.json  outcome.json      see `runs/record`
     validations.json  history.json                  what was seen during training
     answers-PART.jsonl                              every prompt's answer, with its class
+    elsewhere-*.jsonl                               the same of tasks and texts it was not tuned on
     checkpoint/ (while training)   weights/ (afterwards)
 ROOT/locks/1a2b3c4d5e6f.lock
 
@@ -36,7 +37,7 @@ from tsugiki.runs.reading import (
     read_record,
     run_folders,
 )
-from tsugiki.runs.record import Branch, Outcome, Provenance, Scores, Validation
+from tsugiki.runs.record import Branch, Elsewhere, Outcome, Provenance, Scores, Validation
 from tsugiki.train.history import History
 
 if TYPE_CHECKING:
@@ -160,6 +161,16 @@ class Run:
         self._write_answers(named, answers)
         self._write("outcome.json", before.model_copy(update={"scores": (*kept, named)}))
 
+    def add_elsewhere(self, entry: Elsewhere, files: Mapping[str, Iterable[object]]) -> None:
+        """Adds what the run is worth on something else; `files`: lines by the names that the entry
+        gives them."""
+        for name, rows in files.items():
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            self._write_text(name, "".join(lines))
+        before = self.outcome
+        kept = (*before.elsewhere, entry)
+        self._write("outcome.json", before.model_copy(update={"elsewhere": kept}))
+
     def change(self, **changes: object) -> None:
         """Changes some of what is kept of the outcome (fields by their names)."""
         self._write("outcome.json", Outcome.model_validate({**dict(self.outcome), **changes}))
@@ -213,7 +224,7 @@ class Run:
         """Forgets what came of it; what was asked stays. Returns what was there, for `put_back`."""
         patterns = (
             "outcome.json", "happened.json", "history.json", "validations.json", "during.json",
-            "answers-*.jsonl", "answer-modes-*.json", "ways-*.json",
+            "answers-*.jsonl", "answer-modes-*.json", "ways-*.json", "elsewhere-*.jsonl",
         )  # fmt: skip
         paths = [path for pattern in patterns for path in self.folder.glob(pattern)]
         before = {path.name: path.read_bytes() for path in paths}

@@ -18,6 +18,8 @@ from tsugiki.score.metrics import per_example
 from tsugiki.score.rules import METRICS
 
 Name = Literal["majority", "chance", "lead"]
+# Scores of closed tasks that are 1 for a right answer.
+SHARES_OF_RIGHT = {"accuracy", "exact_match"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +30,10 @@ class Baseline:
     values: Mapping[str, Sequence[float]]
 
     def of(self, score: str) -> Sequence[float] | None:
-        """Each row's worth under a score: of an answer that is right or wrong the same under every
-        score of closed tasks; None under one that it was not scored by."""
-        known = self.values.get(score)
-        return next(iter(self.values.values())) if known is None and self.name != "lead" else known
+        """Each row's worth under a score: of an answer that is right or wrong the same by either
+        name of that; None under one that it was not scored by."""
+        names = SHARES_OF_RIGHT if score in SHARES_OF_RIGHT else {score}
+        return next((values for name, values in self.values.items() if name in names), None)
 
 
 def baselines(
@@ -72,11 +74,17 @@ def majority_baseline(
 def chance_baseline(
     metric: str, candidates: Sequence[Sequence[str]], targets: Sequence[str]
 ) -> list[float]:
-    """Each answer's expected worth when it is drawn among the row's candidates."""
-    main = METRICS[metric].main
+    """Each answer's expected worth when it is drawn among the row's candidates: every row once with
+    each of them (a score of the whole is that of all these answers)."""
+    weights = math.lcm(*(len(row) for row in candidates))
+    answers, wanted = [], []
+    for row, target in zip(candidates, targets, strict=True):
+        answers += [candidate for candidate in row for _ in range(weights // len(row))]
+        wanted += [target] * weights
+    values = per_example(metric, answers, wanted)[METRICS[metric].main]
     return [
-        statistics.fmean(per_example(metric, row, [target] * len(row))[main])
-        for row, target in zip(candidates, targets, strict=True)
+        statistics.fmean(values[start : start + weights])
+        for start in range(0, len(values), weights)
     ]
 
 

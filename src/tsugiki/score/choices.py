@@ -28,6 +28,7 @@ from tsugiki.model.loading import Numerics, backbone_and_head
 AnswerMode = Literal["sum", "per_char", "constrained"]
 ANSWER_MODES: tuple[AnswerMode, ...] = get_args(AnswerMode)
 TOKENS_AT_ONCE = 16_384  # of one padded batch
+LOGITS_AT_ONCE = 4096  # rows of logits, each as wide as the vocabulary
 
 
 def choose_all(
@@ -115,11 +116,17 @@ def log_probs(
             hidden = backbone(
                 input_ids=ids.to(device), attention_mask=mask.to(device)
             ).last_hidden_state
-            logits = head(hidden[[row for row, _ in positions], [at for _, at in positions]])
+            read = hidden[[row for row, _ in positions], [at for _, at in positions]]
         tokens = torch.tensor(
             [token for index in indices for token in pairs[index][1]], device=device
         )
-        values = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
+        values = list[float]()
+        for start in range(0, len(positions), LOGITS_AT_ONCE):
+            some = slice(start, start + LOGITS_AT_ONCE)
+            with numerics.autocast(device):
+                logits = head(read[some])
+            of_tokens = logits.float().log_softmax(-1).gather(-1, tokens[some, None])
+            values += of_tokens[:, 0].tolist()
         for index in indices:
             logprobs[index], values = values[: len(pairs[index][1])], values[len(pairs[index][1]) :]
         if on_progress:

@@ -6,18 +6,21 @@ summaries     lm-eval    neologdn, emoji off, MeCab unidic-lite, google rouge-sc
               flexeval   MeCab ipadic, pltrdy's rouge 1.0.1 (sets of n-grams, summary-level L)
               char       characters, google rouge-score
 closed tasks  tsugiki    equal after NFKC and strip
-              llm-jp-eval  the text before an empty line, NFKC, strip
-              flexeval   the same characters (lm-eval compares log-likelihoods instead)
+              llm-jp-eval    1.x: the text before an empty line, NFKC, strip
+              llm-jp-eval-2  2.x: the first line (its `choice_only`), strip; with the share of
+                             answers outside the labels
+              flexeval       the same characters (lm-eval compares log-likelihoods instead)
+              flexeval-jnli  the same characters as the label in ASCII quotes
+              jamc-qa        the first line, NFKC, strip
 """
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
@@ -25,6 +28,7 @@ from typing import Any
 
 from tsugiki.data.text import normalise
 from tsugiki.errors import ConfigError, did_you_mean
+from tsugiki.score.class_scores import correlation, macro_f1
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
@@ -39,7 +43,9 @@ class Metric:
     the ways in which other tools score the same answers.
 
     `percent`: the main score is a share of right answers, which sentences give in per cent. `shown`
-    are the scores that a table sets beside the main one.
+    are the scores that a table sets beside the main one. `whole`: where the main score is no mean
+    over rows, values of all rows whose mean it is (`score/class_scores`). `taken`: what of an
+    answer a rule compares, where it also counts answers outside the labels.
     """
 
     name: str
@@ -49,11 +55,14 @@ class Metric:
     rules: Mapping[str, Metric] = field(default_factory=dict)
     percent: bool = False
     shown: tuple[str, ...] = ()
+    whole: Callable[[Sequence[str], Sequence[str]], list[float]] | None = None
+    taken: Callable[[str], str] | None = None
 
     def score(self, answers: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
-        """Values of every example, by the name of the score."""
+        """Values of every example, by the name of the score, the main one first."""
+        whole = {} if self.whole is None else {self.main: self.whole(answers, targets)}
         rows = [self.rule(answer, other) for answer, other in zip(answers, targets, strict=True)]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+        return whole | {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def pick_rules(metric: str, names: str) -> list[Metric]:
@@ -210,6 +219,30 @@ def _llm_jp_match(answer: str, target: str) -> Values:
     return {"exact_match": float(said == unicodedata.normalize("NFKC", target))}
 
 
+def _first_line(answer: str) -> str:
+    return answer.split("\n", maxsplit=1)[0].strip()
+
+
+def _llm_jp_match_2(answer: str, target: str) -> Values:
+    """Its `AnswerPatternId.CHOICE_ONLY_JP`: `re.search(r"(?s)^(.*?)(?=\\n|\\Z)", text)`, stripped
+    (answer_parser.py of 2.1, read 2026-11). That its exact match then compares without more was not
+    verified: its scorer could not be read."""
+    return {"exact_match": float(_first_line(answer) == target)}
+
+
+def _flexeval_jnli_match(answer: str, target: str) -> Values:
+    """flexeval's preset JNLI writes its references in ASCII quotes (ja_generation/jnli.jsonnet of
+    0.18.3): `含意` is wrong, `"含意"` right."""
+    return {"exact_match": float(answer == f'"{target}"')}
+
+
+def _jamc_qa_match(answer: str, target: str) -> Values:
+    """flexeval's preset JamC-QA (ja_generation/jamcqa.jsonnet of 0.18.3): generation stops at a
+    line break; NFKC and strip of both."""
+    said = answer.split("\n", maxsplit=1)[0]
+    return {"exact_match": float(normalise(said) == normalise(target))}
+
+
 def _equal(name: str) -> Rule:
     """The metric of closed tasks, with the raw match beside it."""
 
@@ -222,8 +255,8 @@ def _equal(name: str) -> Rule:
 
 def _char_f1(answer: str, target: str) -> Values:
     """F1 of the characters that answer and target share, each as often as in both: ROUGE-1 over
-    characters (Lin 2004). llm-jp-eval's and flexeval's `char_f1` is another: rapidfuzz's
-    token_sort_ratio."""
+    characters (Lin 2004). flexeval's `char_f1` is another: fuzzywuzzy's ratio (0.18.3); so is
+    llm-jp-eval's: rapidfuzz's."""
     ours, theirs = (Counter(_characters(normalise(text))) for text in (answer, target))
     common, total = (ours & theirs).total(), ours.total() + theirs.total()
     return {"char_f1": 2 * common / total if common else 0.0}
@@ -254,8 +287,10 @@ def _rouge(name: str, rule: Rule, signature: Callable[[], str]) -> Metric:
     return _tool(name, "rougeL", rule, lambda: f"rouge|rule:{name}|{signature()}|f1")
 
 
-def _match(name: str, rule: Rule, norm: str) -> Metric:
-    return _tool(name, "exact_match", rule, lambda: f"exact_match|rule:{name}|norm:{norm}")
+def _match(name: str, rule: Rule, norm: str, after: str = "") -> Metric:
+    """A rule of equality; `after`: the tool and the version that it follows."""
+    signature = f"exact_match|rule:{name}|norm:{norm}" + (f"|as:{after}" if after else "")
+    return _tool(name, "exact_match", rule, lambda: signature)
 
 
 def _google_is() -> str:
@@ -282,8 +317,19 @@ _SUMMARIES = (
 )
 _CLOSED = (
     _match("tsugiki", _tsugiki, "nfkc+strip"),
-    _match("flexeval", _flexeval_match, "none"),
-    _match("llm-jp-eval", _llm_jp_match, "before-empty-line+nfkc+strip"),
+    _match("flexeval", _flexeval_match, "none", "flexeval-0.18.3"),
+    _match("flexeval-jnli", _flexeval_jnli_match, "quoted-label", "flexeval-0.18.3"),
+    _match("jamc-qa", _jamc_qa_match, "first-line+nfkc+strip", "flexeval-0.18.3"),
+    _match("llm-jp-eval", _llm_jp_match, "before-empty-line+nfkc+strip", "llm-jp-eval-1.3"),
+    replace(
+        _match(
+            "llm-jp-eval-2",
+            _llm_jp_match_2,
+            "first-line+strip",
+            "llm-jp-eval-2.1|comparison-not-verified",
+        ),
+        taken=_first_line,
+    ),
 )
 SUMMARY_RULES = {metric.name: metric for metric in _SUMMARIES}
 CLOSED_RULES = {metric.name: metric for metric in _CLOSED}
@@ -301,10 +347,25 @@ def _closed(name: str) -> Metric:
     )
 
 
+def _of_classes(name: str, whole: Callable[[Sequence[str], Sequence[str]], list[float]]) -> Metric:
+    """A score that is no mean over rows, with accuracy beside it."""
+    signature = f"{name}|norm:nfkc+strip|interval:delta|decode:greedy"
+    return Metric(
+        name=name,
+        rule=_equal("accuracy"),
+        main=name,
+        signature=lambda: signature,
+        rules=CLOSED_RULES,
+        whole=whole,
+    )
+
+
 # What a task file may name.
 METRICS: dict[str, Metric] = {
     "accuracy": _closed("accuracy"),
     "exact_match": _closed("exact_match"),
+    "macro_f1": _of_classes("macro_f1", macro_f1),
+    "mcc": _of_classes("mcc", correlation),
     "rouge": Metric(
         name="rouge",
         rule=SUMMARY_RULES["lm-eval"].rule,
@@ -327,41 +388,3 @@ METRICS: dict[str, Metric] = {
         percent=True,
     ),
 }
-
-
-def class_scores(answers: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> Values:
-    """Macro-F1, balanced accuracy and Matthews' correlation over the label words, as scikit-learn
-    defines them; an answer outside the labels is no label's (for the correlation: one of its own).
-
-    macro_f1: mean over labels of 2·tp / (2·tp + fp + fn), 0 where that is 0/0. balanced_accuracy:
-    mean recall of the labels that occur. mcc: Gorodkin 2004, 0 where answers or labels are all one.
-    """
-    pairs = [
-        (normalise(answer), normalise(target))
-        for answer, target in zip(answers, targets, strict=True)
-    ]
-    f1, recalls = [], []
-    for label in map(normalise, labels):
-        right = sum(answer == target == label for answer, target in pairs)
-        said, there = (
-            sum(answer == label for answer, _ in pairs),
-            sum(target == label for _, target in pairs),
-        )
-        f1.append(2 * right / (said + there) if said + there else 0.0)
-        recalls += [right / there] if there else []
-    return {
-        "macro_f1": sum(f1) / len(f1),
-        "balanced_accuracy": sum(recalls) / len(recalls),
-        "mcc": _correlation(pairs, {normalise(label) for label in labels}),
-    }
-
-
-def _correlation(pairs: Sequence[tuple[str, str]], labels: set[str]) -> float:
-    said = Counter(answer if answer in labels else None for answer, _ in pairs)
-    there = Counter(target for _, target in pairs)
-    n, right = len(pairs), sum(answer == target for answer, target in pairs)
-    expected = sum(said[label] * count for label, count in there.items())
-    spread = (n * n - sum(count * count for count in said.values())) * (
-        n * n - sum(count * count for count in there.values())
-    )
-    return (right * n - expected) / math.sqrt(spread) if spread else 0.0

@@ -13,26 +13,38 @@ from functools import lru_cache
 import numpy as np
 
 RESAMPLES = 2000
-
-
 Z95 = 1.96
+FEW = 10  # right or wrong answers, below which Wilson's interval stands for the bootstrap
 
 
-def interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean, resampling whole groups; Wilson's interval where all
-    answers are right, or all wrong.
+def interval(
+    values: Sequence[float], groups: Sequence[str], *, discrete: bool = True
+) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean, resampling whole groups; Wilson's interval where fewer
+    than `FEW` answers are right, or wrong.
 
-    (A bootstrap of equal values has no width, however few they are. Source: Wilson 1927, JASA 22,
+    (A bootstrap of equal values has no width, however few they are, and one of nearly equal values
+    ends at 0 or 1 too often. A group of rows counts there as one. Source: Wilson 1927, JASA 22,
     209-212.)
     """
     sums, sizes = _by_group(values, groups)
-    if set(values) in ({0.0}, {1.0}):
-        slack = _slack(len(sums))
-        return (0.0, slack) if values[0] == 0.0 else (1.0 - slack, 1.0)
-    draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
+    rounded = np.round(np.asarray(values, dtype=float), 9)
+    right = float(rounded.sum())
+    right_or_wrong = discrete and bool(np.isin(rounded, (0.0, 1.0)).all())
+    if right_or_wrong and min(right, len(rounded) - right) < FEW:
+        return wilson(right / len(rounded), len(sums))
+    draws = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
     means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share among n observations."""
+    square = Z95**2 / n
+    middle, half = share + square / 2, Z95 * math.sqrt(share * (1 - share) / n + square / n / 4)
+    low, high = ((middle + sign * half) / (1 + square) for sign in (-1, 1))
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
 
 
 def _by_group(values: Sequence[float], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -93,9 +105,15 @@ class Estimate:
 
 
 def paired_difference(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], groups: Sequence[str]
+    first: Sequence[Sequence[float]],
+    second: Sequence[Sequence[float]],
+    groups: Sequence[str],
+    *,
+    discrete: bool = True,
 ) -> Estimate:
     """first - second of two methods on the same examples, with one row of values for each seed.
+    `discrete`: answers are right or wrong, or so, and equal ones on few rows do not say that all
+    would be; of values that are measured (nats) they do.
 
     With one seed each: the paired bootstrap by group, and the spread between seeds is not in it.
     With two: seeds are drawn too, for each method by itself; two say little of how far runs vary.
@@ -108,33 +126,37 @@ def paired_difference(
     """
     ours, theirs = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     # A bootstrap of equal values has no width: Wilson's slack, to both sides.
-    if len(ours) == len(theirs) == 1 and not (ours != theirs).any():
+    if discrete and len(ours) == len(theirs) == 1 and not (ours != theirs).any():
         slack = _slack(len(set(groups)))
         return Estimate(mean=0.0, low=-slack, high=slack, rows=slack, seeds=0.0)
-    return _estimate([ours, theirs], groups)
+    return _estimate([ours, theirs], groups, discrete=discrete)
 
 
 def mean_over_seeds(values: Sequence[Sequence[float]], groups: Sequence[str]) -> Estimate:
     """The mean of one method over examples and seeds (one row of values for each): an interval as
-    in `paired_difference`, within 0–1."""
-    estimate = _estimate([np.asarray(values, dtype=float)], groups)
+    in `paired_difference`, within 0–1 (-1 and 1 for values that lie outside)."""
+    seeds_and_rows = np.asarray(values, dtype=float)
+    estimate = _estimate([seeds_and_rows], groups)
+    inside = bool(((seeds_and_rows >= 0) & (seeds_and_rows <= 1)).all())
     return Estimate(
         mean=estimate.mean,
-        low=max(0.0, estimate.low),
+        low=max(0.0 if inside else -1.0, estimate.low),
         high=min(1.0, estimate.high),
         rows=estimate.rows,
         seeds=estimate.seeds,
     )
 
 
-def _estimate(methods: Sequence[np.ndarray], groups: Sequence[str]) -> Estimate:
+def _estimate(
+    methods: Sequence[np.ndarray], groups: Sequence[str], *, discrete: bool = True
+) -> Estimate:
     """The first method's mean, less the second's where there is one; each [seeds, n]."""
     averaged = methods[0].mean(axis=0) - (methods[1].mean(axis=0) if len(methods) > 1 else 0.0)
     mean, counts = float(averaged.mean()), [len(method) for method in methods if len(method) > 1]
     if not counts:
-        low, high = interval(list(averaged), groups)
+        low, high = interval(list(averaged), groups, discrete=discrete)
         return Estimate(mean=mean, low=low, high=high, rows=(high - low) / 2, seeds=0.0)
-    rows = _rows_half_width(averaged, groups)
+    rows = _rows_half_width(averaged, groups, discrete=discrete)
     if min(counts) < 3:
         low, high = _seeds_and_rows_drawn(methods, groups)
         half = max(rows, (high - low) / 2)
@@ -154,14 +176,19 @@ def _estimate(methods: Sequence[np.ndarray], groups: Sequence[str]) -> Estimate:
     return Estimate(mean=mean, low=mean - half, high=mean + half, rows=rows, seeds=seeds)
 
 
-def _rows_half_width(averaged: np.ndarray, groups: Sequence[str]) -> float:
+def _rows_half_width(averaged: np.ndarray, groups: Sequence[str], *, discrete: bool) -> float:
     """Of the mean over groups of examples, by their variance; Wilson's slack where all are
     alike."""
-    sums, sizes = _by_group(list(averaged - averaged.mean()), groups)
-    error = math.sqrt(float((sums**2).sum()) * len(sums) / max(1, len(sums) - 1)) / float(
-        sizes.sum()
-    )
-    return Z95 * error if error > 1e-12 else _slack(len(sums))
+    error = math.sqrt(row_variance(averaged, groups) / len(averaged))
+    return Z95 * error if error > 1e-12 or not discrete else _slack(len(set(groups)))
+
+
+def row_variance(values: np.ndarray, groups: Sequence[str]) -> float:
+    """A row's variance in a mean over rows, by groups that are drawn as wholes (a mean of n rows
+    has the n-th part of it)."""
+    sums, sizes = _by_group(list(values - values.mean()), groups)
+    spread = float((sums**2).sum()) * len(sums) / max(1, len(sums) - 1)
+    return spread / float(sizes.sum())
 
 
 def _seeds_and_rows_drawn(

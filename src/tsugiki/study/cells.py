@@ -12,13 +12,14 @@ from pathlib import Path
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice, TrainConfig
 from tsugiki.config.study import MethodSpec, Range, StudySpec
 from tsugiki.data.tasks import Task, load_task
-from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
+from tsugiki.errors import ConfigError, RunError, TsugikiError, did_you_mean
 from tsugiki.model.folder import check_settings, checksum_of, resolve, weight_files
 from tsugiki.runs.identity import keys_of, made_from, recipe_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord, file_of
 from tsugiki.runs.store import Store
-from tsugiki.study.missing import read_missing, seed_of, test_of
+from tsugiki.study.kept_plan import Plan, read_plan
+from tsugiki.study.missing import elsewhere_of, read_missing, seed_of, test_of
 from tsugiki.study.search import Lookup, Settings, nothing_known, settings_of
 from tsugiki.toml import Given, beside, parse, read_toml, refuse_task_file
 
@@ -67,6 +68,8 @@ class StudyResult:
     repeats: dict[Key, list[RunRecord]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     """Runs beside them that cannot be read: what is to be said of each."""
+    plan: Plan | None = None
+    """What was planned before test was read."""
     missing: dict[str, str] = field(default_factory=dict)
     """What could not be had (a cell's label, `test_of` it, `seed_of` it), and why."""
 
@@ -92,10 +95,8 @@ class StudyResult:
 
 
 def task_label(task: TaskChoice) -> str:
-    """Task name, with the split and the format that are named: two splits or formats of one task
-    are two rows."""
-    named = [each for each in (task.split, task.format) if each]
-    return f"{Path(task.name).stem} ({', '.join(named)})" if named else Path(task.name).stem
+    """Task name, with the split and the format that are named."""
+    return task.label
 
 
 def builtin_studies() -> dict[str, Path]:
@@ -205,6 +206,17 @@ def _cells_of(
     ]
 
 
+def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that can train together, in the order of their first ones."""
+    groups: dict[tuple[RunConfig, str], list[Cell]] = {}
+    for cell in cells:
+        # One method's cells must not end another's.
+        rivals = cell.method.name if cell.method.search.prune else ""
+        alike = method_of(cell.config).alike(cell.config)
+        groups.setdefault((alike, rivals), []).append(cell)
+    return list(groups.values())
+
+
 def choose(result: StudyResult) -> None:
     """Fills `chosen` with the best cells by now."""
     result.chosen = best_cells(result)
@@ -261,6 +273,10 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
     for cell, _, repeat in seed_cells(result):
         repeated = known.record(repeat.config)
         result.repeats.setdefault(cell.key, []).extend([repeated] if repeated else [])
+    try:
+        result.plan = read_plan(store.root, study)
+    except RunError as damaged:
+        result.damaged.append(str(damaged))
     result.missing = {
         label: reason
         for label, reason in read_missing(store.root, study).items()
@@ -332,8 +348,12 @@ class Kept:
 
 def _is_there(result: StudyResult, label: str) -> bool:
     """Whether what was missing has been had since."""
+    if label in {elsewhere_of(choice.label) for choice in result.study.forgetting}:
+        return False  # it could not be read, and nothing was asked of it since
     for cell in result.cells:
         record = result.record(cell)
+        if label.endswith(elsewhere_of("")) and label.startswith(cell.label):
+            return record is None or _is_complete(result, cell, record)
         if label == cell.label:
             return record is not None and record.outcome.finished
         if label == test_of(cell.label):
@@ -345,6 +365,12 @@ def _is_there(result: StudyResult, label: str) -> bool:
                 runs = [run for run in result.repeats.get(cell.key, []) if run.config == seed]
                 return any(run.status == "failed" or run.scores("test") for run in runs)
     return True  # of a cell that is no longer there
+
+
+def _is_complete(result: StudyResult, cell: Cell, record: RunRecord) -> bool:
+    """Whether a run was scored on everything that its study names, its own task aside."""
+    scored = {cell.key[1], *(entry.name for entry in record.outcome.elsewhere)}
+    return all(choice.label in scored for choice in result.study.forgetting)
 
 
 def _checksum(model: ModelChoice) -> str | None:

@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
+
+import torch
 
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
@@ -29,6 +31,8 @@ from tsugiki.train.engine import Interrupted
 from tsugiki.train.memory import MOST_LANES
 
 Group = Sequence[Cell]
+Stage = Literal["cells", "seeds", "test"]
+"""What workers do: the configurations, the chosen ones' further seeds, their answers to test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,14 @@ class Done:
 class Executor(Protocol):
     """Works on groups, in its own order. Raises `Interrupted` on Ctrl-C."""
 
-    def submit(self, groups: Sequence[Group]) -> Iterator[Done]: ...
+    @property
+    def side_by_side(self) -> bool:
+        """Whether a stage of all models and tasks is worked on before the next begins."""
+
+    def submit(self, groups: Sequence[Group], stage: Stage = "cells") -> Iterator[Done]: ...
+
+    def test(self) -> None:
+        """Scores what is chosen, and its seeds, on test, as far as that goes side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +69,14 @@ class ThisProcess:
     events: Events
     exclusive: bool = True
     skip_busy: bool = False
+    side_by_side: bool = False
 
-    def submit(self, groups: Sequence[Group]) -> Iterator[Done]:
+    def submit(self, groups: Sequence[Group], stage: Stage = "cells") -> Iterator[Done]:
         for group in groups:
             yield self._work(group)
+
+    def test(self) -> None:
+        """The study does it, one after another."""
 
     def _work(self, group: Group) -> Done:
         faults = dict[RunConfig, str]()
@@ -95,15 +110,16 @@ class ThisProcess:
 
 @dataclass(frozen=True)
 class WorkerProcesses:
-    """`jobs` processes (`tsugiki study … --worker`) take the groups first; what they leave, and
-    what goes wrong with one, is then worked on here, one after another."""
+    """`jobs` processes (`tsugiki study … --worker STAGE`) take the groups first; what they leave,
+    and what goes wrong with one, is then worked on here, one after another."""
 
     this_process: ThisProcess
     arguments: Sequence[str]
     jobs: int
+    side_by_side: bool = True
 
-    def submit(self, groups: Sequence[Group]) -> Iterator[Done]:
-        lost = self._run_workers() if groups else {}
+    def submit(self, groups: Sequence[Group], stage: Stage = "cells") -> Iterator[Done]:
+        lost = self._run_workers(stage) if self._is_open(groups) else {}
         for group in groups:
             left = [cell for cell in group if cell.config not in lost]
             lost_here = {cell.config: lost[cell.config] for cell in group if cell.config in lost}
@@ -114,14 +130,25 @@ class WorkerProcesses:
             if left:
                 yield from self.this_process.submit([left])
 
-    def _run_workers(self) -> dict[RunConfig, str]:
+    def test(self) -> None:
+        self._run_workers("test")
+
+    def _is_open(self, groups: Sequence[Group]) -> bool:
+        """Whether something of these groups has no finished run."""
+        known = collect(self.this_process.study, self.this_process.store)
+        repeats = [run for runs in known.repeats.values() for run in runs]
+        records = [*known.records.values(), *repeats]
+        finished = {record.config for record in records if record.outcome.finished}
+        return any(cell.config not in finished for group in groups for cell in group)
+
+    def _run_workers(self, stage: Stage) -> dict[RunConfig, str]:
         """Waits for the workers; they end when this process does, however it ends.
 
         Where workers were killed, what they left is given to one more. Returns the configurations
         that this one was killed over, too, with the reason: whatever it is about them would take
         this process as well.
         """
-        codes = _workers(self.arguments, self.jobs)
+        codes = _workers([*self.arguments, "--worker", stage], self.jobs)
         killed = [code for code in codes if code < 0]
         if not killed:
             return {}
@@ -130,7 +157,7 @@ class WorkerProcesses:
             "left is run by one more"
         )
         start = time.time()
-        [code] = _workers(self.arguments, 1)
+        [code] = _workers([*self.arguments, "--worker", stage], 1)
         if code >= 0:
             return {}
         begun = collect(self.this_process.study, self.this_process.store).begun()
@@ -149,8 +176,10 @@ class WorkerProcesses:
 def _workers(arguments: Sequence[str], jobs: int) -> list[int]:
     """Their exit codes. Each reads a pipe that nothing is written to: when it ends, this process
     has ended (`stop_with_parent`)."""
-    command = [sys.executable, "-m", "tsugiki", "study", *arguments, "--worker"]
-    workers = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(jobs)]
+    command = [sys.executable, "-m", "tsugiki", "study", *arguments]
+    # Each would take all cores: two on two cores take more than twice as long as one after another.
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), **os.environ}
+    workers = [subprocess.Popen(command, stdin=subprocess.PIPE, env=threads) for _ in range(jobs)]
     try:
         return [worker.wait() for worker in workers]
     except BaseException:

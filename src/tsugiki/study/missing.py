@@ -38,6 +38,12 @@ def seed_of(label: str, number: int) -> str:
     return f"{label} · seed {number}"
 
 
+def elsewhere_of(name: str) -> str:
+    """What a run's scores on what it was not tuned on are called; or, by its name, one of these
+    that cannot be read."""
+    return f"{name} · forgetting"
+
+
 def keep_missing(root: Path, study: StudySpec, missing: Mapping[str, str]) -> None:
     """Writes what is missing now (label → reason); removes the list where nothing is."""
     path = study_folder(root, study) / FILE

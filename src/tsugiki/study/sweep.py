@@ -8,60 +8,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
-from tsugiki.errors import TsugikiError, message_of, reason_of
+from tsugiki.errors import TsugikiError, reason_of
+from tsugiki.runs.elsewhere import name_of, read_wanted
 from tsugiki.runs.events import SILENT, Events
-from tsugiki.runs.finished import measure_exclusive, score_run
-from tsugiki.runs.methods import method_of
-from tsugiki.runs.reading import RunRecord, read_record
-from tsugiki.runs.rounds import run_group
-from tsugiki.runs.store import Run, Store
+from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.store import Store
 from tsugiki.study.cells import (
     Cell,
     StudyResult,
-    best_cells,
     choose,
     collect,
     expand,
+    groups_of_cells,
     seed_cells,
-    validation_score,
 )
+from tsugiki.study.chosen import keep_best_weights, test_the_chosen
 from tsugiki.study.executors import Done, Executor, ThisProcess
-from tsugiki.study.missing import keep_missing, seed_of, test_of
+from tsugiki.study.missing import elsewhere_of, keep_missing
 from tsugiki.study.preflight import look_first
-from tsugiki.train.checkpoint import latest_checkpoint
-from tsugiki.train.engine import Interrupted
+from tsugiki.study.way import OnCell, Way
 
-# Who is told what is worked on now: a key of the words under [progress], and their values.
-OnCell = Callable[[str, Mapping[str, object]], None]
 # How long a cell is waited for that another process works on: workers of a killed study finish
 # their step first.
 BUSY_S = 30.0
-
-
-@dataclass(kw_only=True)
-class _Way:
-    """A study on its way: its result so far, the records by configuration, and who listens."""
-
-    result: StudyResult
-    store: Store
-    events: Events
-    executor: Executor
-    on_cell: OnCell | None
-    known: dict[RunConfig, RunRecord] = field(default_factory=dict)
-
-    def say(self, key: str, **values: object) -> None:
-        if self.on_cell:
-            self.on_cell(key, values)
-
-    def miss(self, label: str, broken: BaseException) -> None:
-        """Something cannot be had: kept with its reason, said at once."""
-        self.result.missing[label] = reason_of(broken)
-        self.events.note(f"{label}: {message_of(broken)}")
 
 
 def run_study(
@@ -87,17 +61,24 @@ def run_study(
     heard = replace(events, on_start=partial(_announce, result, on_cell)) if on_cell else events
     this_process = ThisProcess(study=study, store=store, events=heard)
     executor: Executor = workers(this_process) if workers else this_process
-    way = _Way(result=result, store=store, events=events, executor=executor, on_cell=on_cell)
+    way = Way(
+        result=result,
+        store=store,
+        events=events,
+        executor=executor,
+        this_process=this_process,
+        on_cell=on_cell,
+    )
     before = collect(study, store)
-    result.cells = before.cells
+    result.cells, result.plan = before.cells, before.plan
     _look_first(way, before)
+    _read_elsewhere(way)
     while missing := _missing(result, way.known):
         busy = _work(way, groups_of_cells(missing))
         way.executor = this_process  # workers were asked once
         _wait_for(way, busy)
-    _test_the_chosen(way)
     way.executor = executor
-    _other_seeds(way)
+    test_the_chosen(way)
     _take_what_was_finished(result, before)
     try:
         keep_missing(store.root, study, result.missing)
@@ -106,7 +87,7 @@ def run_study(
     return result
 
 
-def _look_first(way: _Way, before: StudyResult) -> None:
+def _look_first(way: Way, before: StudyResult) -> None:
     """Every model, tokenizer, data file and scorer that is still needed, before the first cell:
     what is refused is said now, not in the night."""
     result = way.result
@@ -127,7 +108,16 @@ def _look_first(way: _Way, before: StudyResult) -> None:
         way.events.note(f"left out: {labels[0]}{more}: {reason}")
 
 
-def _work(way: _Way, groups: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
+def _read_elsewhere(way: Way) -> None:
+    """Tasks and texts that show what tuning did to the rest; what cannot be read is said now."""
+    for choice in way.result.study.forgetting:
+        try:
+            way.elsewhere.append(read_wanted(choice))
+        except (TsugikiError, OSError) as broken:
+            way.miss(elsewhere_of(name_of(choice)), broken)
+
+
+def _work(way: Way, groups: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
     """Trains and scores groups of cells; those that another process works on are returned."""
     busy = []
     for done in way.executor.submit(groups):
@@ -138,17 +128,17 @@ def _work(way: _Way, groups: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
     return busy
 
 
-def _take(way: _Way, done: Done) -> None:
+def _take(way: Way, done: Done) -> None:
     way.known |= done.records
     for cell in done.group:
         if cell.config in done.faults:
             way.result.missing[cell.label] = done.faults[cell.config]
         else:
             way.result.records[cell.label] = way.known[cell.config]
-            _keep_best_weights(way.result, cell)
+            keep_best_weights(way.result, cell)
 
 
-def _wait_for(way: _Way, busy: list[Sequence[Cell]]) -> None:
+def _wait_for(way: Way, busy: list[Sequence[Cell]]) -> None:
     """Tries the cells again that another process worked on, for a while: a study that was killed
     may have workers that finish their step."""
     until = time.monotonic() + BUSY_S
@@ -160,37 +150,6 @@ def _wait_for(way: _Way, busy: list[Sequence[Cell]]) -> None:
     if busy:
         count = sum(map(len, busy))
         way.events.note(f"left out: {count} configurations that another process is working on")
-
-
-def _test_the_chosen(way: _Way) -> None:
-    """Chooses by validation and scores what is chosen on test. A cell whose weights are gone is
-    trained again, which on another device may give another validation score: then there is another
-    choice, until what is chosen has been tested."""
-    result, done = way.result, set[str]()
-    choose(result)
-    while due := [cell for cell in result.chosen.values() if cell.label not in done]:
-        for cell in due:
-            done.add(cell.label)
-            way.say("chosen", label=cell.label)
-            folder = result.records[cell.label].folder
-            try:
-                record = _with_weights(result.records[cell.label], way)
-                if record.status == "done":
-                    measure_exclusive(score_run(record, "test", way.events))
-            except Interrupted:
-                raise
-            except Exception as broken:
-                way.miss(test_of(cell.label), broken)
-            for other in result.cells:  # one run may be a cell of two methods
-                if (known := result.record(other)) is not None and known.folder == folder:
-                    result.records[other.label] = _read_again(known)
-        choose(result)
-    for cell in result.chosen.values():
-        _keep_best_weights(result, cell)
-
-
-def _read_again(record: RunRecord) -> RunRecord:
-    return read_record(record.folder).relabelled(record.config, record.wanted)
 
 
 def _take_what_was_finished(result: StudyResult, before: StudyResult) -> None:
@@ -219,17 +178,6 @@ def _missing(result: StudyResult, known: Mapping[RunConfig, RunRecord]) -> list[
     return [cell for cell in result.cells if cell.label not in had]
 
 
-def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells that can train together, in the order of their first ones."""
-    groups: dict[tuple[RunConfig, str], list[Cell]] = {}
-    for cell in cells:
-        # One method's cells must not end another's.
-        rivals = cell.method.name if cell.method.search.prune else ""
-        alike = method_of(cell.config).alike(cell.config)
-        groups.setdefault((alike, rivals), []).append(cell)
-    return list(groups.values())
-
-
 def _announce(result: StudyResult, on_cell: OnCell, configs: Sequence[RunConfig]) -> None:
     """Says which cells start now, or which seeds of them."""
     seeds = {repeat.config: (cell, number) for cell, number, repeat in seed_cells(result)}
@@ -250,95 +198,3 @@ def _announce(result: StudyResult, on_cell: OnCell, configs: Sequence[RunConfig]
     else:
         said = {"number": numbers[0] + 1, "last_number": numbers[-1] + 1, "total": total}
         on_cell("cells", {**said, "count": len(labels), "label": labels[0], "last": labels[-1]})
-
-
-def _other_seeds(way: _Way) -> None:
-    """Trains what is chosen with the study's other seeds (adapters together, as lanes) and scores
-    each on test; a full model's weights are dropped then."""
-    result = way.result
-    wanted = seed_cells(result)
-    labels = {repeat.config: seed_of(cell.label, number + 1) for cell, number, repeat in wanted}
-    for done in way.executor.submit(groups_of_cells([repeat for _, _, repeat in wanted])):
-        way.known |= done.records
-        for repeat in done.group:
-            _take_seed(way, labels[repeat.config], repeat.config, done)
-    for cell, _, repeat in wanted:
-        if (record := way.known.get(repeat.config)) is not None:
-            result.repeats.setdefault(cell.key, []).append(_read_again(record))
-
-
-def _take_seed(way: _Way, label: str, config: RunConfig, done: Done) -> None:
-    record = done.records.get(config)
-    if done.busy or record is None:
-        reason = "another process is working on it" if done.busy else done.faults[config]
-        way.result.missing[label] = reason
-        return
-    try:
-        if record.status == "done":
-            score_run(record, "test", way.events)
-    except Interrupted:
-        raise
-    except Exception as broken:
-        way.known.pop(config, None)
-        way.miss(label, broken)
-        return
-    if method_of(config).moves_base:
-        Run(record.folder).drop_weights()
-
-
-def _with_weights(record: RunRecord, way: _Way) -> RunRecord:
-    """The record of a chosen cell; trained again when its weights are gone (it had lost in an
-    earlier, wider grid, or they stayed on another machine). A search that learns goes on from the
-    score that it was given."""
-    kept = latest_checkpoint(record.folder / "weights") is not None
-    if record.scores("test") is not None or not method_of(record.config).trains or kept:
-        return record
-    run, outcome = Run(record.folder), record.outcome
-    score_before = outcome.search_score
-    if score_before is None:
-        score_before = record.main_score("validation")
-    before = run.start_over()
-    run.change(search_score=score_before)
-    try:
-        return run_group([record.config], way.store, way.events, study=way.result.study.name)[0]
-    except Interrupted:
-        raise
-    except Exception:
-        run.put_back(before)  # it cannot be trained now: what it scored then stays
-        raise
-
-
-def _keep_best_weights(result: StudyResult, latest: Cell) -> None:
-    """Full fine-tuning leaves a whole model a cell: only the best so far of a (model, task, method)
-    keeps its weights."""
-    if not method_of(latest.config).moves_base:
-        return
-    scored = [cell for cell in result.cells if validation_score(result, cell) is not None]
-    # One run may be a cell of two methods.
-    kept = {result.records[cell.label].folder for cell in best_cells(result).values()}
-    for cell in scored:
-        record = result.records[cell.label]
-        ours = record.outcome.study == result.study.name
-        if cell.key == latest.key and record.folder not in kept and ours:
-            Run(record.folder).drop_weights()
-
-
-def run_cells(study: StudySpec, store: Store, events: Events = SILENT) -> None:
-    """What one worker of `--jobs` does: takes cells that no other live process works on, until
-    none is left. What goes wrong with one is left to the study's own process, which tries it again
-    and says what it was."""
-    this_process = ThisProcess(
-        study=study, store=store, events=events, exclusive=False, skip_busy=True
-    )
-    for _ in this_process.submit(groups_of_cells(expand(study))):
-        continue
-    result = collect(study, store)
-    if all(_is_finished(result, cell) for cell in result.cells):  # so that the choice is final
-        repeats = [repeat for _, _, repeat in seed_cells(result)]
-        for _ in this_process.submit(groups_of_cells(repeats)):
-            continue
-
-
-def _is_finished(result: StudyResult, cell: Cell) -> bool:
-    record = result.record(cell)
-    return cell.label in result.missing or (record is not None and record.outcome.finished)

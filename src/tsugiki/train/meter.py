@@ -39,6 +39,22 @@ def device_name(device: torch.device) -> str:
     )
 
 
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """FLOP/s of a square matmul on a device, measured for so many seconds: what a step cannot
+    exceed."""
+    size = 4096 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    count, start = 0, 0.0
+    for warm in (True, False):
+        start, count = time.perf_counter(), 0
+        while count < 3 or (not warm and time.perf_counter() - start < seconds):
+            left @ right
+            count += 1
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+    return 2 * size**3 * count / (time.perf_counter() - start)
+
+
 def free_memory(device: torch.device) -> int:
     """Frees what nobody refers to any more on a device (models go in cycles), and the workspaces
     of matmuls, so that every run pays for its own; returns the bytes that are still held: no part

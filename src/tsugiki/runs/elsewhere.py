@@ -1,0 +1,174 @@
+"""What tuning did to what a model was not tuned on: a finished run on other tasks, and on running
+text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from tsugiki.config.run import RunConfig, TaskChoice, TextChoice
+from tsugiki.config.study import Elsewhere as Choice
+from tsugiki.data.documents import Documents, read_documents
+from tsugiki.data.leaks import refuse_leak
+from tsugiki.data.prompts import Tokens, pad_id_of
+from tsugiki.data.tasks import Task, load_task
+from tsugiki.model.loading import Base
+from tsugiki.runs.events import SILENT, Events
+from tsugiki.runs.finished import load_trained
+from tsugiki.runs.identity import key_of
+from tsugiki.runs.inputs import tokens_of
+from tsugiki.runs.preflight import longest_of, look_at_rows
+from tsugiki.runs.reading import RunRecord, read_record
+from tsugiki.runs.record import Elsewhere, ReadText
+from tsugiki.runs.scoring import scores_of
+from tsugiki.runs.store import Run
+from tsugiki.score.choices import choose_all
+from tsugiki.score.evaluate import Evaluation, evaluate, summarise
+from tsugiki.score.failures import FailureClass, classify
+from tsugiki.score.perplexity import WINDOW, nats_of
+
+PART = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Something that a run is scored on besides its own task, read from its files."""
+
+    choice: Choice
+    content: Task | Documents
+
+    @property
+    def name(self) -> str:
+        return name_of(self.choice)
+
+
+def name_of(choice: Choice) -> str:
+    """A task with its split and format, a text by its own name."""
+    return choice.label
+
+
+def read_wanted(choice: Choice) -> Wanted:
+    """Raises `DataError` for what cannot be read."""
+    content = read_documents(choice) if isinstance(choice, TextChoice) else load_task(choice)
+    return Wanted(choice=choice, content=content)
+
+
+def wanted_of(config: RunConfig, every: Sequence[Wanted]) -> list[Wanted]:
+    """Those that are not the run's own task."""
+    own = load_task(config.task).name if any(_is_task(each) for each in every) else ""
+    return [
+        each for each in every if not (isinstance(each.content, Task) and each.content.name == own)
+    ]
+
+
+def _is_task(wanted: Wanted) -> bool:
+    return isinstance(wanted.content, Task)
+
+
+def config_on(config: RunConfig, choice: TaskChoice) -> RunConfig:
+    """The run's own settings on another task."""
+    return config.model_copy(update={"task": choice})
+
+
+def kept(record: RunRecord, wanted: Wanted) -> Elsewhere | None:
+    """What the run is worth there, if that is known of these rows and this way to answer."""
+    for entry in reversed(record.outcome.elsewhere):
+        if isinstance(wanted.content, Documents):
+            if entry.text is not None and entry.text.sha256 == wanted.content.sha256:
+                return entry
+        elif entry.scores is not None and entry.scores.key is not None:
+            assert isinstance(wanted.choice, TaskChoice)
+            key = key_of(config_on(record.config, wanted.choice), wanted.content, PART)
+            if entry.scores.key.digest == key.digest:
+                return entry
+    return None
+
+
+def missing_of(record: RunRecord, every: Sequence[Wanted]) -> list[Wanted]:
+    return [each for each in wanted_of(record.config, every) if kept(record, each) is None]
+
+
+def score_elsewhere(
+    record: RunRecord, every: Sequence[Wanted], events: Events = SILENT
+) -> RunRecord:
+    """Scores a finished run on what it was not tuned on, as far as that was not done; adds each to
+    the record as soon as it is there.
+
+    Raises:
+        DataError: rows of the test are those that the run was trained on, or do not fit.
+        RunError: its weights are gone.
+    """
+    missing = missing_of(record, every)
+    if not missing:
+        return record
+    for wanted in missing:
+        if isinstance(wanted.content, Task):
+            refuse_leak(wanted.content, record.outcome.trained_on, PART)
+    base, run = load_trained(record), Run(record.folder)
+    for wanted in missing:
+        began = time.perf_counter()
+        entry, files = _score(base, record, wanted, events)
+        entry = entry.model_copy(update={"seconds": time.perf_counter() - began})
+        run.add_elsewhere(entry, files)
+    return read_record(record.folder).relabelled(record.config, record.wanted)
+
+
+Files = Mapping[str, Sequence[object]]
+
+
+def _score(
+    base: Base, record: RunRecord, wanted: Wanted, events: Events
+) -> tuple[Elsewhere, Files]:
+    if isinstance(wanted.content, Documents):
+        return _read(base, record, wanted.name, wanted.content, events)
+    assert isinstance(wanted.choice, TaskChoice)
+    config, task = config_on(record.config, wanted.choice), wanted.content
+    rows = tokens_of(base, task, config, PART)
+    folder, room = base.source.folder, base.vocab_rows
+    look_at_rows(folder, base.tokenizer, task, {PART: rows}, config, vocab_rows=room)
+    heard = events.answers(PART)
+    answered = evaluate(base, task.spec, PART, rows, config.score, heard)
+    modes = {"": answered}
+    if task.spec.closed:
+        texts = choose_all(base.model, base.tokenizer, rows, base.numerics, heard)["sum"]
+        chosen = [
+            replace(row, answer=text, ended=True, failure=_class_of(text, tokens))
+            for row, text, tokens in zip(answered.predictions, texts, rows, strict=True)
+        ]
+        modes["likeliest-"] = summarise(task.spec, PART, chosen, 0.0)
+    scores = {}
+    for mode, evaluation in modes.items():
+        made = scores_of(evaluation, config, task, rows)
+        assert made.key is not None
+        name = f"elsewhere-{mode}{made.key.digest}.jsonl"
+        scores[mode] = made.model_copy(update={"answers": name})
+    entry = Elsewhere(
+        name=wanted.name, scores=scores[""], likeliest=scores.get("likeliest-"), seconds=0.0
+    )
+    return entry, {scores[mode].file: list(_lines(some)) for mode, some in modes.items()}
+
+
+def _class_of(text: str, row: Tokens) -> FailureClass:
+    example = row.example
+    return classify(text, example.target, example.candidates, ended=True, was_cut=row.was_cut)
+
+
+def _lines(evaluation: Evaluation) -> Iterator[object]:
+    for prediction in evaluation.predictions:
+        yield asdict(prediction)
+
+
+def _read(
+    base: Base, record: RunRecord, name: str, content: Documents, events: Events
+) -> tuple[Elsewhere, Files]:
+    window = min(WINDOW, longest_of(record.config, base.max_positions))
+    pad = pad_id_of(base.tokenizer)
+    each = nats_of(base, content.texts, window, pad, events.answers(PART))
+    nats, tokens = sum(some for some, _ in each), sum(count for _, count in each)
+    file = f"elsewhere-{content.sha256[:8]}.jsonl"
+    text = ReadText(
+        sha256=content.sha256, window=window, documents=len(each), tokens=tokens,
+        nats=nats / tokens, file=file,
+    )  # fmt: skip
+    return Elsewhere(name=name, text=text, seconds=0.0), {file: each}

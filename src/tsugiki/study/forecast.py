@@ -1,0 +1,234 @@
+"""How long a study will take, and how much disk: from what earlier runs on this device took, else
+from a matmul that is timed now (said which)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import torch
+
+from tsugiki.config.run import RunConfig
+from tsugiki.data.batch import num_steps
+from tsugiki.data.prompts import Tokens, tokenize
+from tsugiki.data.tasks import Task
+from tsugiki.errors import TsugikiError
+from tsugiki.model.folder import resolve, stop_ids_of
+from tsugiki.model.loading import (
+    Numerics,
+    load_tokenizer,
+    max_positions_of,
+    num_parameters,
+    pick_device,
+    pick_numerics,
+    read_model,
+)
+from tsugiki.runs.elsewhere import read_wanted
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.preflight import longest_of
+from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.store import Store
+from tsugiki.study.cells import Cell, Key, StudyResult
+from tsugiki.train.meter import device_name, matmul_rate
+
+SAMPLE = 200  # rows whose length is measured
+SHARE = 0.3  # of a matmul's rate that a whole step reaches, where nothing was measured
+WEIGHT_BYTES, STATE_BYTES = 4, 12  # a trained parameter as weights, and with its two moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One (model, task, method): runs still to be made, what training and scoring take, whether
+    that was measured, and what stays on the disk (`passing`: only while it trains)."""
+
+    key: Key
+    runs: int
+    steps: int
+    train_s: float
+    score_s: float
+    measured: bool
+    kept_bytes: int
+    passing_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        return self.train_s + self.score_s
+
+
+def forecast(result: StudyResult, store: Store, tasks: Mapping[str, Task]) -> list[Part]:
+    """Every row of the table that has something left to run; `tasks` by their labels."""
+    device, records = pick_device(), store.records()
+    on_device = [record for record in records if record.provenance.device == device_name(device)]
+    parts, rates = [], dict[torch.dtype, float]()
+    for model in dict.fromkeys(cell.model for cell in result.cells):
+        own = [cell for cell in result.cells if cell.model == model]
+        try:
+            look = _Look(own, tasks, device, rates)
+        except TsugikiError:
+            continue  # `check` says why
+        for key in dict.fromkeys(cell.key for cell in own):
+            cells = [cell for cell in own if cell.key == key]
+            parts.append(_part(result, cells, tasks[key[1]], look, on_device))
+    return [part for part in parts if part.runs]
+
+
+class _Look:
+    """A model without its weights: its size, and how long rows are in its tokens."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        tasks: Mapping[str, Task],
+        device: torch.device,
+        rates: dict[torch.dtype, float],
+    ):
+        folder = resolve(cells[0].model)
+        self.model = read_model(folder, torch.float32, only_names=True)
+        self.size, self.device, self.rates = num_parameters(self.model), device, rates
+        positions, tokenizer = max_positions_of(self.model.config), load_tokenizer(folder)
+        self.lengths: dict[str, tuple[float, float]] = {}
+        for cell in {cell.key[1]: cell for cell in cells}.values():
+            task, longest = tasks[cell.key[1]], longest_of(cell.config, positions)
+            rows = tokenize(
+                tokenizer,
+                task,
+                task.examples["validation"][:SAMPLE],
+                longest,
+                stops=stop_ids_of(folder),
+            )
+            self.lengths[cell.key[1]] = (_mean_length(rows), _mean_prompt(rows))
+
+    def step_s(self, config: RunConfig, label: str) -> float:
+        tokens = self.lengths[label][0] * config.train.batch
+        return method_of(config).flops * self.size * tokens / self._rate(config)
+
+    def answer_s(self, config: RunConfig, label: str, new: int) -> float:
+        """As if every token were read once; a worked example is as long as a row."""
+        whole, prompt = self.lengths[label]
+        return 2 * self.size * (config.shots * whole + prompt + new) / self._rate(config)
+
+    def _rate(self, config: RunConfig) -> float:
+        numerics: Numerics = pick_numerics(config.method, config.train.precision, self.device)
+        dtype = torch.bfloat16 if numerics.compute == "bf16" else torch.float32
+        if dtype not in self.rates:
+            self.rates[dtype] = matmul_rate(self.device, dtype)
+        return SHARE * self.rates[dtype]
+
+
+def _mean_length(rows: Sequence[Tokens]) -> float:
+    return statistics.fmean(len(row.prompt_ids) + len(row.target_ids) for row in rows)
+
+
+def _mean_prompt(rows: Sequence[Tokens]) -> float:
+    return statistics.fmean(len(row.prompt_ids) for row in rows)
+
+
+def _part(
+    result: StudyResult,
+    cells: Sequence[Cell],
+    task: Task,
+    look: _Look,
+    on_device: Sequence[RunRecord],
+) -> Part:
+    first, key = cells[0], cells[0].key
+    open_cells = [cell for cell in cells if not _is_finished(result, cell)]
+    wanted = first.seeds(result.study.num_seeds) - 1
+    seeds = max(0, wanted - len(result.repeats.get(key, [])))
+    rows, steps = len(task.examples["train"]), 0
+    for cell in open_cells:
+        train = cell.config.train
+        steps += num_steps(rows, train.batch, train.epochs)
+    most = max(num_steps(rows, cell.config.train.batch, cell.config.train.epochs) for cell in cells)
+    method = method_of(first.config)
+    if not method.trains:
+        steps, most = 0, 0
+    steps += seeds * most
+    alike = [record for record in on_device if _is_alike(record, first)]
+    step_s, answer_s = _measured(alike, first.config)
+    measured = answer_s is not None and (step_s is not None or not method.trains)
+    step_s = step_s if step_s is not None else look.step_s(first.config, key[1])
+    new = first.config.score.max_new_tokens or task.spec.max_new_tokens
+    answer_s = answer_s if answer_s is not None else look.answer_s(first.config, key[1], new)
+    runs = len(open_cells) + seeds
+    chosen = result.chosen.get(key)
+    untested = 0 if chosen is not None and result.seeds(chosen) else 1
+    answers = runs * len(task.examples["validation"]) + (seeds + untested) * (
+        len(task.examples["test"])
+    )
+    other = (seeds + untested) * _elsewhere_s(result, answer_s, alike) if runs or untested else 0.0
+    size = max((method.num_trained(look.model, cell.config) for cell in cells), default=0)
+    kept = 1 + seeds if method.moves_base else runs
+    return Part(
+        key=key,
+        runs=runs,
+        steps=steps,
+        train_s=steps * step_s,
+        score_s=answers * answer_s + other,
+        measured=measured,
+        kept_bytes=kept * size * WEIGHT_BYTES,
+        passing_bytes=size * STATE_BYTES if runs else 0,
+    )
+
+
+def _is_finished(result: StudyResult, cell: Cell) -> bool:
+    record = result.record(cell)
+    return record is not None and record.outcome.finished
+
+
+def _is_alike(record: RunRecord, cell: Cell) -> bool:
+    """A run of the same method on the same task with the same model."""
+    same_task = record.config.task.name == cell.task.name and record.config.task == cell.task
+    same_model = record.known_as.path == cell.model.path
+    return same_task and same_model and method_of(record.config) is method_of(cell.config)
+
+
+def _measured(records: Sequence[RunRecord], config: RunConfig) -> tuple[float | None, float | None]:
+    """Seconds a step (of a batch of this size; loading, recording and validation are shared out
+    over the steps) and seconds an answer, by the median of runs."""
+    steps = [
+        seconds * config.train.batch / record.config.train.batch / (record.outcome.steps or 1)
+        for record in records
+        if (seconds := _wall_s(record)) is not None
+    ]
+    answers = [scores.answer_s for record in records for scores in record.outcome.scores]
+    return (
+        statistics.median(steps) if steps else None,
+        statistics.median(answers) if answers else None,
+    )
+
+
+def _wall_s(record: RunRecord) -> float | None:
+    """A run's share of the seconds that it and its lanes took from start to end."""
+    outcome = record.outcome
+    if outcome.status != "done" or not outcome.started or not outcome.ended:
+        return None
+    start, end = (datetime.fromisoformat(each) for each in (outcome.started, outcome.ended))
+    return (end - start).total_seconds() / (outcome.lanes or 1)
+
+
+def _elsewhere_s(result: StudyResult, answer_s: float, records: Sequence[RunRecord]) -> float:
+    """Seconds a run takes on everything that nothing is tuned on."""
+    measured = [
+        sum(entry.seconds for entry in record.outcome.elsewhere)
+        for record in records
+        if record.outcome.elsewhere
+    ]
+    if measured:
+        return statistics.median(measured)
+    return sum(_answers_elsewhere(result)) * answer_s
+
+
+def _answers_elsewhere(result: StudyResult) -> Iterator[int]:
+    """How many answers (a reading of a text counts as one of each document) are asked for; closed
+    tasks are read twice."""
+    for choice in result.study.forgetting:
+        try:
+            content = read_wanted(choice).content
+        except (TsugikiError, OSError):
+            continue
+        if isinstance(content, Task):
+            yield len(content.examples["test"]) * (2 if content.spec.closed else 1)
+        else:
+            yield len(content.texts)

@@ -1,0 +1,41 @@
+"""A study on its way: what its stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tsugiki.config.run import RunConfig
+from tsugiki.errors import message_of, reason_of
+from tsugiki.runs.elsewhere import Wanted
+from tsugiki.runs.events import Events
+from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.store import Store
+from tsugiki.study.cells import StudyResult
+from tsugiki.study.executors import Executor, ThisProcess
+
+# Who is told what is worked on now: a key of the words under [progress], and their values.
+OnCell = Callable[[str, Mapping[str, object]], None]
+
+
+@dataclass(kw_only=True)
+class Way:
+    """A study on its way: its result so far, the records by configuration, and who listens."""
+
+    result: StudyResult
+    store: Store
+    events: Events
+    executor: Executor
+    this_process: ThisProcess
+    on_cell: OnCell | None
+    elsewhere: list[Wanted] = field(default_factory=list)
+    known: dict[RunConfig, RunRecord] = field(default_factory=dict)
+
+    def say(self, key: str, **values: object) -> None:
+        if self.on_cell:
+            self.on_cell(key, values)
+
+    def miss(self, label: str, broken: BaseException) -> None:
+        """Something cannot be had: kept with its reason, said at once."""
+        self.result.missing[label] = reason_of(broken)
+        self.events.note(f"{label}: {message_of(broken)}")

@@ -1,0 +1,71 @@
+"""What one worker process of `--jobs` does, stage by stage. What goes wrong with one configuration
+is left to the study's own process, which tries it again and says what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tsugiki.config.study import StudySpec
+from tsugiki.errors import TsugikiError
+from tsugiki.runs.elsewhere import Wanted, read_wanted, score_elsewhere
+from tsugiki.runs.events import SILENT, Events
+from tsugiki.runs.finished import score_run
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.reading import RunRecord, read_record
+from tsugiki.runs.store import Run, RunBusy, Store
+from tsugiki.study.cells import Cell, StudyResult, collect, expand, groups_of_cells, seed_cells
+from tsugiki.study.chosen import is_scored_elsewhere
+from tsugiki.study.executors import Stage, ThisProcess
+from tsugiki.train.checkpoint import latest_checkpoint
+from tsugiki.train.engine import Interrupted
+
+
+def run_stage(study: StudySpec, store: Store, stage: Stage, events: Events = SILENT) -> None:
+    """Takes what no other live process works on, until nothing of the stage is left."""
+    if stage == "test":
+        _test(study, store, events)
+        return
+    cells = expand(study)
+    if stage == "seeds":
+        cells = [repeat for _, _, repeat in seed_cells(collect(study, store))]
+    process = ThisProcess(study=study, store=store, events=events, exclusive=False, skip_busy=True)
+    for _ in process.submit(groups_of_cells(cells)):
+        continue
+
+
+def _test(study: StudySpec, store: Store, events: Events) -> None:
+    result = collect(study, store)
+    every = list(_readable(study))
+    for cell, record in _chosen_runs(result):
+        wanted = every if is_scored_elsewhere(result, cell) else []
+        try:
+            with Run(record.folder).lock():
+                newest = read_record(record.folder).relabelled(record.config, record.wanted)
+                score_elsewhere(score_run(newest, "test", events), wanted, events)
+        except RunBusy:
+            continue
+        except Interrupted:
+            raise
+        except Exception as broken:
+            events.note(f"left to the study: {record.folder.name}: {broken}")
+
+
+def _chosen_runs(result: StudyResult) -> Iterator[tuple[Cell, RunRecord]]:
+    """What is chosen, and its seeds, as far as it was trained and its weights are there."""
+    runs = [(cell, result.record(cell)) for cell in result.chosen.values()]
+    for cell in result.chosen.values():
+        runs += [(cell, record) for record in result.repeats.get(cell.key, [])]
+    for cell, record in runs:
+        if record is None or record.status != "done":
+            continue
+        kept = latest_checkpoint(record.folder / "weights") is not None
+        if kept or not method_of(record.config).trains:
+            yield cell, record
+
+
+def _readable(study: StudySpec) -> Iterator[Wanted]:
+    for choice in study.forgetting:
+        try:
+            yield read_wanted(choice)
+        except (TsugikiError, OSError):
+            continue  # the study says so
