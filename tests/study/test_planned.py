@@ -93,14 +93,17 @@ def test_the_page_says_what_was_planned_and_what_was_found(
     run_study(study, Store(tmp_path))
     material = gather(collect(study, Store(tmp_path)))
     table = next(each for each in in_words(material) if each.name == "planned")
-    assert table.rows[0][:6] == ("tiny · tiny", "LoRA - FT", "2", "0.8", "9", "3")
+    aims = ("equal within ±2 points, power 0.8", "a difference of 2 points, power 0.8")
+    assert [row[:5] for row in table.rows] == [
+        ("tiny · tiny", "LoRA - FT", aim, "9", "3") for aim in aims
+    ]
     assert any("from 9 validation rows and 3 seeds" in note for note in table.notes)
     write_report(material, tmp_path)
     folder = plan_path(tmp_path, study).parent
     for language, words in (("en", "Planned and found"), ("ja", "計画と結果")):
         page = (folder / f"report.{language}.html").read_text(encoding="utf-8")
         assert words in page
-    assert "power_equal" in (folder / "planned.csv").read_text(encoding="utf-8-sig")
+    assert "needed,found" in (folder / "planned.csv").read_text(encoding="utf-8-sig")
 
 
 def test_nothing_is_planned_after_test_was_read(

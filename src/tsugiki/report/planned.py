@@ -14,14 +14,11 @@ from tsugiki.study.kept_plan import PairPlan, Promise
 COLUMNS = (
     column("place", "text", "label.model_task"),
     column("pair", "text", "label.pair"),
-    column("margin", "number", "label.margin_points"),
-    column("power", "number", "label.power_wanted"),
+    column("aim", "text", "label.aim"),
     column("n", "number", "label.n"),
     column("seeds", "number", "label.seeds"),
-    column("power_equal", "number", "label.power_equal"),
-    column("power_detect", "number", "label.power_detect"),
-    column("needed_equal", "text", "label.needed_equal"),
-    column("needed_detect", "text", "label.needed_detect"),
+    column("power", "number", "label.power"),
+    column("needed", "text", "label.needed"),
     column("found", "text", "label.found"),
 )
 
@@ -31,7 +28,11 @@ def planned_table(result: StudyResult, findings: Sequence[Finding]) -> Table | N
     plan = result.plan
     if plan is None and result.study.power is None:
         return None
-    rows = [_row(pair, _found_of(pair, findings)) for pair in (plan.pairs if plan else ())]
+    rows = [
+        row
+        for pair in (plan.pairs if plan else ())
+        for row in _rows(pair, _found_of(pair, findings))
+    ]
 
     def notes(language: Language) -> list[str]:
         alpha = plan.alpha if plan else 0.025
@@ -43,20 +44,35 @@ def planned_table(result: StudyResult, findings: Sequence[Finding]) -> Table | N
     return Table(name="planned", title=title, columns=COLUMNS, rows=tuple(rows), notes=lines(notes))
 
 
-def _row(pair: PairPlan, comparison: Comparison | None) -> tuple[Content, ...]:
-    return (
-        f"{pair.model} · {pair.task}",
-        f"{pair.first} - {pair.second}",
-        Number(value=pair.margin, form="g"),
-        Number(value=pair.power, form="g"),
-        Number(value=pair.test_rows, form=","),
-        pair.seeds,
-        Number(value=pair.equal.power, form=".2f"),
-        Number(value=pair.detect.power, form=".2f"),
-        _needed_cell(pair.equal),
-        _needed_cell(pair.detect),
+def _rows(pair: PairPlan, comparison: Comparison | None) -> list[tuple[Content, ...]]:
+    """What was planned of a pair: to call equal methods equal, and to detect one margin."""
+    values = {"margin": pair.margin, "power": pair.power}
+    equal = (phrase("planned.aim_equal", **values), pair.equal)
+    detect = (phrase("planned.aim_detect", **values), pair.detect)
+    outcomes = (
         said(lambda language: found_text(pair, comparison, language)),
+        said(lambda language: _detected_text(comparison, language)),
     )
+    return [
+        (
+            f"{pair.model} · {pair.task}",
+            f"{pair.first} - {pair.second}",
+            aim,
+            Number(value=pair.test_rows, form=","),
+            pair.seeds,
+            Number(value=promise.power, form=".2f"),
+            _needed_cell(promise),
+            words,
+        )
+        for (aim, promise), words in zip((equal, detect), outcomes, strict=True)
+    ]
+
+
+def _detected_text(comparison: Comparison | None, language: Language) -> str:
+    if comparison is None:
+        return say(language, "planned.no_verdict")
+    holds = comparison.low <= 0 <= comparison.high
+    return say(language, "planned.not_detected" if holds else "planned.detected")
 
 
 def _needed_cell(promise: Promise) -> Said:
