@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tsugiki.score.metrics import score
 from tsugiki.score.statistics import (
     FEW,
     interval,
@@ -73,6 +74,21 @@ def test_a_paired_difference_to_a_baseline_is_that_of_the_bootstrap() -> None:
         rng=np.random.default_rng(1),
     ).confidence_interval  # fmt: skip
     assert (estimate.low, estimate.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_a_difference_of_one_row_is_no_victory() -> None:
+    """Wilson's interval of a share had stood for a difference: one row of 500 was “better”."""
+    for more in (1, 3):
+        first = [1.0] * (200 + more) + [0.0] * (300 - more)
+        second = [1.0] * 200 + [0.0] * 300
+        assert paired_difference([first], [second], rows(500)).low <= 0
+        assert paired_difference([second], [first], rows(500)).high >= 0
+
+
+def test_a_correlation_that_is_nought_everywhere_has_an_interval_on_both_sides() -> None:
+    slack = 1.96**2 / (50 + 1.96**2)
+    values = score("mcc", [0.0] * 50, rows(50), "mcc")
+    assert (values.low, values.high) == pytest.approx((-slack, slack))
 
 
 def test_mcnemar_equals_scipys_binomial_test() -> None:

@@ -15,7 +15,7 @@ from tsugiki.report.material import gather
 from tsugiki.report.write import write_report
 from tsugiki.runs.events import Events
 from tsugiki.runs.reading import read_record
-from tsugiki.runs.store import Run, Store
+from tsugiki.runs.store import Store
 from tsugiki.study import chosen
 from tsugiki.study.cells import collect, parse_study
 from tsugiki.study.kept_plan import plan_path, read_plan
@@ -112,11 +112,10 @@ def test_nothing_is_planned_after_test_was_read(
     run_study(spec(model_folder, task_file), Store(tmp_path))
     later = spec(model_folder, task_file, power=0.8)
     assert run_study(later, Store(tmp_path)).plan is None
-    table = next(
-        each for each in in_words(gather(collect(later, Store(tmp_path)))) if each.name == "planned"
-    )
+    tables = in_words(gather(collect(later, Store(tmp_path))))
+    table = next(each for each in tables if each.name == "planned")
     assert table.rows == ()
-    assert any("test had been read before" in note for note in table.notes)
+    assert any("No plan is kept of before test was read" in note for note in table.notes)
 
 
 def test_a_damaged_plan_is_named_and_the_study_goes_on(
@@ -240,25 +239,36 @@ def test_the_bases_perplexity_against_itself_is_one(
     assert change.value == pytest.approx(change.against)
 
 
-def test_weights_that_are_gone_are_made_again_for_it(
+def test_seeds_whose_weights_are_gone_are_a_reason_and_their_scores_stay(
     model_folder: Path, task_file: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    """FT's seeds drop their weights after the test: who asks for more later, gets it."""
+    """FT's seeds drop their weights after the test: who asks for more later is told which have
+    none."""
     store = Store(tmp_path)
     first = run_study(spec(model_folder, task_file), store)
     before = {run.folder.name: run.scored("test").main.value for run in store.records()
               if run.scores("test")}  # fmt: skip
     assert first.missing == {}
     later = run_study(spec(model_folder, task_file, forgetting=[str(text_file)]), store)
-    assert later.missing == {}
+    gone = [label for label in later.missing if "FT" in label]
+    assert [label.rsplit(" · ", 2)[1:] for label in gone] == [
+        ["seed 2", "forgetting"],
+        ["seed 3", "forgetting"],
+    ]
+    assert all("its weights were not kept" in later.missing[label] for label in gone)
+    assert len(later.missing) == 2
     after = {run.folder.name: run.scored("test").main.value for run in store.records()
              if run.scores("test")}  # fmt: skip
     assert before == after
     cell = next(cell for key, cell in later.chosen.items() if key[2] == "FT")
     records = later.seeds(cell)
-    assert [len(read_record(run.folder).outcome.elsewhere) for run in records] == [1, 1, 1]
-    for run in records[1:]:
-        assert not Run(run.folder).weights.exists(), "dropped again"
+    assert [len(read_record(run.folder).outcome.elsewhere) for run in records] == [1, 0, 0]
+    material = gather(collect(spec(model_folder, task_file, forgetting=[str(text_file)]), store))
+    assert {(each.key[2], each.seeds) for each in material.changes if not each.other} == {
+        ("LoRA", 3),
+        ("FT", 1),
+    }
+    assert all(standing.kind != "seeds failed" for standing in material.standings.values())
 
 
 def test_a_text_that_is_not_there_is_a_reason_and_the_rest_is_run(
@@ -279,3 +289,53 @@ def test_forgetting_needs_the_untouched_base(model_folder: Path, task_file: Path
     given["methods"] = given["methods"][:2]
     with pytest.raises(ConfigError, match='add a method with kind = "base"'):
         parse_study(given, "study")
+    given["methods"].append({"name": "base", "kind": "base", "tasks": ["another"]})
+    with pytest.raises(ConfigError, match='against the untouched base, which "tiny" has not'):
+        parse_study(given, "study")
+    twice = planned(model_folder, task_file, forgetting=["a/t.txt", "b/t.txt"])
+    with pytest.raises(ConfigError, match='two are called "t": give texts a name'):
+        parse_study(twice, "study")
+
+
+def test_what_cannot_be_scored_keeps_nothing_else_from_it(
+    model_folder: Path, task_file: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """A task whose test rows were trained on, before a text."""
+    folder = tmp_path / "leak"
+    folder.mkdir()
+    text = task_file.read_text(encoding="utf-8").replace('name = "tiny"', 'name = "leak"')
+    (folder / "leak.toml").write_text(text, encoding="utf-8")
+    for part, source in (("train", "validation"), ("test", "train"), ("validation", "test")):
+        content = (task_file.parent / f"{source}.jsonl").read_text(encoding="utf-8")
+        (folder / f"{part}.jsonl").write_text(content, encoding="utf-8")
+    rest = [str(folder / "leak.toml"), str(text_file)]
+    result = run_study(
+        spec(model_folder, task_file, seeds=1, forgetting=rest), Store(tmp_path / "out")
+    )
+    assert all(label.endswith(" · forgetting") for label in result.missing)
+    assert all("the same rows as the training data" in why for why in result.missing.values())
+    for key, cell in result.chosen.items():
+        names = [
+            entry.name
+            for run in result.seeds(cell)
+            for entry in read_record(run.folder).outcome.elsewhere
+        ]
+        expected = {"base 0-shot": ["leak", "held_out"], "base 1-shot": []}
+        assert names == expected.get(key[2], ["held_out"])
+
+
+def test_another_title_keeps_the_plan(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
+    """A changed study file has a folder of its own; what was planned stays planned."""
+    first = run_study(spec(model_folder, task_file, power=0.8), Store(tmp_path))
+    later = spec(model_folder, task_file, power=0.8, title="another")
+    assert collect(later, Store(tmp_path)).plan == first.plan
+    other = spec(model_folder, task_file, power=0.8, margin=5.0)
+    assert collect(other, Store(tmp_path)).plan is None
+
+
+def test_a_study_shows_no_forgetting_that_another_asked_for(
+    model_folder: Path, task_file: Path, text_file: Path, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    run_study(spec(model_folder, task_file, seeds=1, forgetting=[str(text_file)]), store)
+    assert gather(collect(spec(model_folder, task_file, seeds=1), store)).changes == []

@@ -20,6 +20,7 @@ from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.report.notes import leak_notes
 from tsugiki.report.planned import basis_text, needed_text, plan_text
+from tsugiki.runs.elsewhere import read_wanted
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import builtin_studies, collect, expand, parse_study
 from tsugiki.study.forecast import Part, forecast
@@ -102,6 +103,8 @@ def check_file(
     """
     path = _named(path)
     given = beside(override(read_toml(path), changes), path.parent)
+    if planned is not None and (planned.margin or planned.power) and "methods" not in given:
+        raise ConfigError("--margin, --power: a comparison is planned of a study: name its file")
     if is_task_file(given):
         task = check_task(TaskChoice(name=str(path)))
         yield describe(task)
@@ -129,8 +132,6 @@ def check_file(
             yield from _load(choice, own_configs)
     if study is not None and planned is not None:
         yield from study_lines(study, planned)
-    elif planned is not None and (planned.margin or planned.power):
-        raise ConfigError("--margin, --power: a comparison is planned of a study: name its file")
     if not load:
         yield "the weights were not loaded: --load looks at what they do, too"
     yield "ok"
@@ -139,6 +140,12 @@ def check_file(
 def study_lines(study: StudySpec, planned: Planned) -> Iterator[str]:
     """How long a study will take, how much disk, and what its comparisons can find."""
     store = Store(planned.out)
+    for choice in study.forgetting:
+        content = read_wanted(choice).content
+        if isinstance(content, Task):
+            yield f"forgetting: {describe(content)}"
+        else:
+            yield f"forgetting: {content.name}: {len(content.texts):,} texts"
     result = collect(study, store)
     tasks = {cell.key[1]: load_task(cell.task) for cell in result.cells}
     yield from _forecast_lines(forecast(result, store, tasks))
@@ -156,7 +163,7 @@ def study_lines(study: StudySpec, planned: Planned) -> Iterator[str]:
     if kept := keep_new(result, store.root, plan):
         yield f"kept with the study: {kept}"
     elif plan.pairs:
-        yield "not kept: test was read already, or a plan from answers is there"
+        yield "not kept: test was read already"
 
 
 def _forecast_lines(parts: Sequence[Part]) -> Iterator[str]:

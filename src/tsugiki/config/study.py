@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -231,10 +232,20 @@ class StudySpec(Record):
 
     @model_validator(mode="after")
     def _forgetting_has_a_base(self) -> Self:
-        if self.forgetting and not any(method.kind in UNTRAINED for method in self.methods):
-            raise ValueError(
-                'forgetting: is told against the untouched base: add a method with kind = "base"'
-            )
+        if not self.forgetting:
+            return self
+        bases = [method for method in self.methods if method.kind in UNTRAINED]
+        for task in self.tasks:
+            stem = Path(task.name).stem
+            if not any(base.tasks is None or stem in base.tasks for base in bases):
+                raise ValueError(
+                    f'forgetting: is told against the untouched base, which "{stem}" has not: add '
+                    'a method with kind = "base"'
+                )
+        labels = [each.label for each in self.forgetting]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f'forgetting: two are called "{label}": give texts a name')
         return self
 
     @property

@@ -93,6 +93,8 @@ def changes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Change]:
     """Every tuned method against the base, then against each other, on everything that all of them
     were scored on."""
     all_changes = list[Change]()
+    if not result.study.forgetting:
+        return all_changes  # of another study over the same runs
     for model_task in dict.fromkeys(key[:2] for key in result.chosen):
         cells = [cell for key, cell in result.chosen.items() if key[:2] == model_task]
         tuned = [cell for cell in cells if method_of(cell.config).tuned]
@@ -100,15 +102,15 @@ def changes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Change]:
         base = next((cell for cell in cells if not method_of(cell.config).tuned), None)
         if base is None:
             continue
-        for on, mode in _measures(result, base):
-            of_base = _measured(result, base, on, mode)
+        for on, content, mode in _measures(result, base, tuned):
+            of_base = _measured(result, base, content, mode)
             if of_base is None:
                 continue
             informative = mode == "text" or _above_floor(of_base, tasks.get(on))
             each = [
                 (cell, own)
                 for cell in tuned
-                if (own := _measured(result, cell, on, mode)) is not None
+                if (own := _measured(result, cell, content, mode)) is not None
                 and own.rows == of_base.rows
             ]
             pairs = [
@@ -122,16 +124,32 @@ def changes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Change]:
     return all_changes
 
 
-def _measures(result: StudyResult, base: Cell) -> Iterator[tuple[str, Mode]]:
+def _measures(
+    result: StudyResult, base: Cell, tuned: Sequence[Cell]
+) -> Iterator[tuple[str, str, Mode]]:
+    """(name, content, mode) of everything that the study asks for and the base was scored on; where
+    one name stands for several contents (other studies share the runs), what most methods have."""
     record = result.record(base)
-    entries = record.outcome.elsewhere if record else ()
-    for entry in {each.name: each for each in entries}.values():
+    runs = [[run.outcome.elsewhere for run in result.seeds(cell)] for cell in tuned]
+
+    def shared(entry: Elsewhere) -> int:
+        return sum(
+            any(other.content == entry.content for entries in of_cell for other in entries)
+            for of_cell in runs
+        )
+
+    for choice in result.study.forgetting:
+        entries = record.outcome.elsewhere if record else ()
+        named = [entry for entry in entries if entry.name == choice.label]
+        if not named:
+            continue
+        entry = max(reversed(named), key=shared)
         if entry.text is not None:
-            yield entry.name, "text"
+            yield entry.name, entry.content, "text"
         if entry.scores is not None:
-            yield entry.name, "answers"
+            yield entry.name, entry.content, "answers"
         if entry.likeliest is not None:
-            yield entry.name, "likeliest"
+            yield entry.name, entry.content, "likeliest"
 
 
 def _change(
@@ -154,11 +172,18 @@ def _change(
     )
 
 
-def _measured(result: StudyResult, cell: Cell, on: str, mode: Mode) -> _Measured | None:
-    """None where a run of it was not scored there, or on other rows."""
-    seeds = [_of_run(record, on, mode) for record in result.seeds(cell)]
-    known = [each for each in seeds if each is not None]
-    if not known or len(known) < len(seeds) or len({each.rows for each in known}) > 1:
+def _measured(result: StudyResult, cell: Cell, content: str, mode: Mode) -> _Measured | None:
+    """Over the seeds that were scored there (a full model's weights may be gone); None where none
+    was, or their rows differ."""
+    known = list[_Measured]()
+    for record in result.seeds(cell):
+        try:
+            measured = _of_run(record, content, mode)
+        except (RunError, OSError) as damaged:
+            result.damaged.append(str(damaged))
+            continue
+        known += [] if measured is None else [measured]
+    if not known or len({each.rows for each in known}) > 1:
         return None
     mean = math.fsum(each.value for each in known) / len(known)
     nats = math.fsum(math.log(each.value) for each in known) / len(known) if mode == "text" else 0.0
@@ -180,8 +205,9 @@ def _above_floor(base: _Measured, task: Task | None) -> bool:
     return floor is None or paired_difference(base.values, [floor.values], base.groups).low > 0
 
 
-def _of_run(record: RunRecord, on: str, mode: Mode) -> _Measured | None:
-    entry = next((each for each in reversed(record.outcome.elsewhere) if each.name == on), None)
+def _of_run(record: RunRecord, content: str, mode: Mode) -> _Measured | None:
+    entries = (each for each in record.outcome.elsewhere if each.content == content)
+    entry = next(entries, None)
     if entry is None:
         return None
     if mode == "text":
@@ -203,7 +229,8 @@ def _of_answers(record: RunRecord, scores: Scores) -> _Measured:
 def _of_text(record: RunRecord, entry: Elsewhere) -> _Measured | None:
     """Nats a token are a ratio of sums: each document has them plus its influence on them."""
     assert entry.text is not None
-    pairs = _documents(record.folder / entry.text.file)
+    path = record.folder / entry.text.file
+    pairs = _documents(path, path.stat().st_mtime_ns)
     tokens, mean = sum(count for _, count in pairs), entry.text.nats
     share = len(pairs) / tokens
     values = tuple(mean + share * (nats - mean * count) for nats, count in pairs)
@@ -212,7 +239,7 @@ def _of_text(record: RunRecord, entry: Elsewhere) -> _Measured | None:
 
 
 @lru_cache(maxsize=256)
-def _documents(path: Path) -> tuple[tuple[float, int], ...]:
+def _documents(path: Path, stamp: int) -> tuple[tuple[float, int], ...]:
     try:
         content = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return tuple((float(nats), int(count)) for nats, count in content)
@@ -269,7 +296,15 @@ def _measure(change: Change, language: Language) -> str:
 def _costs(result: StudyResult, language: Language) -> list[str]:
     """What these scores took, and the untouched base's rows."""
     runs = [(cell, record) for cell in result.chosen.values() for record in result.seeds(cell)]
-    elsewhere = [sum(each.seconds for each in record.outcome.elsewhere) for _, record in runs]
+    names = {choice.label for choice in result.study.forgetting}
+    elsewhere = [
+        sum(
+            {
+                each.name: each.seconds for each in record.outcome.elsewhere if each.name in names
+            }.values()
+        )
+        for _, record in runs
+    ]
     of_base = [
         scores.answer_s * scores.main.n
         for cell, record in runs

@@ -3,6 +3,8 @@ text."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,13 +14,14 @@ from tsugiki.config.study import Elsewhere as Choice
 from tsugiki.data.documents import Documents, read_documents
 from tsugiki.data.leaks import refuse_leak
 from tsugiki.data.prompts import Tokens, pad_id_of
-from tsugiki.data.tasks import Task, load_task
+from tsugiki.data.tasks import Task, load_task, task_digest
+from tsugiki.errors import DataError, TsugikiError, reason_of
 from tsugiki.model.loading import Base
 from tsugiki.runs.events import SILENT, Events
 from tsugiki.runs.finished import load_trained
 from tsugiki.runs.identity import key_of
 from tsugiki.runs.inputs import tokens_of
-from tsugiki.runs.preflight import longest_of, look_at_rows
+from tsugiki.runs.preflight import look_at_rows
 from tsugiki.runs.reading import RunRecord, read_record
 from tsugiki.runs.record import Elsewhere, ReadText
 from tsugiki.runs.scoring import scores_of
@@ -71,18 +74,22 @@ def config_on(config: RunConfig, choice: TaskChoice) -> RunConfig:
     return config.model_copy(update={"task": choice})
 
 
+def content_of(config: RunConfig, wanted: Wanted) -> str:
+    """A digest of the task file, rows, decoding and shots, or of the texts: what a score there
+    depends on besides the run."""
+    if isinstance(wanted.content, Documents):
+        return wanted.content.sha256
+    assert isinstance(wanted.choice, TaskChoice)
+    key = key_of(config_on(config, wanted.choice), wanted.content, PART)
+    what = [task_digest(wanted.content), key.model_dump_json(exclude={"ends"}), config.shots]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
 def kept(record: RunRecord, wanted: Wanted) -> Elsewhere | None:
-    """What the run is worth there, if that is known of these rows and this way to answer."""
-    for entry in reversed(record.outcome.elsewhere):
-        if isinstance(wanted.content, Documents):
-            if entry.text is not None and entry.text.sha256 == wanted.content.sha256:
-                return entry
-        elif entry.scores is not None and entry.scores.key is not None:
-            assert isinstance(wanted.choice, TaskChoice)
-            key = key_of(config_on(record.config, wanted.choice), wanted.content, PART)
-            if entry.scores.key.digest == key.digest:
-                return entry
-    return None
+    """What the run is worth there, if that is known."""
+    content = content_of(record.config, wanted)
+    entries = (entry for entry in record.outcome.elsewhere if entry.content == content)
+    return next(entries, None)
 
 
 def missing_of(record: RunRecord, every: Sequence[Wanted]) -> list[Wanted]:
@@ -96,22 +103,31 @@ def score_elsewhere(
     the record as soon as it is there.
 
     Raises:
-        DataError: rows of the test are those that the run was trained on, or do not fit.
+        DataError: rows of the test are those that the run was trained on, or do not fit (all that
+            can be scored was).
         RunError: its weights are gone.
     """
-    missing = missing_of(record, every)
-    if not missing:
-        return record
-    for wanted in missing:
-        if isinstance(wanted.content, Task):
-            refuse_leak(wanted.content, record.outcome.trained_on, PART)
-    base, run = load_trained(record), Run(record.folder)
-    for wanted in missing:
+    reasons, left = list[str](), list[Wanted]()
+    for wanted in missing_of(record, every):
+        try:
+            if isinstance(wanted.content, Task):
+                refuse_leak(wanted.content, record.outcome.trained_on, PART)
+            left.append(wanted)
+        except TsugikiError as refused:
+            reasons.append(str(refused))
+    if left:
+        base, run = load_trained(record), Run(record.folder)
+    for wanted in left:
         began = time.perf_counter()
-        entry, files = _score(base, record, wanted, events)
-        entry = entry.model_copy(update={"seconds": time.perf_counter() - began})
-        run.add_elsewhere(entry, files)
-    return read_record(record.folder).relabelled(record.config, record.wanted)
+        try:
+            entry, files = _score(base, record, wanted, events)
+        except (TsugikiError, OSError) as broken:
+            reasons.append(f"{wanted.name}: {reason_of(broken)}")
+            continue
+        run.add_elsewhere(entry.model_copy(update={"seconds": time.perf_counter() - began}), files)
+    if reasons:
+        raise DataError("; ".join(reasons))
+    return read_record(record.folder).relabelled(record.config, record.wanted) if left else record
 
 
 Files = Mapping[str, Sequence[object]]
@@ -121,7 +137,7 @@ def _score(
     base: Base, record: RunRecord, wanted: Wanted, events: Events
 ) -> tuple[Elsewhere, Files]:
     if isinstance(wanted.content, Documents):
-        return _read(base, record, wanted.name, wanted.content, events)
+        return _read(base, wanted.name, wanted.content, events)
     assert isinstance(wanted.choice, TaskChoice)
     config, task = config_on(record.config, wanted.choice), wanted.content
     rows = tokens_of(base, task, config, PART)
@@ -137,14 +153,17 @@ def _score(
             for row, text, tokens in zip(answered.predictions, texts, rows, strict=True)
         ]
         modes["likeliest-"] = summarise(task.spec, PART, chosen, 0.0)
-    scores = {}
+    scores, content = {}, content_of(record.config, wanted)
     for mode, evaluation in modes.items():
         made = scores_of(evaluation, config, task, rows)
-        assert made.key is not None
-        name = f"elsewhere-{mode}{made.key.digest}.jsonl"
+        name = f"elsewhere-{mode}{content[:8]}.jsonl"
         scores[mode] = made.model_copy(update={"answers": name})
     entry = Elsewhere(
-        name=wanted.name, scores=scores[""], likeliest=scores.get("likeliest-"), seconds=0.0
+        name=wanted.name,
+        content=content,
+        scores=scores[""],
+        likeliest=scores.get("likeliest-"),
+        seconds=0.0,
     )
     return entry, {scores[mode].file: list(_lines(some)) for mode, some in modes.items()}
 
@@ -159,10 +178,8 @@ def _lines(evaluation: Evaluation) -> Iterator[object]:
         yield asdict(prediction)
 
 
-def _read(
-    base: Base, record: RunRecord, name: str, content: Documents, events: Events
-) -> tuple[Elsewhere, Files]:
-    window = min(WINDOW, longest_of(record.config, base.max_positions))
+def _read(base: Base, name: str, content: Documents, events: Events) -> tuple[Elsewhere, Files]:
+    window = min(WINDOW, base.max_positions)  # the same for every run of a model
     pad = pad_id_of(base.tokenizer)
     each = nats_of(base, content.texts, window, pad, events.answers(PART))
     nats, tokens = sum(some for some, _ in each), sum(count for _, count in each)
@@ -171,4 +188,4 @@ def _read(
         sha256=content.sha256, window=window, documents=len(each), tokens=tokens,
         nats=nats / tokens, file=file,
     )  # fmt: skip
-    return Elsewhere(name=name, text=text, seconds=0.0), {file: each}
+    return Elsewhere(name=name, content=content.sha256, text=text, seconds=0.0), {file: each}

@@ -94,9 +94,10 @@ class ReadText(Record):
 class Elsewhere(Record):
     """What a run is worth on something that it was not tuned on: answers to a task's test rows
     (`likeliest`: the candidate with the largest log-likelihood, of a closed task), or running text.
-    `seconds`: what it took."""
+    `content`: a digest of all that depends on besides the run; `seconds`: what it took."""
 
     name: str
+    content: str
     scores: Scores | None = None
     likeliest: Scores | None = None
     text: ReadText | None = None

@@ -74,14 +74,20 @@ def majority_baseline(
 def chance_baseline(
     metric: str, candidates: Sequence[Sequence[str]], targets: Sequence[str]
 ) -> list[float]:
-    """Each answer's expected worth when it is drawn among the row's candidates: every row once with
-    each of them (a score of the whole is that of all these answers)."""
+    """Each answer's expected worth when it is drawn among the row's candidates; of a score of the
+    whole, its value when every row is answered once with each of them."""
+    main = METRICS[metric].main
+    if METRICS[metric].whole is None:
+        return [
+            statistics.fmean(per_example(metric, row, [target] * len(row))[main])
+            for row, target in zip(candidates, targets, strict=True)
+        ]
     weights = math.lcm(*(len(row) for row in candidates))
     answers, wanted = [], []
     for row, target in zip(candidates, targets, strict=True):
         answers += [candidate for candidate in row for _ in range(weights // len(row))]
         wanted += [target] * weights
-    values = per_example(metric, answers, wanted)[METRICS[metric].main]
+    values = per_example(metric, answers, wanted)[main]
     return [
         statistics.fmean(values[start : start + weights])
         for start in range(0, len(values), weights)

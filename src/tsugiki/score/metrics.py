@@ -9,7 +9,7 @@ import numpy as np
 
 from tsugiki.data.text import normalise
 from tsugiki.score.rules import METRICS
-from tsugiki.score.statistics import interval
+from tsugiki.score.statistics import around, interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,8 @@ def per_example(
 
 def score(name: str, values: Sequence[float], groups: Sequence[str], metric: str) -> Score:
     low, high = interval(values, groups)
+    if METRICS[metric].whole is not None and max(values) - min(values) < 1e-12:
+        low, high = around(float(np.mean(values)), len(set(groups)))
     return Score(
         name=name,
         value=float(np.mean(values)),

@@ -51,7 +51,8 @@ def pilot_of(
     both = [np.asarray(values, dtype=float) for values in (first, second)]
     averaged = both[0].mean(axis=0) - both[1].mean(axis=0)
     n, count = len(averaged), min(len(values) for values in both)
-    rows = row_variance(averaged, groups)
+    # Answers that never differ say little of how often they would: one row of the pilot might.
+    rows = row_variance(averaged, groups) or 1 / n
     if count < 2:
         return Pilot(rows=rows, residual=(0.0, 0.0), runs=(0.0, 0.0), n=n, freedom=0)
     residual = [_residual(values) for values in both]

@@ -27,12 +27,16 @@ def interval(
     ends at 0 or 1 too often. A group of rows counts there as one. Source: Wilson 1927, JASA 22,
     209-212.)
     """
-    sums, sizes = _by_group(values, groups)
     rounded = np.round(np.asarray(values, dtype=float), 9)
     right = float(rounded.sum())
     right_or_wrong = discrete and bool(np.isin(rounded, (0.0, 1.0)).all())
     if right_or_wrong and min(right, len(rounded) - right) < FEW:
-        return wilson(right / len(rounded), len(sums))
+        return wilson(right / len(rounded), len(set(groups)))
+    return _bootstrap(values, groups)
+
+
+def _bootstrap(values: Sequence[float], groups: Sequence[str]) -> tuple[float, float]:
+    sums, sizes = _by_group(values, groups)
     draws = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
     means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
@@ -154,7 +158,13 @@ def _estimate(
     averaged = methods[0].mean(axis=0) - (methods[1].mean(axis=0) if len(methods) > 1 else 0.0)
     mean, counts = float(averaged.mean()), [len(method) for method in methods if len(method) > 1]
     if not counts:
-        low, high = interval(list(averaged), groups, discrete=discrete)
+        if len(methods) == 1:
+            low, high = interval(list(averaged), groups, discrete=discrete)
+        else:
+            # A difference of few answers is no share: Wilson's interval would keep off zero.
+            low, high = _bootstrap(list(averaged), groups)
+            slack = _slack(len(set(groups))) if discrete and high - low < 1e-12 else 0.0
+            low, high = low - slack, high + slack
         return Estimate(mean=mean, low=low, high=high, rows=(high - low) / 2, seeds=0.0)
     rows = _rows_half_width(averaged, groups, discrete=discrete)
     if min(counts) < 3:
@@ -219,6 +229,11 @@ def _drawn(count: int) -> np.ndarray:
         .reshape(RESAMPLES, count)
         .astype(float)
     )
+
+
+def around(value: float, count: int) -> tuple[float, float]:
+    """Wilson's slack to both sides of a score between -1 and 1 that is the same on every row."""
+    return max(-1.0, value - _slack(count)), min(1.0, value + _slack(count))
 
 
 def _slack(count: int) -> float:

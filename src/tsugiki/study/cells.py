@@ -18,7 +18,7 @@ from tsugiki.runs.identity import keys_of, made_from, recipe_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord, file_of
 from tsugiki.runs.store import Store
-from tsugiki.study.kept_plan import Plan, read_plan
+from tsugiki.study.kept_plan import Plan, earlier_plan, read_plan
 from tsugiki.study.missing import elsewhere_of, read_missing, seed_of, test_of
 from tsugiki.study.search import Lookup, Settings, nothing_known, settings_of
 from tsugiki.toml import Given, beside, parse, read_toml, refuse_task_file
@@ -206,17 +206,6 @@ def _cells_of(
     ]
 
 
-def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells that can train together, in the order of their first ones."""
-    groups: dict[tuple[RunConfig, str], list[Cell]] = {}
-    for cell in cells:
-        # One method's cells must not end another's.
-        rivals = cell.method.name if cell.method.search.prune else ""
-        alike = method_of(cell.config).alike(cell.config)
-        groups.setdefault((alike, rivals), []).append(cell)
-    return list(groups.values())
-
-
 def choose(result: StudyResult) -> None:
     """Fills `chosen` with the best cells by now."""
     result.chosen = best_cells(result)
@@ -252,6 +241,16 @@ def seed_cells(result: StudyResult) -> list[tuple[Cell, int, Cell]]:
     ]
 
 
+def is_scored_elsewhere(result: StudyResult, cell: Cell) -> bool:
+    """What was tuned, and of the untouched base the first row: that which it is set against."""
+    if not result.study.forgetting:
+        return False
+    if method_of(cell.config).tuned:
+        return True
+    same = [other for other in result.cells if other.key[:2] == cell.key[:2]]
+    return next(other for other in same if not method_of(other.config).tuned).key == cell.key
+
+
 def validation_score(result: StudyResult, cell: Cell) -> float | None:
     record = result.record(cell)
     return (
@@ -274,7 +273,7 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
         repeated = known.record(repeat.config)
         result.repeats.setdefault(cell.key, []).extend([repeated] if repeated else [])
     try:
-        result.plan = read_plan(store.root, study)
+        result.plan = read_plan(store.root, study) or earlier_plan(store.root, study)
     except RunError as damaged:
         result.damaged.append(str(damaged))
     result.missing = {
@@ -352,7 +351,7 @@ def _is_there(result: StudyResult, label: str) -> bool:
         return False  # it could not be read, and nothing was asked of it since
     for cell in result.cells:
         record = result.record(cell)
-        if label.endswith(elsewhere_of("")) and label.startswith(cell.label):
+        if label == elsewhere_of(cell.label):
             return record is None or _is_complete(result, cell, record)
         if label == cell.label:
             return record is not None and record.outcome.finished
@@ -360,9 +359,11 @@ def _is_there(result: StudyResult, label: str) -> bool:
             chosen = result.chosen.get(cell.key) is cell
             return record is None or record.scores("test") is not None or not chosen
         for number in range(1, cell.seeds(result.study.num_seeds)):
+            seed = with_seed(result.study, cell.config, number)
+            runs = [run for run in result.repeats.get(cell.key, []) if run.config == seed]
+            if label == elsewhere_of(seed_of(cell.label, number + 1)):
+                return all(_is_complete(result, cell, run) for run in runs)
             if label == seed_of(cell.label, number + 1):
-                seed = with_seed(result.study, cell.config, number)
-                runs = [run for run in result.repeats.get(cell.key, []) if run.config == seed]
                 return any(run.status == "failed" or run.scores("test") for run in runs)
     return True  # of a cell that is no longer there
 

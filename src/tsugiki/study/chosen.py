@@ -22,11 +22,11 @@ from tsugiki.study.cells import (
     StudyResult,
     best_cells,
     choose,
-    groups_of_cells,
+    is_scored_elsewhere,
     seed_cells,
     validation_score,
 )
-from tsugiki.study.executors import Done
+from tsugiki.study.executors import Done, groups_of_cells
 from tsugiki.study.kept_plan import plan_path
 from tsugiki.study.missing import elsewhere_of, seed_of, test_of
 from tsugiki.study.plan import plan_place
@@ -77,7 +77,7 @@ def _plan(way: Way, model_task: tuple[str, str]) -> None:
         if plan_place(way.result, way.store.root, model_task):
             where = plan_path(way.store.root, way.result.study)
             way.events.note(f"{' · '.join(model_task)}: planned before test was read ({where})")
-    except (OSError, TsugikiError) as broken:
+    except (OSError, ValueError, TsugikiError) as broken:
         way.events.note(f"{' · '.join(model_task)}: no plan: {reason_of(broken)}")
 
 
@@ -87,7 +87,7 @@ def _test(way: Way, cell: Cell) -> None:
     folder = result.records[cell.label].folder
     try:
         # Workers may have scored it meanwhile.
-        record = _with_weights(_read_again(result.records[cell.label]), cell, way)
+        record = _with_weights(_read_again(result.records[cell.label]), way)
         if record.status == "done":
             record = score_run(record, "test", way.events)
             measure_exclusive(record)
@@ -116,16 +116,6 @@ def _elsewhere(way: Way, cell: Cell, label: str, record: RunRecord) -> None:
         raise
     except Exception as broken:
         way.miss(elsewhere_of(label), broken)
-
-
-def is_scored_elsewhere(result: StudyResult, cell: Cell) -> bool:
-    """What was tuned, and of the untouched base the first row: that which it is set against."""
-    if not result.study.forgetting:
-        return False
-    if method_of(cell.config).tuned:
-        return True
-    same = [other for other in result.cells if other.key[:2] == cell.key[:2]]
-    return next(other for other in same if not method_of(other.config).tuned).key == cell.key
 
 
 def _wanted_seeds(result: StudyResult, due: Sequence[Cell]) -> Iterator[tuple[Cell, int, Cell]]:
@@ -165,7 +155,7 @@ def _test_seeds(way: Way, due: Sequence[Cell]) -> None:
         label = seed_of(cell.label, number + 1)
         try:
             if record.status == "done":
-                record = _with_weights(_read_again(record), cell, way)
+                record = _with_weights(_read_again(record), way)
                 record = score_run(record, "test", way.events)
                 _elsewhere(way, cell, label, record)
         except Interrupted:
@@ -184,12 +174,12 @@ def _test_seeds(way: Way, due: Sequence[Cell]) -> None:
             way.result.repeats[cell.key] = tested[cell.label]
 
 
-def _with_weights(record: RunRecord, cell: Cell, way: Way) -> RunRecord:
+def _with_weights(record: RunRecord, way: Way) -> RunRecord:
     """The record of a chosen cell; trained again when its weights are gone (it had lost in an
-    earlier, wider grid, or they stayed on another machine) and something is still to be scored. A
-    search that learns goes on from the score that it was given."""
+    earlier, wider grid, or they stayed on another machine) and test was not scored. A search that
+    learns goes on from the score that it was given."""
     kept = latest_checkpoint(record.folder / "weights") is not None
-    if kept or not method_of(record.config).trains or not _is_wanting(record, cell, way):
+    if kept or not method_of(record.config).trains or record.scores("test") is not None:
         return record
     run, outcome = Run(record.folder), record.outcome
     score_before = outcome.search_score
@@ -207,9 +197,13 @@ def _with_weights(record: RunRecord, cell: Cell, way: Way) -> RunRecord:
 
 
 def _is_wanting(record: RunRecord, cell: Cell, way: Way) -> bool:
+    """Whether something of it can be scored yet."""
     if record.scores("test") is None:
         return True
-    return is_scored_elsewhere(way.result, cell) and bool(missing_of(record, way.elsewhere))
+    kept = latest_checkpoint(record.folder / "weights") is not None
+    there = kept or not method_of(record.config).trains
+    wanted = is_scored_elsewhere(way.result, cell)
+    return there and wanted and bool(missing_of(record, way.elsewhere))
 
 
 def keep_best_weights(result: StudyResult, latest: Cell) -> None:

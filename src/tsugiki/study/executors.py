@@ -23,6 +23,7 @@ from tsugiki.config.study import StudySpec
 from tsugiki.errors import message_of, reason_of
 from tsugiki.model.loading import pick_device
 from tsugiki.runs.events import Events
+from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord, file_of
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import RunBusy, Store
@@ -33,6 +34,17 @@ from tsugiki.train.memory import MOST_LANES
 Group = Sequence[Cell]
 Stage = Literal["cells", "seeds", "test"]
 """What workers do: the configurations, the chosen ones' further seeds, their answers to test."""
+
+
+def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that can train together, in the order of their first ones."""
+    groups: dict[tuple[RunConfig, str], list[Cell]] = {}
+    for cell in cells:
+        # One method's cells must not end another's.
+        rivals = cell.method.name if cell.method.search.prune else ""
+        alike = method_of(cell.config).alike(cell.config)
+        groups.setdefault((alike, rivals), []).append(cell)
+    return list(groups.values())
 
 
 @dataclass(frozen=True, kw_only=True)

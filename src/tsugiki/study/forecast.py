@@ -30,7 +30,7 @@ from tsugiki.runs.methods import method_of
 from tsugiki.runs.preflight import longest_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Store
-from tsugiki.study.cells import Cell, Key, StudyResult
+from tsugiki.study.cells import Cell, Key, StudyResult, is_scored_elsewhere
 from tsugiki.train.meter import device_name, matmul_rate
 
 SAMPLE = 200  # rows whose length is measured
@@ -71,7 +71,7 @@ def forecast(result: StudyResult, store: Store, tasks: Mapping[str, Task]) -> li
         for key in dict.fromkeys(cell.key for cell in own):
             cells = [cell for cell in own if cell.key == key]
             parts.append(_part(result, cells, tasks[key[1]], look, on_device))
-    return [part for part in parts if part.runs]
+    return [part for part in parts if part.seconds]
 
 
 class _Look:
@@ -154,10 +154,13 @@ def _part(
     runs = len(open_cells) + seeds
     chosen = result.chosen.get(key)
     untested = 0 if chosen is not None and result.seeds(chosen) else 1
-    answers = runs * len(task.examples["validation"]) + (seeds + untested) * (
+    # What was measured from start to end has validation in it.
+    validated = 0 if measured and method.trains else runs
+    answers = validated * len(task.examples["validation"]) + (seeds + untested) * (
         len(task.examples["test"])
     )
-    other = (seeds + untested) * _elsewhere_s(result, answer_s, alike) if runs or untested else 0.0
+    lacking = seeds + untested + _not_scored_elsewhere(result, chosen)
+    other = lacking * _elsewhere_s(result, answer_s, alike)
     size = max((method.num_trained(look.model, cell.config) for cell in cells), default=0)
     kept = 1 + seeds if method.moves_base else runs
     return Part(
@@ -170,6 +173,15 @@ def _part(
         kept_bytes=kept * size * WEIGHT_BYTES,
         passing_bytes=size * STATE_BYTES if runs else 0,
     )
+
+
+def _not_scored_elsewhere(result: StudyResult, chosen: Cell | None) -> int:
+    """Runs that were tested before their study named what nothing is tuned on."""
+    if chosen is None or not is_scored_elsewhere(result, chosen):
+        return 0
+    names = {choice.label for choice in result.study.forgetting} - {chosen.key[1]}
+    runs = result.seeds(chosen)
+    return sum(bool(names - {each.name for each in run.outcome.elsewhere}) for run in runs)
 
 
 def _is_finished(result: StudyResult, cell: Cell) -> bool:

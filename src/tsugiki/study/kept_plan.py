@@ -79,6 +79,26 @@ def read_plan(root: Path, study: StudySpec) -> Plan | None:
         ) from None
 
 
+def earlier_plan(root: Path, study: StudySpec) -> Plan | None:
+    """What was planned under the same name before the study file changed in what no plan depends
+    on (a title, say): a changed file has a folder of its own. Files that are damaged are none."""
+    pairs: dict[tuple[str, str, str, str], PairPlan] = {}
+    for path in sorted((root / "studies").glob(f"{study.name}-*/{FILE}")):
+        try:
+            plan = Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            continue
+        for pair in plan.pairs:
+            same = (pair.margin, pair.seeds) == (study.margin, study.num_seeds)
+            if (
+                same
+                and pair.pilot_seeds
+                and pair.made > getattr(pairs.get(pair_key(pair)), "made", "")
+            ):
+                pairs[pair_key(pair)] = pair
+    return Plan(pairs=tuple(pairs.values())) if pairs else None
+
+
 def keep_plan(root: Path, study: StudySpec, plan: Plan) -> None:
     content = plan.model_dump_json(indent=1, exclude_none=True)
     write_atomically(plan_path(root, study), content.encode())

@@ -8,12 +8,12 @@ before the first answer to test. No torch here.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tsugiki.data.tasks import Task, load_task
+from tsugiki.data.tasks import load_task
 from tsugiki.runs.answer_values import values_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
@@ -42,6 +42,7 @@ from tsugiki.study.kept_plan import (
 # A row's variance in the difference where nothing was answered yet: of two methods that disagree on
 # 3 of 10 rows; of scores between 0 and 1 a standard deviation of 0.2.
 ASSUMED_DISAGREEMENT, ASSUMED_VARIANCE = 0.3, 0.04
+Pair = tuple[Cell, Cell]
 
 
 def plan_place(result: StudyResult, root: Path, model_task: tuple[str, str]) -> bool:
@@ -54,63 +55,85 @@ def plan_place(result: StudyResult, root: Path, model_task: tuple[str, str]) -> 
     study = result.study
     if study.power is None:
         return False
-    pairs = _plan(result, study.margin, study.power, [model_task])
+    open_pairs = [
+        pair
+        for pair in _pairs_of(result, [model_task])
+        if not was_read(result, pair) and not _is_settled(result, pair, study.margin, study.power)
+    ]
+    pairs = [_pair(result, *pair, study.margin / 100, study.power) for pair in open_pairs]
     return keep_new(result, root, Plan(pairs=tuple(pairs))) is not None
 
 
+def _is_settled(result: StudyResult, pair: Pair, margin: float, wanted: float) -> bool:
+    """Whether a plan of it is kept that was made of as many seeds, for the same."""
+    seeds = min(len(_pilot_runs(result, cell)) for cell in pair)
+    keys = tuple(cell.key[2] for cell in pair)
+    return any(
+        (plan.first, plan.second) == keys
+        and (plan.model, plan.task) == pair[0].key[:2]
+        and plan.pilot_seeds >= seeds > 0
+        and (plan.margin, plan.power) == (margin, wanted)
+        for plan in (result.plan.pairs if result.plan else ())
+    )
+
+
 def keep_new(result: StudyResult, root: Path, plan: Plan) -> Path | None:
-    """Keeps what of a plan is new (not made of answers before, test not read); where, or None
-    where nothing is."""
+    """Keeps what of a plan is of pairs whose test was not read; where, or None where nothing is.
+
+    Raises:
+        RunError: the kept plan is damaged.
+    """
     before = read_plan(root, result.study)
     known = () if before is None else before.pairs
-    settled = {pair_key(pair) for pair in known if pair.pilot_seeds}
+    cells = {(*cell.key[:2], cell.key[2]): cell for cell in result.cells}
     new = [
-        pair for pair in plan.pairs if pair_key(pair) not in settled and not was_read(result, pair)
+        pair
+        for pair in plan.pairs
+        if not was_read(
+            result,
+            (cells[pair.model, pair.task, pair.first], cells[pair.model, pair.task, pair.second]),
+        )
     ]
     if not new:
         return None
     ours = {pair_key(pair) for pair in new}
     others = (pair for pair in known if pair_key(pair) not in ours)
-    result.plan = Plan(pairs=(*others, *new))
-    keep_plan(root, result.study, result.plan)
+    whole = Plan(pairs=(*others, *new))
+    keep_plan(root, result.study, whole)
+    result.plan = whole
     return plan_path(root, result.study)
 
 
 def plan_of(result: StudyResult, margin: float, wanted: float) -> Plan:
     """The plan of every pair of tuned methods, from what validation answers there are."""
     model_tasks = list(dict.fromkeys(cell.key[:2] for cell in result.cells))
-    pairs = _plan(result, margin, wanted, model_tasks)
-    return Plan(pairs=tuple(pairs))
+    pairs = _pairs_of(result, model_tasks)
+    return Plan(pairs=tuple(_pair(result, *pair, margin / 100, wanted) for pair in pairs))
 
 
-def was_read(result: StudyResult, pair: PairPlan) -> bool:
-    """Whether one of the two was scored on test already: what is said then is no plan."""
-    for name in (pair.first, pair.second):
-        cell = result.chosen.get((pair.model, pair.task, name))
-        if cell is not None and result.seeds(cell, "test"):
-            return True
-    return False
+def was_read(result: StudyResult, pair: Pair) -> bool:
+    """Whether a configuration of either method was scored on test already, chosen now or before:
+    what is said then is no plan."""
+    keys = {cell.key for cell in pair}
+    records = [result.record(cell) for cell in result.cells if cell.key in keys]
+    records += [run for key in keys for run in result.repeats.get(key, [])]
+    return any(record is not None and record.scores("test") is not None for record in records)
 
 
-def _plan(
-    result: StudyResult, margin: float, wanted: float, model_tasks: Sequence[tuple[str, str]]
-) -> list[PairPlan]:
-    made = []
-    for model, label in model_tasks:
-        cells = [cell for cell in result.cells if cell.key[:2] == (model, label)]
+def _pairs_of(result: StudyResult, model_tasks: Sequence[tuple[str, str]]) -> Iterator[Pair]:
+    """Every pair of tuned methods that have as many seeds, LoRA before full fine-tuning."""
+    for model_task in model_tasks:
+        cells = [cell for cell in result.cells if cell.key[:2] == model_task]
         tuned = {cell.key: cell for cell in cells if method_of(cell.config).tuned}
         ordered = sorted(tuned.values(), key=lambda cell: method_of(cell.config).order)
-        if len(ordered) < 2:
-            continue
-        task = load_task(ordered[0].task)
         for first, second in itertools.combinations(ordered, 2):
-            made.append(_pair(result, task, first, second, margin / 100, wanted))
-    return made
+            wanted = result.study.num_seeds
+            if first.seeds(wanted) == second.seeds(wanted):
+                yield first, second
 
 
-def _pair(
-    result: StudyResult, task: Task, first: Cell, second: Cell, margin: float, wanted: float
-) -> PairPlan:
+def _pair(result: StudyResult, first: Cell, second: Cell, margin: float, wanted: float) -> PairPlan:
+    task = load_task(first.task)
     runs = [_pilot_runs(result, cell) for cell in (first, second)]
     seeds = min(each.seeds(result.study.num_seeds) for each in (first, second))
     test_rows, disagreement = len(task.examples["test"]), None

@@ -24,11 +24,10 @@ from tsugiki.study.cells import (
     choose,
     collect,
     expand,
-    groups_of_cells,
     seed_cells,
 )
 from tsugiki.study.chosen import keep_best_weights, test_the_chosen
-from tsugiki.study.executors import Done, Executor, ThisProcess
+from tsugiki.study.executors import Done, Executor, ThisProcess, groups_of_cells
 from tsugiki.study.missing import elsewhere_of, keep_missing
 from tsugiki.study.preflight import look_first
 from tsugiki.study.way import OnCell, Way

@@ -13,9 +13,15 @@ from tsugiki.runs.finished import score_run
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord, read_record
 from tsugiki.runs.store import Run, RunBusy, Store
-from tsugiki.study.cells import Cell, StudyResult, collect, expand, groups_of_cells, seed_cells
-from tsugiki.study.chosen import is_scored_elsewhere
-from tsugiki.study.executors import Stage, ThisProcess
+from tsugiki.study.cells import (
+    Cell,
+    StudyResult,
+    collect,
+    expand,
+    is_scored_elsewhere,
+    seed_cells,
+)
+from tsugiki.study.executors import Stage, ThisProcess, groups_of_cells
 from tsugiki.train.checkpoint import latest_checkpoint
 from tsugiki.train.engine import Interrupted
 
