@@ -56,7 +56,7 @@ from tsugiki.config.study import StudySpec
 from tsugiki.runs import group as run_module
 from tsugiki.runs import shared as shared_module
 from tsugiki.runs.store import Store
-from tsugiki.study import sweep
+from tsugiki.study import chosen, sweep
 from tsugiki.study.cells import Cell, StudyResult, collect, parse_study
 from tsugiki.study.missing import study_folder
 from tsugiki.train import memory
@@ -279,7 +279,7 @@ def data_gone_later(trial: Trial) -> tuple[Touched, str]:
 
 def test_cannot_be_scored(trial: Trial) -> tuple[Touched, str]:
     kind, touched = some_method(trial)
-    real = sweep.score_run
+    real = chosen.score_run
 
     def score(record: Any, part: str, *others: Any) -> Any:
         if part == "test" and record.config.method == kind:
@@ -288,7 +288,7 @@ def test_cannot_be_scored(trial: Trial) -> tuple[Touched, str]:
             )
         return real(record, part, *others)
 
-    trial.patch.setattr(sweep, "score_run", score)
+    trial.patch.setattr(chosen, "score_run", score)
     return touched, "Input/output error"
 
 

@@ -65,7 +65,6 @@ def run_study(
         store=store,
         events=events,
         executor=executor,
-        this_process=this_process,
         on_cell=on_cell,
     )
     before = collect(study, store)

@@ -12,7 +12,7 @@ from tsugiki.runs.events import Events
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import StudyResult
-from tsugiki.study.executors import Executor, ThisProcess
+from tsugiki.study.executors import Executor
 
 # Who is told what is worked on now: a key of the words under [progress], and their values.
 OnCell = Callable[[str, Mapping[str, object]], None]
@@ -26,7 +26,6 @@ class Way:
     store: Store
     events: Events
     executor: Executor
-    this_process: ThisProcess
     on_cell: OnCell | None
     elsewhere: list[Wanted] = field(default_factory=list)
     known: dict[RunConfig, RunRecord] = field(default_factory=dict)
