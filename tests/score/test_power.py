@@ -95,7 +95,13 @@ def plans() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(("design", "aim"), [((1119, 1, 1), "equal"), ((1119, 3, 10), "detect")])
+@pytest.mark.parametrize(
+    ("design", "aim"),
+    [
+        pytest.param((1119, 1, 1), "equal", marks=pytest.mark.slow),
+        ((1119, 3, 10), "detect"),
+    ],
+)
 def test_a_plan_finds_what_it_promises(
     design: tuple[int, int, int], aim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
