@@ -255,6 +255,18 @@ def save_task(folder: Path, num_rows: int = 24) -> Path:
     return folder / "tiny.toml"
 
 
+def save_other(task: Path, folder: Path, name: str, **source: str) -> Path:
+    """A tiny task's rows under another name, each part from the part that `source` names (its own
+    unless it is named)."""
+    folder.mkdir()
+    text = task.read_text(encoding="utf-8").replace('name = "tiny"', f'name = "{name}"')
+    (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    for part in ("train", "validation", "test"):
+        content = (task.parent / f"{source.get(part, part)}.jsonl").read_text(encoding="utf-8")
+        (folder / f"{part}.jsonl").write_text(content, encoding="utf-8")
+    return folder / f"{name}.toml"
+
+
 TRAIN = {"learning_rate": 5e-3, "epochs": 2, "batch": 8, "precision": "fp32"}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.build import run_config
+from tests.build import run_config, save_other
 from tsugiki.config.run import TaskChoice, TextChoice
 from tsugiki.data.documents import read_documents
 from tsugiki.errors import DataError
@@ -35,14 +35,7 @@ def text_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def other_task(task_file: Path, tmp_path: Path) -> Path:
     """The same rows under another name, their test and validation exchanged."""
-    folder = tmp_path / "other"
-    folder.mkdir()
-    text = task_file.read_text(encoding="utf-8")
-    (folder / "other.toml").write_text(text.replace('name = "tiny"', 'name = "other"'))
-    for part, source in (("train", "train"), ("test", "validation"), ("validation", "test")):
-        content = (task_file.parent / f"{source}.jsonl").read_text(encoding="utf-8")
-        (folder / f"{part}.jsonl").write_text(content, encoding="utf-8")
-    return folder / "other.toml"
+    return save_other(task_file, tmp_path / "other", "other", test="validation", validation="test")
 
 
 def trained(model: Path, task: Path, root: Path, **changes: object) -> RunRecord:
@@ -143,16 +136,12 @@ def test_a_runs_own_task_is_no_other_task(
 def test_rows_that_were_trained_on_are_refused(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "other"
-    folder.mkdir()
-    text = task_file.read_text(encoding="utf-8").replace('name = "tiny"', 'name = "other"')
-    (folder / "other.toml").write_text(text, encoding="utf-8")
-    for part, source in (("train", "validation"), ("test", "train"), ("validation", "test")):
-        content = (task_file.parent / f"{source}.jsonl").read_text(encoding="utf-8")
-        (folder / f"{part}.jsonl").write_text(content, encoding="utf-8")
+    leak = save_other(
+        task_file, tmp_path / "other", "other", train="validation", test="train", validation="test"
+    )
     record = trained(model_folder, task_file, tmp_path)
     with pytest.raises(DataError, match="test is cut from the same rows as the training data"):
-        score_elsewhere(record, [read_wanted(TaskChoice(name=str(folder / "other.toml")))])
+        score_elsewhere(record, [read_wanted(TaskChoice(name=str(leak)))])
     assert read_record(record.folder).outcome.elsewhere == ()
 
 

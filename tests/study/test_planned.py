@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build import in_words, study_of
+from tests.build import in_words, save_other, study_of
 from tsugiki.cli.check import Planned, check_file, duration
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, RunError
@@ -46,14 +46,7 @@ def text_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def other_task(task_file: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "other"
-    folder.mkdir()
-    text = task_file.read_text(encoding="utf-8").replace('name = "tiny"', 'name = "other"')
-    (folder / "other.toml").write_text(text, encoding="utf-8")
-    for part in ("train", "validation", "test"):
-        content = (task_file.parent / f"{part}.jsonl").read_text(encoding="utf-8")
-        (folder / f"{part}.jsonl").write_text(content, encoding="utf-8")
-    return folder / "other.toml"
+    return save_other(task_file, tmp_path / "other", "other")
 
 
 # ---- the plan -----------------------------------------------------------------------------------
@@ -301,14 +294,10 @@ def test_what_cannot_be_scored_keeps_nothing_else_from_it(
     model_folder: Path, task_file: Path, text_file: Path, tmp_path: Path
 ) -> None:
     """A task whose test rows were trained on, before a text."""
-    folder = tmp_path / "leak"
-    folder.mkdir()
-    text = task_file.read_text(encoding="utf-8").replace('name = "tiny"', 'name = "leak"')
-    (folder / "leak.toml").write_text(text, encoding="utf-8")
-    for part, source in (("train", "validation"), ("test", "train"), ("validation", "test")):
-        content = (task_file.parent / f"{source}.jsonl").read_text(encoding="utf-8")
-        (folder / f"{part}.jsonl").write_text(content, encoding="utf-8")
-    rest = [str(folder / "leak.toml"), str(text_file)]
+    leak = save_other(
+        task_file, tmp_path / "leak", "leak", train="validation", test="train", validation="test"
+    )
+    rest = [str(leak), str(text_file)]
     result = run_study(
         spec(model_folder, task_file, seeds=1, forgetting=rest), Store(tmp_path / "out")
     )

@@ -3,7 +3,7 @@ names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,13 +131,15 @@ def check_file(
         if load:
             yield from _load(choice, own_configs)
     if study is not None and planned is not None:
-        yield from study_lines(study, planned)
+        yield from study_lines(study, planned, tasks)
     if not load:
         yield "the weights were not loaded: --load looks at what they do, too"
     yield "ok"
 
 
-def study_lines(study: StudySpec, planned: Planned) -> Iterator[str]:
+def study_lines(
+    study: StudySpec, planned: Planned, tasks: Mapping[TaskChoice, Task]
+) -> Iterator[str]:
     """How long a study will take, how much disk, and what its comparisons can find."""
     store = Store(planned.out)
     for choice in study.forgetting:
@@ -147,8 +149,8 @@ def study_lines(study: StudySpec, planned: Planned) -> Iterator[str]:
         else:
             yield f"forgetting: {content.name}: {len(content.texts):,} texts"
     result = collect(study, store)
-    tasks = {cell.key[1]: load_task(cell.task) for cell in result.cells}
-    yield from _forecast_lines(forecast(result, store, tasks))
+    by_label = {choice.label: task for choice, task in tasks.items()}
+    yield from _forecast_lines(forecast(result, store, by_label))
     wanted = planned.power or study.power
     if wanted is None and planned.margin is None:
         yield "plan: add --power 0.8 (or power = 0.8 to the file): how many rows and seeds it takes"

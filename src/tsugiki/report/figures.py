@@ -14,7 +14,7 @@ from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.failures import CLASSES
 from tsugiki.score.metrics import Score
-from tsugiki.study.cells import Cell, Key, StudyResult, task_label
+from tsugiki.study.cells import Cell, Key, StudyResult
 
 MOST_SERIES = 8  # more are no longer told apart by colour and mark
 CURVE_POINTS = 80
@@ -50,7 +50,7 @@ def _by_task(result: StudyResult, chosen_only: bool) -> dict[str, list[tuple[Cel
     for cell in result.chosen.values() if chosen_only else result.cells:
         record = result.record(cell)
         if record is not None and record.status == "done":
-            by_task.setdefault(task_label(cell.task), []).append((cell, record))
+            by_task.setdefault(cell.task.label, []).append((cell, record))
     return by_task
 
 

@@ -17,7 +17,7 @@ from tsugiki.report.words import Language, called, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.rules import metric_of
-from tsugiki.study.cells import Key, StudyResult, task_label
+from tsugiki.study.cells import Key, StudyResult
 from tsugiki.train.cost import Cost
 
 Verdict = Literal["better", "worse", "equal", "undecided"]
@@ -76,7 +76,7 @@ def findings(result: StudyResult, standings: Mapping[Key, Standing]) -> list[Fin
         of_task = [
             standing
             for key, standing in standings.items()
-            if key[:2] == (model.label, task_label(choice))
+            if key[:2] == (model.label, choice.label)
         ]
         both = [
             _in_order(first, second, orders)
@@ -85,8 +85,7 @@ def findings(result: StudyResult, standings: Mapping[Key, Standing]) -> list[Fin
         ]
         both.sort(key=lambda pair: orders[pair[0].method] == orders[pair[1].method])
         pairs += [
-            _finding(model.label, task_label(choice), *pair, result.study.margin / 100)
-            for pair in both
+            _finding(model.label, choice.label, *pair, result.study.margin / 100) for pair in both
         ]
     return pairs
 

@@ -15,7 +15,7 @@ from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against
 from tsugiki.report.standing import floor_of
 from tsugiki.report.words import Language, say
-from tsugiki.runs.answer_values import values_of
+from tsugiki.runs.answer_values import same_rows, values_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.metrics import Score
@@ -92,7 +92,7 @@ def _landscape(
             [values_of(record, "validation")], [values_of(top, "validation")], groups
         )
         for record in scored
-        if _same_rows(record, top)
+        if same_rows(record, top, "validation")
     }
     with_loss = [record for record in scored if record.outcome.validation_loss is not None]
     lowest = min(with_loss, key=lambda record: record.outcome.validation_loss or 0.0, default=top)
@@ -127,13 +127,6 @@ def _above_floor(record: RunRecord, task: Task | None) -> Estimate | None:
         )
     )
     return None if floor is None else against([record], "validation", floor.values)
-
-
-def _same_rows(ours: RunRecord, theirs: RunRecord) -> bool:
-    first, second = (
-        [(row.id, row.target) for row in record.answers("validation")] for record in (ours, theirs)
-    )
-    return first == second
 
 
 def landscape_notes(landscapes: Sequence[Landscape], language: Language) -> list[str]:

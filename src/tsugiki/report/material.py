@@ -14,7 +14,7 @@ from tsugiki.report.planned import planned_statements
 from tsugiki.report.shortfall import not_had, shortfalls
 from tsugiki.report.standing import Standing, standings
 from tsugiki.report.words import Language
-from tsugiki.study.cells import Key, StudyResult, readable_task, task_label
+from tsugiki.study.cells import Key, StudyResult, readable_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,9 @@ def gather(result: StudyResult) -> Material:
     tasks, unread = dict[str, Task](), dict[str, str]()
     for choice in result.study.tasks:
         try:
-            tasks[task_label(choice)] = load_task(choice)
+            tasks[choice.label] = load_task(choice)
         except (TsugikiError, OSError) as broken:
-            unread[task_label(choice)] = reason_of(broken)
+            unread[choice.label] = reason_of(broken)
     by_key = standings(result, tasks)
     return Material(
         result=result,
@@ -60,14 +60,18 @@ def gather(result: StudyResult) -> Material:
         unread=unread,
         standings=by_key,
         findings=findings(result, by_key),
-        changes=changes(result, _forgetting_tasks(result)),
+        changes=changes(result, _forgetting_tasks(result, tasks)),
     )
 
 
-def _forgetting_tasks(result: StudyResult) -> dict[str, Task]:
+def _forgetting_tasks(result: StudyResult, known: Mapping[str, Task]) -> dict[str, Task]:
     """Tasks that nothing is tuned on, by their names; those that can be read now."""
     tasks = {}
     for choice in result.study.forgetting:
-        if isinstance(choice, TaskChoice) and (task := readable_task(choice)) is not None:
+        if not isinstance(choice, TaskChoice):
+            continue
+        same = choice in result.study.tasks  # read already
+        task = known.get(choice.label) if same else readable_task(choice)
+        if task is not None:
             tasks[choice.label] = task
     return tasks

@@ -15,7 +15,7 @@ from tsugiki.report.texts import chosen_text
 from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
-from tsugiki.study.cells import Cell, StudyResult, task_label
+from tsugiki.study.cells import Cell, StudyResult
 
 
 def results_notes(result: StudyResult, language: Language) -> list[str]:
@@ -137,7 +137,7 @@ def differences(result: StudyResult, language: Language) -> list[str]:
             shown = [
                 cell
                 for key, cell in result.chosen.items()
-                if key[:2] == (model.label, task_label(choice))
+                if key[:2] == (model.label, choice.label)
             ]
             # How an imported one was trained is not known.
             cells = [cell for cell in shown if method_of(cell.config).trains]
@@ -150,7 +150,7 @@ def differences(result: StudyResult, language: Language) -> list[str]:
                         for method, value in values.items()
                     )
                     differ = say(language, "notes.differences", name=name)
-                    notes.append(f"{task_label(choice)}: {differ}: {text}.")
+                    notes.append(f"{choice.label}: {differ}: {text}.")
     return notes
 
 
@@ -188,7 +188,7 @@ def comparable_notes(result: StudyResult, language: Language) -> list[str]:
     notes = [say(language, f"notes.{key}") for key in ("same", "other_tasks", "cpu_memory")]
     if splits:
         rows = ", ".join(
-            f"{task_label(split)}" + (f" ({split.train_rows:,})" if split.train_rows else "")
+            f"{split.label}" + (f" ({split.train_rows:,})" if split.train_rows else "")
             for split in splits
         )
         notes.append(say(language, "notes.fewer_rows", rows=rows))

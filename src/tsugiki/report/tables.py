@@ -47,7 +47,7 @@ from tsugiki.runs.record import Scores
 from tsugiki.score.baselines import baselines
 from tsugiki.score.failures import CLASSES
 from tsugiki.score.rules import METRICS
-from tsugiki.study.cells import Cell, Key, StudyResult, task_label
+from tsugiki.study.cells import Cell, Key, StudyResult
 
 Row = tuple[Content, ...]
 DATA = (
@@ -140,9 +140,7 @@ def _plain(text: str) -> Said:
 
 
 def results_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
-    rows = [
-        row for choice in result.study.tasks for row in _rows(result, task_label(choice), tasks)
-    ]
+    rows = [row for choice in result.study.tasks for row in _rows(result, choice.label, tasks)]
     title = phrase("tables.results")
     notes = lines(lambda language: results_notes(result, language))
     return Table(name="table2", title=title, columns=RESULTS, rows=tuple(rows), notes=notes)

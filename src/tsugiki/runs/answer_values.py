@@ -32,3 +32,11 @@ def main_values(name: str, answers: Sequence[Answer]) -> list[float]:
     """Per-example values of the score that chooses, from kept answers."""
     texts, targets = [row.answer for row in answers], [row.target for row in answers]
     return metric_of(name).score(texts, targets)[name]
+
+
+def same_rows(ours: RunRecord, theirs: RunRecord, part: str) -> bool:
+    """Whether two runs answered the same rows of a part, so that their answers can be paired."""
+    first, second = (
+        [(row.id, row.target) for row in each.answers(part)] for each in (ours, theirs)
+    )
+    return first == second

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from tsugiki.config.run import RunConfig, TaskChoice, TextChoice
@@ -27,7 +27,7 @@ from tsugiki.runs.record import Elsewhere, ReadText
 from tsugiki.runs.scoring import scores_of
 from tsugiki.runs.store import Run
 from tsugiki.score.choices import choose_all
-from tsugiki.score.evaluate import Evaluation, evaluate, summarise
+from tsugiki.score.evaluate import evaluate, summarise
 from tsugiki.score.failures import FailureClass, classify
 from tsugiki.score.perplexity import WINDOW, nats_of
 
@@ -43,12 +43,7 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        return name_of(self.choice)
-
-
-def name_of(choice: Choice) -> str:
-    """A task with its split and format, a text by its own name."""
-    return choice.label
+        return self.choice.label
 
 
 def read_wanted(choice: Choice) -> Wanted:
@@ -57,16 +52,15 @@ def read_wanted(choice: Choice) -> Wanted:
     return Wanted(choice=choice, content=content)
 
 
-def wanted_of(config: RunConfig, every: Sequence[Wanted]) -> list[Wanted]:
-    """Those that are not the run's own task."""
-    own = load_task(config.task).name if any(_is_task(each) for each in every) else ""
-    return [
-        each for each in every if not (isinstance(each.content, Task) and each.content.name == own)
-    ]
-
-
-def _is_task(wanted: Wanted) -> bool:
-    return isinstance(wanted.content, Task)
+def read_all(choices: Sequence[Choice]) -> tuple[list[Wanted], dict[Choice, Exception]]:
+    """What can be read of them, and why the rest cannot."""
+    every, refused = list[Wanted](), dict[Choice, Exception]()
+    for choice in choices:
+        try:
+            every.append(read_wanted(choice))
+        except (TsugikiError, OSError) as broken:
+            refused[choice] = broken
+    return every, refused
 
 
 def config_on(config: RunConfig, choice: TaskChoice) -> RunConfig:
@@ -93,7 +87,15 @@ def kept(record: RunRecord, wanted: Wanted) -> Elsewhere | None:
 
 
 def missing_of(record: RunRecord, every: Sequence[Wanted]) -> list[Wanted]:
-    return [each for each in wanted_of(record.config, every) if kept(record, each) is None]
+    """Those that are not the run's own task, and that it was not scored on."""
+    named = record.provenance.task
+    own = named.name if named is not None else load_task(record.config.task).name
+    return [
+        each
+        for each in every
+        if not (isinstance(each.content, Task) and each.content.name == own)
+        and kept(record, each) is None
+    ]
 
 
 def score_elsewhere(
@@ -165,17 +167,13 @@ def _score(
         likeliest=scores.get("likeliest-"),
         seconds=0.0,
     )
-    return entry, {scores[mode].file: list(_lines(some)) for mode, some in modes.items()}
+    files = {scores[mode].file: [*map(asdict, some.predictions)] for mode, some in modes.items()}
+    return entry, files
 
 
 def _class_of(text: str, row: Tokens) -> FailureClass:
     example = row.example
     return classify(text, example.target, example.candidates, ended=True, was_cut=row.was_cut)
-
-
-def _lines(evaluation: Evaluation) -> Iterator[object]:
-    for prediction in evaluation.predictions:
-        yield asdict(prediction)
 
 
 def _read(base: Base, name: str, content: Documents, events: Events) -> tuple[Elsewhere, Files]:

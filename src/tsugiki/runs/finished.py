@@ -92,12 +92,18 @@ def complete(run: Run, config: RunConfig, task: Task, events: Events) -> bool:
     if record.status != "done" or record.scores("validation") is not None:
         return True
     with run.lock():
-        if method_of(config).trains and latest_checkpoint(run.weights) is None:
+        if not has_weights(record):
             run.start_over()
             return False
         events.note(f"{run.folder.name}: trained before; scored on these rows of validation now")
         _score(record, task, "validation", events)
     return True
+
+
+def has_weights(record: RunRecord) -> bool:
+    """Whether what a finished run trained is still there; of what trains nothing, always."""
+    trains = method_of(record.config).trains
+    return not trains or latest_checkpoint(record.folder / "weights") is not None
 
 
 def _why_not_done(record: RunRecord) -> str:
@@ -113,7 +119,7 @@ def load_trained(record: RunRecord) -> Base:
     """The base model with what the run trained in place."""
     _refuse_unfinished(record)
     config, there, method = record.config, record.provenance, method_of(record.config)
-    if method.trains and latest_checkpoint(record.folder / "weights") is None:
+    if not has_weights(record):
         raise RunError(
             f"{record.folder}: its weights were not kept (of full fine-tuning a study keeps the "
             "best configuration's). Take another run, or delete this folder and give the study "

@@ -165,8 +165,7 @@ class Run:
         """Adds what the run is worth on something else; `files`: lines by the names that the entry
         gives them."""
         for name, rows in files.items():
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            self._write_text(name, "".join(lines))
+            self._write_lines(name, rows)
         before = self.outcome
         kept = (*before.elsewhere, entry)
         self._write("outcome.json", before.model_copy(update={"elsewhere": kept}))
@@ -250,8 +249,11 @@ class Run:
         self._write_text(name, json.dumps(content_json, indent=1, ensure_ascii=False))
 
     def _write_answers(self, scores: Scores, answers: Sequence[Prediction]) -> None:
-        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answers)
-        self._write_text(scores.file, "".join(lines))
+        self._write_lines(scores.file, map(asdict, answers))
+
+    def _write_lines(self, name: str, rows: Iterable[object]) -> None:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._write_text(name, "".join(lines))
 
     def _write_text(self, name: str, text: str) -> None:
         write_atomically(self.folder / name, text.encode())

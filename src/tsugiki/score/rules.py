@@ -239,8 +239,7 @@ def _flexeval_jnli_match(answer: str, target: str) -> Values:
 def _jamc_qa_match(answer: str, target: str) -> Values:
     """flexeval's preset JamC-QA (ja_generation/jamcqa.jsonnet of 0.18.3): generation stops at a
     line break; NFKC and strip of both."""
-    said = answer.split("\n", maxsplit=1)[0]
-    return {"exact_match": float(normalise(said) == normalise(target))}
+    return {"exact_match": float(normalise(_first_line(answer)) == normalise(target))}
 
 
 def _equal(name: str) -> Rule:

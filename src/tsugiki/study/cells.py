@@ -41,7 +41,7 @@ class Cell:
 
     @cached_property
     def key(self) -> Key:
-        return (self.model.label, task_label(self.task), self.method.name)
+        return (self.model.label, self.task.label, self.method.name)
 
     def seeds(self, wanted: int) -> int:
         """How many seeds of it there are when a study asks for so many: an adapter that was
@@ -92,11 +92,6 @@ class StudyResult:
             for cell in self.cells
             if (record := self.record(cell)) is not None and record.status == "running"
         ]
-
-
-def task_label(task: TaskChoice) -> str:
-    """Task name, with the split and the format that are named."""
-    return task.label
 
 
 def builtin_studies() -> dict[str, Path]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import TsugikiError, reason_of
 from tsugiki.runs.elsewhere import missing_of, score_elsewhere
-from tsugiki.runs.finished import measure_exclusive, score_run
+from tsugiki.runs.finished import has_weights, measure_exclusive, score_run
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord, read_record
 from tsugiki.runs.rounds import run_group
@@ -31,7 +31,6 @@ from tsugiki.study.kept_plan import plan_path
 from tsugiki.study.missing import elsewhere_of, seed_of, test_of
 from tsugiki.study.plan import plan_place
 from tsugiki.study.way import Way
-from tsugiki.train.checkpoint import latest_checkpoint
 from tsugiki.train.engine import Interrupted
 
 
@@ -178,8 +177,7 @@ def _with_weights(record: RunRecord, way: Way) -> RunRecord:
     """The record of a chosen cell; trained again when its weights are gone (it had lost in an
     earlier, wider grid, or they stayed on another machine) and test was not scored. A search that
     learns goes on from the score that it was given."""
-    kept = latest_checkpoint(record.folder / "weights") is not None
-    if kept or not method_of(record.config).trains or record.scores("test") is not None:
+    if has_weights(record) or record.scores("test") is not None:
         return record
     run, outcome = Run(record.folder), record.outcome
     score_before = outcome.search_score
@@ -200,10 +198,8 @@ def _is_wanting(record: RunRecord, cell: Cell, way: Way) -> bool:
     """Whether something of it can be scored yet."""
     if record.scores("test") is None:
         return True
-    kept = latest_checkpoint(record.folder / "weights") is not None
-    there = kept or not method_of(record.config).trains
-    wanted = is_scored_elsewhere(way.result, cell)
-    return there and wanted and bool(missing_of(record, way.elsewhere))
+    wanted = has_weights(record) and is_scored_elsewhere(way.result, cell)
+    return wanted and bool(missing_of(record, way.elsewhere))
 
 
 def keep_best_weights(result: StudyResult, latest: Cell) -> None:

@@ -4,7 +4,7 @@ from a matmul that is timed now (said which)."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,7 +12,7 @@ import torch
 
 from tsugiki.config.run import RunConfig
 from tsugiki.data.batch import num_steps
-from tsugiki.data.prompts import Tokens, tokenize
+from tsugiki.data.prompts import tokenize
 from tsugiki.data.tasks import Task
 from tsugiki.errors import TsugikiError
 from tsugiki.model.folder import resolve, stop_ids_of
@@ -25,7 +25,7 @@ from tsugiki.model.loading import (
     pick_numerics,
     read_model,
 )
-from tsugiki.runs.elsewhere import read_wanted
+from tsugiki.runs.elsewhere import read_all
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.preflight import longest_of
 from tsugiki.runs.reading import RunRecord
@@ -61,7 +61,7 @@ def forecast(result: StudyResult, store: Store, tasks: Mapping[str, Task]) -> li
     """Every row of the table that has something left to run; `tasks` by their labels."""
     device, records = pick_device(), store.records()
     on_device = [record for record in records if record.provenance.device == device_name(device)]
-    parts, rates = [], dict[torch.dtype, float]()
+    parts, rates, elsewhere = [], dict[torch.dtype, float](), _answers_elsewhere(result)
     for model in dict.fromkeys(cell.model for cell in result.cells):
         own = [cell for cell in result.cells if cell.model == model]
         try:
@@ -70,7 +70,7 @@ def forecast(result: StudyResult, store: Store, tasks: Mapping[str, Task]) -> li
             continue  # `check` says why
         for key in dict.fromkeys(cell.key for cell in own):
             cells = [cell for cell in own if cell.key == key]
-            parts.append(_part(result, cells, tasks[key[1]], look, on_device))
+            parts.append(_part(result, cells, tasks[key[1]], look, on_device, elsewhere))
     return [part for part in parts if part.seconds]
 
 
@@ -98,7 +98,8 @@ class _Look:
                 longest,
                 stops=stop_ids_of(folder),
             )
-            self.lengths[cell.key[1]] = (_mean_length(rows), _mean_prompt(rows))
+            prompts = statistics.fmean(len(row.prompt_ids) for row in rows)
+            self.lengths[cell.key[1]] = (statistics.fmean(map(len, rows)), prompts)
 
     def step_s(self, config: RunConfig, label: str) -> float:
         tokens = self.lengths[label][0] * config.train.batch
@@ -117,34 +118,26 @@ class _Look:
         return SHARE * self.rates[dtype]
 
 
-def _mean_length(rows: Sequence[Tokens]) -> float:
-    return statistics.fmean(len(row.prompt_ids) + len(row.target_ids) for row in rows)
-
-
-def _mean_prompt(rows: Sequence[Tokens]) -> float:
-    return statistics.fmean(len(row.prompt_ids) for row in rows)
-
-
 def _part(
     result: StudyResult,
     cells: Sequence[Cell],
     task: Task,
     look: _Look,
     on_device: Sequence[RunRecord],
+    elsewhere: int,
 ) -> Part:
     first, key = cells[0], cells[0].key
     open_cells = [cell for cell in cells if not _is_finished(result, cell)]
     wanted = first.seeds(result.study.num_seeds) - 1
     seeds = max(0, wanted - len(result.repeats.get(key, [])))
-    rows, steps = len(task.examples["train"]), 0
-    for cell in open_cells:
-        train = cell.config.train
-        steps += num_steps(rows, train.batch, train.epochs)
-    most = max(num_steps(rows, cell.config.train.batch, cell.config.train.epochs) for cell in cells)
-    method = method_of(first.config)
-    if not method.trains:
-        steps, most = 0, 0
-    steps += seeds * most
+    method, rows = method_of(first.config), len(task.examples["train"])
+    steps_of = {
+        cell.label: num_steps(rows, cell.config.train.batch, cell.config.train.epochs)
+        for cell in cells
+        if method.trains
+    }
+    steps = sum(steps_of.get(cell.label, 0) for cell in open_cells)
+    steps += seeds * max(steps_of.values(), default=0)
     alike = [record for record in on_device if _is_alike(record, first)]
     step_s, answer_s = _measured(alike, first.config)
     measured = answer_s is not None and (step_s is not None or not method.trains)
@@ -160,7 +153,7 @@ def _part(
         len(task.examples["test"])
     )
     lacking = seeds + untested + _not_scored_elsewhere(result, chosen)
-    other = lacking * _elsewhere_s(result, answer_s, alike)
+    other = lacking * (_elsewhere_s(alike) or elsewhere * answer_s)
     size = max((method.num_trained(look.model, cell.config) for cell in cells), default=0)
     kept = 1 + seeds if method.moves_base else runs
     return Part(
@@ -191,9 +184,12 @@ def _is_finished(result: StudyResult, cell: Cell) -> bool:
 
 def _is_alike(record: RunRecord, cell: Cell) -> bool:
     """A run of the same method on the same task with the same model."""
-    same_task = record.config.task.name == cell.task.name and record.config.task == cell.task
     same_model = record.known_as.path == cell.model.path
-    return same_task and same_model and method_of(record.config) is method_of(cell.config)
+    return (
+        record.config.task == cell.task
+        and same_model
+        and method_of(record.config) is method_of(cell.config)
+    )
 
 
 def _measured(records: Sequence[RunRecord], config: RunConfig) -> tuple[float | None, float | None]:
@@ -220,27 +216,22 @@ def _wall_s(record: RunRecord) -> float | None:
     return (end - start).total_seconds() / (outcome.lanes or 1)
 
 
-def _elsewhere_s(result: StudyResult, answer_s: float, records: Sequence[RunRecord]) -> float:
-    """Seconds a run takes on everything that nothing is tuned on."""
+def _elsewhere_s(records: Sequence[RunRecord]) -> float | None:
+    """Seconds a run takes on everything that nothing is tuned on; None where that is not known."""
     measured = [
         sum(entry.seconds for entry in record.outcome.elsewhere)
         for record in records
         if record.outcome.elsewhere
     ]
-    if measured:
-        return statistics.median(measured)
-    return sum(_answers_elsewhere(result)) * answer_s
+    return statistics.median(measured) if measured else None
 
 
-def _answers_elsewhere(result: StudyResult) -> Iterator[int]:
+def _answers_elsewhere(result: StudyResult) -> int:
     """How many answers (a reading of a text counts as one of each document) are asked for; closed
     tasks are read twice."""
-    for choice in result.study.forgetting:
-        try:
-            content = read_wanted(choice).content
-        except (TsugikiError, OSError):
-            continue
-        if isinstance(content, Task):
-            yield len(content.examples["test"]) * (2 if content.spec.closed else 1)
-        else:
-            yield len(content.texts)
+    return sum(
+        len(wanted.content.examples["test"]) * (2 if wanted.content.spec.closed else 1)
+        if isinstance(wanted.content, Task)
+        else len(wanted.content.texts)
+        for wanted in read_all(result.study.forgetting)[0]
+    )

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from tsugiki.config.fields import Record
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import RunError, first_line
@@ -71,8 +69,8 @@ def read_plan(root: Path, study: StudySpec) -> Plan | None:
     if not path.exists():
         return None
     try:
-        return Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as broken:
+        return _read(path)
+    except (OSError, ValueError) as broken:
         raise RunError(
             f"{path}: damaged or cut short ({first_line(broken)}). Restore it, or delete it: then "
             "nothing was planned"
@@ -85,7 +83,7 @@ def earlier_plan(root: Path, study: StudySpec) -> Plan | None:
     pairs: dict[tuple[str, str, str, str], PairPlan] = {}
     for path in sorted((root / "studies").glob(f"{study.name}-*/{FILE}")):
         try:
-            plan = Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            plan = _read(path)
         except (OSError, ValueError):
             continue
         for pair in plan.pairs:
@@ -97,6 +95,10 @@ def earlier_plan(root: Path, study: StudySpec) -> Plan | None:
             ):
                 pairs[pair_key(pair)] = pair
     return Plan(pairs=tuple(pairs.values())) if pairs else None
+
+
+def _read(path: Path) -> Plan:
+    return Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
 
 
 def keep_plan(root: Path, study: StudySpec, plan: Plan) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tsugiki.data.tasks import load_task
-from tsugiki.runs.answer_values import values_of
+from tsugiki.runs.answer_values import same_rows, values_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import now
@@ -67,10 +67,8 @@ def plan_place(result: StudyResult, root: Path, model_task: tuple[str, str]) -> 
 def _is_settled(result: StudyResult, pair: Pair, margin: float, wanted: float) -> bool:
     """Whether a plan of it is kept that was made of as many seeds, for the same."""
     seeds = min(len(_pilot_runs(result, cell)) for cell in pair)
-    keys = tuple(cell.key[2] for cell in pair)
     return any(
-        (plan.first, plan.second) == keys
-        and (plan.model, plan.task) == pair[0].key[:2]
+        pair_key(plan) == (*pair[0].key, pair[1].key[2])
         and plan.pilot_seeds >= seeds > 0
         and (plan.margin, plan.power) == (margin, wanted)
         for plan in (result.plan.pairs if result.plan else ())
@@ -85,15 +83,12 @@ def keep_new(result: StudyResult, root: Path, plan: Plan) -> Path | None:
     """
     before = read_plan(root, result.study)
     known = () if before is None else before.pairs
-    cells = {(*cell.key[:2], cell.key[2]): cell for cell in result.cells}
-    new = [
-        pair
-        for pair in plan.pairs
-        if not was_read(
-            result,
-            (cells[pair.model, pair.task, pair.first], cells[pair.model, pair.task, pair.second]),
-        )
-    ]
+    cells = {cell.key: cell for cell in result.cells}
+    new = []
+    for pair in plan.pairs:
+        keys = [(pair.model, pair.task, name) for name in (pair.first, pair.second)]
+        if not was_read(result, (cells[keys[0]], cells[keys[1]])):
+            new.append(pair)
     if not new:
         return None
     ours = {pair_key(pair) for pair in new}
@@ -135,9 +130,9 @@ def _pairs_of(result: StudyResult, model_tasks: Sequence[tuple[str, str]]) -> It
 def _pair(result: StudyResult, first: Cell, second: Cell, margin: float, wanted: float) -> PairPlan:
     task = load_task(first.task)
     runs = [_pilot_runs(result, cell) for cell in (first, second)]
-    seeds = min(each.seeds(result.study.num_seeds) for each in (first, second))
+    seeds = first.seeds(result.study.num_seeds)  # those of the second are as many
     test_rows, disagreement = len(task.examples["test"]), None
-    if all(runs) and _same_rows(runs[0][0], runs[1][0]):
+    if all(runs) and same_rows(runs[0][0], runs[1][0], "validation"):
         values = [[values_of(run, "validation") for run in some] for some in runs]
         groups = [answer.group for answer in runs[0][0].answers("validation")]
         pilot, pilot_seeds = pilot_of(values[0], values[1], groups), min(map(len, runs))
@@ -180,13 +175,6 @@ def _pilot_runs(result: StudyResult, cell: Cell) -> list[RunRecord]:
     a seed."""
     chosen = result.chosen.get(cell.key)
     return [] if chosen is None else result.seeds(chosen, "validation")
-
-
-def _same_rows(ours: RunRecord, theirs: RunRecord) -> bool:
-    first, second = (
-        [(row.id, row.target) for row in record.answers("validation")] for record in (ours, theirs)
-    )
-    return first == second
 
 
 def _disagreement(

@@ -14,7 +14,7 @@ from functools import partial
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import TsugikiError, reason_of
-from tsugiki.runs.elsewhere import name_of, read_wanted
+from tsugiki.runs.elsewhere import read_all
 from tsugiki.runs.events import SILENT, Events
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Store
@@ -108,11 +108,9 @@ def _look_first(way: Way, before: StudyResult) -> None:
 
 def _read_elsewhere(way: Way) -> None:
     """Tasks and texts that show what tuning did to the rest; what cannot be read is said now."""
-    for choice in way.result.study.forgetting:
-        try:
-            way.elsewhere.append(read_wanted(choice))
-        except (TsugikiError, OSError) as broken:
-            way.miss(elsewhere_of(name_of(choice)), broken)
+    way.elsewhere, refused = read_all(way.result.study.forgetting)
+    for choice, broken in refused.items():
+        way.miss(elsewhere_of(choice.label), broken)
 
 
 def _work(way: Way, groups: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:

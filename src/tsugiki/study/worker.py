@@ -6,11 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tsugiki.config.study import StudySpec
-from tsugiki.errors import TsugikiError
-from tsugiki.runs.elsewhere import Wanted, read_wanted, score_elsewhere
+from tsugiki.runs.elsewhere import read_all, score_elsewhere
 from tsugiki.runs.events import SILENT, Events
-from tsugiki.runs.finished import score_run
-from tsugiki.runs.methods import method_of
+from tsugiki.runs.finished import has_weights, score_run
 from tsugiki.runs.reading import RunRecord, read_record
 from tsugiki.runs.store import Run, RunBusy, Store
 from tsugiki.study.cells import (
@@ -22,7 +20,6 @@ from tsugiki.study.cells import (
     seed_cells,
 )
 from tsugiki.study.executors import Stage, ThisProcess, groups_of_cells
-from tsugiki.train.checkpoint import latest_checkpoint
 from tsugiki.train.engine import Interrupted
 
 
@@ -41,7 +38,7 @@ def run_stage(study: StudySpec, store: Store, stage: Stage, events: Events = SIL
 
 def _test(study: StudySpec, store: Store, events: Events) -> None:
     result = collect(study, store)
-    every = list(_readable(study))
+    every, _ = read_all(study.forgetting)
     for cell, record in _chosen_runs(result):
         wanted = every if is_scored_elsewhere(result, cell) else []
         try:
@@ -62,16 +59,5 @@ def _chosen_runs(result: StudyResult) -> Iterator[tuple[Cell, RunRecord]]:
     for cell in result.chosen.values():
         runs += [(cell, record) for record in result.repeats.get(cell.key, [])]
     for cell, record in runs:
-        if record is None or record.status != "done":
-            continue
-        kept = latest_checkpoint(record.folder / "weights") is not None
-        if kept or not method_of(record.config).trains:
+        if record is not None and record.status == "done" and has_weights(record):
             yield cell, record
-
-
-def _readable(study: StudySpec) -> Iterator[Wanted]:
-    for choice in study.forgetting:
-        try:
-            yield read_wanted(choice)
-        except (TsugikiError, OSError):
-            continue  # the study says so
