@@ -308,15 +308,15 @@ def study_of(model: Path, task: Path) -> dict:
 
 # The tables of a report on a classification task, before those of generated answers.
 TABLES = [
-    "table1",
-    "table2",
-    "comparison",
+    "scores",
+    "costs",
+    "pairs",
     "search",
     "failures",
     "confusion",
     "landscape",
     "settings",
-    "table3",
+    "grid",
 ]
 
 

@@ -101,7 +101,7 @@ def pages(root: Path = ROOT) -> dict[str, bytes]:
 
     heard = io.StringIO()
     for arguments in (
-        ["report", str(STUDY), "--out", str(root)],
+        ["report", str(STUDY), "--out", str(root), "--paper"],
         ["ls", "--out", str(root), "--json"],
     ):
         sys.argv, heard = ["tsugiki", *arguments], io.StringIO()
@@ -109,9 +109,9 @@ def pages(root: Path = ROOT) -> dict[str, bytes]:
             main()
     folder = study_folder(root, parse_study(find_study(str(STUDY)), str(STUDY)))
     found = {
-        path.name: path.read_bytes()
-        for path in sorted(folder.iterdir())
-        if path.name != "missing.json"
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "missing.json" and path.suffix != ".pdf"
     }
     return {**found, "ls.json": heard.getvalue().encode()}
 
@@ -124,6 +124,7 @@ def main_() -> None:
         shutil.rmtree(PAGES, ignore_errors=True)
         PAGES.mkdir()
         for name, content in pages().items():
+            (PAGES / name).parent.mkdir(exist_ok=True)
             (PAGES / name).write_bytes(content)
         shutil.rmtree(ROOT / "studies")
     else:

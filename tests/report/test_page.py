@@ -12,6 +12,7 @@ import pytest
 from tests.build import study_of
 from tsugiki.report.finding import verdict_of
 from tsugiki.report.latex import to_latex
+from tsugiki.report.looks import Look
 from tsugiki.report.material import gather
 from tsugiki.report.page import _difference
 from tsugiki.report.svg import Point, axis_over, chart
@@ -59,14 +60,16 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(
         parser.feed(text)
         assert parser.open == []
         assert ("html", "lang", language) in parser.attributes
-        assert not [value for _, name, value in parser.attributes if name in ("src", "href")]
+        links = [value for _, name, value in parser.attributes if name in ("src", "href")]
+        ids = {f"#{value}" for _, name, value in parser.attributes if name == "id"}
+        assert set(links) <= ids, "nothing but the page itself"
         assert "<script" not in text
         assert "http" not in text.replace("http-equiv", "")
         for word in words:
             assert word in text
         assert (
             text.count("<svg")
-            == len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]+"', text))
+            == len(re.findall(r'<svg [^>]*role="img" [^>]*aria-label="[^"]+"', text))
             >= 3
         )
         assert (
@@ -156,11 +159,13 @@ def test_a_chart_draws_every_point_inside_its_frame() -> None:
         "a": [Point(x=1e-5, y=0.2, low=0.1, high=0.3), Point(x=1e-3, y=0.9)],
         "b": [Point(x=1e-4, y=0.5, strong=True)],
     }
-    svg = chart(
-        points, axis_over([1e-5, 1e-3], "rate", log=True), axis_over([0.1, 0.9], "score"), "score"
-    )
+    looks = {name: Look(name=name, colour="#0072B2") for name in "ab"}
+    x, y = axis_over([1e-5, 1e-3], "rate", log=True), axis_over([0.1, 0.9], "score")
+    svg = chart(points, looks, x, y, "score", floor=("chance", 0.2))
+    assert svg.count('class="floor"') == 1
     assert svg.count("<g><title>") == 3
     marks = [float(value) for value in re.findall(r'c[xy]="([0-9.]+)"', svg)]
     assert all(0 <= value <= 460 for value in marks)
-    flat = chart({"a": [Point(x=1, y=0.0)]}, axis_over([1], "x"), axis_over([0.0], "y"), "flat")
+    single = {"a": [Point(x=1, y=0.0)]}
+    flat = chart(single, looks, axis_over([1], "x"), axis_over([0.0], "y"), "flat")
     assert "nan" not in flat

@@ -17,8 +17,9 @@ from tests.build import TABLES, in_words, study_of
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import RunError
 from tsugiki.report.compare import compare_methods
+from tsugiki.report.looks import Look
 from tsugiki.report.material import gather
-from tsugiki.report.svg import bars, heat_map, stacked
+from tsugiki.report.shapes import bars, heat_map, stacked
 from tsugiki.report.write import write_report
 from tsugiki.runs.reading import read_record
 from tsugiki.runs.store import Store
@@ -26,6 +27,8 @@ from tsugiki.runs.watch import watch_steps
 from tsugiki.score.statistics import paired_difference
 from tsugiki.study.cells import StudyResult, collect, parse_study
 from tsugiki.study.sweep import run_study
+
+LOOK = Look(name="LoRA", colour="#0072B2")
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +71,8 @@ def test_the_chosen_cells_are_trained_with_every_seed_and_found_again(
     assert {key: len(again.seeds(cell)) for key, cell in again.chosen.items()} == dict.fromkeys(
         result.chosen, 3
     )
-    table = next(one for one in in_words(gather(again), "en") if one.name == "table2")
-    assert sum("(3 seeds)" in row[2] for row in table.rows) == 2
+    table = next(one for one in in_words(gather(again), "en") if one.name == "scores")
+    assert [row[5] for row in table.rows if row[5] != "-"] == ["3", "3"]
     lora = gather(again).standings["tiny", "tiny", "LoRA"]
     assert table.rows[0][2].startswith(f"{lora.score:.3f} ["), (
         "the table and the finding say one number"
@@ -119,7 +122,8 @@ def test_the_japanese_page_is_japanese_and_both_hold_every_section(
         (
             english,
             (
-                "Memory and time",
+                "What it costs",
+                "What this does not show",
                 "Training curves",
                 "How to compare these numbers",
                 "is not above the baseline",
@@ -129,13 +133,13 @@ def test_the_japanese_page_is_japanese_and_both_hold_every_section(
         (
             japanese,
             (
-                "メモリと時間",
+                "ここからは言えないこと",
                 "学習曲線",
                 "比較するときの注意",
                 "「値がベースライン以下」",
                 "±10 ポイント",
-                "秒/ステップ: 中央値 / 平均",
-                "3 シード",
+                "秒/ステップ: 中央値（平均は",
+                "シード 3 個",
             ),
         ),
     ):
@@ -161,13 +165,14 @@ def test_texts_that_may_not_be_passed_on_stay_out(
         chosen=result.chosen,
         repeats=result.repeats,
     )
-    assert [table.name for table in in_words(gather(bare), "en")] == TABLES
+    names = [table.name for table in in_words(gather(bare), "en")]
+    assert names == [*TABLES, "data", "provenance"]
 
 
 def test_what_models_wrote_is_never_translated(wide: tuple[StudySpec, StudyResult, Path]) -> None:
     _, result, _ = wide
     english, japanese = (
-        next(table for table in in_words(gather(result), language) if table.name == "table4")
+        next(table for table in in_words(gather(result), language) if table.name == "answers-1")
         for language in ("en", "ja")
     )
     written = [row[2] for row in english.rows if row[1] not in ("Input", "reference")]
@@ -197,18 +202,20 @@ def test_figures_hold_what_they_are_given() -> None:
         {(0, 0): 0.1, (0, 1): 0.9, (1, 0): None},
         [(0, 1)],
         "heat <map>",
+        (0.1, 0.9),
     )
-    assert drawn.count("<rect") == 3
+    assert drawn.count("<rect") == 3 + 20, "the squares, and the bar of shades"
     assert drawn.count('stroke="#D55E00"') == 1
     assert "0.900" in drawn
     assert "–" in drawn
     assert 'aria-label="heat &lt;map&gt;"' in drawn
-    assert bars({"a": 2.0, "b": 0.0}, "t").count("<rect") == 2
+    assert bars({"a": 2.0, "b": 0.0}, dict.fromkeys("ab", LOOK), "t").count("<rect") == 2
     columns = {"4": {"right": 3, "empty": 1}, "8": {"right": 4}}
     shares = stacked(columns, {"right": "正解", "empty": "空", "outside": "候補外"}, "t")
     assert "4: 正解 75%" in shares
     assert "候補外" not in shares
-    assert "nan" not in bars({}, "t") + heat_map([], [], {}, [], "t") + stacked({}, {}, "t")
+    empty = bars({}, {}, "t") + heat_map([], [], {}, [], "t", (0, 1)) + stacked({}, {}, "t")
+    assert "nan" not in empty
 
 
 def test_latex_compiles_where_there_is_a_latex(
@@ -245,13 +252,9 @@ def test_the_tables_are_json_too(
     _, result, root = wide
     assert not print_report(result, root, "tsugiki study again", True), "nine rows teach nothing"
     printed = json.loads(capsys.readouterr().out)
-    assert {table["name"] for table in printed["tables"]} >= {
-        "table1",
-        "table2",
-        "table3",
-        "comparison",
-        "failures",
-        "confusion",
-    }
+    rows = [row for row in printed["results"] if row["metric"] == "accuracy"]
+    assert {row["seed"] for row in rows if row["part"] == "test"} >= {0, 1, 2, "mean"}
+    assert all(isinstance(row["value"], (int, float)) for row in printed["results"])
+    assert [row["first"] for row in printed["comparison"]] == ["LoRA"]
     assert len(printed["findings"]) == 1
     assert printed["verdicts"][0]["verdict"] is None

@@ -100,7 +100,7 @@ def test_an_imported_adapter_has_a_row_beside_trained_cells(
     result = run_study(study, Store(tmp_path))
     page = write_report(gather(result), tmp_path)
     tables = in_words(gather(result))
-    rows = next(table for table in tables if table.name == "table2").rows
+    rows = next(table for table in tables if table.name == "scores").rows
     assert [row[1] for row in rows[:2]] == ["tiny-theirs", "tiny-LoRA"]
     assert rows[0][2] != "not scored yet"
     text = page.read_text(encoding="utf-8")

@@ -180,7 +180,7 @@ def test_successive_halving_ends_the_lower_half_twice(
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
     run_study(study, Store(tmp_path))
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
-    grid_table = next(table for table in in_words(gather(result), "en") if table.name == "table3")
+    grid_table = next(table for table in in_words(gather(result), "en") if table.name == "grid")
     assert sum("pruned after step" in " ".join(row) for row in grid_table.rows) == 4
 
 

@@ -201,7 +201,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
     page = write_report(gather(result), tmp_path)
     tables = in_words(gather(result))
     text = page.read_text(encoding="utf-8")
-    assert [table.name for table in tables] == [*TABLES, "table4"]
+    assert [table.name for table in tables] == [*TABLES, "answers-1", "data", "provenance"]
     assert "diverged" in text
     assert "compared configurations differ in batch: LoRA 8, FT 16" in text
     assert "at most 128 tokens" in text, "the model has 128 positions"
@@ -212,7 +212,7 @@ def test_a_study_chooses_by_validation_scores_test_once_and_resumes(
     run_study(study, store)
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
     assert collect(study, store).chosen.keys() == result.chosen.keys()
-    with (page.parent / "table2.csv").open(encoding="utf-8-sig", newline="") as file:
+    with (page.parent / "scores.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0][0] == "task"
     assert {len(row) for row in rows} == {len(rows[0])}

@@ -21,7 +21,14 @@ from tsugiki.cli.app import (
     language_of,
     reads_records_alone,
 )
-from tsugiki.cli.printing import print_damaged, print_json, print_report, print_scores, record_json
+from tsugiki.cli.printing import (
+    print_damaged,
+    print_json,
+    print_paper,
+    print_report,
+    print_scores,
+    record_json,
+)
 from tsugiki.config.old_spellings import OldSpelling
 from tsugiki.errors import RunError, TsugikiError
 
@@ -225,13 +232,27 @@ def import_adapter(
     print(f"Run: {record.folder}\nNext: tsugiki score {record.folder} --part test")
 
 
-@app.command(epilog="Example: tsugiki report demo --out tsugiki-runs")
+@app.command(
+    epilog="Examples: tsugiki report demo --out tsugiki-runs   ·   tsugiki report my.toml "
+    "--columns score,pm,n   ·   tsugiki report paper --paper"
+)
 def report(
     file: Annotated[str, typer.Argument(help="A study file or the name of a built-in study.")],
     out: Out = DEFAULT_OUT,
     changes: Changes = None,
     as_json: AsJson = False,
     lang: Lang = "en",
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="Write the paper's Tables 1 to 6 too, its rows beside yours."),
+    ] = False,
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="Columns of paper-table.tex, by commas: score, pm, interval, difference, n, "
+            "seeds, valid, params, memory, step."
+        ),
+    ] = "",
 ) -> None:
     """Write and print the tables of a study from the runs on disk; runs nothing."""
     reads_records_alone()
@@ -242,10 +263,12 @@ def report(
     store = Store(out)
     result = collect(_study(file, changes), store)
     options = "".join(f" --set '{change}'" for change in changes or [])
+    again = f"tsugiki study {file} --out {out}{options}"
     if not result.records and not result.missing:
-        raise TsugikiError(
-            f"{out}: no finished run of this study there. Run: tsugiki study {file} --out "
-            f"{out}{options}"
-        )
+        raise TsugikiError(f"{out}: no finished run of this study there. Run: {again}")
     print_damaged(result.damaged)
-    end(print_report(result, out, f"tsugiki study {file} --out {out}{options}", as_json, language))
+    wanted = [name.strip() for name in columns.split(",") if name.strip()]
+    whole = print_report(result, out, again, as_json, language, wanted)
+    if paper:
+        print_paper(result, out, again)
+    end(whole)

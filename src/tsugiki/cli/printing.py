@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsugiki.errors import TsugikiError, reason_of
+from tsugiki.errors import ConfigError, TsugikiError, reason_of
 
 if TYPE_CHECKING:
     from tsugiki.report.compare import Comparison
@@ -32,20 +32,28 @@ def print_json(content: object) -> None:
 
 
 def print_report(
-    result: StudyResult, out: Path, again: str, as_json: bool, lang: Language = "en"
+    result: StudyResult,
+    out: Path,
+    again: str,
+    as_json: bool,
+    lang: Language = "en",
+    columns: Sequence[str] = (),
 ) -> bool:
     """Writes and prints a study's report; `again` is the command that goes on with it. False when
     something is missing or did not learn."""
     from tsugiki.cli.progress import show_tables
     from tsugiki.report.material import gather
+    from tsugiki.report.numbers import comparison_rows, results_rows
     from tsugiki.report.tables import all_tables
     from tsugiki.report.write import write_report
 
-    material = gather(result)
+    material = gather(result, again)
     lacking = material.shortfalls(lang)
     tables, where = all_tables(material), None
     try:
-        where = write_report(material, out, lang, tables)
+        where = write_report(material, out, lang, tables, columns)
+    except ConfigError:
+        raise  # a column that is not known
     except (OSError, TsugikiError) as broken:
         lacking.append(f"the report could not be written: {reason_of(broken)}")
     if as_json:
@@ -55,7 +63,8 @@ def print_report(
                 "findings": material.statements(lang),
                 "verdicts": [finding.to_json() for finding in material.findings],
                 "missing": lacking,
-                "tables": [asdict(table.in_words(lang)) for table in tables],
+                "results": [asdict(row) for row in results_rows(material)],
+                "comparison": [asdict(row) for row in comparison_rows(material)],
             }
         )
         return not lacking
@@ -63,9 +72,18 @@ def print_report(
     print("\n".join(material.statements(lang)))
     if where is not None:
         pages = f"{where.parent / 'report.ja.html'} · {where.parent / 'report.en.html'}"
-        print(f"Report: {pages}   (Markdown, CSV and LaTeX beside them)")
+        print(f"Report: {pages}   (Markdown, CSV, JSON, LaTeX and figures beside them)")
     _print_next(material, lacking, again)
     return not lacking
+
+
+def print_paper(result: StudyResult, out: Path, again: str) -> None:
+    """Writes the paper's own tables from the study's runs."""
+    from tsugiki.report.material import gather
+    from tsugiki.report.paper_page import write_paper
+
+    pages = " · ".join(map(str, write_paper(gather(result, again), out)))
+    print(f"The paper's tables: {pages}", file=sys.stderr)
 
 
 def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
@@ -74,7 +92,7 @@ def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
     records = [result.record(cell) for cell in result.chosen.values()]
     done = [record.folder for record in records if record is not None and record.status == "done"]
     if done:
-        hint = "(the prompt's form stands in Table 1)"
+        hint = "(the prompt's form stands under “Data and prompts”)"
         print(f"Next: tsugiki generate {done[0]} --text 'PROMPT'   {hint}")
     for line in lacking[:-1]:
         print(f"Not whole: {line}")

@@ -1,4 +1,4 @@
-"""Tables 4–6: the same test examples answered by every method side by side. No torch here."""
+"""The same test examples answered by every method side by side. No torch here."""
 
 from __future__ import annotations
 
@@ -19,24 +19,33 @@ COLUMNS = (
 
 
 def answers_tables(result: StudyResult, tasks: Mapping[str, Task]) -> list[Table]:
-    """One for each task, from Table 4 on: the first examples where methods disagree, else the
-    first."""
-    tables = []
-    for number, (label, task) in enumerate(tasks.items(), 4):
-        answers = _answers(result, label)
-        if not answers or not result.study.answers_shown:
+    """One for each task: the first examples where methods disagree, else the first."""
+    tables = list[Table]()
+    for label, task in tasks.items() if result.study.answers_shown else ():
+        rows = answers_rows(result, task, label)
+        if not rows:
             continue
-        rows = list[tuple[Content, ...]]()
-        for index in _shown(list(answers.values()), result.study.answers_shown):
-            example = task.examples["test"][index]
-            prompt = task.template.format_map(dict(example.fields))
-            rows.append((example.id, INPUT, _short(prompt)))
-            rows.append(("", REFERENCE, example.target))
-            for name, given in answers.items():
-                rows.append(("", name, given[index].answer + ("" if given[index].ended else " …")))
-        title = phrase("answers.title", label=label, number=number)
-        tables.append(Table(name=f"table{number}", title=title, columns=COLUMNS, rows=tuple(rows)))
+        title, note = phrase("answers.title", label=label), phrase("answers.rule")
+        name = f"answers-{len(tables) + 1}"
+        tables.append(
+            Table(name=name, title=title, columns=COLUMNS, rows=tuple(rows), notes=(note,))
+        )
     return tables
+
+
+def answers_rows(result: StudyResult, task: Task, label: str) -> list[tuple[Content, ...]]:
+    """Each shown example's input, its reference, and what every method answered."""
+    answers, rows = _answers(result, label), list[tuple[Content, ...]]()
+    if not answers:
+        return rows
+    for index in _shown(list(answers.values()), result.study.answers_shown):
+        example = task.examples["test"][index]
+        prompt = task.template.format_map(dict(example.fields))
+        rows.append((example.id, INPUT, _short(prompt)))
+        rows.append(("", REFERENCE, example.target))
+        for name, given in answers.items():
+            rows.append(("", name, given[index].answer + ("" if given[index].ended else " …")))
+    return rows
 
 
 def _answers(result: StudyResult, label: str) -> dict[str, Sequence[Answer]]:

@@ -6,7 +6,7 @@ from tsugiki.report.compare import pooled
 from tsugiki.report.standing import lost_seeds
 from tsugiki.report.table import Content, Estimated, Number, Said, Two, phrase, said
 from tsugiki.report.texts import best_text, chosen_text, score_text, values_text
-from tsugiki.report.words import Language, say
+from tsugiki.report.words import say
 from tsugiki.runs.record import Scores
 from tsugiki.study.cells import Cell, StudyResult
 from tsugiki.study.missing import test_of
@@ -39,8 +39,8 @@ def best_cell(scores: Scores, num_cells: int) -> Estimated:
 
 
 def test_cell(result: StudyResult, cell: Cell) -> Content:
-    """`0.401 [0.360, 0.440]`; over several seeds their mean, with `± .012 (3 seeds)`; each seed's
-    score where another failed."""
+    """`0.401 [0.360, 0.440]`; over several seeds their mean, with their standard deviation;
+    each seed's score where another failed."""
     records, lost = result.seeds(cell), lost_seeds(result, cell)
     if not records:
         why = result.missing.get(test_of(cell.label))
@@ -54,18 +54,16 @@ def test_cell(result: StudyResult, cell: Cell) -> Content:
     over, count = pooled(records), len(records)
     text = values_text(over.means, over.main, over.low, over.high)
 
-    def words(language: Language) -> str:
-        seeds = say(language, "cells.seeds", count=count)
-        return text if count == 1 else f"{text} ± {over.spread:.3f} ({seeds})"
-
-    return Estimated(value=over.means[over.main], low=over.low, high=over.high, words=said(words))
+    words = text if count == 1 else f"{text} ± {over.spread:.3f}"
+    value = over.means[over.main]
+    return Estimated(value=value, low=over.low, high=over.high, words=Said(en=words, ja=words))
 
 
 def seconds_cell(cost: Cost | None, tail: str = "") -> Content:
-    """`median / mean` seconds per step."""
+    """Median seconds per step; with the mean in CSV."""
     if cost is None or cost.step_s_median is None or cost.step_s_mean is None:
         return f"-{tail}" if tail else None
-    text = f"{cost.step_s_median:.4f} / {cost.step_s_mean:.4f}{tail}"
+    text = f"{cost.step_s_median:.4f}{tail}"
     return Two(first=cost.step_s_median, second=cost.step_s_mean, words=Said(en=text, ja=text))
 
 

@@ -1,52 +1,285 @@
-"""Which figures a report has: each from the run records, as (title, SVG) pairs by section."""
+"""Which figures a report has, by section of the page: each from the run records."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tsugiki.report.compare import pooled
 from tsugiki.report.finding import exclusive_cost, exclusive_step_s
-from tsugiki.report.standing import lost_seeds
-from tsugiki.report.svg import Point, axis_over, bars, chart, heat_map, stacked
-from tsugiki.report.words import Language, say
+from tsugiki.report.headline import forest_plot
+from tsugiki.report.looks import Look, looks_of, told_apart
+from tsugiki.report.material import Material
+from tsugiki.report.shapes import bars, heat_map, stacked
+from tsugiki.report.standing import floor_of, lost_seeds
+from tsugiki.report.svg import Point, axis_over, chart
+from tsugiki.report.words import Language, called, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.failures import CLASSES
 from tsugiki.score.metrics import Score
 from tsugiki.study.cells import Cell, Key, StudyResult
 
-MOST_SERIES = 8  # more are no longer told apart by colour and mark
+MOST_SERIES = 8  # more are no longer told apart by mark and dash
 CURVE_POINTS = 80
-Figures = list[tuple[str, str]]
+Pairs = list[tuple[Cell, RunRecord]]
 
 
-def all_figures(
-    result: StudyResult, words: Mapping[str, str], language: Language
-) -> dict[str, Figures]:
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure of the page; `name` is that of its file."""
+
+    name: str
+    title: str
+    svg: str
+
+
+def all_figures(material: Material, language: Language) -> dict[str, list[Figure]]:
     """Figures by section of the page; a section without data is empty."""
-    chosen, cells = _by_task(result, chosen_only=True), _by_task(result, chosen_only=False)
-    return {
-        "quality": [
-            figure
-            for task, pairs in chosen.items()
-            for figure in _quality(result, task, pairs, words)
-        ],
-        "cost": [figure for task, pairs in chosen.items() for figure in _cost(task, pairs, words)],
-        "landscape": [
-            figure for task, pairs in cells.items() for figure in _rates(result, task, pairs, words)
-        ],
-        "heat": [figure for key in result.chosen for figure in _heat(result, key, words)],
-        "curves": [
-            figure
-            for task, pairs in chosen.items()
-            for figure in _course(task, pairs, words, language)
-        ],
-    }
+    return _Figures(material, language).all()
 
 
-def _by_task(result: StudyResult, chosen_only: bool) -> dict[str, list[tuple[Cell, RunRecord]]]:
-    by_task: dict[str, list[tuple[Cell, RunRecord]]] = {}
+class _Figures:
+    def __init__(self, material: Material, language: Language) -> None:
+        self.material, self.language = material, language
+        self.result: StudyResult = material.result
+        self.looks = looks_of(self.result)
+
+    def all(self) -> dict[str, list[Figure]]:
+        """Every figure of the report."""
+        chosen = _by_task(self.result, chosen_only=True)
+        cells = _by_task(self.result, chosen_only=False)
+        forest = forest_plot(self.material, self.language)
+        title = self.words("forest")
+        return {
+            "forest": [Figure(name="forest", title=title, svg=forest)] if forest else [],
+            "quality": [
+                figure for task, pairs in chosen.items() for figure in self.quality(task, pairs)
+            ],
+            "cost": [figure for task, pairs in chosen.items() for figure in self.cost(task, pairs)],
+            "landscape": [
+                figure for task, pairs in cells.items() for figure in self.rates(task, pairs)
+            ],
+            "heat": [figure for key in self.result.chosen for figure in self.heat(key)],
+            "curves": [
+                figure for task, pairs in chosen.items() for figure in self.training(task, pairs)
+            ],
+        }
+
+    def words(self, key: str, **values: object) -> str:
+        return say(self.language, f"page.{key}", **values)
+
+    def metric(self, pairs: Pairs, part: str) -> str:
+        """`exact match on test`."""
+        scores = next((own for _, record in pairs if (own := record.scores(part))), None)
+        name = called(self.language, "label", scores.main.name) if scores else ""
+        return self.words(f"metric_{part}", metric=name)
+
+    def floor(self, task: str, pairs: Pairs, part: str) -> tuple[str, float] | None:
+        """What needs no model, on the rows that were scored."""
+        known = self.material.tasks.get(task)
+        for _, record in pairs if known is not None else ():
+            scores = record.scores(part)
+            if known is not None and scores is not None:
+                ids = tuple(answer.id for answer in record.answers(part))
+                floor = floor_of(known, part, ids, scores.main.name)
+                if floor is None:
+                    return None
+                return say(self.language, f"floor.{floor.name}"), floor.mean
+        return None
+
+    def quality(self, task: str, pairs: Pairs) -> list[Figure]:
+        """Test score, over all seeds, against trained parameters."""
+        series, methods = dict[str, list[Point]](), dict[str, str]()
+        for cell, record in pairs:
+            if record.scores("test") is not None and record.outcome.trainable:
+                if lost_seeds(self.result, cell):
+                    continue  # no mean over the rest
+                over = pooled(self.result.seeds(cell))
+                point = Point(
+                    x=record.outcome.trainable / 1e6,
+                    y=over.means[over.main],
+                    low=over.low,
+                    high=over.high,
+                )
+                series.setdefault(_name(cell), []).append(point)
+                methods[_name(cell)] = cell.method.name
+        own = [pair for pair in pairs if _name(pair[0]) in series]
+        labels = (self.words("parameters"), self.metric(own, "test"))
+        title = f"{labels[1]}: {task}{_n_of(own, 'test')}"
+        floor = self.floor(task, own, "test")
+        return self.chart(("score", task), title, series, methods, labels, log=True, floor=floor)
+
+    def cost(self, task: str, pairs: Pairs) -> list[Figure]:
+        """Memory and time of the chosen cells as bars."""
+        memory, seconds, methods = dict[str, float](), dict[str, float](), dict[str, str]()
+        for cell, record in pairs:
+            methods[_name(cell)] = cell.method.name
+            # Of a CPU only the whole process is known, which compares nothing.
+            if peak := exclusive_cost(record).peak_allocated_bytes:
+                memory[_name(cell)] = peak / 2**20
+            if (value := exclusive_step_s(record)) is not None:
+                seconds[_name(cell)] = value
+        looks = told_apart(methods, self.looks)
+        return [
+            Figure(
+                name=_file("cost", kind, task),
+                title=f"{task}: {self.words(kind)}",
+                svg=bars(values, looks, f"{task}: {self.words(kind)}"),
+            )
+            for kind, values in (("memory", memory), ("seconds", seconds))
+            if values
+        ]
+
+    def rates(self, task: str, pairs: Pairs) -> list[Figure]:
+        """Validation score over the learning rate, one series for each other setting; of many
+        settings the best at each rate, one series a method."""
+        series, methods = dict[str, list[Point]](), dict[str, str]()
+        for cell, record in pairs:
+            if not method_of(cell.config).trains:
+                continue
+            extra = [
+                f"{name} {value}"
+                for name, value in cell.settings.items()
+                if name not in ("learning_rate", "alpha")
+            ]
+            scores = record.scores("validation")
+            if scores is not None:
+                strong = self.result.chosen.get(cell.key) is cell
+                name = " · ".join([_name(cell), *extra])
+                methods[name] = cell.method.name
+                series.setdefault(name, []).append(
+                    _point(cell.config.train.learning_rate, scores.main, strong)
+                )
+        if len(series) > MOST_SERIES:
+            series, methods = _best_by_rate(series, methods, self.words("best"))
+        labels = (self.words("rate"), self.metric(pairs, "validation"))
+        title = f"{labels[1]}: {task}{_n_of(pairs, 'validation')}"
+        floor = self.floor(task, pairs, "validation")
+        return self.chart(("rates", task), title, series, methods, labels, log=True, floor=floor)
+
+    def heat(self, key: Key) -> list[Figure]:
+        """Settings × learning rate, where a method searched both; one scale a task."""
+        cells = [cell for cell in self.result.cells if cell.key == key]
+        varying = [
+            name
+            for name in cells[0].settings
+            if len({str(cell.settings[name]) for cell in cells}) > 1
+        ]
+        if "learning_rate" not in varying or len(varying) < 2:
+            return []
+        others = [name for name in varying if name != "learning_rate"]
+        label = {id(cell): _setting_label(cell, others) for cell in cells}
+        rows = list(dict.fromkeys(label.values()))
+        rates = sorted({cell.config.train.learning_rate for cell in cells})
+        values: dict[tuple[int, int], float | None] = {}
+        strong = []
+        for cell in cells:
+            square = (rows.index(label[id(cell)]), rates.index(cell.config.train.learning_rate))
+            record = self.result.record(cell)
+            if record is not None:
+                done = record.status == "done"
+                values[square] = record.main_score("validation") if done else None
+            if self.result.chosen.get(key) is cell:
+                strong.append(square)
+        title = " · ".join(key)
+        described = f"{self.words('validation')}, {self.words('rate')}: {title}"
+        columns = [f"{rate:g}" for rate in rates]
+        svg = heat_map(rows, columns, values, strong, described, self.scale(key[1]))
+        return [Figure(name=_file("heat", *key), title=title, svg=svg)]
+
+    def scale(self, task: str) -> tuple[float, float]:
+        """From the lowest to the highest score on validation of all methods on a task."""
+        scores = [
+            score
+            for cell in self.result.cells
+            if cell.key[1] == task
+            and (record := self.result.record(cell)) is not None
+            and record.status == "done"
+            and (score := record.main_score("validation")) is not None
+        ]
+        return (min(scores, default=0.0), max(scores, default=1.0))
+
+    def training(self, task: str, pairs: Pairs) -> list[Figure]:
+        """Loss, the sample of validation, and kinds of answers over the steps."""
+        methods = {_name(cell): cell.method.name for cell, _ in pairs}
+        losses = {_name(cell): points for cell, record in pairs if (points := _smoothed(record))}
+        labels = (self.words("step"), self.words("loss"))
+        title = f"{task}: {self.words('loss')}"
+        figures = self.chart(("loss", task), title, losses, methods, labels, lines=True)
+        watched = [pair for pair in pairs if pair[1].validations]
+        scores = {
+            _name(cell): [
+                _point(validation.step, validation.scores.main) for validation in record.validations
+            ]
+            for cell, record in watched
+        }
+        n = watched[0][1].validations[0].scores.main.n if watched else 0
+        title = f"{task}: {self.words('sample', n=n)}"
+        labels = (self.words("step"), self.metric(pairs, "validation"))
+        figures += self.chart(("curve", task), title, scores, methods, labels, lines=True)
+        names: dict[str, str] = {kind: say(self.language, f"failure.{kind}") for kind in CLASSES}
+        for cell, record in watched:
+            title = f"{_name(cell)}, {task}: {self.words('answers', n=n)}"
+            columns = {
+                str(validation.step): validation.scores.failures
+                for validation in record.validations
+            }
+            name = _file("answers", _name(cell), task)
+            figures.append(Figure(name=name, title=title, svg=stacked(columns, names, title)))
+        return figures
+
+    def chart(
+        self,
+        name: tuple[str, str],
+        title: str,
+        series: Mapping[str, Sequence[Point]],
+        methods: Mapping[str, str],
+        labels: tuple[str, str],
+        *,
+        log: bool = False,
+        lines: bool = False,
+        floor: tuple[str, float] | None = None,
+    ) -> list[Figure]:
+        """One figure, or none where there is nothing to draw."""
+        points = [point for column in series.values() for point in column]
+        if not points:
+            return []
+        x_label = self.words("log_scale", label=labels[0]) if log else labels[0]
+        x = axis_over([point.x for point in points], x_label, log=log)
+        bounds = [
+            value
+            for point in points
+            for value in (point.low, point.y, point.high)
+            if value is not None
+        ]
+        y = axis_over([*bounds, *([floor[1]] if floor else [])], labels[1])
+        looks: dict[str, Look] = told_apart({key: methods[key] for key in series}, self.looks)
+        svg = chart(series, looks, x, y, title, lines=lines, floor=floor)
+        return [Figure(name=_file(*name), title=title, svg=svg)]
+
+
+def _file(*parts: str) -> str:
+    """A file's name of what a figure shows."""
+    return re.sub(r"[^\w.+-]+", "-", "-".join(parts)).strip("-.")
+
+
+def _n_of(pairs: Pairs, part: str) -> str:
+    n = next((own.main.n for _, record in pairs if (own := record.scores(part))), None)
+    return "" if n is None else f" (n = {n:,})"
+
+
+def _setting_label(cell: Cell, names: Sequence[str]) -> str:
+    return " · ".join(
+        f"{cell.settings[name]}" if name == "targets" else f"{name} {cell.settings[name]}"
+        for name in names
+    )
+
+
+def _by_task(result: StudyResult, chosen_only: bool) -> dict[str, Pairs]:
+    by_task: dict[str, Pairs] = {}
     for cell in result.chosen.values() if chosen_only else result.cells:
         record = result.record(cell)
         if record is not None and record.status == "done":
@@ -62,167 +295,20 @@ def _point(x: float, main: Score, strong: bool = False) -> Point:
     return Point(x=x, y=main.value, low=main.low, high=main.high, strong=strong)
 
 
-def _quality(
-    result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]
-) -> Figures:
-    """Test score, over all seeds, against trained parameters."""
-    series: dict[str, list[Point]] = {}
-    for cell, record in pairs:
-        if record.scores("test") is not None and record.outcome.trainable:
-            if lost_seeds(result, cell):
-                continue  # no mean over the rest
-            over = pooled(result.seeds(cell))
-            point = Point(
-                x=record.outcome.trainable / 1e6,
-                y=over.means[over.main],
-                low=over.low,
-                high=over.high,
-            )
-            series.setdefault(_name(cell), []).append(point)
-    return _chart(task, series, words["parameters"], f"{words['test']}: {task}", log=True)
-
-
-def _cost(task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]) -> Figures:
-    """Memory and time of the chosen cells as bars."""
-    memory = {}
-    for cell, record in pairs:
-        measured = exclusive_cost(record)
-        # Of a CPU only the whole process is known, which compares nothing.
-        if peak := measured.peak_allocated_bytes:
-            memory[_name(cell)] = peak / 2**20
-    seconds = {
-        _name(cell): value
-        for cell, record in pairs
-        if (value := exclusive_step_s(record)) is not None
-    }
-    figures = (
-        [(f"{task}: {words['memory']}", bars(memory, f"{task}: {words['memory']}"))]
-        if memory
-        else []
-    )
-    return figures + (
-        [(f"{task}: {words['seconds']}", bars(seconds, f"{task}: {words['seconds']}"))]
-        if seconds
-        else []
-    )
-
-
-def _rates(
-    result: StudyResult, task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str]
-) -> Figures:
-    """Validation score over the learning rate, one series for each other setting; of many settings
-    the best at each rate, one series a method."""
-    series: dict[str, list[Point]] = {}
-    for cell, record in pairs:
-        if not method_of(cell.config).trains:
-            continue
-        extra = [
-            f"{name} {value}"
-            for name, value in cell.settings.items()
-            if name not in ("learning_rate", "alpha")
-        ]
-        scores = record.scores("validation")
-        if scores is not None:
-            strong = result.chosen.get(cell.key) is cell
-            series.setdefault(" · ".join([_name(cell), *extra]), []).append(
-                _point(cell.config.train.learning_rate, scores.main, strong)
-            )
-    if len(series) > MOST_SERIES:
-        series = _best_by_rate(series, words["best"])
-    return _chart(task, series, words["rate"], f"{words['validation']}: {task}", log=True)
-
-
-def _best_by_rate(series: Mapping[str, list[Point]], best: str) -> dict[str, list[Point]]:
+def _best_by_rate(
+    series: Mapping[str, list[Point]], methods: Mapping[str, str], best: str
+) -> tuple[dict[str, list[Point]], dict[str, str]]:
     by_rate: dict[str, dict[float, Point]] = {}
+    method = dict[str, str]()
     for name, points in series.items():
-        highest = by_rate.setdefault(f"{name.split(' · ')[0]} ({best})", {})
+        whole = f"{name.split(' · ')[0]} ({best})"
+        method[whole] = methods[name]
+        highest = by_rate.setdefault(whole, {})
         for point in points:
             if point.x not in highest or point.y > highest[point.x].y:
                 highest[point.x] = point
-    return {name: [points[x] for x in sorted(points)] for name, points in by_rate.items()}
-
-
-def _heat(result: StudyResult, key: Key, words: Mapping[str, str]) -> Figures:
-    """Settings × learning rate, where a method searched both."""
-    cells = [cell for cell in result.cells if cell.key == key]
-    varying = [
-        name for name in cells[0].settings if len({str(cell.settings[name]) for cell in cells}) > 1
-    ]
-    if "learning_rate" not in varying or len(varying) < 2:
-        return []
-    others = [name for name in varying if name != "learning_rate"]
-    label = {
-        id(cell): " · ".join(
-            f"{cell.settings[name]}" if name == "targets" else f"{name} {cell.settings[name]}"
-            for name in others
-        )
-        for cell in cells
-    }
-    rows = list(dict.fromkeys(label.values()))
-    rates = sorted({cell.config.train.learning_rate for cell in cells})
-    values: dict[tuple[int, int], float | None] = {}
-    strong = []
-    for cell in cells:
-        square = (rows.index(label[id(cell)]), rates.index(cell.config.train.learning_rate))
-        record = result.record(cell)
-        if record is not None:
-            values[square] = record.main_score("validation") if record.status == "done" else None
-        if result.chosen.get(key) is cell:
-            strong.append(square)
-    title = " · ".join(key)
-    return [
-        (
-            title,
-            heat_map(
-                rows,
-                [f"{rate:g}" for rate in rates],
-                values,
-                strong,
-                f"{words['validation']}, {words['rate']}: {title}",
-            ),
-        )
-    ]
-
-
-def _course(
-    task: str, pairs: list[tuple[Cell, RunRecord]], words: Mapping[str, str], language: Language
-) -> Figures:
-    """Loss, the sample of validation, and kinds of answers over the steps."""
-    losses = {_name(cell): _smoothed(record) for cell, record in pairs}
-    figures = _chart(
-        f"{task}: {words['loss']}",
-        {k: v for k, v in losses.items() if v},
-        words["step"],
-        f"{words['loss']}: {task}",
-        lines=True,
-    )
-    scores = {
-        _name(cell): [
-            _point(validation.step, validation.scores.main) for validation in record.validations
-        ]
-        for cell, record in pairs
-        if record.validations
-    }
-    title = f"{task}: {words['sample']}"
-    figures += _chart(title, scores, words["step"], f"{words['validation']}: {task}", lines=True)
-    names: dict[str, str] = {kind: say(language, f"failure.{kind}") for kind in CLASSES}
-    for cell, record in pairs:
-        if record.validations:
-            title = f"{_name(cell)}, {task}: {words['answers']}"
-            figures.append(
-                (
-                    title,
-                    stacked(
-                        {
-                            str(validation.step): validation.scores.failures
-                            for validation in record.validations
-                        },
-                        names,
-                        title,
-                    ),
-                )
-            )
-    return figures
+    best_of = {name: [points[x] for x in sorted(points)] for name, points in by_rate.items()}
+    return best_of, method
 
 
 def _smoothed(record: RunRecord) -> list[Point]:
@@ -234,23 +320,3 @@ def _smoothed(record: RunRecord) -> list[Point]:
         for start in range(0, len(losses), width)
         if (part := losses[start : start + width])
     ]
-
-
-def _chart(
-    title: str,
-    series: Mapping[str, list[Point]],
-    x_label: str,
-    y_label: str,
-    *,
-    log: bool = False,
-    lines: bool = False,
-) -> Figures:
-    """[(title, SVG)], or nothing where there is nothing to draw."""
-    points = [point for column in series.values() for point in column]
-    if not points:
-        return []
-    x = axis_over([point.x for point in points], x_label, log=log)
-    bounds = [
-        value for point in points for value in (point.low, point.y, point.high) if value is not None
-    ]
-    return [(title, chart(series, x, axis_over(bounds, y_label), y_label, lines=lines))]

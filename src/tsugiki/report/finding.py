@@ -157,30 +157,107 @@ def _share(first: float | None, second: float | None) -> float | None:
 def statements(
     pairs: Sequence[Finding], standings: Mapping[Key, Standing], language: Language
 ) -> list[str]:
-    """All that the finding says: every pair, and what became of a method that has no other to be
-    compared with."""
-    paired = {standing.key for pair in pairs for standing in (pair.first, pair.second)}
+    """All that the finding says: every pair of tuned methods, these against the untouched base, and
+    what became of a method that has no other to be compared with."""
+    shown = [pair for pair in pairs if pair.second.tuned or pair.comparison is not None]
+    paired = {standing.key for pair in shown for standing in (pair.first, pair.second)}
     unpaired = [
         standing
         for key, standing in standings.items()
         if key not in paired and standing.kind != "learned" and standing.tuned
     ]
-    return [sentence(pair, language) for pair in pairs] + [
-        f"{standing.key[0]} · {standing.key[1]}: {standing_text(standing, language)}."
-        for standing in unpaired
+    return [
+        *(sentence(pair, language) for pair in pairs if pair.second.tuned),
+        *base_sentences(pairs, language),
+        *(
+            f"{standing.key[0]} · {standing.key[1]}: {standing_text(standing, language)}."
+            for standing in unpaired
+        ),
     ]
 
 
-def sentence(finding: Finding, language: Language) -> str:
-    """One finding as a sentence with its numbers."""
+def base_sentences(pairs: Sequence[Finding], language: Language) -> list[str]:
+    """What tuning gained: a sentence for each model and task, against the untouched base (of
+    several rows the one that scores most)."""
+    said = []
+    for model_task in dict.fromkeys((pair.model, pair.task) for pair in pairs):
+        own = [pair for pair in pairs if (pair.model, pair.task) == model_task]
+        shown = [
+            (pair, pair.comparison)
+            for pair in own
+            if pair.comparison is not None and is_best_base(pair, own)
+        ]
+        if not shown:
+            continue
+        first, compared = shown[0]
+        name = first.first.runs[0].scored("test").main.name
+        parts = [
+            say(
+                language,
+                "finding.base_part",
+                method=pair.first.method,
+                difference=100 * each.difference,
+                low=100 * each.low,
+                high=100 * each.high,
+            )
+            for pair, each in shown
+        ]
+        said.append(
+            say(
+                language,
+                "finding.base",
+                where=" · ".join(model_task),
+                base=first.second.method,
+                value=_value(compared.second, name),
+                parts=("、" if language == "ja" else ", ").join(parts),
+                more=_seeds_text(compared, language),
+            )
+        )
+    return said
+
+
+def is_best_base(pair: Finding, of_task: Sequence[Finding]) -> bool:
+    """Whether a pair's second is the untouched base, in the row of it that scores most."""
+    rows = [
+        own
+        for own in of_task
+        if not own.second.tuned and own.second.score is not None and own.comparison is not None
+    ]
+    if pair not in rows:
+        return False
+    best = max(rows, key=lambda own: own.second.score or 0.0)
+    return pair.second.key == best.second.key
+
+
+def _seeds_text(pair: Comparison, language: Language) -> str:
+    if pair.seeds == 1:
+        return say(language, "finding.one_seed")
+    return say(language, "finding.seeds", seeds=pair.seeds)
+
+
+def data_text(finding: Finding, language: Language) -> str:
+    """Whether examples and seeds suffice for the verdict, and what would."""
+    pair = finding.comparison
+    assert pair is not None, "a pair that was compared"
+    where, more = f"{finding.model} · {finding.task}", _seeds_text(pair, language)
+    undecided = finding.verdict == "undecided"
+    key = "finding.not_enough" if undecided else "finding.enough"
+    needed = _needed(pair, finding.margin, language) if undecided else ""
+    text = say(language, key, where=where, n=pair.n, more=more, needed=needed)
+    return text + (say(language, "finding.few_seeds") if pair.seeds < 3 else "")
+
+
+def sentence(finding: Finding, language: Language, *, brief: bool = False) -> str:
+    """One finding as a sentence with its numbers; `brief`: without costs, and what more data would
+    show."""
     pair, first, second = finding.comparison, finding.first.method, finding.second.method
     where = f"{finding.model} · {finding.task}"
     if pair is None or finding.verdict is None:
         return f"{where}: {_no_verdict(finding, language)}"
     seeds = {1: "one_seed", 2: "two_seeds"}.get(pair.seeds, "seeds")
-    several = say(language, "finding.seeds", seeds=pair.seeds)
-    num_seeds = say(language, "finding.one_seed") if pair.seeds == 1 else several
-    needed = _needed(pair, finding.margin, language) if finding.verdict == "undecided" else ""
+    num_seeds = _seeds_text(pair, language)
+    undecided = finding.verdict == "undecided" and not brief
+    needed = _needed(pair, finding.margin, language) if undecided else ""
     name = finding.first.runs[0].scored("test").main.name
     verdict = say(
         language,
@@ -198,7 +275,8 @@ def sentence(finding: Finding, language: Language) -> str:
         more=num_seeds + _rates_tried(finding, language),
         needed=needed,
     )
-    return f"{where}: {verdict}{'。' if language == 'ja' else '.'}{_costs(finding, language)}"
+    costs = "" if brief else _costs(finding, language)
+    return f"{where}: {verdict}{'。' if language == 'ja' else '.'}{costs}"
 
 
 def _value(value: float, name: str) -> str:

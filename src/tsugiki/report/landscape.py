@@ -274,6 +274,20 @@ def edges(result: StudyResult, language: Language) -> list[str]:
     return notes
 
 
+def searched_to_an_edge(result: StudyResult) -> list[str]:
+    """Methods whose chosen learning rate is the lowest or the highest (or the only one) that was
+    tried."""
+    edge_cells = []
+    for cell in result.chosen.values():
+        tried = cell.method.grid.get("learning_rate", ())
+        if isinstance(tried, Range):
+            continue
+        rates = {rate for rate in tried if isinstance(rate, (int, float))}
+        if rates and cell.config.train.learning_rate in (min(rates), max(rates)):
+            edge_cells.append(f"{' · '.join(cell.key)} ({cell.config.train.learning_rate:g})")
+    return edge_cells
+
+
 def _one_rate(cell: Cell, language: Language) -> str:
     rate, where = cell.config.train.learning_rate, " ".join(cell.key)
     offer = ", ".join(f"{rate * step:.2g}" for step in (1 / 3, 3))

@@ -19,7 +19,7 @@ from tsugiki.study.cells import Key, StudyResult, readable_task
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """`unread`: tasks that cannot be read now, and why."""
+    """`unread`: tasks that cannot be read now, and why; `command`: what made the runs."""
 
     result: StudyResult
     tasks: Mapping[str, Task]
@@ -27,6 +27,7 @@ class Material:
     standings: Mapping[Key, Standing]
     findings: Sequence[Finding]
     changes: Sequence[Change] = ()
+    command: str = ""
 
     def statements(self, language: Language) -> list[str]:
         """What the finding says; what was planned, and what became of the rest."""
@@ -45,7 +46,7 @@ class Material:
         return not_had(self.result, self.unread, language)
 
 
-def gather(result: StudyResult) -> Material:
+def gather(result: StudyResult, command: str = "") -> Material:
     """Loads the tasks, and compares."""
     tasks, unread = dict[str, Task](), dict[str, str]()
     for choice in result.study.tasks:
@@ -61,6 +62,7 @@ def gather(result: StudyResult) -> Material:
         standings=by_key,
         findings=findings(result, by_key),
         changes=changes(result, _forgetting_tasks(result, tasks)),
+        command=command,
     )
 
 

@@ -1,5 +1,4 @@
-"""What stands under Table 2: device, precision, protocol, the fairness lock, and the paper's own
-figures as quoted rows."""
+"""What stands under the tables of scores and costs: protocol, precision, the fairness lock."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from pathlib import Path
 from tsugiki.config.study import Range
 from tsugiki.data.leaks import shared_rows
 from tsugiki.data.tasks import Task
-from tsugiki.report.paper import PAPER
+from tsugiki.report.paper import PAPER, TITLE
 from tsugiki.report.texts import chosen_text
 from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
@@ -18,21 +17,13 @@ from tsugiki.runs.reading import RunRecord
 from tsugiki.study.cells import Cell, StudyResult
 
 
-def results_notes(result: StudyResult, language: Language) -> list[str]:
-    """What a reader must know to read Table 2, differences between compared runs included."""
-    records = [
-        record for cell in result.chosen.values() if (record := result.record(cell)) is not None
-    ]
-    notes = [
-        *_machine_notes(records, language),
-        *_score_notes(result, records, language),
-        *_cost_notes(language),
-    ]
-    notes.append(_choice_note(result, language))
+def score_notes(result: StudyResult, language: Language) -> list[str]:
+    """What a reader must know to read the scores, differences between compared runs included."""
+    records = _chosen(result)
+    notes = [_score_rule(result, records, language), _choice_note(result, language)]
     notes += differences(result, language)
     if result.study.reference_rows:
-        title = "日本語の大規模な基盤モデルに対する LoRA チューニング"
-        notes.append(say(language, "notes.paper_rows", paper=PAPER, title=title))
+        notes.append(say(language, "notes.paper_rows", paper=PAPER, title=TITLE))
     left_open = say(language, "notes.details")
     return notes + [
         f"{left_open}: {text}."
@@ -40,46 +31,34 @@ def results_notes(result: StudyResult, language: Language) -> list[str]:
     ]
 
 
-def _machine_notes(records: Sequence[RunRecord], language: Language) -> list[str]:
-    notes = set()
-    for record in records:
-        what, versions = record.provenance, record.provenance.versions
-        numerics, method = what.numerics.model_dump(), record.config.method
-        device, model, precision, step = (
-            say(language, f"notes.{key}") for key in ("device", "model", "precision", "step")
-        )
-        notes.add(
-            f"{device}: {what.device}; torch {versions['torch']}, transformers "
-            f"{versions['transformers']}, tsugiki {versions['tsugiki']}."
-        )
-        notes.add(
-            f"{model} {record.config.model.label}: {say(language, 'notes.weights')} sha256 "
-            f"{what.model_sha256}."
-        )
-        stored = say(language, "notes.stored", **numerics)
-        notes.add(f"{precision}, {method}: {stored}.")
-        if record.outcome.step:
-            notes.add(f"{step}, {method}: {record.outcome.step}.")
-    return sorted(notes)
+def _chosen(result: StudyResult) -> list[RunRecord]:
+    return [record for cell in result.chosen.values() if (record := result.record(cell))]
 
 
-def _score_notes(
-    result: StudyResult, records: Sequence[RunRecord], language: Language
-) -> list[str]:
+def _score_rule(result: StudyResult, records: Sequence[RunRecord], language: Language) -> str:
     tests = [test for record in records if (test := record.scores("test"))]
     signatures = sorted({score.signature for test in tests for score in test.scores})
     seeds = result.study.num_seeds
     several = say(language, "notes.seeds", seeds=seeds)
     said = several if seeds > 1 else say(language, "notes.one_seed")
     rule = say(language, "notes.scores", seeds=said)
-    return [f"{rule} {' ; '.join(signatures)}"]
+    return f"{rule} {' ; '.join(signatures)}"
 
 
-def _cost_notes(language: Language) -> list[str]:
-    return [
-        say(language, "notes.seconds"),
-        say(language, "notes.memory"),
-    ]
+def cost_notes(result: StudyResult, language: Language) -> list[str]:
+    """How times and memory were measured, and in which precision."""
+    records = _chosen(result)
+    on_cuda = any(record.cost().peak_allocated_bytes is not None for record in records)
+    notes = [say(language, "notes.seconds")]
+    notes.append(say(language, "notes.memory" if on_cuda else "notes.cpu_memory"))
+    kinds = set()
+    for record in records:
+        if not method_of(record.config).tuned:
+            continue
+        stored = say(language, "notes.stored", **record.provenance.numerics.model_dump())
+        step = say(language, "notes.step_kind", step=record.outcome.step or "-")
+        kinds.add(f"{record.config.method}: {stored}; {step}.")
+    return [*notes, *sorted(kinds)]
 
 
 def _choice_note(result: StudyResult, language: Language) -> str:
@@ -173,9 +152,7 @@ def _of(tried: tuple[object, ...], language: Language) -> str:
 
 def comparable_notes(result: StudyResult, language: Language) -> list[str]:
     """Which numbers of the report may be set beside which, and which may not."""
-    records = [
-        record for cell in result.chosen.values() if (record := result.record(cell)) is not None
-    ]
+    records = _chosen(result)
     several = [
         len({each(record) for record in records}) > 1
         for each in (lambda r: r.provenance.device, lambda r: r.provenance.versions["torch"])

@@ -4,7 +4,7 @@ evidence."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -14,51 +14,83 @@ from typing import TYPE_CHECKING
 from tsugiki.report.answers import COLUMNS as ANSWERS
 from tsugiki.report.answers import INPUT, REFERENCE
 from tsugiki.report.figures import all_figures
+from tsugiki.report.headline import headline
 from tsugiki.report.material import Material
 from tsugiki.report.notes import comparable_notes
+from tsugiki.report.provenance import study_text
 from tsugiki.report.table import InWords, Table
-from tsugiki.report.words import Language, half, texts
+from tsugiki.report.words import Language, half, say, texts
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-TEMPLATE = Path(__file__).parent.parent / "presets" / "report" / "page.html.j2"
+TEMPLATES = Path(__file__).parent.parent / "presets" / "report"
 
 
 def render_page(material: Material, tables: Sequence[Table], language: Language) -> str:
     """The page as text, from the tables in its language. Raises nothing for missing cells: what
     was not run is not drawn."""
     result = material.result
-    answers = [table.name for table in tables if table.columns == ANSWERS]
     words = {
         key.removeprefix("page."): text
         for key, text in texts(language).items()
         if key.startswith("page.")
     }
-    return _template().render(
+    drawn = {table.name: _drawn(table, language) for table in tables}
+    return template("page.html.j2").render(
         language=language,
         title=half(result.study.title or result.study.name, language),
+        made_with=_made_with(material, language),
         words=words,
-        findings=material.statements(language),
+        first=headline(material, language),
+        statements=material.statements(language),
         shortfalls=material.not_had(language),
-        tables={table.name: _drawn(table, language) for table in tables},
-        answers=answers,
-        figures=all_figures(result, words, language),
+        tables=drawn,
+        sections=[section for section in SECTIONS if _has(section, drawn)],
+        answers=[table.name for table in tables if table.columns == ANSWERS],
+        figures=all_figures(material, language),
         comparable=comparable_notes(result, language),
+        study=study_text(result),
+    )
+
+
+# Tables that stand folded on the page, in order.
+SECTIONS = ("pairs", "planned", "forgetting", "search")
+
+
+def _has(name: str, drawn: Mapping[str, Drawn]) -> bool:
+    return name in drawn and bool(drawn[name].rows or drawn[name].notes)
+
+
+def _made_with(material: Material, language: Language) -> str:
+    """The day of the last run, the device, the version; empty where no run says."""
+    records = list(material.result.records.values())
+    days = [record.outcome.ended[:10] for record in records if record.outcome.ended]
+    devices = sorted({record.provenance.device for record in records})
+    if not records:
+        return ""
+    versions = sorted({record.provenance.versions.get("tsugiki", "?") for record in records})
+    return say(
+        language,
+        "page.made_with",
+        when=max(days, default="-"),
+        device="; ".join(devices),
+        version=", ".join(versions),
     )
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template; what is put into it is escaped."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(TEMPLATE.name)
+    return environment.get_template(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +106,18 @@ class Drawn:
     notes: tuple[str, ...]
 
 
+def drawn_tables(tables: Sequence[Table], language: Language) -> list[Drawn]:
+    """Tables as a template draws them."""
+    return [_drawn(table, language) for table in tables]
+
+
 def _drawn(table: Table, language: Language) -> Drawn:
     words = table.in_words(language)
     marked = table.columns == ANSWERS
-    cells = [[escape(cell) for cell in row] for row in words.rows]
+    cells = [
+        [_cell(text, (index, column) in words.strong) for column, text in enumerate(row)]
+        for index, row in enumerate(words.rows)
+    ]
     return Drawn(
         name=table.name,
         title=words.title,
@@ -88,6 +128,14 @@ def _drawn(table: Table, language: Language) -> Drawn:
     )
 
 
+def _cell(text: str, strong: bool) -> str:
+    """Escaped; an interval may stand on a line of its own, but is not broken."""
+    whole = escape(text).replace(" [", ' <span class="interval">[', 1)
+    if "interval" in whole:
+        whole = whole.replace("]", "]</span>", 1) if "]" in whole else escape(text)
+    return f"<strong>{whole}</strong>" if strong else whole
+
+
 def _marked(table: Table, words: InWords) -> list[list[str]]:
     """Answer rows with what is not in the reference marked."""
     reference = ""
@@ -95,7 +143,8 @@ def _marked(table: Table, words: InWords) -> list[list[str]]:
     for (_, kind, _), (example, name, text) in zip(table.rows, words.rows, strict=True):
         if kind is REFERENCE:
             reference = text
-        answer = kind not in (REFERENCE, INPUT)
+        quoted = isinstance(kind, str) and kind.endswith("†")
+        answer = kind not in (REFERENCE, INPUT) and not quoted
         shown = _difference(reference, text) if answer else escape(text)
         marked.append([escape(example), escape(name), shown])
     return marked

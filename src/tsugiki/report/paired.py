@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 from tsugiki.config.study import Range
 from tsugiki.report.finding import Finding, sentence
-from tsugiki.report.table import Content, Estimated, Said, Table, column, lines, phrase, said
+from tsugiki.report.main_tables import points_cell
+from tsugiki.report.table import Content, Table, column, lines, phrase, said
 from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
 from tsugiki.study.cells import Cell, StudyResult
 
 COMPARISON = (
     column("place", "text", "label.model_task"),
-    column("pair", "text", "label.difference"),
-    column("difference", "score", "label.main_score"),
+    column("pair", "text", "label.pair"),
+    column("difference", "score", "label.difference_points"),
     column("seeds", "number", "label.seeds"),
     column("reading", "text", "label.reading"),
 )
@@ -42,7 +43,7 @@ def comparison_table(findings: Sequence[Finding], result: StudyResult) -> Table:
 
     title = phrase("paired.title")
     return Table(
-        name="comparison", title=title, columns=COMPARISON, rows=tuple(rows), notes=lines(notes)
+        name="pairs", title=title, columns=COMPARISON, rows=tuple(rows), notes=lines(notes)
     )
 
 
@@ -51,10 +52,7 @@ def _pair_row(finding: Finding) -> tuple[Content, ...]:
     names = f"{finding.first.method} - {finding.second.method}"
     if pair is None:
         return (where, names, None, None, phrase("label.no_verdict"))
-    text = f"{pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
-    difference = Estimated(
-        value=pair.difference, low=pair.low, high=pair.high, words=Said(en=text, ja=text)
-    )
+    difference = points_cell(pair.difference, pair.low, pair.high)
     seeds = pair.seeds
     return (where, names, difference, seeds, said(lambda lang: _reading(finding, seeds, lang)))
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -40,16 +42,17 @@ class Cell(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column: its key in CSV, what its cells are, its title among the words. `report_only`: left
-    out on a terminal."""
+    """A column: its key in CSV, what its cells are, its title among the words (`name`: a title of
+    somebody else's, never translated). `report_only`: left out on a terminal."""
 
     key: str
     kind: Kind
     title_key: str
     report_only: bool = False
+    name: str = ""
 
     def title(self, language: Language) -> str:
-        return say(language, self.title_key)
+        return self.name or say(language, self.title_key)
 
 
 def column(key: str, kind: Kind, title_key: str, *, report_only: bool = False) -> Column:
@@ -166,37 +169,56 @@ class InWords:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    strong: frozenset[tuple[int, int]] = frozenset()
 
     def to_markdown(self) -> str:
-        rows = ["| " + " | ".join(map(_escaped, row)) + " |" for row in (self.header, *self.rows)]
-        rows.insert(1, "|" + " --- |" * len(self.header))
-        notes = "".join(f"\n{note}\n" for note in self.notes)
-        return f"### {self.title}\n\n" + "\n".join(rows) + "\n" + notes
+        rows = [
+            "| " + " | ".join(self._shown(index, row)) + " |" for index, row in enumerate(self.rows)
+        ]
+        head = "| " + " | ".join(map(markdown, self.header)) + " |"
+        rule = "|" + " --- |" * len(self.header)
+        notes = "".join(f"\n{markdown(note)}\n" for note in self.notes)
+        return f"### {markdown(self.title)}\n\n" + "\n".join([head, rule, *rows]) + "\n" + notes
+
+    def _shown(self, index: int, row: Sequence[str]) -> list[str]:
+        return [
+            f"**{markdown(cell)}**" if (index, column) in self.strong else markdown(cell)
+            for column, cell in enumerate(row)
+        ]
 
 
-def _escaped(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "⏎")
-    return escaped.replace("<", "&lt;")
+# What Markdown would read as more than text: marks of emphasis and code, ends of links, starts of
+# lines; an underscore within a word is none.
+MARKS = re.compile(r"[\\|`*]|(?<!\w)_|_(?!\w)|\](?=[(:\[])|^\s*[#>+-](?=\s)")
+
+
+def markdown(text: str) -> str:
+    """A text that Markdown shows as it is, in one line."""
+    escaped = MARKS.sub(lambda sign: f"\\{sign.group()}", text.replace("\r", "\n"))
+    return escaped.replace("<", "&lt;").replace("\n", "⏎")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A titled table, with notes under it."""
+    """A titled table, with notes under it; `strong`: (row, column) of what is set in bold."""
 
     name: str
     title: Said
     columns: tuple[Column, ...]
     rows: tuple[tuple[Content, ...], ...]
     notes: tuple[Said, ...] = ()
+    strong: frozenset[tuple[int, int]] = frozenset()
 
     def in_words(self, language: Language) -> InWords:
         """Every cell as text."""
+        rows = tuple(tuple(visible(_text(cell, language)) for cell in row) for row in self.rows)
         return InWords(
             name=self.name,
-            title=self.title.text(language),
-            header=tuple(column.title(language) for column in self.columns),
-            rows=tuple(tuple(_text(cell, language) for cell in row) for row in self.rows),
-            notes=tuple(note.text(language) for note in self.notes),
+            title=visible(self.title.text(language)),
+            header=tuple(visible(column.title(language)) for column in self.columns),
+            rows=rows,
+            notes=tuple(visible(note.text(language)) for note in self.notes),
+            strong=self.strong,
         )
 
     def to_csv(self) -> str:
@@ -216,17 +238,35 @@ class Table:
         for column, content in zip(self.columns, row, strict=True):
             width = len(PARTS[column.kind])
             if column.kind == "text":
-                cells.append(_text(content, "en") if content is not None else "")
+                cells.append(spreadsheet(_text(content, "en")) if content is not None else "")
                 continue
-            numbers = _numbers(content)
+            numbers = numbers_of(content)
             words = _text(content, "en")
             if not numbers and not words.startswith("-"):
                 notes.append(f"{column.key}: {words}")
             cells += [*numbers, *[None] * (width - len(numbers))]
-        return [*cells, "; ".join(notes)]
+        return [*cells, spreadsheet("; ".join(notes))]
 
 
-def _numbers(content: Content) -> Sequence[Plain]:
+def spreadsheet(text: str) -> str:
+    """A text that no spreadsheet runs as a formula: one that starts like one gets a `'` before it
+    (OWASP, "CSV Injection")."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and text != "-" else text
+
+
+def visible(text: str) -> str:
+    """Without what steers a terminal or turns the reading direction (control characters, bidi
+    overrides), whoever wrote it; line ends stay."""
+    return "".join("□" if _steers(char) else char for char in text)
+
+
+def _steers(char: str) -> bool:
+    bidi = "\u202a" <= char <= "\u202e" or "\u2066" <= char <= "\u2069"
+    return bidi or (unicodedata.category(char) == "Cc" and char not in "\n\r\t")
+
+
+def numbers_of(content: Content) -> Sequence[Plain]:
+    """The numbers of a cell; none of words."""
     if isinstance(content, int):
         return (content,)
     return () if content is None or isinstance(content, str) else content.numbers()

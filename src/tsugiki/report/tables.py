@@ -1,37 +1,32 @@
-"""The paper's tables from run records: 1 data, 2 results, 3 grid. No torch here."""
+"""Every table of a report, from run records. No torch here."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from statistics import fmean
 
 from tsugiki.data.tasks import SPLITS, Task
 from tsugiki.data.text import normalise
 from tsugiki.report.answers import answers_tables
 from tsugiki.report.cells import (
     best_cell,
-    memory_cell,
     number,
     score_cell,
-    seconds_cell,
     setting_cell,
-    test_cell,
 )
-from tsugiki.report.finding import PAPER_BATCH, exclusive_cost
 from tsugiki.report.forgetting import forgetting_table
 from tsugiki.report.landscape import landscapes
 from tsugiki.report.landscape_tables import landscape_table, settings_table
+from tsugiki.report.main_tables import costs_table, scores_table
 from tsugiki.report.material import Material
-from tsugiki.report.notes import leak_notes, results_notes, shared_note
+from tsugiki.report.notes import leak_notes, shared_note
 from tsugiki.report.paired import comparison_table, search_table
-from tsugiki.report.paper import PAPER, PAPER_ROWS
 from tsugiki.report.planned import planned_table
-from tsugiki.report.standing import reason_text, why_nothing
+from tsugiki.report.provenance import provenance_table
+from tsugiki.report.standing import reason_text
 from tsugiki.report.table import (
     Content,
-    Estimated,
     Number,
     Said,
     Table,
@@ -40,11 +35,8 @@ from tsugiki.report.table import (
     phrase,
     said,
 )
-from tsugiki.report.texts import values_text
-from tsugiki.report.words import Language, say
-from tsugiki.runs.reading import RunRecord
+from tsugiki.report.words import say
 from tsugiki.runs.record import Scores
-from tsugiki.score.baselines import baselines
 from tsugiki.score.failures import CLASSES
 from tsugiki.score.rules import METRICS
 from tsugiki.study.cells import Cell, Key, StudyResult
@@ -58,22 +50,6 @@ DATA = (
     column("metric", "text", "label.main_score"),
     column("split", "text", "label.split_format"),
     column("format", "text", "label.input_format"),
-)
-RESULTS = (
-    column("task", "text", "label.task"),
-    column("method", "text", "label.method"),
-    column("test", "score", "label.test"),
-    column("n", "number", "label.n", report_only=True),
-    column("candidate_rate", "number", "label.candidate_rate"),
-    column("trainable_millions", "number", "label.trainable_m"),
-    column("peak_memory_mib", "memory", "label.peak_memory_mib"),
-    column("step_at_8_s", "times", "label.s_step_at_8"),
-    column("step_s", "times", "label.s_step_batch", report_only=True),
-    column("step_among_lanes_s", "times", "label.s_step_among_lanes"),
-    column("tokens_per_s", "number", "label.tokens_s", report_only=True),
-    column("answer_s", "number", "label.s_answer", report_only=True),
-    column("weights_mib", "number", "label.weights_file_mib", report_only=True),
-    column("validation", "score", "label.validation", report_only=True),
 )
 CONFUSION = (
     column("row", "text", "label.model_task_method"),
@@ -93,13 +69,14 @@ GRID = (
 def all_tables(material: Material) -> list[Table]:
     """Every table of the report."""
     result, tasks = material.result, material.tasks
-    searched, results = landscapes(result, tasks), results_table(result, tasks)
+    searched = landscapes(result, tasks)
+    scores = scores_table(result, tasks, material.findings)
     missing, confusion = lines(material.shortfalls), confusion_table(result, tasks)
     planned = planned_table(result, material.findings)
     forgetting = forgetting_table(result, material.changes)
     return [
-        data_table(tasks, material.unread),
-        replace(results, notes=(*results.notes, *missing)),
+        replace(scores, notes=(*scores.notes, *missing)),
+        costs_table(result),
         comparison_table(material.findings, result),
         *([planned] if planned is not None else []),
         *([forgetting] if forgetting is not None else []),
@@ -110,6 +87,8 @@ def all_tables(material: Material) -> list[Table]:
         settings_table(result),
         grid_table(result),
         *answers_tables(result, tasks),
+        data_table(tasks, material.unread),
+        provenance_table(result, material.command),
     ]
 
 
@@ -128,7 +107,7 @@ def data_table(tasks: Mapping[str, Task], unread: Mapping[str, str]) -> Table:
             notes.append(Said(ja=f"{label}: {leak.ja}", en=f"{label}: {leak.en}"))
     rows += [(label, *[None] * (len(DATA) - 2), why) for label, why in unread.items()]
     title = phrase("tables.data")
-    return Table(name="table1", title=title, columns=DATA, rows=tuple(rows), notes=tuple(notes))
+    return Table(name="data", title=title, columns=DATA, rows=tuple(rows), notes=tuple(notes))
 
 
 def _leaks(task: Task) -> tuple[Said, ...]:
@@ -137,81 +116,6 @@ def _leaks(task: Task) -> tuple[Said, ...]:
 
 def _plain(text: str) -> Said:
     return Said(ja=text, en=text)
-
-
-def results_table(result: StudyResult, tasks: Mapping[str, Task]) -> Table:
-    rows = [row for choice in result.study.tasks for row in _rows(result, choice.label, tasks)]
-    title = phrase("tables.results")
-    notes = lines(lambda language: results_notes(result, language))
-    return Table(name="table2", title=title, columns=RESULTS, rows=tuple(rows), notes=notes)
-
-
-def _rows(result: StudyResult, label: str, tasks: Mapping[str, Task]) -> Iterator[Row]:
-    """Every method on one task, then what needs no model, then the paper's own."""
-    for model in result.study.models:
-        cells = [cell for cell in result.cells if cell.key[:2] == (model.label, label)]
-        for name in dict.fromkeys(cell.method.name for cell in cells):
-            cell = result.chosen.get((model.label, label, name))
-            record = result.record(cell) if cell else None
-            if cell is not None and record is not None:
-                yield _result_row(label, cell, record, result)
-            else:
-                _, why = why_nothing(result, [cell for cell in cells if cell.method.name == name])
-                yield _filled(label, f"{model.label}-{name}", _no_result(why))
-    if label in tasks:
-        for baseline, value in baseline_rows(tasks[label]):
-            yield _filled(label, baseline, value, len(tasks[label].examples["test"]))
-    if result.study.reference_rows:
-        for name, trainable, memory, seconds, score in PAPER_ROWS.get(
-            label.split(" (", maxsplit=1)[0], []
-        ):
-            costs = (trainable, memory, seconds)
-            yield _filled(label, f"{name} ({PAPER}) †", score, None, None, *costs)
-
-
-def _filled(*cells: Content) -> Row:
-    """A row of Table 2 with nothing in what is left."""
-    return (*cells, *[None] * (len(RESULTS) - len(cells)))
-
-
-def _no_result(why: str) -> Said:
-    def words(language: Language) -> str:
-        return f"{say(language, 'label.no_result')}: {reason_text(why, language)}"
-
-    return said(words)
-
-
-def _result_row(label: str, cell: Cell, record: RunRecord, result: StudyResult) -> Row:
-    outcome, batch = record.outcome, record.config.train.batch
-    exclusive = outcome.exclusive_cost or {}
-    own, test, validation = exclusive.get(batch), record.scores("test"), record.scored("validation")
-    among, same = record.cost(), sum(other.key == cell.key for other in result.cells)
-    return (
-        label,
-        f"{cell.model.label}-{cell.method.name}",
-        test_cell(result, cell),
-        test.main.n if test else None,
-        number(test.candidate_rate if test else None),
-        Number(value=outcome.trainable / 1e6, form=",.2f"),
-        memory_cell(exclusive_cost(record)),
-        seconds_cell(exclusive.get(PAPER_BATCH)),
-        seconds_cell(own, f" ({batch})"),
-        seconds_cell(among, f" ({among.lanes})") if among.lanes > 1 else None,
-        number(own.tokens_per_s if own else None, ",.0f"),
-        number((test or validation).answer_s, ".4f"),
-        Number(value=outcome.weights_bytes / 2**20, form=",.1f"),
-        best_cell(validation, same),
-    )
-
-
-def baseline_rows(task: Task) -> list[tuple[Said, Content]]:
-    """(name, score on test) of what needs no model."""
-    rows, main = list[tuple[Said, Content]](), METRICS[task.spec.metric].main
-    for baseline in baselines(task.spec, task.examples["train"], task.examples["test"]):
-        means = {score: fmean(values) for score, values in baseline.values.items()}
-        text = _plain(values_text(means, main))
-        rows.append((phrase(f"label.{baseline.name}"), Estimated(value=means[main], words=text)))
-    return rows
 
 
 def failure_table(result: StudyResult) -> Table:
@@ -275,7 +179,7 @@ def grid_table(result: StudyResult) -> Table:
     rows = [_grid_row(result, cell) for cell in result.cells]
     title = phrase("tables.grid")
     notes = lines(lambda language: shared_note(result, language))
-    return Table(name="table3", title=title, columns=GRID, rows=tuple(rows), notes=notes)
+    return Table(name="grid", title=title, columns=GRID, rows=tuple(rows), notes=notes)
 
 
 def _grid_row(result: StudyResult, cell: Cell) -> Row:

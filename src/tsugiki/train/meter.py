@@ -139,7 +139,10 @@ class Meter:
         """Of a lane whose steps took so long and read so many tokens."""
         if not step_s:
             return Cost(device=device_name(self.device), num_steps=0, lanes=lanes)
-        cuda = self.device.type == "cuda"
+        cuda, reserved = self.device.type == "cuda", None
+        if cuda:
+            # The peak of recording may lie before the last reset; no less was reserved then.
+            reserved = max(torch.cuda.max_memory_reserved(self.device), self.memory_bytes)
         times, tokens = timed(step_s), timed(step_tokens)
         return Cost(
             device=device_name(self.device),
@@ -148,7 +151,7 @@ class Meter:
             step_s_mean=statistics.fmean(times) if times else None,
             tokens_per_s=sum(tokens) / sum(times) if times else None,
             peak_allocated_bytes=self.memory_bytes if cuda else None,
-            peak_reserved_bytes=torch.cuda.max_memory_reserved(self.device) if cuda else None,
+            peak_reserved_bytes=reserved,
             peak_process_bytes=None if cuda else self.process_bytes,
             lanes=lanes,
         )
