@@ -118,7 +118,8 @@ def check_file(
         yield f"study {study.name}: {len(configs)} configurations"
     else:
         configs = [parse(RunConfig, given, str(path))]
-    tasks = {config.task: check_task(config.task) for config in configs}
+    choices = dict.fromkeys(config.task for config in configs)
+    tasks = {choice: check_task(choice) for choice in choices}
     for task in tasks.values():
         yield describe(task)
         yield from overlaps(task)
@@ -176,7 +177,8 @@ def _forecast_lines(parts: Sequence[Part]) -> Iterator[str]:
         basis = "about" if part.measured else "at least"
         yield (
             f"time: {' · '.join(part.key)}: {part.runs} runs, {part.steps:,} steps: {basis} "
-            f"{duration(part.seconds)}"
+            f"{duration(part.seconds)}; {part.memory_bytes / 2**30:.2f} GiB of weights, gradients "
+            "and moments (activations come on top)"
         )
     guessed = not all(part.measured for part in parts)
     if guessed:
@@ -192,6 +194,24 @@ def _forecast_lines(parts: Sequence[Part]) -> Iterator[str]:
         f"{kept / 2**30:.2f} GiB of weights, and {passing / 2**30:.2f} GiB for the checkpoint of "
         "what trains"
     )
+    yield from _halved_lines(parts, guessed)
+
+
+def _halved_lines(parts: Sequence[Part], guessed: bool) -> Iterator[str]:
+    """What successive halving would save, where a search could do it."""
+    halved = [part for part in parts if part.halved_s is not None]
+    if not halved:
+        return
+    saved = sum(part.train_s - part.halved_s for part in halved if part.halved_s is not None)
+    left = sum(part.seconds for part in parts) - saved
+    if saved > 0:
+        names = ", ".join(dict.fromkeys(part.key[2] for part in halved))
+        runs = " + ".join(str(part.halved_runs) for part in halved)
+        basis = "at least" if guessed else "about"
+        yield (
+            f"with successive halving of {names} (search.prune; epochs and batch at their largest; "
+            f"{runs} configurations): in all {basis} {duration(left)}"
+        )
 
 
 def duration(seconds: float) -> str:

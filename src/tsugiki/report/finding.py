@@ -67,6 +67,17 @@ def verdict_of(low: float, high: float, margin: float) -> Verdict:
     return "worse" if high < 0 else "undecided"
 
 
+def decimals_of(pair: Comparison, margin: float) -> int:
+    """How many decimals of points show what the interval says: −1.9 to +2.0 seems to lie within a
+    margin of 2 that 2.02 lies outside of."""
+    says = verdict_of(pair.low, pair.high, margin)
+    for decimals in (1, 2, 3):
+        low, high = (round(100 * bound, decimals) for bound in (pair.low, pair.high))
+        if verdict_of(low, high, 100 * margin) == says:
+            return decimals
+    return 4
+
+
 def findings(result: StudyResult, standings: Mapping[Key, Standing]) -> list[Finding]:
     """Every pair of methods of a task with one model, on test; LoRA against full fine-tuning
     first."""
@@ -208,12 +219,18 @@ def base_sentences(pairs: Sequence[Finding], language: Language) -> list[str]:
                 "finding.base",
                 where=" · ".join(model_task),
                 base=first.second.method,
-                value=_value(compared.second, name),
+                value=_value(compared.second, name) + _valid_text(first.second, language),
                 parts=("、" if language == "ja" else ", ").join(parts),
                 more=_seeds_text(compared, language),
             )
         )
     return said
+
+
+def _valid_text(base: Standing, language: Language) -> str:
+    """How many of its answers are any of the candidates: why a base may score nothing."""
+    rate = base.runs[0].scored("test").candidate_rate
+    return "" if rate is None else say(language, "finding.base_valid", rate=f"{100 * rate:.0f} %")
 
 
 def is_best_base(pair: Finding, of_task: Sequence[Finding]) -> bool:
@@ -259,6 +276,7 @@ def sentence(finding: Finding, language: Language, *, brief: bool = False) -> st
     undecided = finding.verdict == "undecided" and not brief
     needed = _needed(pair, finding.margin, language) if undecided else ""
     name = finding.first.runs[0].scored("test").main.name
+    decimals = decimals_of(pair, finding.margin)
     verdict = say(
         language,
         f"verdict.{seeds}.{finding.verdict}",
@@ -269,8 +287,8 @@ def sentence(finding: Finding, language: Language, *, brief: bool = False) -> st
         points=100 * abs(pair.difference),
         first=_value(pair.first, name),
         second=_value(pair.second, name),
-        low=100 * pair.low,
-        high=100 * pair.high,
+        low=f"{100 * pair.low:+.{decimals}f}",
+        high=f"{100 * pair.high:+.{decimals}f}",
         n=f"{pair.n:,}",
         more=num_seeds + _rates_tried(finding, language),
         needed=needed,

@@ -25,6 +25,7 @@ class Row:
     value: float | None = None
     low: float = 0.0
     high: float = 0.0
+    decimals: int = 1
     main: bool = True
     words: str = ""
 
@@ -103,7 +104,8 @@ def _row(row: Row, axis: Axis, y: float) -> list[str]:
     right = f'<text x="{WIDTH - SIDE}" y="{y + 12:.1f}" text-anchor="end" class="halo">'
     if row.value is None:
         return [*parts, f"{right}{escape(row.words)}</text>"]
-    text = f"{row.value:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
+    form = f"+.{row.decimals}f"
+    text = f"{row.value:+.1f} [{row.low:{form}}, {row.high:{form}}]".replace("-", "−")
     parts.append(f"{right}{text}</text>")
     colour, y = row.look.colour, y + 23
     parts.append(f'<g data-method="{escape(row.look.name)}" data-colour="{colour}">')

@@ -10,6 +10,7 @@ from tsugiki.report.finding import (
     Finding,
     base_sentences,
     data_text,
+    decimals_of,
     is_best_base,
     sentence,
     statements,
@@ -81,6 +82,7 @@ def _forest_row(pair: Finding, looks: dict[str, Look], language: Language) -> Ro
         value=points[0],
         low=points[1],
         high=points[2],
+        decimals=decimals_of(compared, pair.margin),
         main=pair.second.tuned,
     )
 

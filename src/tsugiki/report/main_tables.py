@@ -8,7 +8,7 @@ from statistics import fmean
 
 from tsugiki.data.tasks import Task
 from tsugiki.report.cells import memory_cell, number, seconds_cell, test_cell
-from tsugiki.report.finding import PAPER_BATCH, Finding, exclusive_cost
+from tsugiki.report.finding import PAPER_BATCH, Finding, decimals_of, exclusive_cost
 from tsugiki.report.notes import cost_notes, score_notes
 from tsugiki.report.paper import PAPER, PAPER_ROWS
 from tsugiki.report.standing import reason_text, why_nothing
@@ -166,17 +166,18 @@ def difference_cell(key: Key, reference: str | None, findings: Sequence[Finding]
         if (pair.model, pair.task) != key[:2] or pair.comparison is None:
             continue
         own = pair.comparison
+        decimals = decimals_of(own, pair.margin)
         if names == (key[2], reference):
-            return points_cell(own.difference, own.low, own.high)
+            return points_cell(own.difference, own.low, own.high, decimals)
         if names == (reference, key[2]):
-            return points_cell(-own.difference, -own.high, -own.low)
+            return points_cell(-own.difference, -own.high, -own.low, decimals)
     return None
 
 
-def points_cell(difference: float, low: float, high: float) -> Estimated:
-    """`+0.1 [-1.9, +2.0]`, in points."""
+def points_cell(difference: float, low: float, high: float, decimals: int = 1) -> Estimated:
+    """`+0.1 [-1.9, +2.0]`, in points; more decimals of the interval where a verdict needs them."""
     points = [100 * each + 0.0 for each in (difference, low, high)]
-    text = f"{points[0]:+.1f} [{points[1]:+.1f}, {points[2]:+.1f}]"
+    text = f"{points[0]:+.1f} [{points[1]:+.{decimals}f}, {points[2]:+.{decimals}f}]"
     words = Said(en=text, ja=text)
     return Estimated(value=points[0], low=points[1], high=points[2], words=words)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tsugiki.config.study import Range
-from tsugiki.report.finding import Finding, sentence
+from tsugiki.report.finding import Finding, decimals_of, sentence
 from tsugiki.report.main_tables import points_cell
 from tsugiki.report.table import Content, Table, column, lines, phrase, said
 from tsugiki.report.words import Language, say
@@ -52,7 +52,9 @@ def _pair_row(finding: Finding) -> tuple[Content, ...]:
     names = f"{finding.first.method} - {finding.second.method}"
     if pair is None:
         return (where, names, None, None, phrase("label.no_verdict"))
-    difference = points_cell(pair.difference, pair.low, pair.high)
+    difference = points_cell(
+        pair.difference, pair.low, pair.high, decimals_of(pair, finding.margin)
+    )
     seeds = pair.seeds
     return (where, names, difference, seeds, said(lambda lang: _reading(finding, seeds, lang)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tsugiki.report.compare import Comparison
-from tsugiki.report.finding import Finding
+from tsugiki.report.finding import Finding, decimals_of
 from tsugiki.report.table import Content, Number, Said, Table, column, lines, phrase, said
 from tsugiki.report.words import Language, say
 from tsugiki.study.cells import StudyResult
@@ -114,12 +114,13 @@ def found_text(pair: PairPlan, comparison: Comparison | None, language: Language
         (False, True): "planned.tests_upper",
         (False, False): "planned.tests_neither",
     }
+    decimals = decimals_of(comparison, pair.margin / 100)
     return say(
         language,
         "planned.found",
         difference=100 * comparison.difference,
-        low=100 * comparison.low,
-        high=100 * comparison.high,
+        low=f"{100 * comparison.low:+.{decimals}f}",
+        high=f"{100 * comparison.high:+.{decimals}f}",
         tests=say(language, tests[above, below]),
     )
 

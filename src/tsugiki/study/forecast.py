@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypedDict
 
 import torch
 
-from tsugiki.config.run import RunConfig
+from tsugiki.config.run import ADAPTED, RunConfig
 from tsugiki.data.batch import num_steps
 from tsugiki.data.prompts import tokenize
 from tsugiki.data.tasks import Task
@@ -25,6 +26,7 @@ from tsugiki.model.loading import (
     pick_numerics,
     read_model,
 )
+from tsugiki.runs.branching import find_branches
 from tsugiki.runs.elsewhere import read_all
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.preflight import longest_of
@@ -35,13 +37,16 @@ from tsugiki.train.meter import device_name, matmul_rate
 
 SAMPLE = 200  # rows whose length is measured
 SHARE = 0.3  # of a matmul's rate that a whole step reaches, where nothing was measured
-WEIGHT_BYTES, STATE_BYTES = 4, 12  # a trained parameter as weights, and with its two moments
+WEIGHT_BYTES, STATE_BYTES = 4, 12  # a trained parameter; its gradient (or weight) and moments
+HALVED = 0.5  # of all steps, where the lower half ends at a quarter and again at the half
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One (model, task, method): runs still to be made, what training and scoring take, whether
-    that was measured, and what stays on the disk (`passing`: only while it trains)."""
+    that was measured, what stays on the disk (`passing`: only while it trains), and the memory of
+    one run's weights, gradients and moments. `halved_s`: what training would take with successive
+    halving over `halved_runs` configurations, where the search can do that and does not."""
 
     key: Key
     runs: int
@@ -51,6 +56,9 @@ class Part:
     measured: bool
     kept_bytes: int
     passing_bytes: int
+    memory_bytes: int
+    halved_s: float | None = None
+    halved_runs: int = 0
 
     @property
     def seconds(self) -> float:
@@ -110,6 +118,16 @@ class _Look:
         whole, prompt = self.lengths[label]
         return 2 * self.size * (config.shots * whole + prompt + new) / self._rate(config)
 
+    def memory_bytes(self, config: RunConfig, trained: int) -> int:
+        """Of the base, and of what is trained with its gradients and moments (fp32), and its copy
+        for the matmuls; activations come on top."""
+        numerics = pick_numerics(config.method, config.train.precision, self.device)
+        copy = 2 if numerics.compute == "bf16" else 0
+        if method_of(config).moves_base:
+            return self.size * (WEIGHT_BYTES + copy + STATE_BYTES)
+        base = self.size * (2 if numerics.base == "bf16" else WEIGHT_BYTES)
+        return base + trained * (WEIGHT_BYTES + copy + STATE_BYTES)
+
     def _rate(self, config: RunConfig) -> float:
         numerics: Numerics = pick_numerics(config.method, config.train.precision, self.device)
         dtype = torch.bfloat16 if numerics.compute == "bf16" else torch.float32
@@ -136,7 +154,7 @@ def _part(
         for cell in cells
         if method.trains
     }
-    steps = sum(steps_of.get(cell.label, 0) for cell in open_cells)
+    steps = _steps(open_cells, steps_of)
     steps += seeds * max(steps_of.values(), default=0)
     alike = [record for record in on_device if _is_alike(record, first)]
     step_s, answer_s = _measured(alike, first.config)
@@ -165,7 +183,43 @@ def _part(
         measured=measured,
         kept_bytes=kept * size * WEIGHT_BYTES,
         passing_bytes=size * STATE_BYTES if runs else 0,
+        memory_bytes=look.memory_bytes(first.config, size),
+        **_halved(open_cells, steps_of, step_s),
     )
+
+
+def _steps(cells: Sequence[Cell], steps_of: Mapping[str, int]) -> int:
+    """What is left to train: those that differ in their epochs alone go on from one checkpoint,
+    and of those that are halved only some end."""
+    if cells and cells[0].method.search.prune:
+        return round(HALVED * sum(steps_of.get(cell.label, 0) for cell in cells))
+    by_config = {cell.config: steps_of.get(cell.label, 0) for cell in cells}
+    branches = find_branches(list(by_config), by_config.__getitem__)
+    steps = sum(by_config[config] for config in branches.longest)
+    for parts in branches.of.values():
+        for shared, configs in parts.items():
+            steps += sum(by_config[config] - shared for config in configs)
+    return steps
+
+
+class _Halved(TypedDict):
+    halved_s: float | None
+    halved_runs: int
+
+
+def _halved(cells: Sequence[Cell], steps_of: Mapping[str, int], step_s: float) -> _Halved:
+    """Epochs and batch at their largest, the lower half ended twice."""
+    first = cells[0] if cells else None
+    if first is None or first.method.search.prune or first.method.kind not in ADAPTED:
+        return {"halved_s": None, "halved_runs": 0}
+    others = {
+        str([value for name, value in cell.settings.items() if name not in ("epochs", "batch")])
+        for cell in cells
+    }
+    if len(others) < 4:
+        return {"halved_s": None, "halved_runs": 0}
+    longest = max(steps_of.values(), default=0)
+    return {"halved_s": HALVED * len(others) * longest * step_s, "halved_runs": len(others)}
 
 
 def _not_scored_elsewhere(result: StudyResult, chosen: Cell | None) -> int:
