@@ -41,6 +41,7 @@ def render_page(material: Material, tables: Sequence[Table], language: Language)
         language=language,
         title=half(result.study.title or result.study.name, language),
         made_with=_made_with(material, language),
+        methods=_methods(material, language),
         words=words,
         first=headline(material, language),
         statements=material.statements(language),
@@ -60,6 +61,14 @@ SECTIONS = ("pairs", "planned", "forgetting", "search")
 
 def _has(name: str, drawn: Mapping[str, Drawn]) -> bool:
     return name in drawn and bool(drawn[name].rows or drawn[name].notes)
+
+
+def _methods(material: Material, language: Language) -> str:
+    """What each method of the study is: its name is the user's."""
+    kinds = {method.name: method.kind for method in material.result.study.methods}
+    return " · ".join(
+        f"{name}: {say(language, f'page.kind_{kind}')}" for name, kind in kinds.items()
+    )
 
 
 def _made_with(material: Material, language: Language) -> str:
