@@ -3,6 +3,7 @@ are made up, so that answers are known."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -16,7 +17,13 @@ from tests.build_runs import keep, part_right, save_made, study_of
 from tsugiki.cli.printing import print_report
 from tsugiki.config.study import StudySpec
 from tsugiki.report.compare import Comparison
-from tsugiki.report.finding import DETECT, EQUAL, examples_needed, verdict_of
+from tsugiki.report.finding import (
+    DETECT,
+    EQUAL,
+    decimals_of,
+    examples_needed,
+    verdict_of,
+)
 from tsugiki.report.landscape import _ranks, _rate_lies_inside, rank_correlation
 from tsugiki.report.material import Material, gather
 from tsugiki.report.write import write_report
@@ -264,10 +271,13 @@ def test_the_sentence_asks_for_both_numbers(tmp_path: Path) -> None:
     assert pair is not None
     detect, equal = (examples_needed(pair, 0.02, power) for power in (DETECT, EQUAL))
     assert (
-        f"about {detect:,} examples would detect a difference of 2 points, about {equal:,} would "
-        "call equal methods equal" in here.statements("en")[0]
+        "to detect a difference of 2 points in 80 % of such studies (80 % power) takes about "
+        f"{detect:,} examples, to call equal methods equal about {equal:,}"
+        in here.statements("en")[0]
     )
-    assert f"約 {detect:,} 件、同等と言うには約 {equal:,} 件" in here.statements("ja")[0]
+    assert (
+        f"約 {detect:,} 件、同等な手法を同等と言うには約 {equal:,} 件" in here.statements("ja")[0]
+    )
 
 
 def test_where_seeds_vary_too_much_rows_are_not_asked_for(tmp_path: Path) -> None:
@@ -467,3 +477,12 @@ def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path: Path) -> N
     (broken / "outcome.json").write_text("{", encoding="utf-8")
     assert [f"{broken.name}/outcome.json: damaged" in said for said in store.damaged()] == [True]
     assert set(collect(spec, store).chosen) == {("m", "made", "LoRA")}
+
+
+def test_an_interval_has_as_many_decimals_as_its_verdict_needs() -> None:
+    """[-1.9, +2.0] seemed to lie within 2 points where +2.05 did not: five readers asked."""
+    pair = dataclasses.replace(wikinews(), low=-0.0187, high=0.0205)
+    assert verdict_of(pair.low, pair.high, 0.02) == "undecided"
+    assert decimals_of(pair, 0.02) == 2
+    assert decimals_of(dataclasses.replace(pair, high=0.032), 0.02) == 1
+    assert decimals_of(dataclasses.replace(pair, low=0.0003, high=0.032), 0.02) == 2
