@@ -481,7 +481,7 @@ def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path: Path) -> N
 
 def test_an_interval_has_as_many_decimals_as_its_verdict_needs() -> None:
     """[-1.9, +2.0] seemed to lie within 2 points where +2.05 did not: five readers asked."""
-    pair = dataclasses.replace(wikinews(), low=-0.0187, high=0.0205)
+    pair = dataclasses.replace(wikinews(), low=-0.0187, high=0.02045)
     assert verdict_of(pair.low, pair.high, 0.02) == "undecided"
     assert decimals_of(pair, 0.02) == 2
     assert decimals_of(dataclasses.replace(pair, high=0.032), 0.02) == 1
