@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,27 @@ def tsugiki(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, "-m", "tsugiki", *arguments], capture_output=True, text=True, cwd=cwd
     )
+
+
+def in_this_process(
+    patch: pytest.MonkeyPatch, *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same without a process of its own, which takes five seconds to load PyTorch."""
+    from tsugiki.cli.commands import main
+
+    out, err = io.StringIO(), io.StringIO()
+    patch.setattr(sys, "argv", ["tsugiki", *arguments])
+    patch.setattr(warnings, "showwarning", warnings.showwarning)
+    patch.setenv("OPENBLAS_NUM_THREADS", "1")  # a command may set it for itself
+    if cwd is not None:
+        patch.chdir(cwd)
+    code: object = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    return subprocess.CompletedProcess(arguments, int(str(code)), out.getvalue(), err.getvalue())
 
 
 def test_help_names_every_command_and_loads_no_torch() -> None:
@@ -78,17 +102,21 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, tmp_path: Path
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = tsugiki(*arguments)
+    done = in_this_process(monkeypatch, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
 
 
-def test_a_dry_run_prints_the_cells_and_writes_nothing(tmp_path: Path) -> None:
-    done = tsugiki("study", "paper", "--dry-run", "--out", str(tmp_path / "out"))
+def test_a_dry_run_prints_the_cells_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = in_this_process(
+        monkeypatch, "study", "paper", "--dry-run", "--out", str(tmp_path / "out")
+    )
     assert done.returncode == 0
     lora = [line for line in done.stdout.splitlines() if "LoRA" in line]
     full = [line for line in done.stdout.splitlines() if "· FT ·" in line]
@@ -189,13 +217,15 @@ def test_a_stopped_run_is_listed_as_stopped_and_found_by_its_name(tmp_path: Path
     assert "Next: tsugiki score" in shown.stdout
 
 
-def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+def test_a_file_in_another_encoding_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "s.toml").write_bytes('name = "日本"\n'.encode("cp932"))
-    done = tsugiki("check", "s.toml", cwd=tmp_path)
+    done = in_this_process(monkeypatch, "check", "s.toml", cwd=tmp_path)
     assert done.returncode == 2
     assert "s.toml: must be UTF-8" in done.stderr
     (tmp_path / "s.toml").write_bytes("\ufeffname = “x”\n".encode())
-    assert "curly signs" in tsugiki("check", "s.toml", cwd=tmp_path).stderr
+    assert "curly signs" in in_this_process(monkeypatch, "check", "s.toml", cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize("command", ["ls --out out", "report kept.toml --out out"])

@@ -2,7 +2,7 @@
 by axe, no overflow, no empty figure, every text of a figure readable (size, contrast), one colour a
 method, and a file for each figure; folded, a page is no longer than a reader scrolls.
 
-    python tests/pages/check_pages.py [PAGE.html …]        default: docs/examples/*.html
+    python tests/pages/check_pages.py [PAGE.html …]        default: the example and benchmark pages
 
 `make check-pages` runs it. It needs Chromium and npm (for axe-core, kept in `.pages/`); the pages
 themselves need nothing.
@@ -176,9 +176,8 @@ def main() -> int:
     if chromium is None or shutil.which("npm") is None:
         print("check-pages needs Chromium and npm", file=sys.stderr)
         return 2
-    pages = [Path(one) for one in sys.argv[1:]] or sorted(
-        (ROOT / "docs" / "examples").glob("*.html")
-    )
+    kept = (*ROOT.glob("docs/examples/*.html"), *ROOT.glob("benchmarks/p*/h100_*/*.html"))
+    pages = [Path(one) for one in sys.argv[1:]] or sorted(kept)
     axe, faults = axe_source(), 0
     for page in pages:
         lost = missing_files(page)

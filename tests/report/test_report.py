@@ -218,6 +218,7 @@ def test_figures_hold_what_they_are_given() -> None:
     assert "nan" not in empty
 
 
+@pytest.mark.slow
 def test_latex_compiles_where_there_is_a_latex(
     wide: tuple[StudySpec, StudyResult, Path], tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_settings_that_an_adapter_would_ignore_are_refused(
         parse(RunConfig, given, "test")
 
 
+@pytest.mark.slow
 def test_the_command(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
     adapter = adapter_of("llama", tmp_path / "adapter")
     command = [

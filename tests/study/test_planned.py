@@ -111,6 +111,7 @@ def test_nothing_is_planned_after_test_was_read(
     assert any("No plan is kept of before test was read" in note for note in table.notes)
 
 
+@pytest.mark.slow
 def test_a_damaged_plan_is_named_and_the_study_goes_on(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:
@@ -232,6 +233,7 @@ def test_the_bases_perplexity_against_itself_is_one(
     assert change.value == pytest.approx(change.against)
 
 
+@pytest.mark.slow
 def test_seeds_whose_weights_are_gone_are_a_reason_and_their_scores_stay(
     model_folder: Path, task_file: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -313,6 +315,7 @@ def test_what_cannot_be_scored_keeps_nothing_else_from_it(
         assert names == expected.get(key[2], ["held_out"])
 
 
+@pytest.mark.slow
 def test_another_title_keeps_the_plan(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
     """A changed study file has a folder of its own; what was planned stays planned."""
     first = run_study(spec(model_folder, task_file, power=0.8), Store(tmp_path))

@@ -60,6 +60,7 @@ def test_adapters_of_one_choice_train_together(
     assert lanes == [3, 3, 3]
 
 
+@pytest.mark.slow
 def test_worker_processes_train_seeds_too(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:

@@ -270,7 +270,8 @@ def sentence(finding: Finding, language: Language, *, brief: bool = False) -> st
     pair, first, second = finding.comparison, finding.first.method, finding.second.method
     where = f"{finding.model} · {finding.task}"
     if pair is None or finding.verdict is None:
-        return f"{where}: {_no_verdict(finding, language)}"
+        short = _below_the_floor(finding, language) if brief else ""
+        return f"{where}: {short or _no_verdict(finding, language)}"
     seeds = {1: "one_seed", 2: "two_seeds"}.get(pair.seeds, "seeds")
     num_seeds = _seeds_text(pair, language)
     undecided = finding.verdict == "undecided" and not brief
@@ -350,6 +351,26 @@ def _no_verdict(finding: Finding, language: Language) -> str:
         b=both[1].method,
         texts=("。" if ja else ". ").join(texts),
         nothing=(" と " if ja else " or ").join(nothing),
+    )
+
+
+def _below_the_floor(finding: Finding, language: Language) -> str:
+    """Which of both are not above what needs no model, in a few words; empty where one has another
+    reason for no verdict."""
+    poor = [own for own in (finding.first, finding.second) if own.kind != "learned"]
+    if finding.why or not poor or any(own.kind != "no better" for own in poor):
+        return ""
+    floor = poor[0].floor
+    assert floor is not None, "what is compared with a floor has one"
+    names = [f"{own.method} ({own.score:.3f})" for own in poor]
+    return say(
+        language,
+        "finding.below_the_floor",
+        a=finding.first.method,
+        b=finding.second.method,
+        names=(" と " if language == "ja" else " and ").join(names),
+        floor_name=say(language, f"floor.{floor.name}"),
+        floor_mean=floor.mean,
     )
 
 
