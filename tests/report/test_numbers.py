@@ -19,6 +19,7 @@ from tsugiki.report.latex import COLUMNS, paper_table, to_latex
 from tsugiki.report.material import Material, gather
 from tsugiki.report.svg import stand_alone
 from tsugiki.report.table import InWords, markdown, spreadsheet, visible
+from tsugiki.report.words import texts
 from tsugiki.report.write import pdf_writer
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import collect, find_study, parse_study
@@ -155,6 +156,28 @@ def test_every_cost_of_the_page_is_in_the_file(language: str) -> None:
             text = re.sub(r" \(\d+\)$", "", cell)
             assert text == "-" or text in numbers, (name, cell)
             checked += text != "-"
+    assert checked >= 6
+
+
+def test_every_count_of_answers_is_in_the_file() -> None:
+    """Kinds of answers, of the first seed."""
+    results, checked = rows_of("results.csv"), 0
+    page = (PAGES / "report.en.html").read_text(encoding="utf-8")
+    head = page.split('id="failures"', 1)[1].split("<thead>", 1)[1].split("</thead>", 1)[0]
+    names = re.findall(r"<th[^>]*>(.*?)</th>", head)[1:-1]
+    known = {text: key for key, text in texts("en").items() if key.startswith("failure.")}
+    for name, *counts, n in page_table("en", "failures"):
+        model, task, method = name.split(" · ")
+        key = {"model": model, "task": task, "method": method}
+        own = [row for row in results if row["part"] == "test" and row["seed"] not in ("", "mean")]
+        own = [row for row in own if same_method(row, key)]
+        first = [row for row in own if row["seed"] == own[0]["seed"]]
+        for text, count in zip(names, counts, strict=True):
+            metric = "answers:" + known[text].removeprefix("failure.")
+            rows = [row for row in first if row["metric"] == metric]
+            assert count == (rows[0]["value"] if rows else "0"), (name, text)
+            assert not rows or rows[0]["n"] == n
+            checked += 1
     assert checked >= 6
 
 

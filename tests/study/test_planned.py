@@ -10,6 +10,8 @@ import pytest
 from tests.build import in_words, save_other, study_of
 from tsugiki.cli.check import Planned, check_file, duration
 from tsugiki.config.study import StudySpec
+from tsugiki.data.batch import num_steps
+from tsugiki.data.tasks import load_task
 from tsugiki.errors import ConfigError, RunError
 from tsugiki.report.material import gather
 from tsugiki.report.write import write_report
@@ -18,6 +20,7 @@ from tsugiki.runs.reading import read_record
 from tsugiki.runs.store import Store
 from tsugiki.study import chosen
 from tsugiki.study.cells import collect, parse_study
+from tsugiki.study.forecast import forecast
 from tsugiki.study.kept_plan import plan_path, read_plan
 from tsugiki.study.sweep import run_study
 
@@ -176,6 +179,30 @@ def test_time_is_taken_from_earlier_runs_on_the_device(
     assert "time: tiny · tiny · LoRA: 3 runs, 18 steps: about" in said
     assert "at least" not in said
     assert "add --power 0.8" in said
+
+
+def test_check_counts_shared_steps_once_and_says_memory_and_what_halving_saves(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    """Epochs 1 and 2 of a constant schedule are one run; four settings could be halved."""
+    given = planned(model_folder, task_file, seeds=1)
+    given["train"] = {**given["train"], "schedule": "constant"}
+    rates = [1e-3, 2e-3, 5e-3, 1e-2]
+    grid = {"learning_rate": rates, "epochs": [1, 2], "targets": ["q+v"], "rank": [2]}
+    given["methods"] = [{"name": "LoRA", "kind": "lora", "grid": grid}]
+    study = parse_study(given, "study")
+    task = load_task(study.tasks[0])
+    result = collect(study, Store(tmp_path))
+    [part] = forecast(result, Store(tmp_path), {study.tasks[0].label: task})
+    whole = num_steps(len(task.examples["train"]), 8, 2)
+    assert part.runs == 8
+    assert part.steps == len(rates) * whole
+    assert part.halved_runs == len(rates)
+    assert part.halved_s == pytest.approx(part.train_s / 2)
+    assert part.memory_bytes > 0
+    said = "\n".join(check_file(written(tmp_path, given), planned=Planned(out=tmp_path)))
+    assert "GiB of weights, gradients and moments (activations come on top)" in said
+    assert "with successive halving of LoRA (search.prune" in said
 
 
 def test_a_plan_is_of_a_study(task_file: Path, tmp_path: Path) -> None:

@@ -177,19 +177,20 @@ def _planned(material: Material, pair: Finding) -> PairPlan | None:
 def _limits(material: Material, tuned: Sequence[Finding], language: Language) -> list[str]:
     """What does not follow from the verdicts above."""
     result, lines = material.result, list[str]()
+    open_pairs: dict[tuple[str, str, str, str], list[str]] = {}
     for pair in tuned:
-        values = {
-            "where": f"{pair.model} · {pair.task}",
-            "a": pair.first.method,
-            "b": pair.second.method,
-            "margin": f"{100 * pair.margin:g}",
-        }
         if pair.comparison is None or pair.verdict is None:
             continue  # the verdict says it
+        names, where = (pair.first.method, pair.second.method), f"{pair.model} · {pair.task}"
+        margin = f"{100 * pair.margin:g}"
         if pair.verdict in ("undecided", "equal"):
-            lines.append(say(language, f"headline.limit_{pair.verdict}", **values))
+            open_pairs.setdefault((pair.verdict, *names, margin), []).append(where)
         if pair.comparison.seeds < 3:
-            lines.append(say(language, "headline.limit_seeds", **values))
+            open_pairs.setdefault(("seeds", "", "", ""), []).append(where)
+    for (kind, first, second, margin), of_pair in open_pairs.items():
+        where = ("、" if language == "ja" else ", ").join(dict.fromkeys(of_pair))
+        values = {"a": first, "b": second, "margin": margin, "where": where}
+        lines.append(say(language, f"headline.limit_{kind}", **values))
     if at_edge := searched_to_an_edge(result):
         lines.append(say(language, "headline.limit_edge", cells="; ".join(at_edge)))
     devices = {

@@ -276,16 +276,17 @@ def edges(result: StudyResult, language: Language) -> list[str]:
 
 def searched_to_an_edge(result: StudyResult) -> list[str]:
     """Methods whose chosen learning rate is the lowest or the highest (or the only one) that was
-    tried."""
-    edge_cells = []
+    tried, with the rate and where: `LoRA 0.002 (27M · jnli, 27M · jcommonsenseqa)`."""
+    at_edge: dict[str, list[str]] = {}
     for cell in result.chosen.values():
         tried = cell.method.grid.get("learning_rate", ())
         if isinstance(tried, Range):
             continue
         rates = {rate for rate in tried if isinstance(rate, (int, float))}
         if rates and cell.config.train.learning_rate in (min(rates), max(rates)):
-            edge_cells.append(f"{' · '.join(cell.key)} ({cell.config.train.learning_rate:g})")
-    return edge_cells
+            name = f"{cell.method.name} {cell.config.train.learning_rate:g}"
+            at_edge.setdefault(name, []).append(" · ".join(cell.key[:2]))
+    return [f"{name} ({', '.join(where)})" for name, where in at_edge.items()]
 
 
 def _one_rate(cell: Cell, language: Language) -> str:

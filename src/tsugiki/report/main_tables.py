@@ -248,7 +248,7 @@ def _cost_row(entry: Entry, cell: Cell, record: RunRecord) -> Row:
         Number(value=outcome.trainable / 1e6, form=",.2f"),
         memory,
         seconds_cell(exclusive.get(PAPER_BATCH)),
-        seconds_cell(own, f" ({batch})"),
+        seconds_cell(own, f" ({batch})") if batch != PAPER_BATCH else None,
         seconds_cell(among, f" ({among.lanes})") if among.lanes > 1 else None,
         number(answered.answer_s, ".4f"),
         Number(value=outcome.weights_bytes / 2**20, form=",.1f"),
