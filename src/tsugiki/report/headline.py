@@ -18,10 +18,14 @@ from tsugiki.report.finding import (
 from tsugiki.report.forest import Group, Row, forest
 from tsugiki.report.landscape import searched_to_an_edge
 from tsugiki.report.looks import Look, looks_of
+from tsugiki.report.main_tables import reference_of
 from tsugiki.report.material import Material
+from tsugiki.report.standing import standing_text
 from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
 from tsugiki.study.kept_plan import PairPlan
+
+MOST_PAIRS = 8  # more are a table, no screen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +42,12 @@ class Headline:
 
 def headline(material: Material, language: Language) -> Headline:
     """What a reader must see first."""
-    tuned = [pair for pair in material.findings if pair.second.tuned and pair.first.tuned]
+    tuned, more = _shown(material)
     sentences = [sentence(pair, language, brief=True) for pair in tuned]
-    left = statements((), material.standings, language)
+    if more:
+        sentences.append(say(language, "headline.more", more=more))
     return Headline(
-        verdicts=tuple(sentences or left),
+        verdicts=tuple(sentences or _alone(material, language)),
         gains=tuple(base_sentences(material.findings, language)),
         costs=tuple(cost_lines(tuned, language)),
         data=tuple(_data_lines(material, tuned, language)),
@@ -51,14 +56,34 @@ def headline(material: Material, language: Language) -> Headline:
     )
 
 
+def _shown(material: Material) -> tuple[list[Finding], int]:
+    """The pairs of tuned methods that a first screen has room for (those with the reference first),
+    and how many more there are."""
+    tuned = [pair for pair in material.findings if pair.second.tuned and pair.first.tuned]
+    reference = reference_of(material.result)
+    first = [pair for pair in tuned if reference in (pair.first.method, pair.second.method)]
+    shown = tuned if len(tuned) <= MOST_PAIRS else (first or tuned)[:MOST_PAIRS]
+    return shown, len(tuned) - len(shown)
+
+
+def _alone(material: Material, language: Language) -> list[str]:
+    """Where nothing is compared: where each method stands."""
+    learned = [
+        f"{own.key[0]} · {own.key[1]}: {standing_text(own, language)}."
+        for own in material.standings.values()
+        if own.kind == "learned" and own.tuned
+    ]
+    return [*learned, *statements((), material.standings, language)]
+
+
 def forest_plot(material: Material, language: Language) -> str:
     """All pairs of all tasks; empty without any that may be compared."""
     result, looks = material.result, looks_of(material.result)
-    groups = []
+    groups, (tuned, _) = [], _shown(material)
     pairs_of = dict.fromkeys((pair.model, pair.task) for pair in material.findings)
     for model, task in pairs_of:
         own = [pair for pair in material.findings if (pair.model, pair.task) == (model, task)]
-        own = [pair for pair in own if pair.second.tuned or is_best_base(pair, own)]
+        own = [pair for pair in own if pair in tuned or is_best_base(pair, own)][:MOST_PAIRS]
         rows = tuple(_forest_row(pair, looks, language) for pair in own)
         if any(row.value is not None for row in rows):
             groups.append(Group(name=f"{model} · {task}", rows=rows))
@@ -114,6 +139,8 @@ def cost_lines(tuned: Sequence[Finding], language: Language) -> list[str]:
 def _parameters(shares: Sequence[float], language: Language) -> list[str]:
     if not shares:
         return []
+    if all(0.99 < share < 1.01 for share in shares):
+        return [say(language, "headline.parameters_same")]
     key = "fewer" if max(shares) <= 1 else "more"
     times = [1 / share if key == "fewer" else share for share in shares]
     return [say(language, f"headline.parameters_{key}", times=_range(times, _times, language))]

@@ -20,6 +20,7 @@ SIGNS = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "⏎": " ", "\n": " ", "\r": " ",
     "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "α": r"$\alpha$", "★": r"$\star$",
     "≥": r"$\ge$", "≤": r"$\le$", "†": r"\dag{}", "‡": r"\ddag{}", "→": r"$\rightarrow$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
 
 
