@@ -23,6 +23,7 @@ from tsugiki.study.cells import collect, parse_study
 from tsugiki.study.forecast import forecast
 from tsugiki.study.kept_plan import plan_path, read_plan
 from tsugiki.study.sweep import run_study
+from tsugiki.train import memory
 
 
 def planned(model: Path, task: Path, **changes: object) -> dict:
@@ -203,6 +204,18 @@ def test_check_counts_shared_steps_once_and_says_memory_and_what_halving_saves(
     said = "\n".join(check_file(written(tmp_path, given), planned=Planned(out=tmp_path)))
     assert "GiB of weights, gradients and moments (activations come on top)" in said
     assert "with successive halving of LoRA (search.prune" in said
+
+
+def test_what_does_not_fit_is_a_line_of_check_and_the_rest_is_looked_at(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study makes it a row with its reason; `check` had ended there, without hours or memory."""
+    monkeypatch.setattr(memory, "room", lambda device: (100_000, 24 * 2**30))
+    file = written(tmp_path, study_of(model_folder, task_file))
+    said = "\n".join(check_file(file, planned=Planned(out=tmp_path)))
+    assert "does not fit here: 2 configurations: full fine-tuning needs" in said
+    assert "time: tiny · tiny · LoRA: 2 runs" in said
+    assert said.endswith("ok")
 
 
 def test_a_plan_is_of_a_study(task_file: Path, tmp_path: Path) -> None:

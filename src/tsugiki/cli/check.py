@@ -3,7 +3,7 @@ names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tsugiki.config.study import StudySpec
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
 from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task
 from tsugiki.data.tokenizer import Tokenizer
-from tsugiki.errors import ConfigError, did_you_mean
+from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 from tsugiki.fast.cuda_graphs import why_eager
 from tsugiki.model.folder import resolve, stop_ids_of
 from tsugiki.model.loading import find_base, load_base, load_tokenizer
@@ -27,6 +27,7 @@ from tsugiki.study.forecast import Part, forecast
 from tsugiki.study.plan import keep_new, plan_of
 from tsugiki.study.preflight import check_model, check_task, raise_it
 from tsugiki.toml import beside, is_task_file, override, parse, read_toml
+from tsugiki.train.memory import NoRoom
 
 
 def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -> Iterator[str]:
@@ -125,7 +126,10 @@ def check_file(
         yield from overlaps(task)
     for choice in {config.model: None for config in configs}:
         own_configs = [config for config in configs if config.model == choice]
-        yield from check_model(choice, own_configs, tasks, raise_it)
+        no_room = list[str]()
+        refuse = _collect_no_room(no_room) if study is not None else raise_it
+        yield from check_model(choice, own_configs, tasks, refuse)
+        yield from no_room
         yield from tokenizer_notes(
             resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values())
         )
@@ -136,6 +140,18 @@ def check_file(
     if not load:
         yield "the weights were not loaded: --load looks at what they do, too"
     yield "ok"
+
+
+def _collect_no_room(lines: list[str]) -> Callable[[TsugikiError, Sequence[RunConfig]], None]:
+    """What does not fit on this device is a row of the study's report with its reason: here it is
+    a line, and the rest is looked at."""
+
+    def refuse(error: TsugikiError, affected: Sequence[RunConfig]) -> None:
+        if not isinstance(error, NoRoom):
+            raise error
+        lines.append(f"  does not fit here: {len(affected)} configurations: {error}")
+
+    return refuse
 
 
 def study_lines(

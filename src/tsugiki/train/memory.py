@@ -102,12 +102,16 @@ def room(device: torch.device) -> tuple[int, int]:
     return memory.available + psutil.Process().memory_info().rss, memory.total
 
 
+class NoRoom(RunError):
+    """What is trained in full does not fit on this device, whatever the rows are."""
+
+
 def refuse_no_room(parameters: int, numerics: Numerics, device: torch.device) -> None:
-    """Raises `RunError` where full fine-tuning cannot fit, whatever the rows are: so many
+    """Raises `NoRoom` where full fine-tuning cannot fit, whatever the rows are: so many
     parameters with their gradients and moments alone."""
     needed, (free, _) = parameters * FULL_BYTES[numerics.compute], room(device)
     if needed > free:
-        raise RunError(
+        raise NoRoom(
             f"full fine-tuning needs {_gib(needed)} GiB on {device} ({parameters / 1e6:,.0f} M "
             "parameters with gradients and moments, "
             f"{FULL_BYTES[numerics.compute]} bytes each), {_gib(free)} free. Shorter or fewer rows "
