@@ -18,6 +18,7 @@ from tsugiki.score.decode import generate_all
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.cuda_graph_step import CudaGraphStep
 from tsugiki.train.engine import fit
+from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane
 from tsugiki.train.open_step import open_step
 
@@ -42,19 +43,18 @@ def course(
         CUDA, torch.bfloat16 if numerics.base == "bf16" else torch.float32
     )
     no_dropout(model)
-    lane = lane_of(
-        model,
-        config(epochs=6, learning_rate=1e-2 if method == "lora" else 1e-3, step=step, **settings),
-        method,
-        10,
-        lora,
-    )
+    rate = 1e-2 if method == "lora" else 1e-3
+    train = config(epochs=6, learning_rate=rate, step=step, precision="auto", **settings)
+    lane = lane_of(model, train, method, 10, lora)
+    if method == "full":
+        moves = FullWeights(model, train, halves=True)
+        lane = Lane("FT", dict(model.named_parameters()), train, 10, moves=moves)
     lane.steps = upto or lane.steps
     with open_step(model, [lane], rows(), pad_id=3, device=CUDA, numerics=numerics) as opened:
         assert isinstance(opened, CudaGraphStep) == (step == "cuda_graph")
         history = fit(opened, [lane], CUDA, folders=[folder], checkpoint_every_s=0.0)[0].history
     assert all(module._compiled_call_impl is None for module in model.modules())
-    assert method == "lora" or all(parameter.grad is None for parameter in model.parameters())
+    assert method == "lora" or all(parameter.grad is None for parameter in lane.moved)
     return history.loss, lane
 
 
@@ -67,6 +67,9 @@ def course(
         ("lora", LoraConfig(targets="q+v", rank=4, dropout=0.2), {}),
         ("full", None, {}),
         ("full", None, {"micro_batch": 2}),
+        ("full", None, {"moments": "bf16"}),
+        ("full", None, {"moments": "8bit", "weights": "24bit"}),
+        ("full", None, {"moments": "8bit", "clip_from": "last_step"}),
     ],
 )
 def test_the_captured_step_trains_as_the_plain_one(

@@ -39,7 +39,9 @@ def test_a_run_in_each_kind_is_trained_scored_and_asked(
 ) -> None:
     record = score_run(run_of(method, model_folder, task_file, tmp_path), "test")
     stored = kind if method == "lora" else "fp32"
-    assert record.provenance.numerics == StoredNumerics(compute=kind, base=stored, trained="fp32")
+    halves = (method, kind) == ("full", "bf16")
+    trained = "fp32 (bf16 + int16)" if halves else "fp32"
+    assert record.provenance.numerics == StoredNumerics(compute=kind, base=stored, trained=trained)
     assert record.losses[-1] < record.losses[0]
     prompt = "文1: 犬が公園を走っています。[SEP]文2: 動物が外にいます。[SEP]"
     assert answer_texts(record, [prompt], 6) == answer_texts(record, [prompt], 6)

@@ -88,8 +88,8 @@ def test_full_fine_tuning_without_room_leaves_loras_score_and_exit_code_3(
         "left out: tiny · tiny · FT · learning_rate 0.001 and 1 more: full fine-tuning needs"
     ) < said.index("LoRA"), "before the first cell"
     assert (
-        "no result: full fine-tuning needs 0.0 GiB on cpu (0 M parameters with gradients and "
-        "moments, 16 bytes each), 0.0 free" in out
+        "no result: full fine-tuning needs 0.0 GiB on cpu (0 M parameters with what AdamW keeps, "
+        "16 bytes each), 0.0 free" in out
     )
     assert out.splitlines()[-1].endswith(f"by: tsugiki study {path} --out {tmp_path / 'out'}")
     assert [
@@ -180,13 +180,23 @@ def test_advice_names_what_helps_there(
     monkeypatch.setattr(memory, "room", lambda device: (20 * size, 40 * size))
     assert "other programs hold" in helps()
     monkeypatch.setattr(memory, "room", lambda device: (22 * GIB, 24 * GIB))
-    bf16 = type(numerics)(compute="bf16", base="fp32", trained="fp32")
-    said = (
-        r"full fine-tuning needs 31 GiB on cuda \(1,870 M parameters .* 18 bytes each\), 22 "
-        r"free\. Shorter or fewer rows do not help"
+    bf16 = type(numerics)(compute="bf16", base="fp32", trained="fp32 (bf16 + int16)")
+    needs, cuda = (
+        r"full fine-tuning needs {} GiB on cuda \({} M parameters .* 12 bytes each\), 22 ",
+        (torch.device("cuda")),
     )
-    with pytest.raises(RunError, match=said):
-        memory.refuse_no_room(1_870_000_000, bf16, torch.device("cuda"))
+    cases = [
+        (2_870_000_000, needs.format(32, "2,870") + r"free.* Write moments = \"8bit\" under "),
+        (1_970_000_000 + 150_000_000, needs.format(24, "2,120") + r"free.* Write moments = \"bf16"),
+        (7_000_000_000, needs.format(78, "7,000") + "free.* do not help. Take LoRA, a smaller"),
+    ]
+    for parameters, said in cases:
+        with pytest.raises(RunError, match=said):
+            memory.refuse_no_room(parameters, full.train, bf16, cuda)
+    cut = full.train.model_copy(update={"batch": 8, "micro_batch": 4})
+    with pytest.raises(RunError, match=r"8bit.* GiB, without micro_batch"):
+        memory.refuse_no_room(2_870_000_000, cut, bf16, cuda)
+    memory.refuse_no_room(1_870_000_000, full.train, bf16, cuda)
 
 
 def test_a_search_that_learns_ends_where_a_trial_cannot_be_had(

@@ -64,7 +64,7 @@ class HostTorch:
 def on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "torch", HostTorch())
     monkeypatch.setattr(cuda_graphs, "GraphCapturer", Replayed)
-    monkeypatch.setattr(open_step, "_compiled_layers", lambda model: nullcontext())
+    monkeypatch.setattr(open_step, "_compiled_layers", lambda model, once: nullcontext())
 
 
 def recorded(

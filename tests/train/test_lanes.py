@@ -252,7 +252,8 @@ def test_what_a_lane_does_not_adapt_stays_zero() -> None:
         part.fill_(True)
     assert own.any()
     assert not bank.flat[0][~own].any()
-    assert not lanes[0].optimizer.state[lanes[0].moved[0]]["exp_avg"][~own].any()
+    moments = lanes[0].adamw.optimizer.state[lanes[0].moved[0]]
+    assert not moments["exp_avg"][~own].any()
 
 
 class StopAt:

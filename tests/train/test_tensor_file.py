@@ -75,7 +75,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from tsugiki.train.checkpoint import LaneState, read_checkpoint, save_checkpoint
-from tsugiki.train.lane import _put
+from tsugiki.train.tensor_file import put_tensor
 torch.set_num_threads(1)
 state = {"a": torch.randn(60 * 2**20), "b": torch.randn(40 * 2**20)}  # 400 MiB
 state["c"] = state["a"].view(-1, 1024)[:, :512]  # not in one piece
@@ -86,7 +86,7 @@ path = save_checkpoint(Path(sys.argv[1]), 2, state, LaneState())
 saved = peak()
 tensors, _ = read_checkpoint(path)
 for name in state:
-    _put(tensors, name, state[name])
+    put_tensor(tensors, name, state[name])
 print(saved - before, peak() - saved)
 """
 

@@ -16,6 +16,9 @@ Schedule = Literal["constant", "linear", "cosine", "wsd"]
 StepKind = Literal["auto", "cuda_graph", "eager"]
 Precision = Literal["auto", "fp32", "bf16"]
 LongRows = Literal["refuse", "leave_out"]
+Moments = Literal["fp32", "bf16", "8bit"]
+Weights = Literal["fp32", "24bit"]
+ClipFrom = Literal["exact", "last_step"]
 
 
 # ---- a run --------------------------------------------------------------------------------------
@@ -113,6 +116,21 @@ class TrainConfig(Record):
         description="cuda_graph: packed rows, CUDA graphs; eager: the reference; auto: "
         "cuda_graph on CUDA in bf16",
     )
+    moments: Moments = Field(
+        "fp32",
+        description="full fine-tuning: AdamW's moments, in fp32 or rounded by train.seed to bf16 "
+        "or 8 bits",
+    )
+    weights: Weights = Field(
+        "fp32",
+        description="full fine-tuning with bf16 matmuls: exactly fp32, or 24 bits of it (rounded "
+        "by train.seed)",
+    )
+    clip_from: ClipFrom = Field(
+        "exact",
+        description="full fine-tuning: the norm that clips: of these gradients, or last_step's "
+        "(no gradient is kept, no second backward pass)",
+    )
     seed: Seed = 0
 
     @model_validator(mode="before")
@@ -139,6 +157,11 @@ class TrainConfig(Record):
         if self.decay is not None and self.schedule != "wsd":
             raise ValueError(
                 'decay: only schedule = "wsd" reads it; remove it or change the schedule'
+            )
+        if self.clip_from == "last_step" and self.micro_batch not in (None, self.batch):
+            raise ValueError(
+                'clip_from: "last_step" keeps no gradients, micro_batch sums them; remove one of '
+                "them"
             )
         if self.warmup + self.decay_share > 1:
             raise ValueError("warmup + decay: must not exceed 1")
@@ -183,6 +206,9 @@ READ_BY: dict[Method, tuple[set[str], ...]] = {
 }
 ADAPTED: tuple[Method, ...] = ("lora",)  # train or take adapters, many over one base
 UNTRAINED: tuple[Method, ...] = ("base",)  # scored as they are
+# Of [train], what full fine-tuning alone reads.
+READ_BY_FULL = ("moments", "weights", "clip_from")
+NOT_READ_BY: dict[Method, tuple[str, ...]] = {"lora": READ_BY_FULL}
 # Of [train], what is read where nothing is trained; the seed too where it draws shots.
 READ_UNTRAINED = ("max_length", "long_rows", "precision")
 
@@ -224,6 +250,9 @@ class RunConfig(Record):
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
         given = {name for name in ("lora", "adapter") if getattr(self, name) is not None}
+        for name in NOT_READ_BY.get(self.method, ()):
+            if getattr(self.train, name) != TrainConfig.model_fields[name].default:
+                raise ValueError(f"train.{name}: only full fine-tuning reads it; remove it")
         if self.shots and self.method not in UNTRAINED:
             raise ValueError(
                 'shots: only method = "base" reads it (a trained model answers without); remove '

@@ -10,8 +10,8 @@ cast inside the step; the fp32 adapters stay the ones that the optimiser moves. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,29 +183,66 @@ def fused(model: Any) -> Iterator[ComputeCopy]:
     compute_copy = ComputeCopy(
         flat=flat, values=flat.to(weight_of(first.base).dtype, copy=True), leaves=[]
     )
+
+    def make(paths: list[str], rotary: bool | None) -> FusedLinears | None:
+        modules = [model.get_submodule(path) for path in paths]
+        if len(modules) == 1 and not isinstance(modules[0], LoraLinear):
+            return None
+        return _fuse(modules, compute_copy, rotary)
+
+    with _rewired(model, make):
+        yield compute_copy
+
+
+@contextmanager
+def fused_whole(model: Any, whole: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Rewires a model whose own weights are trained; `whole` are the parameters that stand for
+    those of several linear layers, by the name of the first."""
+
+    def make(paths: list[str], rotary: bool | None) -> FusedLinears | None:
+        weight = whole.get(f"{paths[0]}.weight")
+        if weight is None:
+            return None
+        splits = [len(by_outputs(model.get_submodule(path))) for path in paths]
+        return FusedLinears(weight, whole.get(f"{paths[0]}.bias"), splits, rotary)
+
+    with _rewired(model, make) if whole else nullcontext():
+        yield
+
+
+@contextmanager
+def _rewired(
+    model: Any, make: Callable[[list[str], bool | None], FusedLinears | None]
+) -> Iterator[None]:
+    """Within it the linear layers that `make` makes one of are called as one, given whether the
+    attention that reads them rotates them."""
     undo: list[tuple[str, nn.Module]] = []
     try:
         for paths in groups_of(model):
             modules = [model.get_submodule(path) for path in paths]
-            if len(modules) == 1 and not isinstance(modules[0], LoraLinear):
-                continue
             read_by_attention = paths[0].endswith(layout_of(model).modules["q"])
-            whole = _fuse(
-                modules,
-                compute_copy,
-                FUSED_QKV.get(model.config.model_type) if read_by_attention else None,
-            )
+            rotary = FUSED_QKV.get(model.config.model_type) if read_by_attention else None
+            if (whole := make(paths, rotary)) is None:
+                continue
             for index, (path, module) in enumerate(zip(paths, modules, strict=True)):
                 undo.append((path, module))
                 replace_module(model, path, FusedPart(whole, index))
         for path, mlp in list(model.named_modules()):
-            if type(mlp).__name__ in SWIGLU and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
+            if _is_swiglu(mlp):
                 undo.append((path, mlp))
                 replace_module(model, path, FusedMLP(mlp))
-        yield compute_copy
+        yield
     finally:
         for path, module in reversed(undo):
             replace_module(model, path, module)
+
+
+def _is_swiglu(mlp: Any) -> bool:
+    return (
+        type(mlp).__name__ in SWIGLU
+        and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+        and isinstance(mlp.gate_proj, FusedPart)
+    )
 
 
 def _fuse(modules: list[nn.Module], compute_copy: ComputeCopy, rotary: bool | None) -> FusedLinears:

@@ -148,7 +148,8 @@ def pick_numerics(method: Method, precision: Precision, device: torch.device) ->
         raise RunError(
             f'train.precision = "bf16": {device} has no fast bf16 matmuls. Use "auto" or "fp32"'
         )
-    return Numerics(compute=precision, base=STORED[method, precision], trained="fp32")
+    trained = "fp32 (bf16 + int16)" if (method, precision) == ("full", "bf16") else "fp32"
+    return Numerics(compute=precision, base=STORED[method, precision], trained=trained)
 
 
 def why_fp32(precision: Precision, numerics: Numerics, device: torch.device) -> str | None:

@@ -115,8 +115,8 @@ def _why_not_done(record: RunRecord) -> str:
     return f"this run is not finished (it stands {where}). Give its run or study command again"
 
 
-def load_trained(record: RunRecord) -> Base:
-    """The base model with what the run trained in place."""
+def load_trained(record: RunRecord, *, whole: bool = False) -> Base:
+    """The base model with what the run trained in place; `whole`: see `Method.put_back`."""
     _refuse_unfinished(record)
     config, there, method = record.config, record.provenance, method_of(record.config)
     if not has_weights(record):
@@ -135,7 +135,7 @@ def load_trained(record: RunRecord) -> Base:
             f"changed since (now {now}), or its tokenizer has"
         )
     base = load_base(source)
-    method.put_back(base, record)
+    method.put_back(base, record, whole=whole)
     return base
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from tsugiki.config.fields import Record
 from tsugiki.config.old_spellings import in_old_spelling
-from tsugiki.config.run import RunConfig
+from tsugiki.config.run import READ_BY_FULL, RunConfig
 from tsugiki.data.tasks import CHAT, Task, task_digest
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.record import Provenance, ScoreKey
@@ -141,6 +141,9 @@ def old_identity(config: RunConfig, provenance: Provenance) -> str:
     }
     later = (("adapter", None), ("shots", 0))
     written = {name: value for name, value in given.items() if (name, value) not in later}
+    written["train"] = {
+        name: value for name, value in given["train"].items() if name not in READ_BY_FULL
+    }
     what: dict[str, object] = {
         "semantics": provenance.semantics,
         "model_sha256": provenance.model_sha256,

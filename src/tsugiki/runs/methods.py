@@ -5,12 +5,13 @@ No torch until a method is used: what a study and a report ask (`order`, `trains
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from tsugiki.config.run import READ_UNTRAINED, LoraConfig, RunConfig
+from tsugiki.config.run import READ_BY_FULL, READ_UNTRAINED, LoraConfig, RunConfig
 from tsugiki.config.study import MethodSpec
+from tsugiki.runs.method import Method, Settings
 from tsugiki.runs.record import Imported, Outcome
 
 if TYPE_CHECKING:
@@ -22,73 +23,8 @@ if TYPE_CHECKING:
     from tsugiki.runs.store import Run
     from tsugiki.train.lane import Lane
 
-Settings = Mapping[str, object]
 # Of [train], what runs over one base must have in common to be lanes of one step.
 SHARED = ("max_length", "long_rows", "precision", "step")
-
-
-class Method(Protocol):
-    """What the rest of the house asks of a method.
-
-    `order` puts LoRA before full fine-tuning, and both before the untouched base, in a comparison.
-    `tuned`: somebody trained something; the base that nobody touched may lie anywhere. `together`:
-    many train over one base. `moves_base`: its weights are trained, so that the next run loads it
-    anew, and what is kept is as large as it. `step_kind`: what the record says of its steps ("": as
-    made). `flops`: of a step, a parameter of the base and a token (2 forward, 2 a gradient).
-    """
-
-    name: str
-    order: int
-    grid_keys: frozenset[str]
-    trains: bool
-    tuned: bool
-    together: bool
-    moves_base: bool
-    step_kind: str
-    flops: int
-
-    def settings_of(
-        self, train: Settings, settings: Settings, spec: MethodSpec
-    ) -> dict[str, object]:
-        """What a row of a study asks for besides model, task and scoring: its [train], and what is
-        the method's own."""
-
-    def summary(self, config: RunConfig) -> str:
-        """Its own settings in a line, for the report."""
-
-    def alike(self, config: RunConfig) -> RunConfig:
-        """What runs must have in common to train together."""
-
-    def looks_at(self, config: RunConfig) -> object:
-        """What `look` looks at: configurations that agree in it need one look."""
-
-    def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
-        """Looks at a model whose weights were not read; yields remarks. Raises `TsugikiError` for
-        what cannot be trained on it."""
-
-    def num_trained(self, model: torch.nn.Module, config: RunConfig) -> int:
-        """How many parameters it trains of a model, or adds to it."""
-
-    def side_by_side(self, config: RunConfig) -> str:
-        """Lanes next to each other in this order skip what none of them adapts."""
-
-    def check_room(self, source: BaseSource) -> None:
-        """Raises `RunError` where it cannot fit, whatever the rows are."""
-
-    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
-        """A lane for each configuration: parameters to move, and where their rows come from."""
-
-    def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
-        """How many of these a device holds together."""
-
-    def what_helps(self, base: Base, config: RunConfig) -> str:
-        """What to do where one run alone did not fit."""
-
-    def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
-        """What is known of its size before the first step."""
-
-    def put_back(self, base: Base, record: RunRecord) -> None:
-        """Puts what a finished run trained on its base, from the run's folder."""
 
 
 class _Trained:
@@ -96,13 +32,11 @@ class _Trained:
 
     trains, tuned, step_kind = True, True, ""
 
-    def put_back(self: Method, base: Base, record: RunRecord) -> None:
-        from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
+    def put_back(self: Method, base: Base, record: RunRecord, *, whole: bool = False) -> None:
+        from tsugiki.train.checkpoint import latest_tensors
 
-        path = latest_checkpoint(record.folder / "weights")
-        assert path is not None, "whoever loads a run refuses one whose weights were not kept"
         [lane] = self.lanes(base, [record.config], num_rows=record.config.train.batch)
-        lane.load_state(read_checkpoint(path)[0], step=0, steps_with_lr=0)
+        lane.load_state(latest_tensors(record.folder / "weights"), step=0, steps_with_lr=0)
 
 
 class Lora(_Trained):
@@ -115,7 +49,7 @@ class Lora(_Trained):
         self, train: Settings, settings: Settings, spec: MethodSpec
     ) -> dict[str, object]:
         lora = {key: value for key, value in settings.items() if key in self.grid_keys}
-        return {"train": train, "lora": lora}
+        return {"train": {k: v for k, v in train.items() if k not in READ_BY_FULL}, "lora": lora}
 
     def summary(self, config: RunConfig) -> str:
         adapter = _adapter(config)
@@ -147,7 +81,7 @@ class Lora(_Trained):
     def side_by_side(self, config: RunConfig) -> str:
         return _adapter(config).targets
 
-    def check_room(self, source: BaseSource) -> None:
+    def check_room(self, source: BaseSource, config: RunConfig) -> None:
         """The frozen weights themselves show whether they fit, when they are loaded."""
 
     def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
@@ -200,7 +134,12 @@ class Full(_Trained):
         return {"train": train}
 
     def summary(self, config: RunConfig) -> str:
-        return "FT: dropout 0"
+        """Names what differs from AdamW in fp32."""
+        train = config.train
+        named = {"moments": train.moments, "weights": train.weights}
+        kinds = [f"{name} {kind}" for name, kind in named.items() if kind != "fp32"]
+        clipped = ["clipped by the last step's norm"] if train.clip_from == "last_step" else []
+        return ", ".join(["FT: dropout 0", *kinds, *clipped])
 
     def alike(self, config: RunConfig) -> RunConfig:
         """All but the epochs: the shorter go on from the longer."""
@@ -208,16 +147,19 @@ class Full(_Trained):
         return config.model_copy(update={"train": train})
 
     def looks_at(self, config: RunConfig) -> object:
-        return config.train.precision
+        train = config.train
+        return (train.precision, train.micro_batch, *(getattr(train, key) for key in READ_BY_FULL))
 
     def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
         """Whether gradients and moments of all parameters fit."""
         from tsugiki.model.loading import num_parameters, pick_device, pick_numerics
+        from tsugiki.train.full_weights import is_needed
         from tsugiki.train.memory import refuse_no_room
 
         device = pick_device()
         numerics = pick_numerics(config.method, config.train.precision, device)
-        refuse_no_room(num_parameters(model), numerics, device)
+        is_needed(config.train, halves=numerics.compute == "bf16")
+        refuse_no_room(num_parameters(model), config.train, numerics, device)
         yield from ()
 
     def num_trained(self, model: torch.nn.Module, config: RunConfig) -> int:
@@ -228,28 +170,40 @@ class Full(_Trained):
     def side_by_side(self, config: RunConfig) -> str:
         return ""
 
-    def check_room(self, source: BaseSource) -> None:
+    def check_room(self, source: BaseSource, config: RunConfig) -> None:
         from tsugiki.model.loading import count_parameters
         from tsugiki.train.memory import refuse_no_room
 
-        refuse_no_room(count_parameters(source.folder), source.numerics, source.device)
+        size = count_parameters(source.folder)
+        refuse_no_room(size, config.train, source.numerics, source.device)
 
     def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
+        from tsugiki.train.full_weights import FullWeights, is_needed
         from tsugiki.train.lane import Lane
 
         [config] = configs
-        name, parameters = f"FT {config.train.learning_rate:g}", base.model.named_parameters()
-        return [Lane(name, dict(parameters), config.train, num_rows)]
+        name, parameters = f"FT {config.train.learning_rate:g}", dict(base.model.named_parameters())
+        moves, halves = None, base.numerics.compute == "bf16"
+        if is_needed(config.train, halves=halves):
+            moves = FullWeights(base.model, config.train, halves=halves)
+        return [Lane(name, parameters, config.train, num_rows, moves=moves)]
+
+    def put_back(self, base: Base, record: RunRecord, *, whole: bool = False) -> None:
+        from tsugiki.train.checkpoint import latest_tensors
+        from tsugiki.train.full_weights import put_weights
+
+        put_weights(base.model, latest_tensors(record.folder / "weights"), whole=whole)
 
     def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
         return 1
 
     def what_helps(self, base: Base, config: RunConfig) -> str:
-        from tsugiki.train.memory import FULL_BYTES, what_helps
+        from tsugiki.train.memory import full_bytes, what_helps
 
-        taken = base.num_parameters * FULL_BYTES[base.numerics.compute]
-        kind, other = "weights, gradients and moments", "LoRA, a smaller model or more memory"
-        return what_helps(taken, kind, other, config.train, base.device)
+        taken = int(base.num_parameters * full_bytes(config.train, base.numerics.compute))
+        kind, other = "weights and moments", "LoRA, a smaller model or more memory"
+        cut = base.numerics.compute == "fp32"  # else gradients would have to be summed
+        return what_helps(taken, kind, other, config.train, base.device, cut=cut)
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         return Outcome(trainable=lane.num_trainable, total=base_size, steps=lane.steps)
@@ -270,7 +224,7 @@ class _NotTrained:
     def side_by_side(self, config: RunConfig) -> str:
         return ""
 
-    def check_room(self, source: BaseSource) -> None:
+    def check_room(self, source: BaseSource, config: RunConfig) -> None:
         """See LoRA."""
 
     def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
@@ -331,7 +285,7 @@ class FromElsewhere(_NotTrained):
         total, kept = base_size + size, run.copy_adapter(_folder(config))
         return Outcome(trainable=size, total=total, steps=0, adapter=imported, weights_bytes=kept)
 
-    def put_back(self, base: Base, record: RunRecord) -> None:
+    def put_back(self, base: Base, record: RunRecord, *, whole: bool = False) -> None:
         from tsugiki.model.export import import_adapter
 
         import_adapter(base.model, record.folder / "adapter")
@@ -370,7 +324,7 @@ class Untouched(_NotTrained):
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         return Outcome(trainable=0, total=base_size, steps=0)
 
-    def put_back(self, base: Base, record: RunRecord) -> None:
+    def put_back(self, base: Base, record: RunRecord, *, whole: bool = False) -> None:
         """Nothing to put."""
 
 

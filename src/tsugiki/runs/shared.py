@@ -61,7 +61,7 @@ class Shared:
         said = why_fp32(self.first.train.precision, self.source.numerics, self.source.device)
         if said is not None:
             self.events.note(said)
-        self.method.check_room(self.source)
+        self.method.check_room(self.source, self.first)
         self.load()
         self.moved = False
         for note in self.plan.notes:

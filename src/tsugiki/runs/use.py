@@ -131,7 +131,7 @@ def export_merged(
     refuse_filled(folder)
     if folder == Path.cwd():
         raise ModelError(f"{folder}: is the current folder. Name a new one")
-    base, config = load_trained(record), record.config
+    base, config = load_trained(record, whole=stored != "bf16"), record.config
     task = load_task(config.task)
     dtype = getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[stored])
     compute = "fp32" if stored == "fp32" else base.numerics.compute

@@ -33,6 +33,7 @@ from tsugiki.runs.preflight import longest_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import Cell, Key, StudyResult, is_scored_elsewhere
+from tsugiki.train.memory import WHOLE_GRADIENT_BYTES, full_bytes
 from tsugiki.train.meter import device_name, matmul_rate
 
 SAMPLE = 200  # rows whose length is measured
@@ -124,7 +125,8 @@ class _Look:
         numerics = pick_numerics(config.method, config.train.precision, self.device)
         copy = 2 if numerics.compute == "bf16" else 0
         if method_of(config).moves_base:
-            return self.size * (WEIGHT_BYTES + copy + STATE_BYTES)
+            gradients = 0 if numerics.compute == "fp32" else WHOLE_GRADIENT_BYTES
+            return int(self.size * (full_bytes(config.train, numerics.compute) + gradients))
         base = self.size * (2 if numerics.base == "bf16" else WEIGHT_BYTES)
         return base + trained * (WEIGHT_BYTES + copy + STATE_BYTES)
 

@@ -114,6 +114,13 @@ def read_checkpoint(path: Path) -> tuple[TensorFile, LaneState]:
         raise _damaged(path, broken) from None
 
 
+def latest_tensors(folder: Path) -> TensorFile:
+    """The tensors of the latest checkpoint of a folder that has one."""
+    path = latest_checkpoint(folder)
+    assert path is not None, "whoever loads a run refuses one whose weights were not kept"
+    return read_checkpoint(path)[0]
+
+
 def _damaged(path: Path, broken: Exception) -> RunError:
     return RunError(
         f"{path}: checkpoint cannot be read ({broken}). Delete that folder to train from the start"

@@ -10,7 +10,7 @@ same rows, same masks, same loss to bf16 noise.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
@@ -29,6 +29,7 @@ from tsugiki.data.packing import (
 from tsugiki.fast.attention import attending
 from tsugiki.fast.cuda_graphs import GraphCapturer, layer_calls
 from tsugiki.fast.rotary import deferred_rope
+from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane
 from tsugiki.train.packed_forward import PackedForward
 from tsugiki.train.step import StepResult
@@ -55,6 +56,13 @@ class CudaGraphStep:
         )
         device = forward.device
         self.plans = self._plan()
+        moves = self.lanes[0].moves
+        cut = any(len(parts) > 1 for plan in self.plans for parts in plan)
+        if isinstance(moves, FullWeights) and cut:
+            moves.sum_gradients()
+        # Gradients that are handed over lie in the memory of the graph that made them: the update
+        # is part of it.
+        self.updates_itself = isinstance(moves, FullWeights) and not cut
         wanted, fewest = self._wanted()
         most = SHAPES if len(self.lanes) == 1 else SHAPES_OF_LANES
         self.shapes = plan_shapes(
@@ -78,7 +86,7 @@ class CudaGraphStep:
         self.turn = 0
         self.coming = [lane.step for lane in self.lanes]
         self.graphs = self._capture_all(wanted, fewest)
-        self.update = self._capture_update()
+        self.update = None if self.updates_itself else self.capturer.capture(self._update)
         # A replay allocates nothing that the allocator sees: what a step needs shows while it is
         # captured.
         self.peak_bytes = torch.cuda.max_memory_allocated(device)
@@ -86,8 +94,14 @@ class CudaGraphStep:
     @property
     def kind(self) -> str:
         """For the record: `cuda_graph`, and what memory asked for."""
-        cut = f", at most {self.max_tokens:,} tokens a backward pass" if self.max_tokens else ""
-        return "cuda_graph" + cut + (", layers computed twice" if self.recomputed else "")
+        moves = self.lanes[0].moves
+        by_layer = isinstance(moves, FullWeights) and moves.moves_in_backward
+        said = [
+            f"at most {self.max_tokens:,} tokens a backward pass" if self.max_tokens else "",
+            "gradients by layer" if by_layer else "",
+            "layers computed twice" if self.recomputed else "",
+        ]
+        return ", ".join(["cuda_graph", *filter(None, said)])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -174,21 +188,19 @@ class CudaGraphStep:
     def _work(self, batch: PackedBatch) -> Callable[[], None]:
         def work() -> None:
             self.losses.add_(self.forward(batch))
+            if self.updates_itself:
+                self._update()
 
         return work
 
-    def _capture_update(self) -> torch.cuda.CUDAGraph:
-        gradients = self.forward.gradients()
-
-        def work() -> None:
-            norms = [lane.move() for lane in self.lanes]
+    def _update(self) -> None:
+        norms = [lane.move() for lane in self.lanes]
+        if gradients := self.forward.gradients():
             torch._foreach_zero_(gradients)
-            if self.forward.compute_copy is not None:
-                self.forward.compute_copy.refresh()
-            self.results.copy_(torch.stack([self.losses, torch.stack(norms)]))
-            self.losses.zero_()
-
-        return self.capturer.capture(work)
+        if self.forward.compute_copy is not None:
+            self.forward.compute_copy.refresh()
+        self.results.copy_(torch.stack([self.losses, torch.stack(norms)]))
+        self.losses.zero_()
 
     def _load(
         self,
@@ -243,17 +255,9 @@ class CudaGraphStep:
         ]
         numbers = [[number for part in parts for number in part] for parts in plans]
         num_targets = [int(self.rows.num_targets[own].sum()) for own in numbers]
-        steps = [lane.step for lane in self.lanes]
-        for parts in zip_longest(*plans, fillvalue=NOTHING):
-            exact = [
-                self.rows.exact_shape(part) for part in {id(part): part for part in parts}.values()
-            ]
-            index = shape_for(largest_of(exact), self.shapes, min(shape.tokens for shape in exact))
-            self._load(self.batches[index], parts, num_targets=num_targets, steps=steps)
-            self.graphs[index].replay()
-        for lane in self.lanes:
-            lane.set_rate(idle=id(lane) not in going)
-        self.update.replay()
+        if self.lanes[0].adamw.looks_first:
+            self._replay(plans, num_targets, going, live=False)
+        self._replay(plans, num_targets, going)
         losses, norms = self.results.clone().unbind()
         results = []
         for index, lane in enumerate(self.lanes):
@@ -263,3 +267,25 @@ class CudaGraphStep:
                 results.append(StepResult(loss=losses[index], norm=norms[index], num_tokens=tokens))
         self.coming = [lane.step for lane in self.lanes]
         return results
+
+    def _replay(
+        self,
+        plans: Sequence[list[list[int]]],
+        num_targets: Sequence[int],
+        going: Collection[int],
+        *,
+        live: bool = True,
+    ) -> None:
+        """All backward passes of a step, and its update."""
+        steps = [lane.step for lane in self.lanes]
+        for lane in self.lanes:
+            lane.set_rate(idle=id(lane) not in going, live=live)
+        for parts in zip_longest(*plans, fillvalue=NOTHING):
+            exact = [
+                self.rows.exact_shape(part) for part in {id(part): part for part in parts}.values()
+            ]
+            index = shape_for(largest_of(exact), self.shapes, min(shape.tokens for shape in exact))
+            self._load(self.batches[index], parts, num_targets=num_targets, steps=steps)
+            self.graphs[index].replay()
+        if self.update is not None:
+            self.update.replay()

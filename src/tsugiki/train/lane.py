@@ -7,7 +7,7 @@ parameters. The engine sees no difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ from tsugiki.data.batch import Order, num_steps
 from tsugiki.errors import RunError
 from tsugiki.model.adapter_bank import NO_ADAPTERS, AdapterBank, NoAdapters
 from tsugiki.model.lora import LaneAdapter
-from tsugiki.train.tensor_file import TensorFile
+from tsugiki.train.full_weights import FullWeights
+from tsugiki.train.tensor_file import TensorFile, put_tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+Tensors = TensorFile | Mapping[str, torch.Tensor]
 
 
 class DidNotLearn(RunError):
@@ -70,7 +72,8 @@ def shared_steps(
 
 
 class OwnParameters:
-    """Parameters that are moved each by itself: the base's own, in full fine-tuning."""
+    """Parameters that are moved each by itself, in fp32: the base's own, in full fine-tuning that
+    computes in fp32."""
 
     bank: AdapterBank | NoAdapters = NO_ADAPTERS
     number = 0
@@ -129,7 +132,64 @@ class OneVector:
         """They belong to the bank, and stay."""
 
 
-Moves = OwnParameters | OneVector
+class TorchAdamW:
+    """PyTorch's fused AdamW over what a lane moves."""
+
+    moves_in_backward = looks_first = False
+
+    def __init__(self, moves: OwnParameters | OneVector, config: TrainConfig):
+        self.moves, self.config = moves, config
+        self.optimizer = _adamw(moves.moved or [nn.Parameter(torch.zeros(0))], config)
+
+    def set_rate(self, rate: float, *, live: bool = True) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The backward pass of a loss: gradients are added to those that are there."""
+        loss.backward()
+
+    def move(self) -> torch.Tensor:
+        """Clips and moves. Returns the norm of the gradients before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.moves.moved, self.config.clip)
+        self.optimizer.step()
+        return norm
+
+    def clear(self) -> None:
+        """Forgets the gradients of the step."""
+        self.optimizer.zero_grad(set_to_none=not self.moves.keeps_gradients)
+
+    def count(self) -> None:
+        """Its step count is in its state."""
+
+    def moments(self, key: str) -> dict[str, torch.Tensor]:
+        return self.moves.parts(lambda moved: self.optimizer.state[moved][key])
+
+    def own_tensors(self) -> dict[str, torch.Tensor]:
+        given = self.moves.parameters.items()
+        return {f"param/{name}": parameter.detach() for name, parameter in given}
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        tensors = self.own_tensors()
+        for key in MOMENTS:
+            tensors |= {f"adam/{key}/{name}": value for name, value in self.moments(key).items()}
+        tensors["adam/step"] = self.optimizer.state[self.moves.moved[0]]["step"]
+        return tensors
+
+    def put(self, tensors: Tensors, names: Iterable[str]) -> None:
+        """Puts back those of `state_tensors` that are named."""
+        targets = self.state_tensors()
+        for name in names:
+            put_tensor(tensors, name, targets[name])
+        if "adam/step" in names:
+            for parameter in self.moves.moved[1:]:
+                put_tensor(tensors, "adam/step", self.optimizer.state[parameter]["step"])
+
+
+Moves = OwnParameters | OneVector | FullWeights
 
 
 class Lane:
@@ -167,11 +227,14 @@ class Lane:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.moved = self.moves.moved
-        self.optimizer = _adamw(self.moved or [nn.Parameter(torch.zeros(0))], config)
+        self.adamw = (
+            self.moves if isinstance(self.moves, FullWeights) else TorchAdamW(self.moves, config)
+        )
+        self.move = self.adamw.move  # on the device alone, so that it can be captured
 
     def moments(self, key: str) -> dict[str, torch.Tensor]:
         """AdamW's `exp_avg` or `exp_avg_sq` by parameter name."""
-        return self.moves.parts(lambda moved: self.optimizer.state[moved][key])
+        return self.adamw.moments(key)
 
     @property
     def done(self) -> bool:
@@ -191,33 +254,22 @@ class Lane:
 
     def update(self) -> torch.Tensor:
         """Clips, moves the parameters, clears the gradients. Returns the gradient norm before
-        clipping."""
-        self.set_rate()
+        clipping. The rate was set before the backward pass, which may have moved them already."""
         norm = self.move()
-        self.optimizer.zero_grad(set_to_none=not self.moves.keeps_gradients)
+        self.adamw.clear()
         self.count()
         return norm
 
-    def set_rate(self, *, idle: bool = False) -> None:
-        """Tells the optimiser the learning rate of this step; an idle lane's is 0."""
-        rate = 0.0 if idle else self.learning_rate
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-
-    def move(self) -> torch.Tensor:
-        """Clips and moves: the part of `update` that runs on the device alone, so that it can be
-        captured."""
-        norm = nn.utils.clip_grad_norm_(self.moved, self.config.clip)
-        self.optimizer.step()
-        return norm
+    def set_rate(self, *, idle: bool = False, live: bool = True) -> None:
+        """Tells the optimiser the learning rate of this step; an idle lane's is 0. A step that is
+        not `live` is only looked at."""
+        self.adamw.set_rate(0.0 if idle else self.learning_rate, live=live)
 
     def count(self) -> None:
         """The step was made."""
         self.steps_with_lr += self.learning_rate > 0
         self.step += 1
+        self.adamw.count()
 
     def check_health(self) -> None:
         """Raises `DidNotLearn` naming what does not learn: a B that is still zero, or a matrix no
@@ -238,55 +290,38 @@ class Lane:
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and optimiser moments by name; with `step` and `steps_with_lr` all that a
         resumed run needs."""
-        tensors = self.own_tensors()
-        for key in MOMENTS:
-            tensors |= {f"adam/{key}/{name}": value for name, value in self.moments(key).items()}
-        tensors["adam/step"] = self.optimizer.state[self.moved[0]]["step"]
-        return tensors
+        return self.adamw.state_tensors()
 
     def own_tensors(self) -> dict[str, torch.Tensor]:
         """The parameters alone, by the names that `load_state` reads."""
-        return {f"param/{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        return self.adamw.own_tensors()
 
     @torch.no_grad()
-    def load_state(
-        self, tensors: TensorFile | Mapping[str, torch.Tensor], step: int, steps_with_lr: int
-    ) -> None:
+    def load_state(self, tensors: Tensors, step: int, steps_with_lr: int) -> None:
         """Puts back what `state_tensors` gave. Raises `RunError` when a tensor is missing or of
         another shape."""
-        for name, parameter in self.parameters.items():
-            if _shape(tensors, f"param/{name}") != tuple(parameter.shape):
+        own = self.own_tensors()
+        for name, parameter in own.items():
+            if _shape(tensors, name) != tuple(parameter.shape):
                 raise RunError(
-                    f"checkpoint of {self.name}: {name} is missing or of another shape: it belongs "
-                    "to another run"
+                    f"checkpoint of {self.name}: {name.partition('/')[2]} is missing or of "
+                    "another shape: it belongs to another run"
                 )
-            _put(tensors, f"param/{name}", parameter)
         if step and "adam/step" not in tensors:
             raise RunError(
                 f"checkpoint of {self.name}: the optimiser's state is missing: it was written by "
                 "another version. Delete its folder to train from the start"
             )
-        if step:
-            for key in MOMENTS:
-                for name, values in self.moments(key).items():
-                    _put(tensors, f"adam/{key}/{name}", values)
-            for parameter in self.moved:
-                _put(tensors, "adam/step", self.optimizer.state[parameter]["step"])
+        self.adamw.put(tensors, [*(self.state_tensors() if step else own)])
         self.step, self.steps_with_lr = step, steps_with_lr
+        if isinstance(self.adamw, FullWeights):
+            self.adamw.step = step
 
 
-def _shape(tensors: TensorFile | Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
+def _shape(tensors: Tensors, name: str) -> tuple[int, ...] | None:
     if isinstance(tensors, TensorFile):
         return tensors.shape(name)
     return tuple(tensors[name].shape) if name in tensors else None
-
-
-def _put(tensors: TensorFile | Mapping[str, torch.Tensor], name: str, target: torch.Tensor) -> None:
-    """Copies a tensor; from a file without ever holding all of it on the host."""
-    if isinstance(tensors, TensorFile):
-        tensors.copy_to(name, target)
-    else:
-        target.copy_(tensors[name])
 
 
 def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

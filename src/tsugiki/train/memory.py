@@ -17,13 +17,13 @@ import torch
 from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.prompts import Tokens
 from tsugiki.errors import RunError
+from tsugiki.fast.adamw import BLOCK
 from tsugiki.model.layouts import find_target_slices, in_features
 from tsugiki.model.loading import Numerics, num_parameters
 
 ADAPTER_BYTES = 4 + 4 + 8 + 2 + 2  # fp32 value, gradient, two moments; bf16 copy, its gradient
 USABLE = 0.88  # of the device's memory; the rest is for the libraries' workspaces and for fragments
-# A parameter: fp32 value, gradient, two moments; where matmuls are in bf16 its copy.
-FULL_BYTES = {"fp32": 4 + 4 + 8, "bf16": 4 + 4 + 8 + 2}
+WHOLE_GRADIENT_BYTES = 2  # bf16; by layer there is one of the largest weight
 MOST_LANES = 96  # beyond, a step only gets longer: matmuls are bound by arithmetic long before
 
 
@@ -38,8 +38,7 @@ def lanes_that_fit(
     a backward pass; 1 on a CPU, where lanes save no arithmetic."""
     if device.type != "cuda":
         return 1
-    total = torch.cuda.get_device_properties(device).total_memory
-    own = USABLE * total - num_parameters(model) * next(model.parameters()).element_size()
+    own = USABLE * room(device)[1] - num_parameters(model) * next(model.parameters()).element_size()
     # Beside other processes (--jobs) less is there; alone the first bound holds, so that a resumed
     # study makes the same groups.
     there = (
@@ -97,7 +96,8 @@ def room(device: torch.device) -> tuple[int, int]:
     CPU."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device), total
+        total = int(total * torch.cuda.get_per_process_memory_fraction(device))
+        return min(free + torch.cuda.memory_reserved(device), total), total
     memory = psutil.virtual_memory()
     return memory.available + psutil.Process().memory_info().rss, memory.total
 
@@ -106,24 +106,55 @@ class NoRoom(RunError):
     """What is trained in full does not fit on this device, whatever the rows are."""
 
 
-def refuse_no_room(parameters: int, numerics: Numerics, device: torch.device) -> None:
+def full_bytes(train: TrainConfig, compute: str) -> float:
+    """What full fine-tuning keeps of a parameter: its value, two moments, and its gradient unless
+    it is used by layer (which bf16 matmuls can, from one backward pass a step)."""
+    moments = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 + 2 / BLOCK}[train.moments]
+    if compute == "fp32":
+        return 4 + moments + 4
+    weight = 4 if train.weights == "fp32" else 3
+    summed = train.micro_batch not in (None, train.batch)
+    return weight + moments + (4 if summed else 0)
+
+
+def refuse_no_room(
+    parameters: int, train: TrainConfig, numerics: Numerics, device: torch.device
+) -> None:
     """Raises `NoRoom` where full fine-tuning cannot fit, whatever the rows are: so many
-    parameters with their gradients and moments alone."""
-    needed, (free, _) = parameters * FULL_BYTES[numerics.compute], room(device)
-    if needed > free:
-        raise NoRoom(
-            f"full fine-tuning needs {_gib(needed)} GiB on {device} ({parameters / 1e6:,.0f} M "
-            "parameters with gradients and moments, "
-            f"{FULL_BYTES[numerics.compute]} bytes each), {_gib(free)} free. Shorter or fewer rows "
-            "do not help: take LoRA, a smaller model, or more memory"
-        )
+    parameters with what is kept of them alone."""
+    each, (free, _) = full_bytes(train, numerics.compute), room(device)
+    if parameters * each <= free:
+        return
+    smaller = [
+        (moments, train.model_copy(update={"moments": moments, "micro_batch": None}))
+        for moments in ("fp32", "bf16", "8bit")
+    ]
+    fitting = [
+        f'moments = "{moments}" under [train] ({_gib(parameters * size)} GiB{other})'
+        for moments, changed in smaller
+        if parameters * (size := full_bytes(changed, numerics.compute)) < 0.95 * free
+        for other in (", without micro_batch" if train.micro_batch else "",)
+    ]
+    instead = f"Write {fitting[0]}, or take" if fitting else "Take"
+    raise NoRoom(
+        f"full fine-tuning needs {_gib(parameters * each)} GiB on {device} ({parameters / 1e6:,.0f}"
+        f" M parameters with what AdamW keeps, {each:.3g} bytes each), {_gib(free)} free. Shorter "
+        f"or fewer rows do not help. {instead} LoRA, a smaller model, or more memory"
+    )
 
 
 def what_helps(
-    fixed: int, kind: str, instead: str, train: TrainConfig, device: torch.device
+    fixed: int,
+    kind: str,
+    instead: str,
+    train: TrainConfig,
+    device: torch.device,
+    *,
+    cut: bool = True,
 ) -> str:
     """What to do when one run alone did not fit: rows can be made fewer, what the weights take (so
-    many bytes, for what `kind` says) cannot; `instead` is what takes less."""
+    many bytes, for what `kind` says) cannot; `instead` is what takes less. `cut`: whether smaller
+    backward passes take less."""
     free, total = room(device)
     taken = total - free
     others = (
@@ -135,7 +166,7 @@ def what_helps(
     if fixed > 0.9 * free:
         return f"{said}. Fewer rows do not help: take {instead}"
     rows = train.micro_batch or train.batch
-    smaller = f"train.micro_batch (now {rows} rows a backward pass) or " if rows > 1 else ""
+    smaller = f"train.micro_batch (now {rows} rows a backward pass) or " if rows > 1 and cut else ""
     return (
         f"{said}; the rest was not enough for the rows. Lower {smaller}train.max_length (now "
         f"{train.max_length:,})"

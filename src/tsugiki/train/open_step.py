@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,13 @@ from tsugiki.data.prompts import Tokens
 from tsugiki.errors import RunError
 from tsugiki.fast.attention import PACKED, attending
 from tsugiki.fast.cuda_graphs import layer_calls, repeated_layers, use_cuda_graphs
-from tsugiki.fast.fused_linears import can_fuse, fused
+from tsugiki.fast.fused_linears import can_fuse, fused, fused_whole
 from tsugiki.fast.rotary import deferred_rope
 from tsugiki.model.loading import Numerics
 from tsugiki.train.cuda_graph_step import CudaGraphStep
+from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import DoesNotFit, Lane
+from tsugiki.train.memory import WHOLE_GRADIENT_BYTES, room
 from tsugiki.train.packed_forward import PackedForward
 from tsugiki.train.step import EagerStep
 
@@ -42,7 +45,7 @@ def open_step(
     step wherever it exists.
 
     Raises:
-        RunError: `cuda_graph` was asked for and does not exist here.
+        RunError: `cuda_graph` was asked for and does not exist changed.
         DoesNotFit: the device's memory does not hold so many lanes.
     """
     if not use_cuda_graphs(lanes[0].config.step, "train.step", model, device, numerics):
@@ -70,15 +73,19 @@ def cuda_graph_step(
 
     Raises:
         DoesNotFit: the device's memory does not hold a step of several lanes.
-        RunError: not even the longest row fits, or the layers cannot be compiled here.
+        RunError: not even the longest row fits, or the layers cannot be compiled changed.
     """
     packable = PackableRows.of(rows)
     attention = model.config._attn_implementation
     with ExitStack() as rewired:
         rewired.enter_context(attending(model, PACKED))
         rewired.enter_context(deferred_rope(model))
-        compute_copy = rewired.enter_context(fused(model)) if can_fuse(model) else None
-        rewired.enter_context(_compiled_layers(model))
+        compute_copy, moves = None, lanes[0].moves
+        if isinstance(moves, FullWeights):
+            rewired.enter_context(fused_whole(model, moves.joined()))
+        elif can_fuse(model):
+            compute_copy = rewired.enter_context(fused(model))
+        rewired.enter_context(_compiled_layers(model, once=not isinstance(moves, FullWeights)))
         make = partial(PackedForward, model, lanes, numerics, device, compute_copy)
         step = _capture_what_fits(model, make, lanes, packable, rewired)
         step.attention = attention
@@ -95,40 +102,69 @@ def _capture_what_fits(
     rows: PackableRows,
     rewired: ExitStack,
 ) -> CudaGraphStep:
-    """Captures the step with as many tokens a backward pass as the memory holds; layers are
-    recomputed, within `rewired`, only when not even the longest row fits otherwise."""
-    longest, first = int(rows.lengths.max()), lanes[0]
+    """Captures the step in the first of the `_ways` that the memory holds; layers are recomputed
+    within `rewired`."""
+    first = lanes[0]
     device = first.moved[0].device
-    budget: int | None = None
-    recomputed = False
-    while True:
-        try:
-            forward = make()  # with the gradients, which may not fit either
-            step = CudaGraphStep(forward, rows, budget)
-            step.recomputed = recomputed
-            return step
-        except torch.OutOfMemoryError:
-            if len(lanes) > 1:
-                raise DoesNotFit(
-                    f"{len(lanes)} lanes do not fit into the memory of {device} together"
-                ) from None
-            budget = _smaller(budget, first, rows)
-        except torch.AcceleratorError as broken:
-            reason = str(broken).splitlines()[0]
-            raise RunError(
-                f'{first.name}: the step cannot be captured ({reason}). Set train.step = "eager" '
-                "to train without"
-            ) from broken
+    for way in _ways(first, rows):
+        with ExitStack() as changed:
+            if way.recomputed:
+                changed.enter_context(recomputed_layers(model))
+            if isinstance(first.moves, FullWeights):
+                first.moves.by_layer = way.by_layer
+            try:
+                # with the gradients, which may not fit either
+                step = CudaGraphStep(make(), rows, way.max_tokens)
+                step.recomputed = way.recomputed
+                rewired.push(changed.pop_all())
+                return step
+            except torch.OutOfMemoryError:
+                if len(lanes) > 1:
+                    raise DoesNotFit(
+                        f"{len(lanes)} lanes do not fit into the memory of {device} together"
+                    ) from None
+            except torch.AcceleratorError as broken:
+                reason = str(broken).splitlines()[0]
+                raise RunError(
+                    f"{first.name}: the step cannot be captured ({reason}). Set train.step = "
+                    '"eager" to train without'
+                ) from broken
+        first.moves.free_gradients()
         torch.cuda.empty_cache()
-        if budget >= longest:
-            continue
-        if recomputed:
-            raise RunError(
-                f"{first.name}: a row of {longest} tokens does not fit into {device}'s memory. "
-                "Lower train.max_length, or take a smaller model"
-            )
-        rewired.enter_context(recomputed_layers(model))
-        recomputed, budget = True, None
+    raise RunError(
+        f"{first.name}: a row of {int(rows.lengths.max())} tokens does not fit into {device}'s "
+        "memory. Lower train.max_length, or take a smaller model"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a step is made to fit: tokens a backward pass, layers computed twice, gradients used
+    layer by layer."""
+
+    max_tokens: int | None = None
+    recomputed: bool = False
+    by_layer: bool = False
+
+
+def _ways(lane: Lane, rows: PackableRows) -> Iterator[Way]:
+    """The fastest first. Of full fine-tuning, whose gradients are as large as the model, backward
+    passes are not cut: they would have to be summed."""
+    if isinstance(moves := lane.moves, FullWeights):
+        size = sum(parameter.numel() for parameter in moves.moved)
+        whole = moves.config.clip_from == "exact"
+        if whole and size * WHOLE_GRADIENT_BYTES < room(moves.device)[0]:
+            yield from (Way(recomputed=recomputed) for recomputed in (False, True))
+        if moves.config.micro_batch in (None, moves.config.batch):
+            yield from (Way(recomputed=again, by_layer=True) for again in (False, True))
+        return
+    longest = int(rows.lengths.max())
+    for recomputed in (False, True):
+        yield Way(recomputed=recomputed)
+        budget = _smaller(None, lane, rows)
+        while budget >= longest:
+            yield Way(max_tokens=budget, recomputed=recomputed)
+            budget = _smaller(budget, lane, rows)
 
 
 def _smaller(budget: int | None, lane: Lane, rows: PackableRows) -> int:
@@ -149,9 +185,10 @@ def _smaller(budget: int | None, lane: Lane, rows: PackableRows) -> int:
 
 
 @contextmanager
-def _compiled_layers(model: Any) -> Iterator[None]:
+def _compiled_layers(model: Any, *, once: bool) -> Iterator[None]:
     """Compiles one layer, for any number of tokens; its copies share the code, and so do later
-    runs of the process that adapt alike."""
+    runs of the process that adapt alike. `once`: there is one backward pass a forward pass, which
+    may overwrite what it reads."""
     layers = repeated_layers(model)
     limits = torch._dynamo.config.patch(
         recompile_limit=MOST_VARIANTS,
@@ -161,10 +198,11 @@ def _compiled_layers(model: Any) -> Iterator[None]:
     # Sizes that happen to be equal (tokens and heads, say) must not be taken for one size: other
     # rows would compile anew.
     sizes = torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
+    overwritten = torch._functorch.config.patch(donated_buffer=once)
     try:
         for layer in layers:
             layer.compile(dynamic=True)
-        with limits, sizes:
+        with limits, sizes, overwritten:
             yield
     except torch._dynamo.exc.TorchDynamoException as broken:
         raise RunError(

@@ -12,13 +12,14 @@ from torch import nn
 from tsugiki.data.packing import PackedBatch
 from tsugiki.fast.fused_linears import ComputeCopy
 from tsugiki.model.loading import Numerics, backbone_and_head
+from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane
 from tsugiki.train.loss import packed_losses
 
 
 class PackedForward:
-    """Forward and backward of one packed micro-batch of all lanes; adds to their gradients. Runs
-    on any device, captured or not."""
+    """Forward and backward of one packed micro-batch of all lanes; adds to their gradients, or
+    hands them over (`train/full_weights`). Runs on any device, captured or not."""
 
     def __init__(
         self,
@@ -38,6 +39,8 @@ class PackedForward:
             compute_copy,
         )
         self.bank, self.shares = lanes[0].moves.bank, (1,) * len(lanes)
+        if isinstance(lanes[0].moves, FullWeights):
+            return  # gradients are handed over
         for lane in lanes:
             for parameter in lane.parameters.values():
                 if parameter.grad is None:
@@ -52,7 +55,7 @@ class PackedForward:
             losses = packed_losses(self.backbone, self.embed, self.head, batch) / batch.num_targets
             loss = losses.sum()
         if self.compute_copy is None:
-            loss.backward()
+            self.lanes[0].adamw.backward(loss)
         else:
             [gradient] = self.gradients()
             self.compute_copy.accumulate(

@@ -17,6 +17,7 @@ import torch
 from tsugiki.data.batch import Batch, collate
 from tsugiki.data.prompts import Tokens
 from tsugiki.model.loading import Numerics, backbone_and_head
+from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane
 from tsugiki.train.loss import summed_losses
 
@@ -53,8 +54,35 @@ class EagerStep:
         micro-batches hold rows of every lane."""
         numbers = [lane.rows() for lane in lanes]
         num_targets = [sum(len(self.rows[number].target_ids) for number in own) for own in numbers]
+        if lanes[0].adamw.looks_first:
+            self._backward(lanes, numbers, num_targets, live=False)
+        losses = self._backward(lanes, numbers, num_targets)
+        lanes[0].moves.bank.clear_batch()
+        return [
+            StepResult(
+                loss=losses[index],
+                norm=lane.update(),
+                num_tokens=sum(len(self.rows[number]) for number in numbers[index]),
+            )
+            for index, lane in enumerate(lanes)
+        ]
+
+    def _backward(
+        self,
+        lanes: Sequence[Lane],
+        numbers: Sequence[list[int]],
+        num_targets: Sequence[int],
+        *,
+        live: bool = True,
+    ) -> list[torch.Tensor]:
+        """All backward passes of a step; each lane's mean loss a target token."""
+        for lane in lanes:
+            lane.set_rate(live=live)
         losses = [torch.zeros((), device=self.device) for _ in lanes]
-        for parts in _micro_batches(lanes, numbers):
+        passes = _micro_batches(lanes, numbers)
+        if len(passes) > 1 and isinstance(lanes[0].moves, FullWeights):
+            lanes[0].moves.sum_gradients()
+        for parts in passes:
             own = [index for index, part in enumerate(parts) if part]
             batch = self._batch([number for part in parts for number in part]).to(self.device)
             _set_batch(lanes, parts, batch)
@@ -67,18 +95,10 @@ class EagerStep:
                     for index, each in zip(own, sums.unbind(), strict=True)
                 ]
                 loss = torch.stack(means).sum()
-            loss.backward()
+            lanes[0].adamw.backward(loss)
             for index, mean in zip(own, means, strict=True):
                 losses[index] += mean.detach()
-        lanes[0].moves.bank.clear_batch()
-        return [
-            StepResult(
-                loss=losses[index],
-                norm=lane.update(),
-                num_tokens=sum(len(self.rows[number]) for number in numbers[index]),
-            )
-            for index, lane in enumerate(lanes)
-        ]
+        return losses
 
     def paused(self) -> AbstractContextManager[None]:
         """Within it the model may be used for something else."""

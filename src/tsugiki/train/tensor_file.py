@@ -24,7 +24,8 @@ import torch
 PIECE = 4 * 2**20
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -117,6 +118,16 @@ class TensorFile(Mapping[str, torch.Tensor]):
             file.seek(entry.start)
             for chunk in _chunks(target, entry.dtype.itemsize):
                 chunk.copy_(_read(file, entry.dtype, chunk.numel()).view(chunk.shape))
+
+
+def put_tensor(
+    tensors: TensorFile | Mapping[str, torch.Tensor], name: str, target: torch.Tensor
+) -> None:
+    """Copies a tensor; from a file without ever holding all of it on the host."""
+    if isinstance(tensors, TensorFile):
+        tensors.copy_to(name, target)
+    else:
+        target.copy_(tensors[name])
 
 
 def _entry(entry: Mapping[str, object], offset: int) -> Entry:
