@@ -153,6 +153,7 @@ def test_the_memory_of_a_probe_does_not_hold_what_earlier_ones_left(tmp_path: Pa
         "train": {"epochs": 1},
     }
     result = run_study(parse_study(given, "study"), Store(tmp_path))
+    assert not result.missing
     peaks = {
         key[1:]: exclusive_cost(result.records[cell.label]).peak_allocated_bytes
         for key, cell in result.chosen.items()

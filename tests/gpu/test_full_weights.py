@@ -43,7 +43,7 @@ def test_the_kernel_equals_its_twin(halves: bool, weights: Weights, moments: Mom
     size = 100_003
     start = torch.randn(size) * 0.02
     devices = [torch.device("cpu"), CUDA]
-    states = [make_state(start.to(d), 2, halves=halves, weights=weights) for d in devices]
+    states = [make_state(start.clone().to(d), 2, halves=halves, weights=weights) for d in devices]
     numbers = [StepNumbers(d, 5) for d in devices]
     for state in states:
         add_moments(state, moments)

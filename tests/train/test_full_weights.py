@@ -23,6 +23,7 @@ from tsugiki.train.checkpoint import LaneState, latest_checkpoint, read_checkpoi
 from tsugiki.train.engine import FitResult, fit
 from tsugiki.train.full_weights import FullWeights, is_needed, put_weights
 from tsugiki.train.lane import Lane
+from tsugiki.train.leaf import add_rows
 from tsugiki.train.open_step import cuda_graph_step
 from tsugiki.train.step import EagerStep
 
@@ -209,3 +210,26 @@ def test_when_weights_are_kept_otherwise() -> None:
         is_needed(settings(weights="24bit"), halves=False)
     with pytest.raises(ValueError, match="keeps no gradients, micro_batch sums them"):
         settings(clip_from="last_step", micro_batch=2)
+
+
+@pytest.mark.parametrize("unread", [None, 3])
+def test_rows_that_were_read_are_added_once(unread: int | None, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tsugiki.train.leaf.ROWS_AT_ONCE", 7)
+    torch.manual_seed(0)
+    table = torch.nn.Parameter(torch.randn(9, 4))
+    ids = torch.randint(0, 9, (40,))
+    slopes = torch.randn(1, 40, 4)
+    of_head = torch.randn(9, 4)
+    torch.nn.functional.embedding(ids[None], table, padding_idx=unread).backward(slopes)
+    gradient = of_head.clone()
+    add_rows(gradient, ids, slopes, unread)
+    assert table.grad is not None
+    assert torch.allclose(gradient, of_head + table.grad, atol=1e-5)
+
+
+def test_a_tied_embedding_is_moved_as_autograd_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, one = trained("gpt2", settings())
+    monkeypatch.setattr(FullWeights, "reads_rows", lambda self: None)
+    _, other = trained("gpt2", settings())
+    assert one.history.loss == pytest.approx(other.history.loss, rel=2e-2)
+    assert one.history.norm == pytest.approx(other.history.norm, rel=2e-2)

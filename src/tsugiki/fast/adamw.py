@@ -108,14 +108,20 @@ def add_moments(state: State, moments: Moments) -> None:
 
 
 def split(whole: torch.Tensor, weights: Weights = "fp32") -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 → (bf16 half, rest), any shape; a tie between two bf16 goes away from zero."""
+    """fp32 → (bf16 half, rest), any shape; a tie between two bf16 goes away from zero. Both lie in
+    one piece of memory: large pieces are rounded up."""
     bits = whole.contiguous().view(torch.int32)
     upper = (bits + 0x8000) >> 16
-    rest = bits - (upper << 16)
+    lower = bits - (upper << 16)
+    kind = torch.int16 if weights == "fp32" else torch.int8
     if weights == "24bit":
-        rest = ((rest + 0x80) >> 8).clamp(max=127)
-    half = upper.to(torch.int16).view(torch.bfloat16)
-    return half, rest.to(torch.int16 if weights == "fp32" else torch.int8)
+        lower = ((lower + 0x80) >> 8).clamp(max=127)
+    size = whole.numel()
+    memory = torch.empty(size * (2 + kind.itemsize), dtype=torch.uint8, device=whole.device)
+    half, rest = memory[: 2 * size].view(torch.int16), memory[2 * size :].view(kind)
+    half.copy_(upper.view(-1))
+    rest.copy_(lower.view(-1))
+    return half.view(torch.bfloat16).view(whole.shape), rest.view(whole.shape)
 
 
 def joined(half: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
@@ -132,7 +138,7 @@ def _store(state: State, where: slice, whole: torch.Tensor, bits: torch.Tensor |
         return  # it was moved itself
     if state.rest.dtype == torch.int8:
         assert bits is not None, "24 bits are rounded by chance"
-        raw = whole.view(torch.int32).to(torch.int64) + (bits >> 24)
+        raw = whole.view(torch.int32).to(torch.int64) + (bits & 0xFF)
         whole = (raw & ~0xFF).to(torch.int32).view(torch.float32)
         half = (whole.view(torch.int32) + 0x8000) >> 16
         rest = (whole.view(torch.int32) - (half << 16)) >> 8
@@ -160,15 +166,15 @@ def _decoded(codes: torch.Tensor, exponents: torch.Tensor, kind: Code) -> torch.
 def _encoded(
     values: torch.Tensor, random: torch.Tensor, kind: Code
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes, exponents) of fp32 values; what is smaller than the smallest code becomes 0, a second
-    moment the smallest code: 0 would be divided by."""
+    """(codes, exponents) of fp32 values, with 16 random bits each; what is smaller than the
+    smallest code becomes 0, a second moment the smallest code: 0 would be divided by."""
     drop, an_exponent, largest, span = kind
     bits = values.view(torch.int32) & 0x7FFFFFFF
     short = -len(values) % BLOCK
     in_blocks = torch.nn.functional.pad(bits, (0, short)).view(-1, BLOCK)
     exponents = (in_blocks.amax(1) >> 23).clamp(span, 254)
     base = ((exponents - span) * an_exponent).repeat_interleave(BLOCK)[: len(values)]
-    rounded = (bits + (random & ((1 << drop) - 1)).to(torch.int32)) >> drop
+    rounded = (bits + (random << (drop - 16)).to(torch.int32)) >> drop
     codes = (rounded - base).clamp(0 if kind is FIRST else 1, largest)
     codes = torch.where(bits == 0, 0, codes)
     if kind is FIRST:
@@ -190,14 +196,14 @@ def _keep(
 ) -> None:
     if state.kind == "bf16":
         state.first[where] = first.to(torch.bfloat16)
-        lower = (random[0] & 0xFFFF).to(torch.int32)
+        lower = (random & 0xFFFF).to(torch.int32)
         rounded = (second.view(torch.int32) + lower) & ~0xFFFF
         state.second[where] = rounded.view(torch.float32).to(torch.bfloat16)
         return
     assert state.exponents is not None, "8 bits have exponents"
     blocks = slice(where.start // BLOCK, -(-where.stop // BLOCK))
-    state.first[where], state.exponents[0, blocks] = _encoded(first, random[1], FIRST)
-    state.second[where], state.exponents[1, blocks] = _encoded(second, random[0], SECOND)
+    state.first[where], state.exponents[0, blocks] = _encoded(first, random >> 16, FIRST)
+    state.second[where], state.exponents[1, blocks] = _encoded(second, random & 0xFFFF, SECOND)
 
 
 # ---- random bits --------------------------------------------------------------------------------
@@ -213,11 +219,11 @@ def _mix(x: Any) -> Any:
 
 def random_bits(
     seed: int, step: int, number: int, where: slice, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two numbers of 32 bits for each element of a stretch, in int64."""
+) -> torch.Tensor:
+    """32 random bits for each element of a stretch, in int64."""
     key = _mix((_mix((step + 0x9E3779B9 * number) & _MASK) ^ seed) & _MASK)
-    first = _mix(torch.arange(where.start, where.stop, device=device) ^ key)
-    return first, _mix(first ^ 0x68BC21EB)
+    bits: torch.Tensor = _mix(torch.arange(where.start, where.stop, device=device) ^ key)
+    return bits
 
 
 # ---- update -------------------------------------------------------------------------------------
@@ -229,11 +235,11 @@ def squares(gradient: torch.Tensor) -> torch.Tensor:
     if not flat.is_cuda:
         return torch.linalg.vector_norm(flat, dtype=torch.float32).square()[None]
     out = flat.new_empty(-(-len(flat) // SQUARES), dtype=torch.float32)
-    _kernels().squares[(len(out),)](flat, out, len(flat), SIZE=SQUARES)
+    _kernels().squares[(len(out),)](flat, out, len(flat), SIZE=SQUARES, num_warps=8)
     return out
 
 
-SQUARES = 16384  # elements of a program of the kernel
+SQUARES = 8192  # elements of a program of the kernel
 TILE = 4 * BLOCK
 
 
@@ -297,7 +303,7 @@ def _update_by_pytorch(state: State, gradient: torch.Tensor, numbers: StepNumber
             random = random_bits(numbers.seed, int(count), state.number, where, gradient.device)
         if state.kind != "fp32":
             _keep(state, where, first, second, random)
-        _store(state, where, whole, None if random is None else random[1])
+        _store(state, where, whole, random)
 
 
 def _short(state: State) -> bool:

@@ -153,8 +153,8 @@ class CudaGraphStep:
     def _capture_all(
         self, wanted: dict[PackedShape, list[list[int]]], fewest: dict[PackedShape, int]
     ) -> list[torch.cuda.CUDAGraph]:
-        """Captures forward and backward of every shape, the largest first; real rows are in the
-        buffers while kernels warm up."""
+        """Captures the work of every shape, the largest first; real rows are in the buffers while
+        kernels warm up."""
         with warnings.catch_warnings():
             # The compiler looks at it.
             warnings.filterwarnings(
@@ -168,18 +168,19 @@ class CudaGraphStep:
         example = {
             shape_for(shape, self.shapes, fewest[shape]): parts for shape, parts in wanted.items()
         }
-        graphs = []
-        for index, batch in enumerate(self.batches):
+        works = [self._work(batch) for batch in self.batches]
+        # All are warmed up before the first is captured: what a warm-up takes would come on top of
+        # what the graphs keep.
+        for index, (batch, work) in enumerate(zip(self.batches, works, strict=True)):
             parts = (
                 example[index]
                 if index in example
                 else [part[:1] for part in next(iter(wanted.values()))]
             )
             self._load(batch, parts, num_targets=[1] * len(parts), steps=[0] * len(parts))
-            work = self._work(batch)
             for _ in range(2 if index == 0 else 1):
                 self.capturer.warm_up(work)
-            graphs.append(self.capturer.capture(work))
+        graphs = [self.capturer.capture(work) for work in works]
         for gradient in self.forward.gradients():
             gradient.zero_()
         self.losses.zero_()

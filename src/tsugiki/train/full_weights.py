@@ -15,60 +15,20 @@ A backward pass hands its gradients over in one of four ways:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from tsugiki.config.run import TrainConfig
-from tsugiki.errors import ModelError, RunError
-from tsugiki.fast.adamw import TILE, State, StepNumbers, add_moments, make_state, squares, update
+from tsugiki.errors import RunError
+from tsugiki.fast.adamw import TILE, StepNumbers, add_moments, make_state, squares, update
 from tsugiki.model.adapter_bank import NO_ADAPTERS, AdapterBank, NoAdapters
-from tsugiki.model.layouts import groups_of
+from tsugiki.train.leaf import Leaf, stretches, when_all_have
 from tsugiki.train.tensor_file import TensorFile, put_tensor
 
 MOMENTS = {"exp_avg": "first", "exp_avg_sq": "second"}
-
-
-@dataclass
-class Leaf:
-    """A stretch of memory that is moved as one: a parameter, or those of linear layers over one
-    input, one after another. `whole` is all of it as one parameter, for the fast step."""
-
-    names: list[str]
-    parts: list[nn.Parameter]
-    whole: nn.Parameter
-    state: State
-    sums: torch.Tensor | None = None
-    summed: torch.Tensor | None = None
-    squares: list[torch.Tensor] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        return self.whole.numel()
-
-    def slices(self) -> Iterator[tuple[str, nn.Parameter, slice]]:
-        """Where each of its parameters lies in it."""
-        start = 0
-        for name, part in zip(self.names, self.parts, strict=True):
-            yield name, part, slice(start, start + part.numel())
-            start += part.numel()
-
-    def take_gradient(self) -> torch.Tensor | None:
-        """[P], handed over: the parameters have none afterwards."""
-        if self.whole.grad is not None:
-            gradient, self.whole.grad = self.whole.grad, None
-            return gradient.reshape(-1)
-        if all(part.grad is None for part in self.parts):
-            return None
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parts]
-        for part in self.parts:
-            part.grad = None
-        return (
-            parts[0].reshape(-1) if len(parts) == 1 else torch.cat([p.reshape(-1) for p in parts])
-        )
 
 
 def is_needed(config: TrainConfig, *, halves: bool) -> bool:
@@ -104,7 +64,7 @@ class FullWeights:
         self.step = 0
         self.by_layer, self.summed = config.clip_from == "last_step", False
         self.leaves = [
-            self._leaf(number, names) for number, names in enumerate(_stretches(model, named))
+            self._leaf(number, names) for number, names in enumerate(stretches(model, named))
         ]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # of the fp32 weights, before anything lies among them
@@ -129,6 +89,25 @@ class FullWeights:
         if config.clip_from == "last_step":
             leaf.sums = flat.new_zeros(-(-len(flat) // TILE))
         return leaf
+
+    def reads_rows(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """ids [1, n] → their rows of an embedding that is the output layer, too: [1, n, d]. Its
+        gradient is added to those rows alone; autograd would make two more of all. None where the
+        model has no such one."""
+        embed: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        tied = [leaf for leaf in self.leaves if leaf.whole is embed.weight is head.weight]
+        if type(embed) is not nn.Embedding or embed.max_norm is not None or not tied:
+            return None
+        [leaf] = tied
+        leaf.unread = embed.padding_idx
+
+        def read(ids: torch.Tensor) -> torch.Tensor:
+            rows = embed(ids).detach().requires_grad_()
+            leaf.rows = (ids.view(-1), rows)
+            return rows
+
+        return read
 
     # ---- what a lane asks ----------------------------------------------------------------------
 
@@ -159,7 +138,7 @@ class FullWeights:
     def free_gradients(self) -> None:
         for leaf in self.leaves:
             leaf.take_gradient()
-            leaf.summed = None
+            leaf.summed = leaf.rows = None
             leaf.squares.clear()
 
     def _by_name(self, of: Callable[[Leaf], torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -253,27 +232,21 @@ class FullWeights:
     ) -> None:
         """A backward pass that gives each leaf's gradient away as soon as it is there; `again`:
         another one follows."""
-        waiting = {id(leaf): len(leaf.parts) for leaf in self.leaves}
-
-        def hand(leaf: Leaf) -> Callable[[torch.Tensor], None]:
-            def hook(parameter: torch.Tensor) -> None:
-                waiting[id(leaf)] -= 1
-                if parameter is leaf.whole or waiting[id(leaf)] == 0:
-                    to(leaf, leaf.take_gradient())
-
-            return hook
-
-        handles = [
-            parameter.register_post_accumulate_grad_hook(hand(leaf))
-            for leaf in self.leaves
-            for parameter in {id(p): p for p in (leaf.whole, *leaf.parts)}.values()
-        ]
+        handles = []
+        for leaf in self.leaves:
+            # Joined layers have a gradient as one in the fast step, each its own in the eager one.
+            rows = [] if leaf.rows is None else [leaf.rows[1]]
+            groups: list[Sequence[torch.Tensor]] = [[*leaf.parts, *rows]]
+            if len(leaf.parts) > 1:
+                groups.append([leaf.whole])
+            for awaited in groups:
+                handles += when_all_have(awaited, leaf, to)
         try:
             torch.autograd.backward(loss, retain_graph=again)
         finally:
             for handle in handles:
                 handle.remove()
-        for leaf in self.leaves:  # parts of a leaf without a gradient
+        for leaf in self.leaves:  # those of which a part has none
             to(leaf, leaf.take_gradient())
 
     # ---- what is kept --------------------------------------------------------------------------
@@ -314,33 +287,6 @@ class FullWeights:
 def _there(tensor: torch.Tensor | None) -> torch.Tensor:
     assert tensor is not None, "weights in halves have a rest"
     return tensor
-
-
-def _stretches(model: nn.Module, named: Mapping[str, nn.Parameter]) -> list[list[str]]:
-    """Names of the parameters that lie in one stretch, in the model's order: weights (and biases)
-    of linear layers over one input, and every other by itself."""
-    first_of: dict[str, list[str]] = {}
-    for paths in _joinable(model):
-        for kind in ("weight", "bias"):
-            names = [f"{path}.{kind}" for path in paths]
-            if all(name in named for name in names):
-                first_of |= dict.fromkeys(names, names)
-    stretches = [first_of.get(name, [name]) for name in named]
-    return list({stretch[0]: stretch for stretch in stretches}.values())
-
-
-def _joinable(model: nn.Module) -> Iterator[Sequence[str]]:
-    """Paths of linear layers over one input whose weights can lie in one stretch: all of them have
-    a bias, or none."""
-    try:
-        groups = groups_of(model)
-    except ModelError:  # a layout that is not known is tuned layer by layer
-        return
-    for paths in groups:
-        modules: list[Any] = [model.get_submodule(path) for path in paths]
-        linear = all(type(module) is nn.Linear for module in modules)
-        if len(paths) > 1 and linear and len({module.bias is None for module in modules}) == 1:
-            yield paths
 
 
 @torch.no_grad()

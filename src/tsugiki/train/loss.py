@@ -43,7 +43,10 @@ def summed_losses(
 
 
 def packed_losses(
-    backbone: Callable[..., Any], embed: nn.Module, head: nn.Module, batch: PackedBatch
+    backbone: Callable[..., Any],
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    head: nn.Module,
+    batch: PackedBatch,
 ) -> torch.Tensor:
     """The same sums for packed rows; no size depends on the data, so that it can be captured.
 

@@ -102,6 +102,12 @@ def room(device: torch.device) -> tuple[int, int]:
     return memory.available + psutil.Process().memory_info().rss, memory.total
 
 
+def left(device: torch.device) -> int:
+    """Bytes that this process can have beside what it holds on a device."""
+    free, _ = room(device)
+    return free - torch.cuda.memory_allocated(device) if device.type == "cuda" else free
+
+
 class NoRoom(RunError):
     """What is trained in full does not fit on this device, whatever the rows are."""
 

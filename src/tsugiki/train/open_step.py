@@ -24,7 +24,7 @@ from tsugiki.model.loading import Numerics
 from tsugiki.train.cuda_graph_step import CudaGraphStep
 from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import DoesNotFit, Lane
-from tsugiki.train.memory import WHOLE_GRADIENT_BYTES, room
+from tsugiki.train.memory import WHOLE_GRADIENT_BYTES, left
 from tsugiki.train.packed_forward import PackedForward
 from tsugiki.train.step import EagerStep
 
@@ -153,7 +153,7 @@ def _ways(lane: Lane, rows: PackableRows) -> Iterator[Way]:
     if isinstance(moves := lane.moves, FullWeights):
         size = sum(parameter.numel() for parameter in moves.moved)
         whole = moves.config.clip_from == "exact"
-        if whole and size * WHOLE_GRADIENT_BYTES < room(moves.device)[0]:
+        if whole and size * WHOLE_GRADIENT_BYTES < left(moves.device):
             yield from (Way(recomputed=recomputed) for recomputed in (False, True))
         if moves.config.micro_batch in (None, moves.config.batch):
             yield from (Way(recomputed=again, by_layer=True) for again in (False, True))

@@ -3,11 +3,10 @@ its twin on a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from tsugiki.data.packing import PackedBatch
 from tsugiki.fast.fused_linears import ComputeCopy
@@ -31,7 +30,7 @@ class PackedForward:
     ):
         self.model = model
         self.backbone, self.head = backbone_and_head(model)
-        self.embed: nn.Module = model.get_input_embeddings()
+        self.embed: Callable[..., torch.Tensor] = model.get_input_embeddings()
         self.lanes, self.numerics, self.device, self.compute_copy = (
             lanes,
             numerics,
@@ -40,6 +39,7 @@ class PackedForward:
         )
         self.bank, self.shares = lanes[0].moves.bank, (1,) * len(lanes)
         if isinstance(lanes[0].moves, FullWeights):
+            self.embed = lanes[0].moves.reads_rows() or self.embed
             return  # gradients are handed over
         for lane in lanes:
             for parameter in lane.parameters.values():
