@@ -96,7 +96,8 @@ def room(device: torch.device) -> tuple[int, int]:
     CPU."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        total = int(total * torch.cuda.get_per_process_memory_fraction(device))
+        card = torch.cuda.current_device() if device.index is None else device.index
+        total = int(total * torch.cuda.get_per_process_memory_fraction(card))
         return min(free + torch.cuda.memory_reserved(device), total), total
     memory = psutil.virtual_memory()
     return memory.available + psutil.Process().memory_info().rss, memory.total
