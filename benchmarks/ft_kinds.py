@@ -123,7 +123,8 @@ def compared(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             ]
             own = [scale * r[key] for r in runs if (r["model"], r["kind"]) == (model, kind)]
             line[key] = {
-                "mean": statistics.fmean(own), "difference": mean, "low": mean - half, "high": mean + half, "pairs": len(pairs),
+                "mean": statistics.fmean(own), "difference": mean, "low": mean - half,
+                "high": mean + half, "pairs": len(pairs),
                 "largest": max(map(abs, pairs)), "order_sd": statistics.fmean(spread) ** 0.5,
             }  # fmt: skip
         if "loss" in line:
@@ -137,9 +138,9 @@ def table(kept: dict[str, Any]) -> str:
         "",
         f"{kept['call']}. Written by `python -m benchmarks.ft_kinds --table`; what was run stands "
         "in the script. Differences to fp32 weights and moments at the same rate and seed (nine "
-        "pairs), with 95 % intervals by t; σ: standard deviation of fp32 over its order seeds.",
+        "pairs: n), with 95 % intervals by t; σ: standard deviation of fp32 over its order seeds.",
         "",
-        "| model | kind | validation loss (nats a token) | σ | score (points) | σ | mean score | pairs |",
+        "| model | kind | validation loss (nats a token) | σ | score (points) | σ | mean | n |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for line in kept["compared"]:

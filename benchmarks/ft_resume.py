@@ -38,7 +38,7 @@ def train(size: str, moments: str, steps: int, folder: Path | None) -> None:
     digest = hashlib.sha256()
     for name, tensor in sorted(lane.state_tensors().items()):
         # Sums of the bits and of the bits times their position: as many as the device reads fast.
-        flat = tensor.detach().contiguous().view(torch.uint8).view(-1)
+        flat = tensor.detach().reshape(-1).view(torch.uint8)
         total = sum(int((part.long() * (1 + torch.arange(len(part), device=part.device))).sum())
                     for part in flat.split(2**26))  # fmt: skip
         digest.update(f"{name}:{len(flat)}:{total};".encode())
@@ -60,13 +60,13 @@ def main() -> None:
         train(args.size, args.moments, args.steps, kept)
         return
     command = [sys.executable, "-m", "benchmarks.ft_resume", *sys.argv[1:], "--part"]
-    straight = subprocess.run([*command, "straight"], capture_output=True, text=True, check=True)
+    straight = subprocess.run([*command, "straight"], stdout=subprocess.PIPE, text=True, check=True)
     running = subprocess.Popen([*command, "kept"], stdout=subprocess.PIPE, text=True)
     while running.poll() is None and not list(args.folder.glob("step-*/state.json")):
         time.sleep(0.001)
     running.kill()
     assert running.wait() < 0, "it ended before it could be killed: more --steps"
-    again = subprocess.run([*command, "kept"], capture_output=True, text=True, check=True)
+    again = subprocess.run([*command, "kept"], stdout=subprocess.PIPE, text=True, check=True)
     one, other = (json.loads(done.stdout.splitlines()[-1]) for done in (straight, again))
     print("straight", one, "killed and resumed", other, sep="\n")
     same = one["digest"] == other["digest"] and one["last_loss"] == other["last_loss"]

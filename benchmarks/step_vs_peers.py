@@ -44,6 +44,7 @@ from tsugiki.model.layouts import groups_of
 from tsugiki.model.loading import Numerics, no_dropout
 from tsugiki.model.lora import attach, detach
 from tsugiki.train.engine import fit
+from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.open_step import open_step
 
@@ -116,11 +117,11 @@ def ours(
     model = build(size, layout, torch.bfloat16 if frozen else torch.float32)
     numerics = Numerics(compute="bf16", base="bf16" if frozen else "fp32", trained="fp32")
     train = settings(steps * BATCH / len(rows), step=step)
-    lane = (
-        lora_lane(model, rows, train)
-        if frozen
-        else Lane("FT", dict(model.named_parameters()), train, len(rows))
-    )
+    if frozen:
+        lane = lora_lane(model, rows, train)
+    else:
+        moves = FullWeights(model, train, halves=True)
+        lane = Lane("FT", dict(model.named_parameters()), train, len(rows), moves=moves)
     start = time.perf_counter()
     with open_step(model, [lane], rows, pad_id=0, device=DEVICE, numerics=numerics) as opened:
         [first] = opened([lane])
