@@ -181,18 +181,18 @@ def test_advice_names_what_helps_there(
     assert "other programs hold" in helps()
     monkeypatch.setattr(memory, "room", lambda device: (22 * GIB, 24 * GIB))
     bf16 = type(numerics)(compute="bf16", base="fp32", trained="fp32 (bf16 + int16)")
-    needs, cuda = (
-        r"full fine-tuning needs {} GiB on cuda \({} M parameters .* 12 bytes each\), 22 ",
-        (torch.device("cuda")),
-    )
-    cases = [
-        (2_870_000_000, needs.format(32, "2,870") + r"free.* Write moments = \"8bit\" under "),
-        (1_970_000_000 + 150_000_000, needs.format(24, "2,120") + r"free.* Write moments = \"bf16"),
-        (7_000_000_000, needs.format(78, "7,000") + "free.* do not help. Take LoRA, a smaller"),
-    ]
-    for parameters, said in cases:
+    cuda = torch.device("cuda")
+    for millions, needs, advice in (
+        (2870, 32, 'Write moments = "8bit" under '),
+        (2120, 24, 'Write moments = "bf16" under '),
+        (7000, 78, "do not help. Take LoRA, a smaller"),
+    ):
+        said = (
+            rf"full fine-tuning needs {needs} GiB on cuda \({millions:,} M parameters .* 12 bytes "
+            rf"each\), 22 free.* {advice}"
+        )
         with pytest.raises(RunError, match=said):
-            memory.refuse_no_room(parameters, full.train, bf16, cuda)
+            memory.refuse_no_room(millions * 1_000_000, full.train, bf16, cuda)
     cut = full.train.model_copy(update={"batch": 8, "micro_batch": 4})
     with pytest.raises(RunError, match=r"8bit.* GiB, without micro_batch"):
         memory.refuse_no_room(2_870_000_000, cut, bf16, cuda)
