@@ -8,13 +8,15 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests import build
 from tsugiki.config.run import LoraConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.export import export_adapter, import_adapter
+from tsugiki.model.export import export_adapter
 from tsugiki.model.lora import LaneAdapter, attach, detach, lora_layers, switched_off
 from tsugiki.model.merge import merge_adapter
+from tsugiki.model.read_adapter import import_adapter
 
 IDS = torch.tensor([[5, 9, 30, 41, 300, 7], [8, 8, 100, 2, 17, 45]])
 CASES = [
@@ -238,19 +240,87 @@ def test_patterns_of_rank_and_alpha_are_read_as_peft_reads_them(
     torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_scales_that_differ_by_module_are_refused(tmp_path: Path) -> None:
-    config = peft.LoraConfig(
-        r=4,
-        lora_alpha=6,
-        target_modules=["q_proj", "v_proj"],
-        alpha_pattern={"v_proj": 12},
-        task_type="CAUSAL_LM",
-    )
-    peft.get_peft_model(build.llama(), config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(
-        ModelError, match=r"modules of different scales \(α / r: 1.5, 3\) are not implemented"
-    ):
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {"r": 4, "alpha_pattern": {"v_proj": 12}}),
+        ("llama", {"r": 4, "rank_pattern": {"v_proj": 2}}),
+        ("llama", {"r": 4, "use_rslora": True}),
+        ("llama", {"r": 4, "use_rslora": True, "rank_pattern": {"q_proj": 3}}),
+        ("llama", {"r": 4, "layers_to_transform": [1]}),
+        ("llama", {"r": 4, "layers_to_transform": 0, "layers_pattern": "layers"}),
+        ("llama", {"r": 4, "target_modules": r".*layers\.0\..*(q|up)_proj"}),
+        ("llama", {"r": 4, "target_modules": "all-linear"}),
+        ("llama", {"r": 4, "exclude_modules": ["layers.1.self_attn.v_proj"]}),
+        ("gpt2", {"r": 2, "target_modules": ["c_attn"], "layers_to_transform": [0]}),
+        ("gpt2", {"r": 2, "target_modules": ["c_attn", "c_fc"], "rank_pattern": {"c_fc": 3}}),
+    ],
+    ids=str,
+)
+def test_plain_adapters_in_other_words_are_read_and_leave_again(
+    kind: str, settings: dict, tmp_path: Path
+) -> None:
+    given = {
+        "lora_alpha": 6,
+        "target_modules": ["q_proj", "v_proj"],
+        "init_lora_weights": False,
+        "task_type": "CAUSAL_LM",
+        "fan_in_fan_out": kind == "gpt2",
+    }
+    theirs = peft.get_peft_model(build.MODELS[kind](), peft.LoraConfig(**{**given, **settings}))
+    theirs.eval().save_pretrained(tmp_path / "adapter")
+    ours = import_adapter(build.MODELS[kind](), tmp_path / "adapter")
+    torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert ours.num_real == theirs.get_nb_trainable_parameters()[0]
+    export_adapter(ours, tmp_path / "again", "tiny")
+    again = peft.PeftModel.from_pretrained(build.MODELS[kind](), tmp_path / "again").eval()
+    torch.testing.assert_close(again(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "targets"), CASES)
+def test_one_rank_serves_programs_that_scale_by_a_tensors_rows(
+    kind: str, targets: str, tmp_path: Path
+) -> None:
+    """llama.cpp computes α / rows of each tensor, vLLM α / r of the settings."""
+    ours = grafted(kind, targets)
+    export_adapter(ours, tmp_path / "adapter", "tiny")
+    given = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert not given.get("rank_pattern")
+    assert not given.get("alpha_pattern")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for path, layer in lora_layers(ours.model):
+        a, b = (tensors[f"base_model.model.{path}.lora_{side}.weight"] for side in "AB")
+        assert len(a) == b.shape[1] == given["r"]
+        update = torch.zeros(len(b), a.shape[1])
+        for part, own_a, own_b in layer.adapters_of(0):
+            update[part.rows(len(b))] = (own_b @ own_a).detach() * ours.config.scale
+        torch.testing.assert_close(b @ a * (given["lora_alpha"] / len(a)), update)
+    back = import_adapter(build.MODELS[kind](), tmp_path / "adapter")
+    assert back.num_real == sum(p.numel() for p in ours.parameters.values())
+    assert back.config.rank == 4
+
+
+def test_a_layer_that_is_missing_without_being_left_out_is_refused(tmp_path: Path) -> None:
+    export_adapter(grafted("llama", "q+v"), tmp_path / "adapter", "tiny")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    some = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+    save_file(some, path)
+    with pytest.raises(ModelError, match="though its settings put an adapter there"):
         import_adapter(build.llama(), tmp_path / "adapter")
+
+
+def test_names_as_inside_peft_and_a_checkpoint_one_level_down(tmp_path: Path) -> None:
+    ours = grafted("llama", "q+v")
+    export_adapter(ours, tmp_path / "checkpoint-10", "tiny")
+    path = tmp_path / "checkpoint-10" / "adapter_model.safetensors"
+    inside = {n.replace(".weight", ".default.weight"): t for n, t in load_file(path).items()}
+    save_file(inside, path)
+    back = import_adapter(build.llama(), tmp_path)
+    torch.testing.assert_close(back.model(IDS).logits, ours.model(IDS).logits, rtol=0, atol=0)
+    export_adapter(ours, tmp_path / "checkpoint-20", "tiny")
+    with pytest.raises(ModelError, match=r"2 adapters: checkpoint-10, checkpoint-20\. Name one"):
+        import_adapter(build.llama(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +331,7 @@ def test_scales_that_differ_by_module_are_refused(tmp_path: Path) -> None:
             "init_lora_weights = 'pissa' changes the base's own weights",
         ),
         ({"lora_alpha": None}, "lora_alpha is missing: not a LoRA adapter"),
-        ({"use_rslora": True}, "use_rslora = True is not implemented"),
+        ({"lora_bias": True}, "lora_bias = True is not implemented.*merge_and_unload"),
     ],
 )
 def test_what_would_be_read_wrong_is_refused(change: dict, message: str, tmp_path: Path) -> None:
@@ -291,7 +361,3 @@ def test_an_adapter_of_another_base_is_one_line(tmp_path: Path) -> None:
         r"made for another-model",
     ):
         import_adapter(LlamaForCausalLM(LlamaConfig(**sizes)), tmp_path / "adapter")
-    some = peft.LoraConfig(r=4, target_modules=r".*layers\.0\..*q_proj", task_type="CAUSAL_LM")
-    peft.get_peft_model(build.llama(), some).save_pretrained(tmp_path / "some")
-    with pytest.raises(ModelError, match="adapters on some layers only are not implemented"):
-        import_adapter(build.llama(), tmp_path / "some")

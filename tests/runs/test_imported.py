@@ -200,26 +200,16 @@ def not_finite(tensors: dict) -> dict:
     return tensors
 
 
-def inside_peft(tensors: dict) -> dict:
-    return {name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
-
-
 @pytest.mark.parametrize(
     ("settings", "tensors", "message"),
     [
         ({}, not_finite, "holds values that are not finite numbers"),
-        (
-            {},
-            inside_peft,
-            r'its tensors are named as inside peft .* take ".default" out of the names',
-        ),
         ({"lora_alpha": float("inf")}, None, "lora_alpha = inf must be above 0, and a number"),
         ({"lora_alpha": True}, None, "lora_alpha = True must be above 0, and a number"),
         (
             {"r": 4},
             None,
-            r"has the shape \[3, 48\], but adapter_config.json says rank 4: peft would scale it "
-            r"otherwise",
+            r"has 3 rows, but adapter_config.json says rank 4: peft would scale it otherwise",
         ),
         ({"peft_type": "IA3"}, None, "peft_type = 'IA3' is not implemented"),
         ({"task_type": "SEQ_CLS"}, None, "task_type = 'SEQ_CLS' is not implemented"),

@@ -201,6 +201,7 @@ class LaneAdapter:
     parameters: dict[str, nn.Parameter]
     bank: AdapterBank
     lane: int
+    num_real: int = 0  # of an imported adapter: its parameters without padding
 
     @property
     def clock(self) -> DropoutClock:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import ModelError
-from tsugiki.model.export import read_adapter
+from tsugiki.model.read_adapter import adapter_folder, read_adapter
 from tsugiki.runs.events import Events
 from tsugiki.runs.store import COPIED
 
@@ -17,8 +17,9 @@ def adapter_checksum(config: RunConfig) -> str:
     if not config.adapter:
         return ""
     total = hashlib.sha256()
+    folder = adapter_folder(Path(config.adapter))
     for name in COPIED:
-        path = Path(config.adapter) / name
+        path = folder / name
         try:
             total.update(path.read_bytes())
         except OSError as broken:

@@ -254,8 +254,8 @@ class FromElsewhere(_NotTrained):
 
     def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
         """Whether it can be put on the model."""
-        from tsugiki.model.export import import_adapter
         from tsugiki.model.lora import detach
+        from tsugiki.model.read_adapter import import_adapter
         from tsugiki.runs.imported import adapter_checksum, other_base
 
         adapter_checksum(config)
@@ -265,7 +265,7 @@ class FromElsewhere(_NotTrained):
         detach(model)
 
     def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
-        from tsugiki.model.export import import_adapter
+        from tsugiki.model.read_adapter import import_adapter
         from tsugiki.train.lane import Lane, OneVector
 
         [config] = configs
@@ -279,14 +279,14 @@ class FromElsewhere(_NotTrained):
         from tsugiki.train.lane import OneVector
 
         assert isinstance(lane.moves, OneVector), "adapters are one vector"
-        size, kind, name = lane.num_trainable, lane.moves.config, _folder(config).name
+        size, kind, name = lane.moves.num_real, lane.moves.config, Path(config.adapter or "").name
         alpha = kind.scale * kind.rank
         imported = Imported(targets=kind.targets, rank=kind.rank, alpha=alpha, source=name)
         total, kept = base_size + size, run.copy_adapter(_folder(config))
         return Outcome(trainable=size, total=total, steps=0, adapter=imported, weights_bytes=kept)
 
     def put_back(self, base: Base, record: RunRecord, *, whole: bool = False) -> None:
-        from tsugiki.model.export import import_adapter
+        from tsugiki.model.read_adapter import import_adapter
 
         import_adapter(base.model, record.folder / "adapter")
 
@@ -351,4 +351,6 @@ def _adapter(config: RunConfig) -> LoraConfig:
 
 def _folder(config: RunConfig) -> Path:
     assert config.adapter is not None, "an imported adapter has a folder"
-    return Path(config.adapter)
+    from tsugiki.model.read_adapter import adapter_folder
+
+    return adapter_folder(Path(config.adapter))

@@ -104,6 +104,7 @@ class OneVector:
 
     def __init__(self, adapter: LaneAdapter):
         self.bank, self.number, self.config = adapter.bank, adapter.lane, adapter.config
+        self.num_real = adapter.num_real or sum(p.numel() for p in adapter.parameters.values())
         self.parameters = dict(adapter.parameters)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
