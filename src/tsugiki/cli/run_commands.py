@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from tsugiki.cli.printing import (
 from tsugiki.errors import ConfigError, TsugikiError
 
 if TYPE_CHECKING:
+    from tsugiki.runs.reading import RunRecord
     from tsugiki.runs.use import Stored
 
 
@@ -200,8 +202,62 @@ def compare(
 
 
 @app.command(
-    epilog="Examples: tsugiki generate RUN --text 文1:…[SEP]文2:…[SEP]   ·   echo 文 | tsugiki "
-    "generate RUN"
+    epilog="Examples: tsugiki predict RUN new.csv   ·   tsugiki predict RUN new.parquet --to "
+    "answers.jsonl   ·   tail -f rows.jsonl | tsugiki predict RUN -"
+)
+def predict(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Rows with the task's fields (.jsonl, .json, .csv, .parquet), or - for JSON "
+            "objects on standard input, each answered as it comes."
+        ),
+    ],
+    to: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--to",
+            help="New file (.jsonl, .csv, .parquet; default: NAME-answers beside the rows).",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer new rows by a finished run, with its own prompt: the answer, why it is none, and each
+    candidate's log-likelihood are added to a row's columns.
+
+    A target is not needed; where it stands there, answers are compared with it. A call that was
+    stopped goes on when it is given again.
+    """
+    from tsugiki.cli.progress import Display
+    from tsugiki.runs.new_rows import label_file, label_lines
+    from tsugiki.runs.reading import read_record
+
+    record = read_record(run_folder(folder))
+    if str(source) == "-":
+        if to is not None:
+            raise ConfigError("--to: rows from standard input are answered on standard output")
+        for row in label_lines(record, sys.stdin, "standard input"):
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+        return
+    ending = source.suffix if source.suffix.lower() != ".json" else ".jsonl"
+    to = to or source.with_name(f"{source.stem}-answers{ending}")
+    with Display() as display:
+        seen = label_file(record, source, to, display.events)
+    if as_json:
+        print_json({"file": str(to), **asdict(seen)})
+        return
+    earlier = f" ({seen.earlier} of them by an earlier call)" if seen.earlier else ""
+    print(f"{to}: {seen.rows} rows answered{earlier}")
+    if seen.known:
+        print(f"Right: {seen.right} of {seen.known} whose target is known")
+    if seen.failures:
+        print("Failures: " + ", ".join(f"{name} {n}" for name, n in seen.failures.items()))
+
+
+@app.command(
+    epilog="Examples: tsugiki generate RUN --text 文1:…[SEP]文2:…[SEP]   ·   tsugiki generate RUN "
+    "--field sentence1=… --field sentence2=…   ·   echo 文 | tsugiki generate RUN"
 )
 def generate(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -209,23 +265,48 @@ def generate(
         Optional[str],
         typer.Option(help="The prompt; without it each line of standard input is one."),
     ] = None,
+    field: Annotated[
+        Optional[list[str]],
+        typer.Option(help="A field of the task, name=value: the run's own prompt is made of them."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
     """Let a trained checkpoint answer your own text, greedily.
 
-    The text is the whole prompt, in the form the run was trained on ([SEP] included): see `tsugiki
-    tasks show TASK`.
+    A text is the whole prompt, in the form the run was trained on ([SEP] included): see `tsugiki
+    tasks show TASK`. With --field the run writes that prompt itself. Many rows: tsugiki predict.
     """
     from tsugiki.runs.reading import read_record
-    from tsugiki.runs.use import answer_texts
+    from tsugiki.runs.use import answer_texts, other_ending
 
+    if field:
+        if text is not None:
+            raise ConfigError("--text, --field: one of them: --text is the whole prompt")
+        print(_answer_of_fields(read_record(run_folder(folder)), field))
+        return
     lines = (
         [text] if text is not None else [line.rstrip("\n") for line in sys.stdin if line.strip()]
     )
     if not any(line.strip() for line in lines):
         raise ConfigError("generate: no text given. Use --text, or write lines to standard input")
-    for answer in answer_texts(read_record(run_folder(folder)), lines, max_new_tokens):
+    record = read_record(run_folder(folder))
+    if (said := other_ending(record, lines)) is not None:
+        print(f"note: {said}", file=sys.stderr)
+    for answer in answer_texts(record, lines, max_new_tokens):
         print(answer)
+
+
+def _answer_of_fields(record: RunRecord, given: list[str]) -> str:
+    from tsugiki.runs.new_rows import Answerer
+
+    for pair in given:
+        if "=" not in pair:
+            raise ConfigError(f'--field "{pair}": write name=value')
+    answerer = Answerer(record)
+    tokens, left_out = answerer.tokens([(1, dict(pair.split("=", 1) for pair in given))], "--field")
+    if left_out:
+        raise ConfigError("--field: the prompt does not fit into the run's length")
+    return str(answerer.answers(tokens)[0]["prediction"])
 
 
 @app.command(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,25 @@ def _load_file(
     return examples, git_blob_id(path.read_bytes())
 
 
+def unanswered(
+    spec: TaskSpec, rows: Iterable[tuple[int, Mapping[str, Any]]], source: str
+) -> list[Example]:
+    """Rows that are to be answered, named by their numbers: neither a target, an id nor a group is
+    asked for. A target that stands there is read; else it is empty.
+
+    Raises:
+        DataError: naming the row, as `load_task` does.
+    """
+    if spec.messages is not None:
+        return [
+            _open_turn(f"{source} row {number}", str(number), row, spec) for number, row in rows
+        ]
+    build = _builder(spec.model_copy(update={"id": None}), None, answered=False)
+    return [build(f"{source} row {number}", str(number), row) for number, row in rows]
+
+
 def _builder(
-    spec: TaskSpec, group_field: str | None
+    spec: TaskSpec, group_field: str | None, *, answered: bool = True
 ) -> Callable[[str, str, Mapping[str, Any]], Example]:
     pattern = regex.compile(spec.group_pattern)
 
@@ -221,20 +238,21 @@ def _builder(
         if spec.cut and spec.cut_chars:
             fields[spec.cut] = fields[spec.cut][: spec.cut_chars]
         candidates: tuple[str, ...] = ()
-        target = take(spec.target, label=bool(spec.labels))
+        known = answered or row.get(spec.target) not in (None, "")
+        target = take(spec.target, label=bool(spec.labels)) if known else ""
         if spec.kind == "classification":
             candidates = spec.fixed_answers
-            if target not in spec.labels:
-                known = did_you_mean(target, spec.labels)
+            if known and target not in spec.labels:
+                meant = did_you_mean(target, spec.labels)
                 raise DataError(
-                    f'{where}: label "{target}" is not among the labels.{known}. Correct the row, '
+                    f'{where}: label "{target}" is not among the labels.{meant}. Correct the row, '
                     "or add it under [labels] in the task file"
                 )
-            target = spec.labels[target]
+            target = spec.labels[target] if known else ""
         elif spec.kind == "choice":
             candidates = tuple(take(name) for name in spec.choices)
-            target = _chosen(where, target, candidates)
-        if not target.strip():
+            target = _chosen(where, target, candidates) if known else ""
+        if answered and not target.strip():
             raise DataError(f'{where}: the answer (field "{spec.target}") is empty')
         group = take(group_field) if group_field else number
         match = _matched(pattern, group, where) if group_field else None
@@ -276,6 +294,39 @@ def _refuse_equal_candidates(spec: TaskSpec, part: str, rows: Sequence[Example])
 def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpec) -> list[Example]:
     """One example for each assistant turn: loss on all of them, and on nothing else. The turns of
     one conversation are a group."""
+    turns = _turns(where, row, spec)
+    examples = []
+    for index, (role, content) in enumerate(turns):
+        if role != "assistant":
+            continue
+        if index == 0 or not content.strip():
+            raise DataError(
+                f"{where}: turn {index + 1} is an assistant's with "
+                f"{'no prompt before it' if index == 0 else 'no text'}"
+            )
+        examples.append(_turn_example(f"{number}.{index}", number, turns[:index], content))
+    if not examples:
+        raise DataError(f"{where}: no assistant turn, so there is nothing to learn from it")
+    return examples
+
+
+def _open_turn(where: str, number: str, row: Mapping[str, Any], spec: TaskSpec) -> Example:
+    """What an assistant is to answer next; a last turn that is the assistant's is the target."""
+    turns = _turns(where, row, spec)
+    target = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
+    if not turns:
+        raise DataError(f"{where}: no turn to be answered")
+    return _turn_example(number, number, turns, target)
+
+
+def _turn_example(name: str, group: str, turns: Sequence[tuple[str, str]], target: str) -> Example:
+    before = "\n".join(f"{who}: {text}" for who, text in turns) + "\n"
+    fields = {"conversation": before}
+    return Example(id=name, fields=fields, target=target, group=group, turns=tuple(turns))
+
+
+def _turns(where: str, row: Mapping[str, Any], spec: TaskSpec) -> list[tuple[str, str]]:
+    """(role, text) of a conversation."""
     assert spec.messages is not None, "only for tasks with messages"
     given = row.get(spec.messages)
     if isinstance(given, str):
@@ -301,28 +352,7 @@ def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpe
             raise DataError(
                 f'{where}: role "{role}" is none of {", ".join(ROLES)}.{did_you_mean(role, ROLES)}'
             )
-    examples = []
-    for index, (role, content) in enumerate(turns):
-        if role != "assistant":
-            continue
-        if index == 0 or not content.strip():
-            raise DataError(
-                f"{where}: turn {index + 1} is an assistant's with "
-                f"{'no prompt before it' if index == 0 else 'no text'}"
-            )
-        before = "\n".join(f"{who}: {text}" for who, text in turns[:index]) + "\n"
-        examples.append(
-            Example(
-                id=f"{number}.{index}",
-                fields={"conversation": before},
-                target=content,
-                group=number,
-                turns=tuple(turns[:index]),
-            )
-        )
-    if not examples:
-        raise DataError(f"{where}: no assistant turn, so there is nothing to learn from it")
-    return examples
+    return turns
 
 
 def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 
 from tsugiki.data.prompts import answer_text, ending_of, pad_id_of, prompt_ids_of
-from tsugiki.data.tasks import CHAT, load_task
+from tsugiki.data.tasks import CHAT, find_task, load_task
 from tsugiki.errors import ModelError
 from tsugiki.files import new_folder, umask
 from tsugiki.model.export import export_adapter, refuse_filled
@@ -63,6 +63,22 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
         )
         for prompt, answer in zip(ids, answers, strict=True)
     ]
+
+
+def other_ending(record: RunRecord, prompts: Sequence[str]) -> str | None:
+    """What to tell of prompts that do not end as those of training do; None where all do."""
+    named = record.provenance.task
+    spec = find_task(record.config.task.name)[0]
+    if named is None or named.format == CHAT:
+        return None
+    tail = spec.formats[named.format].rpartition("}")[2].replace("{{", "{").replace("}}", "}")
+    other = sum(not prompt.endswith(tail) for prompt in prompts)
+    if not other:
+        return None
+    return (
+        f"{other} of {len(prompts)} texts do not end in “{tail}” as prompts did in training, so "
+        "answers may be of another form. --field name=value writes the prompt itself"
+    )
 
 
 def export_run(record: RunRecord, folder: Path) -> None:

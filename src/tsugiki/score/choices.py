@@ -39,21 +39,11 @@ def choose_all(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[AnswerMode, list[str]]:
     """The candidate that each answer mode picks for every row; rows must have candidates."""
-    ids = [
-        [target_ids_of(tokenizer, candidate, row.ending) for candidate in row.example.candidates]
-        for row in rows
-    ]
-    flat = [
-        (row.prompt_ids, answer)
-        for row, candidates in zip(rows, ids, strict=True)
-        for answer in candidates
-    ]
-    read = iter(log_probs(model, flat, pad_id_of(tokenizer), numerics, on_progress))
+    ids = _candidate_ids(tokenizer, rows)
     chosen: dict[AnswerMode, list[str]] = {mode: [] for mode in ANSWER_MODES}
-    for row, candidates in zip(rows, ids, strict=True):
-        logprobs = [next(read) for _ in candidates]
-        names = row.example.candidates
-        sums = [sum(of_tokens[: len(of_tokens) - len(row.ending.ids)]) for of_tokens in logprobs]
+    read = _read_all(model, tokenizer, rows, ids, numerics, on_progress)
+    for row, candidates, logprobs in zip(rows, ids, read, strict=True):
+        names, sums = row.example.candidates, _sums(row, logprobs)
         chosen["sum"].append(names[_best(sums)])
         chosen["per_char"].append(
             names[
@@ -62,6 +52,43 @@ def choose_all(
         )
         chosen["constrained"].append(names[spell(candidates, logprobs)])
     return chosen
+
+
+def candidate_sums(
+    model: Any, tokenizer: Tokenizer, rows: Sequence[Tokens], numerics: Numerics
+) -> list[list[float]]:
+    """For each row the summed log-likelihood of each of its candidates, EOS token left out."""
+    read = _read_all(model, tokenizer, rows, _candidate_ids(tokenizer, rows), numerics, None)
+    return [_sums(row, logprobs) for row, logprobs in zip(rows, read, strict=True)]
+
+
+def _candidate_ids(tokenizer: Tokenizer, rows: Sequence[Tokens]) -> list[list[list[int]]]:
+    return [
+        [target_ids_of(tokenizer, candidate, row.ending) for candidate in row.example.candidates]
+        for row in rows
+    ]
+
+
+def _read_all(
+    model: Any,
+    tokenizer: Tokenizer,
+    rows: Sequence[Tokens],
+    ids: Sequence[Sequence[Sequence[int]]],
+    numerics: Numerics,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[list[list[float]]]:
+    """log p of each token of each candidate of each row."""
+    flat = [
+        (row.prompt_ids, answer)
+        for row, candidates in zip(rows, ids, strict=True)
+        for answer in candidates
+    ]
+    read = iter(log_probs(model, flat, pad_id_of(tokenizer), numerics, on_progress))
+    return [[next(read) for _ in candidates] for candidates in ids]
+
+
+def _sums(row: Tokens, logprobs: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(of_tokens[: len(of_tokens) - len(row.ending.ids)]) for of_tokens in logprobs]
 
 
 def _best(values: Sequence[float]) -> int:

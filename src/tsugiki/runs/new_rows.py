@@ -1,0 +1,285 @@
+"""New rows through a finished run: its own prompt from their fields, answered in batches, kept as
+they come, so that a killed call goes on where it stood."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tsugiki.data.example import Example
+from tsugiki.data.prompts import Tokens, check_ids, tokenize
+from tsugiki.data.sources import read_rows
+from tsugiki.data.tasks import Task, few_shots, find_task, load_task, task_digest, unanswered
+from tsugiki.data.text import normalise
+from tsugiki.errors import ConfigError, DataError, RunError
+from tsugiki.files import sha256_of, write_atomically
+from tsugiki.model.loading import Base
+from tsugiki.runs.events import SILENT, Events
+from tsugiki.runs.finished import load_trained
+from tsugiki.runs.preflight import longest_of
+from tsugiki.runs.reading import RunRecord
+from tsugiki.score.choices import candidate_sums
+from tsugiki.score.failures import is_candidate
+from tsugiki.score.predict import Prediction, predict
+
+AT_ONCE = 256  # rows between two writes
+ADDED = ("prediction", "failure")
+WRITTEN = (".jsonl", ".csv", ".parquet")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What a file of rows came to: rows, those that an earlier call had answered, why answers are
+    none (by class), and how many are right, of so many whose target is known."""
+
+    rows: int
+    earlier: int
+    failures: Mapping[str, int]
+    right: int
+    known: int
+
+
+class Answerer:
+    """A run's model and task, loaded once. Raises `RunError` where the task file has changed."""
+
+    def __init__(self, record: RunRecord):
+        self.record, self.config = record, record.config
+        self.task = _task_of(record)
+        self.base: Base = load_trained(record)
+
+    @property
+    def added(self) -> list[str]:
+        """The columns that answers have: a log-likelihood for each label, or for each field that
+        holds a candidate."""
+        spec = self.task.spec
+        names = spec.fixed_answers or spec.choices
+        return [*ADDED, *(f"log_p:{name}" for name in names)]
+
+    def tokens(
+        self, rows: Iterable[tuple[int, Row]], source: str
+    ) -> tuple[list[Tokens], list[str]]:
+        """Rows as ids, and the numbers of those that do not fit. Raises `DataError` for a row
+        that cannot be read."""
+        base, left_out = self.base, list[str]()
+        tokens = tokenize(
+            base.tokenizer,
+            self.task,
+            unanswered(self.task.spec, rows, source),
+            longest_of(self.config, base.max_positions),
+            self.config.score.max_new_tokens,
+            stops=base.stops,
+            leave_out=left_out,
+            shots=self.task.examples["train"],
+        )
+        check_ids(base.tokenizer, tokens, base.vocab_rows)
+        return tokens, left_out
+
+    def answers(self, rows: Sequence[Tokens]) -> list[dict[str, Any]]:
+        """What each row gets, by the names of `added`."""
+        base, spec, score = self.base, self.task.spec, self.config.score
+        model, tokenizer, numerics = base.model, base.tokenizer, base.numerics
+        limit = score.max_new_tokens or spec.max_new_tokens
+        said = predict(
+            model, tokenizer, rows, max_new_tokens=limit, config=score, numerics=numerics
+        )
+        sums: Sequence[Sequence[float]] = [()] * len(rows)
+        if spec.closed:
+            sums = candidate_sums(model, tokenizer, rows, numerics)
+        return [
+            dict(zip(self.added, [one.answer, _failure(one), *each], strict=True))
+            for one, each in zip(said, sums, strict=True)
+        ]
+
+
+def _task_of(record: RunRecord) -> Task:
+    """The run's task without its data; with the worked examples of an untouched base."""
+    config, named = record.config, record.provenance.task
+    shots: list[Example] = []
+    if config.shots or named is None:
+        task = load_task(config.task)
+        shots = few_shots(task, config.shots, config.train.seed)
+    else:
+        task = Task(
+            spec=find_task(config.task.name)[0],
+            version=named.version,
+            split=named.split,
+            format=named.format,
+            examples={},
+            files={},
+        )
+    if task_digest(task) != record.provenance.task_sha256:
+        raise RunError(
+            f"{record.folder}: the task file {config.task.name} has changed since this run was "
+            "trained: prompts or labels may be others. Put it back, or train again"
+        )
+    return Task(**{**vars(task), "examples": {"train": shots}})
+
+
+def _failure(said: Prediction) -> str:
+    """The class of an answer, empty where there is nothing to say against it: it is right, or its
+    target is not known and it is a candidate or, for free text, one that ended."""
+    if not normalise(said.answer):
+        return "empty"
+    fine = is_candidate(said.failure) if not said.target else said.failure.startswith("right")
+    return "" if fine else said.failure
+
+
+def label_file(
+    record: RunRecord, source: Path, to: Path, events: Events = SILENT, *, at_once: int = AT_ONCE
+) -> Labelled:
+    """Answers every row of a file and writes them, with the file's own columns, to `to`
+    (`WRITTEN`). What is answered lies in a hidden file beside it until all is.
+
+    Raises:
+        DataError: a row cannot be read, or has a column that answers have; `to` is there already.
+    """
+    rows = _rows_to_answer(source, to)
+    answerer = Answerer(record)
+    for _, row in rows:
+        if clash := sorted({*row} & {*answerer.added}):
+            raise DataError(
+                f'{source}: has a column "{clash[0]}", as answers have. Rename or remove it'
+            )
+    tokens, left_out = answerer.tokens(rows, str(source))
+    head = {"run": record.folder.name, "sha256": sha256_of(source), "rows": len(rows)}
+    part = to.with_name(f".{to.name}.part")
+    answers = _kept(part, head)
+    earlier = len(answers)
+    _answer_rest(answerer, tokens, answers, part, head, events.answers("new"), at_once)
+    none = dict.fromkeys(answerer.added) | {"failure": "too_long"}
+    whole = [{**row, **answers.get(str(number), none)} for number, row in rows]
+    names = dict.fromkeys(name for _, row in rows for name in row)
+    write_rows(to, whole, [*names, *answerer.added], like=source)
+    part.unlink()
+    known = [each.example.id for each in tokens if each.example.target]
+    failures = Counter(answer["failure"] for answer in answers.values() if answer["failure"])
+    return Labelled(
+        rows=len(rows),
+        earlier=earlier,
+        failures=failures | Counter({"too_long": len(left_out)} if left_out else {}),
+        right=sum(not answers[number]["failure"] for number in known),
+        known=len(known),
+    )
+
+
+def _rows_to_answer(source: Path, to: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file. Raises where the answers could not be written."""
+    if to.suffix.lower() not in WRITTEN:
+        raise ConfigError(f"--to {to}: must end in one of {', '.join(WRITTEN)}")
+    if to.exists():
+        raise DataError(f"{to}: is there already: nothing is overwritten. Choose a new name")
+    if not to.parent.is_dir():
+        raise DataError(f"{to}: its folder does not exist. Make it first")
+    if not source.is_file():
+        raise DataError(f"{source}: no such file")
+    rows = list(read_rows(source))
+    if not rows:
+        raise DataError(f"{source}: has no rows")
+    return rows
+
+
+def _answer_rest(
+    answerer: Answerer,
+    tokens: Sequence[Tokens],
+    answers: dict[str, dict[str, Any]],
+    part: Path,
+    head: Mapping[str, Any],
+    heard: Callable[[int, int], None] | None,
+    at_once: int,
+) -> None:
+    """Answers what has none yet, `at_once` rows between two writes to `part`."""
+    waiting = [row for row in tokens if row.example.id not in answers]
+    with part.open("a", encoding="utf-8") as file:
+        if not part.stat().st_size:
+            file.write(json.dumps(head) + "\n")
+        for start in range(0, len(waiting), at_once):
+            some = waiting[start : start + at_once]
+            for row, answer in zip(some, answerer.answers(some), strict=True):
+                answers[row.example.id] = answer
+                kept = {"row": row.example.id, "answer": answer}
+                file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            file.flush()
+            if heard:
+                heard(len(answers), len(tokens))
+
+
+def _kept(part: Path, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What an earlier call answered, by row number; its last line may have been cut off, and goes.
+    Raises `DataError` where it was another run or another file."""
+    if not part.exists():
+        return {}
+    content = part.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        first, *lines = [json.loads(line) for line in whole.splitlines()] or [head]
+        answers = {line["row"]: line["answer"] for line in lines}
+    except (ValueError, KeyError, TypeError):
+        first, answers = None, {}
+    if first != head:
+        raise DataError(
+            f"{part}: answers of another run or of another file, or damaged. Delete it, or choose "
+            "another --to"
+        )
+    if len(whole) < len(content):
+        write_atomically(part, whole)
+    return answers
+
+
+def write_rows(path: Path, rows: Sequence[Row], names: Sequence[str], like: Path) -> None:
+    """Rows in the format of the path's ending. A CSV has a byte order mark where the file that it
+    is `like` is a CSV with one, as Excel needs it."""
+    ending = path.suffix.lower()
+    if ending == ".jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        write_atomically(path, text.encode())
+    elif ending == ".csv":
+        with like.open("rb") as file:
+            marked = like.suffix.lower() == ".csv" and file.read(3) == b"\xef\xbb\xbf"
+        table = io.StringIO()
+        writer = csv.DictWriter(table, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, table.getvalue().encode("utf-8-sig" if marked else "utf-8"))
+    else:
+        write_atomically(path, _parquet(path, rows, names))
+
+
+def _parquet(path: Path, rows: Sequence[Row], names: Sequence[str]) -> bytes:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(
+            f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"'
+        ) from None
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    file = io.BytesIO()
+    try:
+        parquet.write_table(pyarrow.table(columns), file)
+    except (pyarrow.ArrowException, TypeError) as broken:
+        raise DataError(f"{path}: cannot be written as Parquet: {broken}. Take .jsonl") from None
+    return file.getvalue()
+
+
+def label_lines(record: RunRecord, lines: Iterable[str], source: str) -> Iterator[dict[str, Any]]:
+    """Each line (a JSON object) with its answer, as it comes."""
+    answerer = Answerer(record)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as broken:
+            raise DataError(f"{source} line {number}: not a JSON object: {broken}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{source} line {number}: must be a JSON object")
+        tokens, left_out = answerer.tokens([(number, row)], source)
+        none = dict.fromkeys(answerer.added) | {"failure": "too_long"}
+        yield {**row, **(none if left_out else answerer.answers(tokens)[0])}
