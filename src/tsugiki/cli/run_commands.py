@@ -350,7 +350,8 @@ def export(
             )
         export_run(record, to)
         print(
-            f"{to}: adapter_config.json, adapter_model.safetensors\nNext: "
+            f"{to}: adapter_config.json, adapter_model.safetensors, README.md (a model card with a "
+            "snippet), tsugiki.json (prompt, labels, stop ids)\nNext: "
             f"peft.PeftModel.from_pretrained(base, '{to}')"
         )
         return

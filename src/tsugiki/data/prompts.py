@@ -107,11 +107,11 @@ def prompt_ids_of(tokenizer: Tokenizer, prompt: str, before: Sequence[int] = ())
     """Ids of a prompt with the tokenizer's own opening mark, if it has one, and without the
     closing one that it adds; a mark that the text itself ends with stays. `before` stands between
     the opening mark and the prompt."""
-    opening = _opening_of(tokenizer)
+    opening = opening_of(tokenizer)
     return [*opening, *before, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
 
 
-def _opening_of(tokenizer: Tokenizer) -> list[int]:
+def opening_of(tokenizer: Tokenizer) -> list[int]:
     """The ids that a tokenizer puts before every text."""
     kept = getattr(tokenizer, "_tsugiki_opening", None)
     if kept is None:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 
 from tsugiki.data.prompts import answer_text, ending_of, pad_id_of, prompt_ids_of
 from tsugiki.data.tasks import CHAT, find_task, load_task
-from tsugiki.errors import ModelError
+from tsugiki.errors import ModelError, first_line
 from tsugiki.files import new_folder, umask
 from tsugiki.model.export import export_adapter, refuse_filled
 from tsugiki.model.folder import resolve, settings_files
 from tsugiki.model.lora import adapter_of
 from tsugiki.model.merge import merge_adapter, store_frozen
+from tsugiki.runs.card import asked_so, card_of
 from tsugiki.runs.finished import load_trained
 from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import method_of
@@ -82,8 +84,13 @@ def other_ending(record: RunRecord, prompts: Sequence[str]) -> str | None:
 
 
 def export_run(record: RunRecord, folder: Path) -> None:
-    """Writes the run's adapter for peft. Raises `ModelError` for a full fine-tuning run: it has no
-    adapter."""
+    """Writes the run's adapter for peft, with a model card and how it is asked (`runs/card`): all
+    of it or nothing.
+
+    Raises:
+        ModelError: a full fine-tuning run has no adapter; the folder holds something already, or
+            cannot be written.
+    """
     if method_of(record.config).moves_base:
         raise ModelError(
             f"{record.folder}: full fine-tuning has no adapter to export. Write the whole model "
@@ -91,9 +98,20 @@ def export_run(record: RunRecord, folder: Path) -> None:
         )
     if not method_of(record.config).tuned:
         raise ModelError(f"{record.folder}: the untouched base: there is nothing to export")
-    base = load_trained(record)
-    export_adapter(adapter_of(base.model), folder, _base_name(record), record.config.model.revision)
-    _readable(folder)
+    folder = folder.resolve()
+    refuse_filled(folder)
+    base, name = load_trained(record), _base_name(record)
+    asked = asked_so(record, base, name)
+    try:
+        with new_folder(folder) as draft:
+            adapter = adapter_of(base.model)
+            export_adapter(adapter, draft, name, record.config.model.revision)
+            said = json.dumps(asked, indent=1, ensure_ascii=False) + "\n"
+            (draft / "tsugiki.json").write_text(said, encoding="utf-8")
+            (draft / "README.md").write_text(card_of(record, asked), encoding="utf-8")
+            _readable(draft)
+    except (OSError, SafetensorError) as broken:
+        raise ModelError(f"{folder}: cannot be written: {first_line(broken)}") from None
 
 
 def _base_name(record: RunRecord) -> str:
