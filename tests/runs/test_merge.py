@@ -116,6 +116,30 @@ def test_a_merge_that_changes_the_model_is_refused_and_writes_nothing(
     ):
         export_merged(record, tmp_path / "merged", "bf16")
     assert not [path for path in tmp_path.iterdir() if "merged" in path.name]
+    with pytest.raises(ModelError, match=r"Nothing was written\. --force writes it"):
+        export_merged(record, tmp_path / "merged", "fp32")  # what was asked for is not advised
+    seen = export_merged(record, tmp_path / "merged", "bf16", force=True)
+    assert seen.forced
+    kept = json.loads((tmp_path / "merged" / "merged.json").read_text(encoding="utf-8"))
+    assert (kept["forced"], kept["changed"]) == (True, seen.changed)
+    assert seen.changed > 0
+
+
+def test_merged_weights_lie_in_files_as_large_as_the_bases(
+    task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tsugiki.runs.use.SLACK", 0)
+    build.llama().save_pretrained(tmp_path / "model", max_shard_size=60_000)
+    build.tokenizer().save_pretrained(tmp_path / "model")
+    [record] = run_group([run_config(tmp_path / "model", task_file)], Store(tmp_path / "out"))
+    export_merged(record, tmp_path / "merged", "fp32")
+    sizes = {
+        name: [path.stat().st_size for path in (tmp_path / name).glob("*.safetensors")]
+        for name in ("model", "merged")
+    }
+    assert len(sizes["merged"]) > 1
+    assert max(sizes["merged"]) < 1.05 * max(sizes["model"])
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
 
 
 def test_only_the_weights_of_a_merged_model_are_new(

@@ -336,6 +336,13 @@ def export(
             min=0, help="With --merge: points of 100 that the score may move (default 0.5)."
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="With --merge: write it though it does not answer the same; merged.json says how.",
+        ),
+    ] = False,
 ) -> None:
     """Write a LoRA run as a PEFT adapter folder, or a run of any kind as an ordinary model folder
     (--merge)."""
@@ -344,9 +351,10 @@ def export(
 
     record = read_record(run_folder(folder))
     if not merge:
-        if dtype or tolerance is not None:
+        if dtype or tolerance is not None or force:
             raise ConfigError(
-                "--dtype, --tolerance: only --merge reads them: an adapter is written as it is"
+                "--dtype, --tolerance, --force: only --merge reads them; adapters are written as "
+                "they are"
             )
         export_run(record, to)
         print(
@@ -358,13 +366,14 @@ def export(
     if dtype is not None and dtype not in STORED:
         raise ConfigError(f'--dtype "{dtype}": must be one of {", ".join(STORED)}')
     stored = cast("Stored", dtype or record.provenance.numerics.base)
-    seen = export_merged(record, to, stored, tolerance=0.5 if tolerance is None else tolerance)
+    allowed = 0.5 if tolerance is None else tolerance
+    seen = export_merged(record, to, stored, tolerance=allowed, force=force)
     print(
         f"{to}: a model folder; weights {seen.stored_before} → {seen.stored_after}, "
         f"{seen.lost:.2%} of the adapter lost to rounding"
     )
     print(
         f"Gate: {seen.rows} rows of validation, {seen.score} {seen.before:.4f} → {seen.after:.4f}, "
-        f"{seen.changed} answers changed"
+        f"{seen.changed} answers changed{': not the same, written by --force' * seen.forced}"
     )
     print(f"Next: transformers.AutoModelForCausalLM.from_pretrained('{to}')")

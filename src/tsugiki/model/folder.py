@@ -22,6 +22,7 @@ from tsugiki.errors import ModelError, first_line
 from tsugiki.toml import Given
 
 BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"
+BUILTIN_NAME = "builtin"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Whatever of these is there decides ids, prompts or stopping: each names the run, and each is
 # fetched from the Hub.
@@ -45,7 +46,7 @@ LFS_POINTER = b"version https://git-lfs"
 def resolve(choice: ModelChoice) -> Path:
     """The local folder of a model: the built-in one, a folder, or a snapshot of a Hub repository
     (downloaded if needed)."""
-    if choice.path == "builtin":
+    if choice.path == BUILTIN_NAME:
         return BUILTIN
     folder = Path(choice.path)
     if folder.exists():

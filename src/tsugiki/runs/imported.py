@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import ModelError
+from tsugiki.model.folder import BUILTIN_NAME, resolve
 from tsugiki.model.read_adapter import adapter_folder, read_adapter
 from tsugiki.runs.events import Events
 from tsugiki.runs.store import COPIED
@@ -37,6 +38,8 @@ def other_base(config: RunConfig) -> str | None:
         return None
     named = read_adapter(Path(config.adapter))[0].get("base_model_name_or_path")
     names = {Path(config.model.path).name, config.model.label}
+    if config.model.path == BUILTIN_NAME:
+        names.add(resolve(config.model).name)  # as an exported adapter names it
     if not named or Path(str(named)).name in names:
         return None
     return (

@@ -18,7 +18,8 @@ from tsugiki.data.tasks import CHAT, find_task, load_task
 from tsugiki.errors import ModelError, first_line
 from tsugiki.files import new_folder, umask
 from tsugiki.model.export import export_adapter, refuse_filled
-from tsugiki.model.folder import resolve, settings_files
+from tsugiki.model.folder import BUILTIN_NAME, resolve, settings_files, weight_files
+from tsugiki.model.loading import Base
 from tsugiki.model.lora import adapter_of
 from tsugiki.model.merge import merge_adapter, store_frozen
 from tsugiki.runs.card import asked_so, card_of
@@ -31,6 +32,7 @@ from tsugiki.score.predict import EAGER_BATCH, generate_ids
 
 Stored = Literal["fp32", "bf16", "fp16"]
 STORED = get_args(Stored)
+SLACK = 2**20  # bytes a file of weights may be larger: no tensor is cut in two
 
 
 def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -120,7 +122,7 @@ def _base_name(record: RunRecord) -> str:
     path = record.config.model.path
     return (
         str(resolve(record.config.model).resolve())
-        if path == "builtin" or Path(path).exists()
+        if path == BUILTIN_NAME or Path(path).exists()
         else path
     )
 
@@ -138,6 +140,7 @@ class Merged:
     lost: float
     stored_before: str
     stored_after: str
+    forced: bool = False
 
 
 def export_merged(
@@ -148,6 +151,7 @@ def export_merged(
     rows: int = 200,
     tolerance: float = 0.5,
     answers: float = 2.0,
+    force: bool = False,
 ) -> Merged:
     """Writes the trained model as an ordinary model folder, adapters added to the weights, unless
     that changes what it does.
@@ -155,7 +159,8 @@ def export_merged(
     The gate: the first `rows` of validation are answered before and after, by adapters over
     weights of the stored kind and by the merged ones, in fp32 where those are stored; the main
     score may move by `tolerance` points of 100, and of a closed task `answers` percent of the
-    answers may change. Only the weights are new: every other file is the base's own.
+    answers may change. With `force` it is written all the same, and `merged.json` says so. Only the
+    weights are new, in files as large as the base's: every other file is the base's own.
 
     Raises:
         ModelError: the folder holds something already, or the gate is not passed: nothing is
@@ -186,10 +191,13 @@ def export_merged(
         changed=changed, lost=lost,
         stored_before=base.numerics.base, stored_after=stored,
     )  # fmt: skip
-    _gate(record, seen, stored, tolerance, answers if closed else None)
+    said = _refusal(seen, stored, tolerance, answers if closed else None)
+    if said and not force:
+        raise ModelError(f"{record.folder}: {said}")
+    seen = replace(seen, forced=bool(said))
     try:
         with new_folder(folder) as draft:
-            base.model.save_pretrained(draft)
+            base.model.save_pretrained(draft, max_shard_size=_shard_bytes(base))
             _own_files(base.source.folder, draft, str(dtype).removeprefix("torch."))
             said = json.dumps({**asdict(seen), "run": record.folder.name}, indent=1)
             (draft / "merged.json").write_text(said, encoding="utf-8")
@@ -198,23 +206,29 @@ def export_merged(
     return seen
 
 
-def _gate(
-    record: RunRecord, seen: Merged, stored: Stored, tolerance: float, answers: float | None
-) -> None:
-    """Raises `ModelError` where merging moved the score, or changed answers, by more than is
-    allowed (`answers`: None for free text)."""
+def _refusal(seen: Merged, stored: Stored, tolerance: float, answers: float | None) -> str:
+    """Why this merge is not to be written: it moved the score, or changed answers, by more than is
+    allowed (`answers`: None for free text); empty where it did not."""
     moved = 100 * abs(seen.after - seen.before)
     if moved <= tolerance and (answers is None or 100 * seen.changed <= answers * seen.rows):
-        return
+        return ""
     allowed = f"{tolerance:g} points" + (
         "" if answers is None else f", {answers:g} % of the answers"
     )
-    raise ModelError(
-        f"{record.folder}: merged into {stored} weights it is another model: {seen.score} "
+    ways = "--force writes it all the same"
+    return (
+        f"merged into {stored} weights it is another model: {seen.score} "
         f"{seen.before:.4f} → {seen.after:.4f}, {seen.changed} of {seen.rows} answers changed, "
         f"{seen.lost:.1%} of the adapter lost to rounding (allowed: {allowed}). "
-        f"Nothing was written.{'' if stored == 'fp32' else ' Try --dtype fp32'}"
+        f"Nothing was written. {ways if stored == 'fp32' else f'Try --dtype fp32; {ways}'}"
     )
+
+
+def _shard_bytes(base: Base) -> int:
+    """What one file may hold, so that merged weights are sharded as the base's are."""
+    sizes = [path.stat().st_size for path in weight_files(base.source.folder)]
+    whole = sum(parameter.nbytes for parameter in base.model.parameters())
+    return int(whole * max(sizes) / sum(sizes)) + SLACK
 
 
 def _own_files(source: Path, draft: Path, dtype: str) -> None:
