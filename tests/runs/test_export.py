@@ -80,9 +80,10 @@ def test_what_stands_beside_the_weights(
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == str(model_folder.resolve())
     assert front["library_name"] == "peft"
-    asked = json.loads((tmp_path / "adapter" / "tsugiki.json").read_text(encoding="utf-8"))
-    assert asked["prompt"]["template"] == load_task(record.config.task).template
-    assert asked["scores"]["test"]["accuracy"]["value"] == record.main_score("test")
+    usage = json.loads((tmp_path / "adapter" / "tsugiki.json").read_text(encoding="utf-8"))
+    assert usage["prompt"]["template"] == load_task(record.config.task).template
+    values = {(each["part"], each["score"]): each["value"] for each in usage["scores"]}
+    assert values["test", "accuracy"] == record.main_score("test")
     assert f"| test | accuracy | {record.main_score('test'):.3f} [" in card
     assert str(task_file) not in card, "folders of the user's are not passed on"
 

@@ -270,6 +270,8 @@ def test_a_trained_run_answers_own_text_and_exports(
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "README.md",
+        "tsugiki.json",
     }
     with pytest.raises(ModelError, match="tokens; from 1 to"):
         answer_texts(record, ["空" * 200], max_new_tokens=3)

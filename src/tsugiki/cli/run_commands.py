@@ -42,6 +42,15 @@ Rules = Annotated[
     ),
 ]
 
+Merge = Annotated[
+    bool,
+    typer.Option(
+        "--merge",
+        help="Write the whole model, the adapter added to its weights, if it still answers the "
+        "same.",
+    ),
+]
+
 
 @app.command(
     epilog="Examples: tsugiki score RUN --part test   ·   tsugiki score RUN --rules all   ·   "
@@ -306,7 +315,7 @@ def _answer_of_fields(record: RunRecord, given: list[str]) -> str:
     tokens, left_out = answerer.tokens([(1, dict(pair.split("=", 1) for pair in given))], "--field")
     if left_out:
         raise ConfigError("--field: the prompt does not fit into the run's length")
-    return str(answerer.answers(tokens)[0]["prediction"])
+    return str(answerer.answers(tokens)[0].prediction)
 
 
 @app.command(
@@ -316,14 +325,7 @@ def _answer_of_fields(record: RunRecord, given: list[str]) -> str:
 def export(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     to: Annotated[Path, typer.Option("--to", help="New folder.")],
-    merge: Annotated[
-        bool,
-        typer.Option(
-            "--merge",
-            help="Write the whole model, the adapter added to its weights, if it still answers the "
-            "same.",
-        ),
-    ] = False,
+    merge: Merge = False,
     dtype: Annotated[
         Optional[str],
         typer.Option(

@@ -20,6 +20,7 @@ import regex
 
 from tsugiki.config.run import TaskChoice
 from tsugiki.config.task import FileSpec, PartSpec, TaskSpec
+from tsugiki.data.conversations import conversation, open_turn
 from tsugiki.data.example import Example, equal_candidates
 from tsugiki.data.sources import at_hand, git_blob_id, locate, read_rows
 from tsugiki.data.text import as_text
@@ -28,7 +29,6 @@ from tsugiki.toml import read_task
 
 PRESETS = Path(__file__).parent.parent / "presets" / "tasks"
 CHAT = "chat"  # the format of every task that says its text through the model's chat template
-ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation", "test")
 DRAWN_WITH = 20230313  # the seed of every sample of rows: train_rows, eval_rows, what is watched
 PATTERN_S = 1.0  # a pattern that takes longer for one row runs away
@@ -192,7 +192,7 @@ def _load_file(
         examples = [
             turn
             for number, row in rows
-            for turn in _conversation(f"{path} row {number}", f"{path.stem}:{number}", row, spec)
+            for turn in conversation(f"{path} row {number}", f"{path.stem}:{number}", row, spec)
         ]
     else:
         examples = [
@@ -211,9 +211,7 @@ def unanswered(
         DataError: naming the row, as `load_task` does.
     """
     if spec.messages is not None:
-        return [
-            _open_turn(f"{source} row {number}", str(number), row, spec) for number, row in rows
-        ]
+        return [open_turn(f"{source} row {number}", str(number), row, spec) for number, row in rows]
     build = _builder(spec.model_copy(update={"id": None}), None, answered=False)
     return [build(f"{source} row {number}", str(number), row) for number, row in rows]
 
@@ -289,70 +287,6 @@ def _refuse_equal_candidates(spec: TaskSpec, part: str, rows: Sequence[Example])
                 f"“{pair[1]}” are the same after normalisation (NFKC, spaces), "
                 "so the wrong one would count as right. Change one of them"
             )
-
-
-def _conversation(where: str, number: str, row: Mapping[str, Any], spec: TaskSpec) -> list[Example]:
-    """One example for each assistant turn: loss on all of them, and on nothing else. The turns of
-    one conversation are a group."""
-    turns = _turns(where, row, spec)
-    examples = []
-    for index, (role, content) in enumerate(turns):
-        if role != "assistant":
-            continue
-        if index == 0 or not content.strip():
-            raise DataError(
-                f"{where}: turn {index + 1} is an assistant's with "
-                f"{'no prompt before it' if index == 0 else 'no text'}"
-            )
-        examples.append(_turn_example(f"{number}.{index}", number, turns[:index], content))
-    if not examples:
-        raise DataError(f"{where}: no assistant turn, so there is nothing to learn from it")
-    return examples
-
-
-def _open_turn(where: str, number: str, row: Mapping[str, Any], spec: TaskSpec) -> Example:
-    """What an assistant is to answer next; a last turn that is the assistant's is the target."""
-    turns = _turns(where, row, spec)
-    target = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
-    if not turns:
-        raise DataError(f"{where}: no turn to be answered")
-    return _turn_example(number, number, turns, target)
-
-
-def _turn_example(name: str, group: str, turns: Sequence[tuple[str, str]], target: str) -> Example:
-    before = "\n".join(f"{who}: {text}" for who, text in turns) + "\n"
-    fields = {"conversation": before}
-    return Example(id=name, fields=fields, target=target, group=group, turns=tuple(turns))
-
-
-def _turns(where: str, row: Mapping[str, Any], spec: TaskSpec) -> list[tuple[str, str]]:
-    """(role, text) of a conversation."""
-    assert spec.messages is not None, "only for tasks with messages"
-    given = row.get(spec.messages)
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError):
-            given = None
-    if not isinstance(given, list) or not all(
-        isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in given
-    ):
-        raise DataError(
-            f'{where}: field "{spec.messages}" must be a list of {{role, '
-            f"content}}.{did_you_mean(spec.messages, row)}"
-        )
-    turns = [(str(turn.get("role")), str(turn["content"])) for turn in given]
-    for index, (_, content) in enumerate(turns, 1):
-        try:
-            as_text(content)
-        except ValueError as said:
-            raise DataError(f"{where}: turn {index} {said}") from None
-    for role, _ in turns:
-        if role not in ROLES:
-            raise DataError(
-                f'{where}: role "{role}" is none of {", ".join(ROLES)}.{did_you_mean(role, ROLES)}'
-            )
-    return turns
 
 
 def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:

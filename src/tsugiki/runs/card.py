@@ -1,14 +1,14 @@
-"""What goes with an exported adapter: how it is asked (`tsugiki.json`, for programs) and a model
-card (`README.md`) with a snippet that asks it so."""
+"""What goes with an exported adapter: how it is used (`tsugiki.json`, for programs) and a model
+card (`README.md`) with a snippet that does so."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tsugiki.config.task import TaskSpec
+from tsugiki.config.fields import Record
+from tsugiki.config.run import LoraConfig
 from tsugiki.data.prompts import ending_of, opening_of, pad_id_of
 from tsugiki.data.tasks import CHAT, SPLITS, find_task
 from tsugiki.model.loading import Base
@@ -51,139 +51,157 @@ CHAT_IDS = """\
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]"""
 
 
-def asked_so(record: RunRecord, base: Base, base_name: str) -> dict[str, Any]:
-    """The prompt's form, label words, stop ids and settings of generation, the base and the
-    scores, as JSON."""
-    spec, chat = find_task(record.config.task.name)[0], _format(record) == CHAT
-    ending = ending_of(base.tokenizer, chat=chat, stops=base.stops)
-    model = record.config.model
-    return {
-        "base": {
-            "name": base_name,
-            "revision": model.revision,
-            "sha256": record.provenance.model_sha256,
-        },
-        "prompt": {
-            "format": _format(record),
-            "template": _template(spec, record),
-            "chat_template": chat,
-            "opening_ids": [] if chat else opening_of(base.tokenizer),
-            "fields": list(spec.fields),
-        },
-        "answers": {"labels": spec.labels, "candidates_from": list(spec.choices)},
-        "generation": {
-            "do_sample": False,
-            "max_new_tokens": record.config.score.max_new_tokens or spec.max_new_tokens,
-            "eos_token_id": sorted(ending.stops),
-            "pad_token_id": pad_id_of(base.tokenizer),
-        },
-        "task": {"name": spec.name, "licence": spec.licence, "citation": spec.citation},
-        "scores": {
-            part: {
-                score.name: {"value": score.value, "low": score.low, "high": score.high}
-                for score in scores.scores
-            }
+class BaseNamed(Record):
+    """The model that an adapter belongs to."""
+
+    name: str
+    revision: str | None
+    sha256: str
+
+
+class PromptForm(Record):
+    """How a prompt is made of fields; `opening_ids` stand before it."""
+
+    format: str
+    template: str
+    chat_template: bool
+    opening_ids: tuple[int, ...]
+    fields: tuple[str, ...]
+
+
+class Generation(Record):
+    """Settings of generation, by transformers' names."""
+
+    do_sample: bool = False
+    max_new_tokens: int
+    eos_token_id: tuple[int, ...]
+    pad_token_id: int
+
+
+class ScoreLine(Record):
+    """One score of one part, with its 95 % interval."""
+
+    part: str
+    score: str
+    value: float
+    low: float
+    high: float
+
+
+class Usage(Record):
+    """All that a program needs beside the weights, and where they come from."""
+
+    base: BaseNamed
+    prompt: PromptForm
+    labels: dict[str, str]
+    candidates_from: tuple[str, ...]
+    generation: Generation
+    task: str
+    licence: str
+    citation: str
+    scores: tuple[ScoreLine, ...]
+    run: str
+    tsugiki: str
+
+
+def usage_of(record: RunRecord, base: Base, base_name: str) -> Usage:
+    """How a run's adapter is used."""
+    spec, named = find_task(record.config.task.name)[0], record.provenance.task
+    form = named.format if named else spec.default_format
+    tokenizer, chat = base.tokenizer, form == CHAT
+    ending = ending_of(tokenizer, chat=chat, stops=base.stops)
+    formats, model = spec.formats, record.config.model
+    return Usage(
+        base=BaseNamed(
+            name=base_name, revision=model.revision, sha256=record.provenance.model_sha256
+        ),
+        prompt=PromptForm(
+            format=form,
+            template=formats.get(form) or formats.get("plain") or formats[spec.default_format],
+            chat_template=chat,
+            opening_ids=() if chat else tuple(opening_of(tokenizer)),
+            fields=spec.fields,
+        ),
+        labels=dict(spec.labels),
+        candidates_from=spec.choices,
+        generation=Generation(
+            max_new_tokens=record.config.score.max_new_tokens or spec.max_new_tokens,
+            eos_token_id=tuple(sorted(ending.stops)),
+            pad_token_id=pad_id_of(tokenizer),
+        ),
+        task=spec.name,
+        licence=spec.licence,
+        citation=spec.citation,
+        scores=tuple(
+            ScoreLine(part=part, score=each.name, value=each.value, low=each.low, high=each.high)
             for part in SPLITS
             if (scores := record.scores(part)) is not None
-        },
-        "run": record.folder.name,
-        "tsugiki": record.provenance.versions.get("tsugiki", ""),
-    }
+            for each in scores.scores
+        ),
+        run=record.folder.name,
+        tsugiki=record.provenance.versions.get("tsugiki", ""),
+    )
 
 
-def _format(record: RunRecord) -> str:
-    named = record.provenance.task
-    return named.format if named else find_task(record.config.task.name)[0].default_format
-
-
-def _template(spec: TaskSpec, record: RunRecord) -> str:
-    formats = spec.formats
-    return formats.get(_format(record)) or formats.get("plain") or formats[spec.default_format]
-
-
-def snippet_of(asked: Mapping[str, Any]) -> str:
-    """Python that asks the adapter as it was trained, with transformers and peft."""
-    prompt, base, generation = asked["prompt"], asked["base"], asked["generation"]
-    opening = f"{prompt['opening_ids']} + " if prompt["opening_ids"] else ""
-    form = CHAT_IDS if prompt["chat_template"] else PLAIN_IDS
-    revision = base["revision"]
+def snippet_of(usage: Usage) -> str:
+    """Python that uses the adapter as it was trained, with transformers and peft."""
+    prompt, base, generation = usage.prompt, usage.base, usage.generation
+    opening = f"{list(prompt.opening_ids)} + " if prompt.opening_ids else ""
+    form = CHAT_IDS if prompt.chat_template else PLAIN_IDS
     return SNIPPET.format(
-        base=json.dumps(base["name"], ensure_ascii=False),
-        revision_line=f"\nREVISION = {json.dumps(revision)}" if revision else "",
-        revision=", revision=REVISION" if revision else "",
-        fields=", ".join(f'{name}="…"' for name in prompt["fields"]),
-        template=json.dumps(prompt["template"], ensure_ascii=False),
+        base=json.dumps(base.name, ensure_ascii=False),
+        revision_line=f"\nREVISION = {json.dumps(base.revision)}" if base.revision else "",
+        revision=", revision=REVISION" if base.revision else "",
+        fields=", ".join(f'{name}="…"' for name in prompt.fields),
+        template=json.dumps(prompt.template, ensure_ascii=False),
         ids=form.format(opening=opening),
-        max_new_tokens=generation["max_new_tokens"],
-        stops=generation["eos_token_id"],
-        pad=generation["pad_token_id"],
+        max_new_tokens=generation.max_new_tokens,
+        stops=list(generation.eos_token_id),
+        pad=generation.pad_token_id,
     )
 
 
-def card_of(record: RunRecord, asked: Mapping[str, Any]) -> str:
+def card_of(record: RunRecord, usage: Usage, adapter: LoraConfig) -> str:
     """The model card, in the Hub's form."""
-    base, task, config = asked["base"], asked["task"], record.config
-    labels = ", ".join(asked["answers"]["labels"].values())
-    revision = f", revision `{base['revision']}`" if base["revision"] else ""
-    lora = config.lora
-    made = (
-        f"rank {lora.rank} on {lora.targets}, α {lora.scale * lora.rank:g}, learning rate "
-        f"{config.train.learning_rate:g}, epochs {config.train.epochs:g}, batch "
-        f"{config.train.batch}"
-        if lora is not None
-        else "trained elsewhere, on what is not known here"
-    )
-    asked_for = json.dumps(
-        _without_folders(config.model_dump(mode="json", exclude_none=True)), ensure_ascii=False
+    base, prompt, generation = usage.base, usage.prompt, usage.generation
+    revision = f", revision `{base.revision}`" if base.revision else ""
+    form = f"format `{prompt.format}`{', in the chat template' if prompt.chat_template else ''}"
+    config = json.dumps(
+        _without_folders(record.config.model_dump(mode="json", exclude_none=True)),
+        ensure_ascii=False,
     )
     lines = [
         "---",
-        f"base_model: {json.dumps(base['name'], ensure_ascii=False)}",
+        f"base_model: {json.dumps(base.name, ensure_ascii=False)}",
         "library_name: peft",
         "pipeline_tag: text-generation",
         "language: ja",
         "tags: [lora, tsugiki]",
         "---",
         "",
-        f"# {task['name']}: a LoRA adapter for {config.model.label}",
+        f"# {usage.task}: a LoRA adapter for {record.config.model.label}",
         "",
-        f"- **Base**: `{base['name']}`{revision}; weights' sha256 `{base['sha256']}`. Its licence "
-        "holds for what is made of it.",
-        f"- **Data**: {task['name']} ({task['licence']}). {task['citation']}",
-        f"- **Adapter**: {made}.",
-        f"- **Prompt** (format `{asked['prompt']['format']}`"
-        f"{', in the chat template' if asked['prompt']['chat_template'] else ''}): "
-        f"`{_in_code(asked['prompt']['template'])}`",
-        *([f"- **Answers**: {labels}"] if labels else []),
-        f"- **Generation**: greedy, at most {asked['generation']['max_new_tokens']} new tokens, "
-        f"ended by the ids {asked['generation']['eos_token_id']}.",
+        f"- **Base**: `{base.name}`{revision}; weights' sha256 `{base.sha256}`. Its licence holds "
+        "for what is made of it.",
+        f"- **Data**: {usage.task} ({usage.licence}). {usage.citation}",
+        f"- **Adapter**: rank {adapter.rank} on {adapter.targets}, α / r = {adapter.scale:g}. One "
+        "rank is written for all modules, smaller ones padded with zero rows.",
+        f"- **Prompt** ({form}): `{_in_code(prompt.template)}`",
+        *([f"- **Answers**: {', '.join(usage.labels.values())}"] if usage.labels else []),
+        f"- **Generation**: greedy, at most {generation.max_new_tokens} new tokens, ended by the "
+        f"ids {list(generation.eos_token_id)}.",
         "",
-        "## Scores",
+        *("## Scores", "", *_score_lines(usage.scores), ""),
+        *("## Use", "", "```python", snippet_of(usage).rstrip(), "```", ""),
+        "`tsugiki.json` has the same for programs.",
         "",
-        *_score_lines(asked["scores"]),
-        "",
-        "## Use",
-        "",
-        "```python",
-        snippet_of(asked).rstrip(),
-        "```",
-        "",
-        "`tsugiki.json` has the same for programs. Rank and α are one for all modules; smaller "
-        "modules are padded with zero rows.",
-        "",
-        "## Made with",
-        "",
-        f"tsugiki {asked['tsugiki']}, `tsugiki run`, from:",
-        "",
-        "```json",
-        asked_for,
-        "```",
-        "",
+        *("## Made with", "", f"tsugiki {usage.tsugiki}, `tsugiki run`, from:", ""),
+        *("```json", config, "```", ""),
     ]
     return "\n".join(lines)
 
 
-def _without_folders(given: Any) -> Any:
+def _without_folders(given: object) -> object:
     """Absolute paths cut to their last part: a card is passed on."""
     if isinstance(given, dict):
         return {key: _without_folders(value) for key, value in given.items()}
@@ -194,12 +212,11 @@ def _in_code(text: str) -> str:
     return text.replace("\n", "\\n").replace("`", "'")
 
 
-def _score_lines(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Sequence[str]:
+def _score_lines(scores: Sequence[ScoreLine]) -> list[str]:
     if not scores:
         return ["Not scored."]
     lines = ["| part | score | value [95 % interval] |", "|---|---|---|"]
-    for part, named in scores.items():
-        for name, score in named.items():
-            value = f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
-            lines.append(f"| {part} | {name} | {value} |")
+    for each in scores:
+        value = f"{each.value:.3f} [{each.low:.3f}, {each.high:.3f}]"
+        lines.append(f"| {each.part} | {each.score} | {value} |")
     return lines

@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pydantic import ValidationError
+
+from tsugiki.config.fields import Record
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens, check_ids, tokenize
 from tsugiki.data.sources import read_rows
@@ -27,11 +29,29 @@ from tsugiki.runs.reading import RunRecord
 from tsugiki.score.choices import candidate_sums
 from tsugiki.score.failures import is_candidate
 from tsugiki.score.predict import Prediction, predict
+from tsugiki.toml import Given
 
 AT_ONCE = 256  # rows between two writes
 ADDED = ("prediction", "failure")
 WRITTEN = (".jsonl", ".csv", ".parquet")
-Row = Mapping[str, Any]
+
+
+class NewAnswer(Record):
+    """What a row gets: the answer, its failure class (empty where nothing speaks against it), the
+    summed log-likelihood of each candidate. `row` is its number."""
+
+    row: str
+    prediction: str | None = None
+    failure: str = "too_long"
+    log_p: tuple[float, ...] = ()
+
+
+class Source(Record):
+    """What answers were made of."""
+
+    run: str
+    sha256: str
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +82,13 @@ class Answerer:
         names = spec.fixed_answers or spec.choices
         return [*ADDED, *(f"log_p:{name}" for name in names)]
 
+    def columns(self, answer: NewAnswer) -> dict[str, object]:
+        """An answer by the names of `added`."""
+        sums = answer.log_p or [None] * (len(self.added) - len(ADDED))
+        return dict(zip(self.added, [answer.prediction, answer.failure, *sums], strict=True))
+
     def tokens(
-        self, rows: Iterable[tuple[int, Row]], source: str
+        self, rows: Iterable[tuple[int, Given]], source: str
     ) -> tuple[list[Tokens], list[str]]:
         """Rows as ids, and the numbers of those that do not fit. Raises `DataError` for a row
         that cannot be read."""
@@ -81,8 +106,8 @@ class Answerer:
         check_ids(base.tokenizer, tokens, base.vocab_rows)
         return tokens, left_out
 
-    def answers(self, rows: Sequence[Tokens]) -> list[dict[str, Any]]:
-        """What each row gets, by the names of `added`."""
+    def answers(self, rows: Sequence[Tokens]) -> list[NewAnswer]:
+        """What each row gets, in their order."""
         base, spec, score = self.base, self.task.spec, self.config.score
         model, tokenizer, numerics = base.model, base.tokenizer, base.numerics
         limit = score.max_new_tokens or spec.max_new_tokens
@@ -93,8 +118,8 @@ class Answerer:
         if spec.closed:
             sums = candidate_sums(model, tokenizer, rows, numerics)
         return [
-            dict(zip(self.added, [one.answer, _failure(one), *each], strict=True))
-            for one, each in zip(said, sums, strict=True)
+            NewAnswer(row=a.id, prediction=a.answer, failure=_failure(a), log_p=tuple(each))
+            for a, each in zip(said, sums, strict=True)
         ]
 
 
@@ -148,28 +173,30 @@ def label_file(
                 f'{source}: has a column "{clash[0]}", as answers have. Rename or remove it'
             )
     tokens, left_out = answerer.tokens(rows, str(source))
-    head = {"run": record.folder.name, "sha256": sha256_of(source), "rows": len(rows)}
+    head = Source(run=record.folder.name, sha256=sha256_of(source), rows=len(rows))
     part = to.with_name(f".{to.name}.part")
     answers = _kept(part, head)
     earlier = len(answers)
     _answer_rest(answerer, tokens, answers, part, head, events.answers("new"), at_once)
-    none = dict.fromkeys(answerer.added) | {"failure": "too_long"}
-    whole = [{**row, **answers.get(str(number), none)} for number, row in rows]
+    whole = [
+        {**row, **answerer.columns(answers.get(str(number)) or NewAnswer(row=str(number)))}
+        for number, row in rows
+    ]
     names = dict.fromkeys(name for _, row in rows for name in row)
     write_rows(to, whole, [*names, *answerer.added], like=source)
     part.unlink()
     known = [each.example.id for each in tokens if each.example.target]
-    failures = Counter(answer["failure"] for answer in answers.values() if answer["failure"])
+    failures = Counter(answer.failure for answer in answers.values() if answer.failure)
     return Labelled(
         rows=len(rows),
         earlier=earlier,
         failures=failures | Counter({"too_long": len(left_out)} if left_out else {}),
-        right=sum(not answers[number]["failure"] for number in known),
+        right=sum(not answers[number].failure for number in known),
         known=len(known),
     )
 
 
-def _rows_to_answer(source: Path, to: Path) -> list[tuple[int, dict[str, Any]]]:
+def _rows_to_answer(source: Path, to: Path) -> list[tuple[int, Given]]:
     """The rows of a file. Raises where the answers could not be written."""
     if to.suffix.lower() not in WRITTEN:
         raise ConfigError(f"--to {to}: must end in one of {', '.join(WRITTEN)}")
@@ -179,7 +206,7 @@ def _rows_to_answer(source: Path, to: Path) -> list[tuple[int, dict[str, Any]]]:
         raise DataError(f"{to}: its folder does not exist. Make it first")
     if not source.is_file():
         raise DataError(f"{source}: no such file")
-    rows = list(read_rows(source))
+    rows: list[tuple[int, Given]] = list(read_rows(source))
     if not rows:
         raise DataError(f"{source}: has no rows")
     return rows
@@ -188,9 +215,9 @@ def _rows_to_answer(source: Path, to: Path) -> list[tuple[int, dict[str, Any]]]:
 def _answer_rest(
     answerer: Answerer,
     tokens: Sequence[Tokens],
-    answers: dict[str, dict[str, Any]],
+    answers: dict[str, NewAnswer],
     part: Path,
-    head: Mapping[str, Any],
+    head: Source,
     heard: Callable[[int, int], None] | None,
     at_once: int,
 ) -> None:
@@ -198,41 +225,41 @@ def _answer_rest(
     waiting = [row for row in tokens if row.example.id not in answers]
     with part.open("a", encoding="utf-8") as file:
         if not part.stat().st_size:
-            file.write(json.dumps(head) + "\n")
+            file.write(head.model_dump_json() + "\n")
         for start in range(0, len(waiting), at_once):
             some = waiting[start : start + at_once]
-            for row, answer in zip(some, answerer.answers(some), strict=True):
-                answers[row.example.id] = answer
-                kept = {"row": row.example.id, "answer": answer}
-                file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            for answer in answerer.answers(some):
+                answers[answer.row] = answer
+                file.write(answer.model_dump_json() + "\n")
             file.flush()
             if heard:
                 heard(len(answers), len(tokens))
 
 
-def _kept(part: Path, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _kept(part: Path, head: Source) -> dict[str, NewAnswer]:
     """What an earlier call answered, by row number; its last line may have been cut off, and goes.
     Raises `DataError` where it was another run or another file."""
     if not part.exists():
         return {}
     content = part.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.splitlines()
     try:
-        first, *lines = [json.loads(line) for line in whole.splitlines()] or [head]
-        answers = {line["row"]: line["answer"] for line in lines}
-    except (ValueError, KeyError, TypeError):
-        first, answers = None, {}
-    if first != head:
+        same = not lines or Source.model_validate_json(lines[0]) == head
+        kept = [NewAnswer.model_validate_json(line) for line in lines[1:]]
+    except ValidationError:
+        same, kept = False, []
+    if not same:
         raise DataError(
             f"{part}: answers of another run or of another file, or damaged. Delete it, or choose "
             "another --to"
         )
     if len(whole) < len(content):
         write_atomically(part, whole)
-    return answers
+    return {answer.row: answer for answer in kept}
 
 
-def write_rows(path: Path, rows: Sequence[Row], names: Sequence[str], like: Path) -> None:
+def write_rows(path: Path, rows: Sequence[Given], names: Sequence[str], like: Path) -> None:
     """Rows in the format of the path's ending. A CSV has a byte order mark where the file that it
     is `like` is a CSV with one, as Excel needs it."""
     ending = path.suffix.lower()
@@ -251,7 +278,7 @@ def write_rows(path: Path, rows: Sequence[Row], names: Sequence[str], like: Path
         write_atomically(path, _parquet(path, rows, names))
 
 
-def _parquet(path: Path, rows: Sequence[Row], names: Sequence[str]) -> bytes:
+def _parquet(path: Path, rows: Sequence[Given], names: Sequence[str]) -> bytes:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -268,7 +295,7 @@ def _parquet(path: Path, rows: Sequence[Row], names: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def label_lines(record: RunRecord, lines: Iterable[str], source: str) -> Iterator[dict[str, Any]]:
+def label_lines(record: RunRecord, lines: Iterable[str], source: str) -> Iterator[Given]:
     """Each line (a JSON object) with its answer, as it comes."""
     answerer = Answerer(record)
     for number, line in enumerate(lines, 1):
@@ -281,5 +308,5 @@ def label_lines(record: RunRecord, lines: Iterable[str], source: str) -> Iterato
         if not isinstance(row, dict):
             raise DataError(f"{source} line {number}: must be a JSON object")
         tokens, left_out = answerer.tokens([(number, row)], source)
-        none = dict.fromkeys(answerer.added) | {"failure": "too_long"}
-        yield {**row, **(none if left_out else answerer.answers(tokens)[0])}
+        answer = NewAnswer(row=str(number)) if left_out else answerer.answers(tokens)[0]
+        yield {**row, **answerer.columns(answer)}

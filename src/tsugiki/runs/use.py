@@ -22,7 +22,7 @@ from tsugiki.model.folder import BUILTIN_NAME, resolve, settings_files, weight_f
 from tsugiki.model.loading import Base
 from tsugiki.model.lora import adapter_of
 from tsugiki.model.merge import merge_adapter, store_frozen
-from tsugiki.runs.card import asked_so, card_of
+from tsugiki.runs.card import card_of, usage_of
 from tsugiki.runs.finished import load_trained
 from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import method_of
@@ -86,7 +86,7 @@ def other_ending(record: RunRecord, prompts: Sequence[str]) -> str | None:
 
 
 def export_run(record: RunRecord, folder: Path) -> None:
-    """Writes the run's adapter for peft, with a model card and how it is asked (`runs/card`): all
+    """Writes the run's adapter for peft, with a model card and how it is used (`runs/card`): all
     of it or nothing.
 
     Raises:
@@ -103,14 +103,16 @@ def export_run(record: RunRecord, folder: Path) -> None:
     folder = folder.resolve()
     refuse_filled(folder)
     base, name = load_trained(record), _base_name(record)
-    asked = asked_so(record, base, name)
+    usage, adapter = usage_of(record, base, name), adapter_of(base.model)
     try:
         with new_folder(folder) as draft:
-            adapter = adapter_of(base.model)
             export_adapter(adapter, draft, name, record.config.model.revision)
-            said = json.dumps(asked, indent=1, ensure_ascii=False) + "\n"
-            (draft / "tsugiki.json").write_text(said, encoding="utf-8")
-            (draft / "README.md").write_text(card_of(record, asked), encoding="utf-8")
+            written = {
+                "tsugiki.json": usage.model_dump_json(indent=1) + "\n",
+                "README.md": card_of(record, usage, adapter.config),
+            }
+            for file, text in written.items():
+                (draft / file).write_text(text, encoding="utf-8")
             _readable(draft)
     except (OSError, SafetensorError) as broken:
         raise ModelError(f"{folder}: cannot be written: {first_line(broken)}") from None
@@ -183,7 +185,6 @@ def export_merged(
     before = evaluate(gate, task.spec, "validation", sample, config.score)
     lost = merge_adapter(base.model, dtype)
     after = evaluate(gate, task.spec, "validation", sample, config.score)
-    closed = task.spec.closed
     pairs = zip(before.predictions, after.predictions, strict=True)
     changed = sum(first.answer != second.answer for first, second in pairs)
     seen = Merged(
@@ -191,7 +192,7 @@ def export_merged(
         changed=changed, lost=lost,
         stored_before=base.numerics.base, stored_after=stored,
     )  # fmt: skip
-    said = _refusal(seen, stored, tolerance, answers if closed else None)
+    said = _refusal(seen, stored, tolerance, answers if task.spec.closed else None)
     if said and not force:
         raise ModelError(f"{record.folder}: {said}")
     seen = replace(seen, forced=bool(said))
@@ -215,12 +216,12 @@ def _refusal(seen: Merged, stored: Stored, tolerance: float, answers: float | No
     allowed = f"{tolerance:g} points" + (
         "" if answers is None else f", {answers:g} % of the answers"
     )
-    ways = "--force writes it all the same"
+    force = "--force writes it all the same"
     return (
         f"merged into {stored} weights it is another model: {seen.score} "
         f"{seen.before:.4f} → {seen.after:.4f}, {seen.changed} of {seen.rows} answers changed, "
         f"{seen.lost:.1%} of the adapter lost to rounding (allowed: {allowed}). "
-        f"Nothing was written. {ways if stored == 'fp32' else f'Try --dtype fp32; {ways}'}"
+        f"Nothing was written. {force if stored == 'fp32' else f'Try --dtype fp32; {force}'}"
     )
 
 
