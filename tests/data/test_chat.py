@@ -12,7 +12,7 @@ import pytest
 from tests import build
 from tsugiki.config.run import TaskChoice
 from tsugiki.data.prompts import tokenize
-from tsugiki.data.tasks import load_task
+from tsugiki.data.tasks import find_task, load_task, unanswered
 from tsugiki.errors import DataError, ModelError
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
@@ -174,3 +174,18 @@ def test_a_conversation_is_never_torn_between_two_parts(tmp_path: Path) -> None:
     parts = [{one.group for one in task.examples[part]} for part in ("validation", "test")]
     assert not parts[0] & parts[1]
     assert len(parts[0] | parts[1]) == 9
+
+
+def test_a_conversation_to_be_answered_ends_with_its_last_question(
+    tmp_path: Path,
+) -> None:
+    """A last turn of the assistant's is the target; without any there is nothing to be answered."""
+    spec, _ = find_task(str(talk(tmp_path, ROWS)))
+    asked = [{"role": "user", "content": "空は?"}]
+    answered = [*asked, {"role": "assistant", "content": "青"}]
+    rows = [(1, {"messages": asked}), (2, {"messages": answered}), (3, {"messages": []})]
+    one, two = unanswered(spec, rows[:2], "new.jsonl")
+    assert (one.target, two.target) == ("", "青")
+    assert one.turns == two.turns == (("user", "空は?"),)
+    with pytest.raises(DataError, match="row 3: no turn to be answered"):
+        unanswered(spec, rows[2:], "new.jsonl")
