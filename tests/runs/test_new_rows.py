@@ -175,18 +175,27 @@ def test_lines_are_answered_as_they_come(record: RunRecord) -> None:
     given = rows_of(record, answered=False)[:2]
     heard: list[int] = []
 
-    def lines() -> Iterator[str]:
+    def lines() -> Iterator[bytes]:
         for number, row in enumerate(given):
             heard.append(number)
-            yield json.dumps(row) + "\n"
+            yield json.dumps(row).encode() + b"\n"
 
     answers = label_lines(record, lines(), "standard input")
     first = next(answers)
     assert heard == [0]
     assert first["prediction"] == record.answers("test")[0].answer
     assert len(list(answers)) == 1
-    with pytest.raises(DataError, match="standard input line 1: not a JSON object"):
-        next(label_lines(record, ["犬"], "standard input"))
+    clash = json.dumps({**given[0], "prediction": "mine"}).encode()
+    for line, message in (
+        ("犬".encode(), "standard input line 1: not a JSON object"),
+        (b"\xff\xfe{}", "line 1: not a JSON object in UTF-8"),
+        (b"[" * 100_000, "line 1: nested too deeply"),
+        (b'{"a": "1", "a": "2"}', 'the key "a" stands there twice'),
+        (clash, 'has a column "prediction", as answers have'),
+        (b'{"note": "\\ud83d"}', "holds half of a character"),
+    ):
+        with pytest.raises(DataError, match=message):
+            next(label_lines(record, [line], "standard input"))
 
 
 def test_a_task_file_that_changed_is_refused(
@@ -209,3 +218,21 @@ def test_a_text_that_ends_otherwise_than_in_training_is_told(record: RunRecord) 
     said = other_ending(record, [f"犬{tail}", "犬"])
     assert said is not None
     assert said.startswith(f"1 of 2 texts do not end in “{tail}”")
+
+
+def test_cells_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = [{"a": "一\r二", "b": "三\n四", "c": 'x,"y"', "d": [1, None]}]
+    write_rows(tmp_path / "new.csv", rows, list("abcd"), like=Path(__file__))
+    [(_, row)] = list(read_rows(tmp_path / "new.csv"))
+    assert row == {**rows[0], "d": "[1, null]"}
+
+
+def test_what_parquet_cannot_hold_is_said_before_anything_is_answered(
+    record: RunRecord, tmp_path: Path
+) -> None:
+    source = tmp_path / "new.jsonl"
+    given = [{**row, "note": 10**24} for row in rows_of(record, answered=False)]
+    write_rows(source, given, list(given[0]), like=source)
+    with pytest.raises(DataError, match=r"cannot be written as Parquet: .*Take --to NAME\.jsonl"):
+        label_file(record, source, tmp_path / "out.parquet")
+    assert not list(tmp_path.glob(".out*"))

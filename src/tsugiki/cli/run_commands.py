@@ -20,7 +20,7 @@ from tsugiki.cli.printing import (
     print_rules,
     print_scores,
 )
-from tsugiki.errors import ConfigError, TsugikiError
+from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 
 if TYPE_CHECKING:
     from tsugiki.runs.reading import RunRecord
@@ -246,9 +246,11 @@ def predict(
     if str(source) == "-":
         if to is not None:
             raise ConfigError("--to: rows from standard input are answered on standard output")
-        for row in label_lines(record, sys.stdin, "standard input"):
+        for row in label_lines(record, sys.stdin.buffer, "standard input"):
             print(json.dumps(row, ensure_ascii=False), flush=True)
         return
+    if not source.is_file():
+        raise ConfigError(f"{source}: no such file")
     ending = source.suffix if source.suffix.lower() != ".json" else ".jsonl"
     to = to or source.with_name(f"{source.stem}-answers{ending}")
     with Display() as display:
@@ -312,6 +314,10 @@ def _answer_of_fields(record: RunRecord, given: list[str]) -> str:
         if "=" not in pair:
             raise ConfigError(f'--field "{pair}": write name=value')
     answerer = Answerer(record)
+    known = answerer.task.spec.fields
+    for name in (pair.split("=", 1)[0] for pair in given):
+        if name not in known:
+            raise ConfigError(f'--field "{name}": no such field.{did_you_mean(name, known)}')
     tokens, left_out = answerer.tokens([(1, dict(pair.split("=", 1) for pair in given))], "--field")
     if left_out:
         raise ConfigError("--field: the prompt does not fit into the run's length")

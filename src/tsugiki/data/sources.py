@@ -194,6 +194,11 @@ def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 )
 
 
+def row_of_line(line: bytes, where: str) -> dict[str, Any]:
+    """One JSON object. Raises `DataError` for anything else."""
+    return _object(_parsed(line, where, codec="utf-8-sig"), where)
+
+
 def _parsed(content: bytes, where: str, codec: str) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(items)

@@ -127,7 +127,7 @@ def import_adapter(model: torch.nn.Module, folder: Path) -> LaneAdapter:
             own_b = factors.b[part.rows(len(factors.b)), ranks]
             a[: factors.rank] = factors.a[ranks]
             b[:, : factors.rank] = (
-                own_b if factors.scale == scale else own_b * (factors.scale / scale)
+                own_b if factors.scale == scale else own_b.float() * (factors.scale / scale)
             )
             adapter.num_real += factors.rank * (layer.d_in + part.width)
     return adapter

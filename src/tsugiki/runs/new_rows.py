@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from tsugiki.config.fields import Record
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens, check_ids, tokenize
-from tsugiki.data.sources import read_rows
+from tsugiki.data.sources import read_rows, row_of_line
 from tsugiki.data.tasks import Task, few_shots, find_task, load_task, task_digest, unanswered
 from tsugiki.data.text import normalise
-from tsugiki.errors import ConfigError, DataError, RunError
+from tsugiki.errors import ConfigError, DataError, RunError, first_line
 from tsugiki.files import sha256_of, write_atomically
 from tsugiki.model.loading import Base
 from tsugiki.runs.events import SILENT, Events
@@ -81,6 +81,20 @@ class Answerer:
         spec = self.task.spec
         names = spec.fixed_answers or spec.choices
         return [*ADDED, *(f"log_p:{name}" for name in names)]
+
+    def check(self, row: Given, where: str) -> None:
+        """Raises `DataError` for a row that could not be written with its answer."""
+        if clash := sorted({*row} & {*self.added}):
+            raise DataError(
+                f'{where}: has a column "{clash[0]}", as answers have. Rename or remove it'
+            )
+        try:
+            json.dumps(row, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{where}: holds half of a character (a lone surrogate), which no file can hold. "
+                "Correct it"
+            ) from None
 
     def columns(self, answer: NewAnswer) -> dict[str, object]:
         """An answer by the names of `added`."""
@@ -167,11 +181,8 @@ def label_file(
     """
     rows = _rows_to_answer(source, to)
     answerer = Answerer(record)
-    for _, row in rows:
-        if clash := sorted({*row} & {*answerer.added}):
-            raise DataError(
-                f'{source}: has a column "{clash[0]}", as answers have. Rename or remove it'
-            )
+    for number, row in rows:
+        answerer.check(row, f"{source} row {number}")
     tokens, left_out = answerer.tokens(rows, str(source))
     head = Source(run=record.folder.name, sha256=sha256_of(source), rows=len(rows))
     part = to.with_name(f".{to.name}.part")
@@ -183,9 +194,11 @@ def label_file(
         for number, row in rows
     ]
     names = dict.fromkeys(name for _, row in rows for name in row)
+    _refuse_there(to)
     write_rows(to, whole, [*names, *answerer.added], like=source)
     part.unlink()
-    known = [each.example.id for each in tokens if each.example.target]
+    closed = answerer.task.spec.closed  # of free text a class says nothing about being right
+    known = [each.example.id for each in tokens if closed and each.example.target]
     failures = Counter(answer.failure for answer in answers.values() if answer.failure)
     return Labelled(
         rows=len(rows),
@@ -200,8 +213,7 @@ def _rows_to_answer(source: Path, to: Path) -> list[tuple[int, Given]]:
     """The rows of a file. Raises where the answers could not be written."""
     if to.suffix.lower() not in WRITTEN:
         raise ConfigError(f"--to {to}: must end in one of {', '.join(WRITTEN)}")
-    if to.exists():
-        raise DataError(f"{to}: is there already: nothing is overwritten. Choose a new name")
+    _refuse_there(to)
     if not to.parent.is_dir():
         raise DataError(f"{to}: its folder does not exist. Make it first")
     if not source.is_file():
@@ -209,7 +221,14 @@ def _rows_to_answer(source: Path, to: Path) -> list[tuple[int, Given]]:
     rows: list[tuple[int, Given]] = list(read_rows(source))
     if not rows:
         raise DataError(f"{source}: has no rows")
+    if to.suffix.lower() == ".parquet":  # what cannot be written is known before it is answered
+        _parquet(to, [row for _, row in rows], list({name: 0 for _, row in rows for name in row}))
     return rows
+
+
+def _refuse_there(to: Path) -> None:
+    if to.exists():
+        raise DataError(f"{to}: is there already: nothing is overwritten. Choose a new name")
 
 
 def _answer_rest(
@@ -270,12 +289,19 @@ def write_rows(path: Path, rows: Sequence[Given], names: Sequence[str], like: Pa
         with like.open("rb") as file:
             marked = like.suffix.lower() == ".csv" and file.read(3) == b"\xef\xbb\xbf"
         table = io.StringIO()
-        writer = csv.DictWriter(table, names, lineterminator="\n")
+        writer = csv.DictWriter(table, names)  # ends lines as it quotes those within a cell
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
         write_atomically(path, table.getvalue().encode("utf-8-sig" if marked else "utf-8"))
     else:
         write_atomically(path, _parquet(path, rows, names))
+
+
+def _cell(value: object) -> object:
+    """A value of a CSV cell: lists and objects as JSON."""
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value
 
 
 def _parquet(path: Path, rows: Sequence[Given], names: Sequence[str]) -> bytes:
@@ -290,23 +316,21 @@ def _parquet(path: Path, rows: Sequence[Given], names: Sequence[str]) -> bytes:
     file = io.BytesIO()
     try:
         parquet.write_table(pyarrow.table(columns), file)
-    except (pyarrow.ArrowException, TypeError) as broken:
-        raise DataError(f"{path}: cannot be written as Parquet: {broken}. Take .jsonl") from None
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as broken:
+        raise DataError(
+            f"{path}: cannot be written as Parquet: {first_line(broken)}. Take --to NAME.jsonl"
+        ) from None
     return file.getvalue()
 
 
-def label_lines(record: RunRecord, lines: Iterable[str], source: str) -> Iterator[Given]:
+def label_lines(record: RunRecord, lines: Iterable[bytes], source: str) -> Iterator[Given]:
     """Each line (a JSON object) with its answer, as it comes."""
     answerer = Answerer(record)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as broken:
-            raise DataError(f"{source} line {number}: not a JSON object: {broken}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{source} line {number}: must be a JSON object")
+        row = row_of_line(line, f"{source} line {number}")
+        answerer.check(row, f"{source} line {number}")
         tokens, left_out = answerer.tokens([(number, row)], source)
         answer = NewAnswer(row=str(number)) if left_out else answerer.answers(tokens)[0]
         yield {**row, **answerer.columns(answer)}

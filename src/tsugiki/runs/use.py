@@ -100,8 +100,7 @@ def export_run(record: RunRecord, folder: Path) -> None:
         )
     if not method_of(record.config).tuned:
         raise ModelError(f"{record.folder}: the untouched base: there is nothing to export")
-    folder = folder.resolve()
-    refuse_filled(folder)
+    folder = _new(folder)
     base, name = load_trained(record), _base_name(record)
     usage, adapter = usage_of(record, base, name), adapter_of(base.model)
     try:
@@ -114,8 +113,19 @@ def export_run(record: RunRecord, folder: Path) -> None:
             for file, text in written.items():
                 (draft / file).write_text(text, encoding="utf-8")
             _readable(draft)
+            refuse_filled(folder)  # by somebody else, meanwhile
     except (OSError, SafetensorError) as broken:
         raise ModelError(f"{folder}: cannot be written: {first_line(broken)}") from None
+
+
+def _new(folder: Path) -> Path:
+    """A folder that may be written. Raises `ModelError` for one that holds something, and for the
+    current one, which would be put out from under the shell."""
+    folder = folder.resolve()
+    refuse_filled(folder)
+    if folder == Path.cwd():
+        raise ModelError(f"{folder}: is the current folder. Name a new one")
+    return folder
 
 
 def _base_name(record: RunRecord) -> str:
@@ -168,10 +178,7 @@ def export_merged(
         ModelError: the folder holds something already, or the gate is not passed: nothing is
             written then.
     """
-    folder = folder.resolve()
-    refuse_filled(folder)
-    if folder == Path.cwd():
-        raise ModelError(f"{folder}: is the current folder. Name a new one")
+    folder = _new(folder)
     base, config = load_trained(record, whole=stored != "bf16"), record.config
     task = load_task(config.task)
     dtype = getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[stored])
@@ -202,8 +209,9 @@ def export_merged(
             _own_files(base.source.folder, draft, str(dtype).removeprefix("torch."))
             said = json.dumps({**asdict(seen), "run": record.folder.name}, indent=1)
             (draft / "merged.json").write_text(said, encoding="utf-8")
-    except OSError as broken:
-        raise ModelError(f"{folder}: cannot be written: {broken.strerror}") from None
+            refuse_filled(folder)  # by somebody else, meanwhile
+    except (OSError, SafetensorError) as broken:
+        raise ModelError(f"{folder}: cannot be written: {first_line(broken)}") from None
     return seen
 
 
