@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tsugiki.errors import DataError
+
+ABSOLUTE = re.compile(r"(?<![\w./~:…-])(?:/|[A-Za-z]:[\\/])(?:[^\s'\"/\\,;=]+[\\/])+")
 
 
 def sha256_of(path: Path) -> str:
@@ -79,3 +82,8 @@ def umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def without_folders(text: str) -> str:
+    """A text with only the last part of each absolute path."""
+    return ABSOLUTE.sub("…/", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -51,12 +52,28 @@ def grafted(kind: str, targets: str, rank: int = 4, alpha: float = 6.0) -> LaneA
     return result
 
 
+def exported(kind: str, targets: str, folder: Path) -> LaneAdapter:
+    ours = grafted(kind, targets)
+    export_adapter(ours, folder, "tiny")
+    return ours
+
+
+def read_and_exported_again(theirs: Any, kind: str, folder: Path) -> LaneAdapter:
+    """Peft's adapter computes the same once it is read here, and once it has left again."""
+    theirs.eval().save_pretrained(folder / "adapter")
+    ours = import_adapter(build.MODELS[kind](), folder / "adapter")
+    torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    export_adapter(ours, folder / "again", "tiny")
+    again = peft.PeftModel.from_pretrained(build.MODELS[kind](), folder / "again").eval()
+    torch.testing.assert_close(again(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    return ours
+
+
 @pytest.mark.parametrize(("kind", "targets"), CASES)
 def test_peft_computes_the_same_from_an_exported_adapter(
     kind: str, targets: str, tmp_path: Path
 ) -> None:
-    ours = grafted(kind, targets)
-    export_adapter(ours, tmp_path / "adapter", "tiny")
+    ours = exported(kind, targets, tmp_path / "adapter")
     theirs = peft.PeftModel.from_pretrained(build.MODELS[kind](), tmp_path / "adapter").eval()
     with switched_off(ours.model):
         base = ours.model(IDS).logits
@@ -67,8 +84,7 @@ def test_peft_computes_the_same_from_an_exported_adapter(
 
 @pytest.mark.parametrize(("kind", "targets"), CASES)
 def test_gradients_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) -> None:
-    ours = grafted(kind, targets)
-    export_adapter(ours, tmp_path / "adapter", "tiny")
+    ours = exported(kind, targets, tmp_path / "adapter")
     theirs = peft.PeftModel.from_pretrained(
         build.MODELS[kind](), tmp_path / "adapter", is_trainable=True
     )
@@ -90,8 +106,7 @@ def test_gradients_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(("kind", "targets"), CASES)
 def test_round_trip_is_exact(kind: str, targets: str, tmp_path: Path) -> None:
-    ours = grafted(kind, targets)
-    export_adapter(ours, tmp_path / "adapter", "tiny")
+    ours = exported(kind, targets, tmp_path / "adapter")
     back = import_adapter(build.MODELS[kind](), tmp_path / "adapter")
     assert back.parameters.keys() == ours.parameters.keys()
     assert back.config.scale == pytest.approx(ours.config.scale)
@@ -136,14 +151,9 @@ def test_an_ordinary_adapter_on_the_fused_weight_is_read_as_qkv(
         task_type="CAUSAL_LM",
         fan_in_fan_out=kind == "gpt2",
     )
-    theirs = peft.get_peft_model(build.MODELS[kind](), config).eval()
-    theirs.save_pretrained(tmp_path / "adapter")
-    ours = import_adapter(build.MODELS[kind](), tmp_path / "adapter")
+    theirs = peft.get_peft_model(build.MODELS[kind](), config)
+    ours = read_and_exported_again(theirs, kind, tmp_path)
     assert "qkv" in ours.config.targets.split("+")
-    torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
-    export_adapter(ours, tmp_path / "again", "tiny")
-    again = peft.PeftModel.from_pretrained(build.MODELS[kind](), tmp_path / "again").eval()
-    torch.testing.assert_close(again(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path) -> None:
@@ -194,8 +204,7 @@ def test_the_start_of_a_place_depends_on_the_seed_not_on_its_neighbours() -> Non
 
 @pytest.mark.parametrize(("kind", "targets"), CASES)
 def test_merged_weights_equal_those_of_peft(kind: str, targets: str, tmp_path: Path) -> None:
-    ours = grafted(kind, targets)
-    export_adapter(ours, tmp_path / "adapter", "tiny")
+    ours = exported(kind, targets, tmp_path / "adapter")
     adapted = ours.model(IDS).logits
     theirs = peft.PeftModel.from_pretrained(
         build.MODELS[kind](), tmp_path / "adapter"
@@ -268,13 +277,8 @@ def test_plain_adapters_in_other_words_are_read_and_leave_again(
         "fan_in_fan_out": kind == "gpt2",
     }
     theirs = peft.get_peft_model(build.MODELS[kind](), peft.LoraConfig(**{**given, **settings}))
-    theirs.eval().save_pretrained(tmp_path / "adapter")
-    ours = import_adapter(build.MODELS[kind](), tmp_path / "adapter")
-    torch.testing.assert_close(ours.model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    ours = read_and_exported_again(theirs, kind, tmp_path)
     assert ours.num_real == theirs.get_nb_trainable_parameters()[0]
-    export_adapter(ours, tmp_path / "again", "tiny")
-    again = peft.PeftModel.from_pretrained(build.MODELS[kind](), tmp_path / "again").eval()
-    torch.testing.assert_close(again(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "targets"), CASES)
@@ -282,8 +286,7 @@ def test_one_rank_serves_programs_that_scale_by_a_tensors_rows(
     kind: str, targets: str, tmp_path: Path
 ) -> None:
     """llama.cpp computes α / rows of each tensor, vLLM α / r of the settings."""
-    ours = grafted(kind, targets)
-    export_adapter(ours, tmp_path / "adapter", "tiny")
+    ours = exported(kind, targets, tmp_path / "adapter")
     given = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert not given.get("rank_pattern")
     assert not given.get("alpha_pattern")

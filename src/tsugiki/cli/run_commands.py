@@ -249,17 +249,13 @@ def predict(
         for row in label_lines(record, sys.stdin.buffer, "standard input"):
             print(json.dumps(row, ensure_ascii=False), flush=True)
         return
-    if not source.is_file():
-        raise ConfigError(f"{source}: no such file")
-    ending = source.suffix if source.suffix.lower() != ".json" else ".jsonl"
-    to = to or source.with_name(f"{source.stem}-answers{ending}")
     with Display() as display:
         seen = label_file(record, source, to, display.events)
     if as_json:
-        print_json({"file": str(to), **asdict(seen)})
+        print_json(asdict(seen))
         return
     earlier = f" ({seen.earlier} of them by an earlier call)" if seen.earlier else ""
-    print(f"{to}: {seen.rows} rows answered{earlier}")
+    print(f"{seen.file}: {seen.rows} rows answered{earlier}")
     if seen.known:
         print(f"Right: {seen.right} of {seen.known} whose target is known")
     if seen.failures:
@@ -308,17 +304,19 @@ def generate(
 
 
 def _answer_of_fields(record: RunRecord, given: list[str]) -> str:
-    from tsugiki.runs.new_rows import Answerer
+    from tsugiki.runs.new_rows import Answerer, unchanged_task
 
+    task, row = unchanged_task(record), {}
     for pair in given:
-        if "=" not in pair:
+        name, equals, value = pair.partition("=")
+        if not equals:
             raise ConfigError(f'--field "{pair}": write name=value')
-    answerer = Answerer(record)
-    known = answerer.task.spec.fields
-    for name in (pair.split("=", 1)[0] for pair in given):
-        if name not in known:
-            raise ConfigError(f'--field "{name}": no such field.{did_you_mean(name, known)}')
-    tokens, left_out = answerer.tokens([(1, dict(pair.split("=", 1) for pair in given))], "--field")
+        if name not in task.spec.fields:
+            known = did_you_mean(name, task.spec.fields)
+            raise ConfigError(f'--field "{name}": no such field.{known}')
+        row[name] = value
+    answerer = Answerer(record, task)
+    tokens, left_out = answerer.tokens([(1, row)], "--field")
     if left_out:
         raise ConfigError("--field: the prompt does not fit into the run's length")
     return str(answerer.answers(tokens)[0].prediction)

@@ -262,22 +262,28 @@ def _refuse_equal_columns(path: Path, names: list[str]) -> None:
         )
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def arrow_for(path: Path) -> Any:
+    """The module `pyarrow` with its `parquet`. Raises `DataError` where it is not installed."""
     try:
-        from pyarrow import ArrowException, parquet
+        import pyarrow
+        import pyarrow.parquet
     except ImportError:
         raise DataError(
             f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"'
         ) from None
-    number = 0
+    return pyarrow
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    arrow, number = arrow_for(path), 0
     try:
-        file = parquet.ParquetFile(path)
+        file = arrow.parquet.ParquetFile(path)
         _refuse_equal_columns(path, list(file.schema_arrow.names))
         for batch in file.iter_batches():
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (ArrowException, OSError, ValueError, OverflowError) as broken:
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as broken:
         raise DataError(
             f"{path}: damaged or cut short, or no Parquet file: {first_line(broken)}"
         ) from None

@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,30 @@ def _pick(given: str | None, default: str, known: Mapping[str, Any], what: str, 
     return name
 
 
+def task_without_data(choice: TaskChoice) -> Task:
+    """The task as it is chosen: version, split and format, and no examples. Raises `DataError` for
+    a name that the task file does not have."""
+    return _chosen_task(choice)[0]
+
+
+def _chosen_task(choice: TaskChoice) -> tuple[Task, Path]:
+    """With the folder that its data paths start from."""
+    spec, folder = find_task(choice.name)
+    split = _pick(choice.split, spec.default_split, spec.splits, "split", spec.name)
+    format_name = _pick(
+        choice.format, spec.default_format, {CHAT: "", **spec.formats}, "format", spec.name
+    )
+    version = None
+    if spec.versions:
+        version = _pick(
+            choice.version, spec.default_version or "", spec.versions, "version", spec.name
+        )
+    elif choice.version:
+        raise DataError(f'task "{spec.name}": has no versions; remove version = "{choice.version}"')
+    task = Task(spec=spec, version=version, split=split, format=format_name, examples={}, files={})
+    return task, folder
+
+
 def load_task(choice: TaskChoice) -> Task:
     """Brings the data and cuts the chosen split.
 
@@ -98,20 +122,9 @@ def load_task(choice: TaskChoice) -> Task:
         DataError: naming file and row of the first mistake: a missing field, an unknown label, an
             empty split.
     """
-    spec, folder = find_task(choice.name)
-    split = _pick(choice.split, spec.default_split, spec.splits, "split", spec.name)
-    format_name = _pick(
-        choice.format, spec.default_format, {CHAT: "", **spec.formats}, "format", spec.name
-    )
-    version = None
-    files = dict(spec.files)
-    if spec.versions:
-        version = _pick(
-            choice.version, spec.default_version or "", spec.versions, "version", spec.name
-        )
-        files |= spec.versions[version]
-    elif choice.version:
-        raise DataError(f'task "{spec.name}": has no versions; remove version = "{choice.version}"')
+    task, folder = _chosen_task(choice)
+    spec, split = task.spec, task.split
+    files = {**spec.files, **(spec.versions[task.version] if task.version else {})}
     data_dir = Path(choice.data_dir) if choice.data_dir else None
     loaded: dict[str, tuple[list[Example], str]] = {}
 
@@ -142,14 +155,7 @@ def load_task(choice: TaskChoice) -> Task:
             _refuse_equal_candidates(spec, part_name, rows)
         examples[part_name] = rows
         origins[part_name] = {name: load(name)[1] for name in part.files}
-    return Task(
-        spec=spec,
-        version=version,
-        split=split,
-        format=format_name,
-        examples=examples,
-        files=origins,
-    )
+    return replace(task, examples=examples, files=origins)
 
 
 def drawn(rows: Sequence[Any], limit: int) -> list[Any]:

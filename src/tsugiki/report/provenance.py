@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from datetime import datetime
 
+from tsugiki.files import without_folders
 from tsugiki.report.table import Content, Said, Table, column, phrase
 from tsugiki.runs.reading import RunRecord
 from tsugiki.study.cells import StudyResult
 
 COLUMNS = (column("item", "text", "label.item"), column("value", "text", "label.value"))
-ABSOLUTE = re.compile(r"(?<![\w./~:…-])(?:/|[A-Za-z]:[\\/])(?:[^\s'\"/\\,;=]+[\\/])+")
-
-
-def without_folders(text: str) -> str:
-    """A text with only the last part of each absolute path."""
-    return ABSOLUTE.sub("…/", text)
 
 
 def study_text(result: StudyResult) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from tsugiki.config.fields import Record
 from tsugiki.config.run import LoraConfig
 from tsugiki.data.prompts import ending_of, opening_of, pad_id_of
-from tsugiki.data.tasks import CHAT, SPLITS, find_task
+from tsugiki.data.tasks import CHAT, SPLITS
+from tsugiki.files import without_folders
 from tsugiki.model.loading import Base
+from tsugiki.runs.inputs import task_of
 from tsugiki.runs.reading import RunRecord
 
 SNIPPET = """\
@@ -106,18 +107,16 @@ class Usage(Record):
 
 def usage_of(record: RunRecord, base: Base, base_name: str) -> Usage:
     """How a run's adapter is used."""
-    spec, named = find_task(record.config.task.name)[0], record.provenance.task
-    form = named.format if named else spec.default_format
-    tokenizer, chat = base.tokenizer, form == CHAT
+    task, model, tokenizer = task_of(record), record.config.model, base.tokenizer
+    spec, chat = task.spec, task.format == CHAT
     ending = ending_of(tokenizer, chat=chat, stops=base.stops)
-    formats, model = spec.formats, record.config.model
     return Usage(
         base=BaseNamed(
             name=base_name, revision=model.revision, sha256=record.provenance.model_sha256
         ),
         prompt=PromptForm(
-            format=form,
-            template=formats.get(form) or formats.get("plain") or formats[spec.default_format],
+            format=task.format,
+            template=task.template,
             chat_template=chat,
             opening_ids=() if chat else tuple(opening_of(tokenizer)),
             fields=spec.fields,
@@ -167,8 +166,7 @@ def card_of(record: RunRecord, usage: Usage, adapter: LoraConfig) -> str:
     revision = f", revision `{base.revision}`" if base.revision else ""
     form = f"format `{prompt.format}`{', in the chat template' if prompt.chat_template else ''}"
     config = json.dumps(
-        _without_folders(record.config.model_dump(mode="json", exclude_none=True)),
-        ensure_ascii=False,
+        record.config.model_dump(mode="json", exclude_none=True), ensure_ascii=False
     )
     lines = [
         "---",
@@ -196,16 +194,9 @@ def card_of(record: RunRecord, usage: Usage, adapter: LoraConfig) -> str:
         "`tsugiki.json` has the same for programs.",
         "",
         *("## Made with", "", f"tsugiki {usage.tsugiki}, `tsugiki run`, from:", ""),
-        *("```json", config, "```", ""),
+        *("```json", without_folders(config), "```", ""),
     ]
     return "\n".join(lines)
-
-
-def _without_folders(given: object) -> object:
-    """Absolute paths cut to their last part: a card is passed on."""
-    if isinstance(given, dict):
-        return {key: _without_folders(value) for key, value in given.items()}
-    return Path(given).name if isinstance(given, str) and Path(given).is_absolute() else given
 
 
 def _in_code(text: str) -> str:

@@ -12,10 +12,11 @@ import tsugiki
 from tsugiki.config.run import RunConfig
 from tsugiki.data.chat import TEMPLATE_DATE
 from tsugiki.data.prompts import Tokens
-from tsugiki.data.tasks import CHAT, SPLITS, Task, task_digest
+from tsugiki.data.tasks import CHAT, SPLITS, Task, task_digest, task_without_data
 from tsugiki.model.loading import Base, BaseSource
 from tsugiki.runs.identity import SEMANTICS, recipe_of
 from tsugiki.runs.preflight import longest_of, rows_of
+from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.record import Provenance, StoredNumerics, TaskNamed
 from tsugiki.train.meter import device_name
 
@@ -61,3 +62,12 @@ def tokens_of(
         stops=base.stops,
         left_out=left_out,
     )
+
+
+def task_of(record: RunRecord) -> Task:
+    """A run's task without its data, in the version, split and format that it was made with."""
+    choice, named = record.config.task, record.provenance.task
+    if named is not None:
+        then = named.model_dump(include={"version", "split", "format"})
+        choice = choice.model_copy(update=then)
+    return task_without_data(choice)

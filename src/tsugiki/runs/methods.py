@@ -276,13 +276,14 @@ class FromElsewhere(_NotTrained):
         return [lane]
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
+        from tsugiki.model.read_adapter import adapter_folder
         from tsugiki.train.lane import OneVector
 
         assert isinstance(lane.moves, OneVector), "adapters are one vector"
-        size, kind, name = lane.moves.num_real, lane.moves.config, Path(config.adapter or "").name
+        size, kind, name = lane.moves.num_real, lane.moves.config, _folder(config).name
         alpha = kind.scale * kind.rank
         imported = Imported(targets=kind.targets, rank=kind.rank, alpha=alpha, source=name)
-        total, kept = base_size + size, run.copy_adapter(_folder(config))
+        total, kept = base_size + size, run.copy_adapter(adapter_folder(_folder(config)))
         return Outcome(trainable=size, total=total, steps=0, adapter=imported, weights_bytes=kept)
 
     def put_back(self, base: Base, record: RunRecord, *, whole: bool = False) -> None:
@@ -351,6 +352,4 @@ def _adapter(config: RunConfig) -> LoraConfig:
 
 def _folder(config: RunConfig) -> Path:
     assert config.adapter is not None, "an imported adapter has a folder"
-    from tsugiki.model.read_adapter import adapter_folder
-
-    return adapter_folder(Path(config.adapter))
+    return Path(config.adapter)

@@ -8,22 +8,23 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from tsugiki.config.fields import Record
-from tsugiki.data.example import Example
+from tsugiki.config.task import TaskSpec
 from tsugiki.data.prompts import Tokens, check_ids, tokenize
-from tsugiki.data.sources import read_rows, row_of_line
-from tsugiki.data.tasks import Task, few_shots, find_task, load_task, task_digest, unanswered
+from tsugiki.data.sources import arrow_for, read_rows, row_of_line
+from tsugiki.data.tasks import Task, few_shots, load_task, task_digest, unanswered
 from tsugiki.data.text import normalise
 from tsugiki.errors import ConfigError, DataError, RunError, first_line
 from tsugiki.files import sha256_of, write_atomically
 from tsugiki.model.loading import Base
 from tsugiki.runs.events import SILENT, Events
 from tsugiki.runs.finished import load_trained
+from tsugiki.runs.inputs import task_of
 from tsugiki.runs.preflight import longest_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.choices import candidate_sums
@@ -56,9 +57,11 @@ class Source(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """What a file of rows came to: rows, those that an earlier call had answered, why answers are
-    none (by class), and how many are right, of so many whose target is known."""
+    """What a file of rows came to: where the answers are, rows, those that an earlier call had
+    answered, why answers are none (by class), and how many are right, of so many whose target is
+    known."""
 
+    file: str
     rows: int
     earlier: int
     failures: Mapping[str, int]
@@ -66,35 +69,32 @@ class Labelled:
     known: int
 
 
+def added_columns(spec: TaskSpec) -> list[str]:
+    """The columns that answers have: a log-likelihood for each label, or for each field that holds
+    a candidate."""
+    return [*ADDED, *(f"log_p:{name}" for name in spec.fixed_answers or spec.choices)]
+
+
+def _check_row(row: Given, added: Sequence[str], where: str) -> None:
+    """Raises `DataError` for a row that could not be written with its answer."""
+    if clash := sorted({*row} & {*added}):
+        raise DataError(f'{where}: has a column "{clash[0]}", as answers have. Rename or remove it')
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: holds half of a character (a lone surrogate), which no file can hold. "
+            "Correct it"
+        ) from None
+
+
 class Answerer:
-    """A run's model and task, loaded once. Raises `RunError` where the task file has changed."""
+    """A run's model, loaded once, and its task."""
 
-    def __init__(self, record: RunRecord):
-        self.record, self.config = record, record.config
-        self.task = _task_of(record)
+    def __init__(self, record: RunRecord, task: Task):
+        self.config, self.task = record.config, task
+        self.added = added_columns(task.spec)
         self.base: Base = load_trained(record)
-
-    @property
-    def added(self) -> list[str]:
-        """The columns that answers have: a log-likelihood for each label, or for each field that
-        holds a candidate."""
-        spec = self.task.spec
-        names = spec.fixed_answers or spec.choices
-        return [*ADDED, *(f"log_p:{name}" for name in names)]
-
-    def check(self, row: Given, where: str) -> None:
-        """Raises `DataError` for a row that could not be written with its answer."""
-        if clash := sorted({*row} & {*self.added}):
-            raise DataError(
-                f'{where}: has a column "{clash[0]}", as answers have. Rename or remove it'
-            )
-        try:
-            json.dumps(row, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError:
-            raise DataError(
-                f"{where}: holds half of a character (a lone surrogate), which no file can hold. "
-                "Correct it"
-            ) from None
 
     def columns(self, answer: NewAnswer) -> dict[str, object]:
         """An answer by the names of `added`."""
@@ -137,28 +137,19 @@ class Answerer:
         ]
 
 
-def _task_of(record: RunRecord) -> Task:
-    """The run's task without its data; with the worked examples of an untouched base."""
-    config, named = record.config, record.provenance.task
-    shots: list[Example] = []
-    if config.shots or named is None:
-        task = load_task(config.task)
-        shots = few_shots(task, config.shots, config.train.seed)
-    else:
-        task = Task(
-            spec=find_task(config.task.name)[0],
-            version=named.version,
-            split=named.split,
-            format=named.format,
-            examples={},
-            files={},
-        )
+def unchanged_task(record: RunRecord) -> Task:
+    """The run's task without its data; with the worked examples of an untouched base. Raises
+    `RunError` where the task file has changed."""
+    config, task = record.config, task_of(record)
     if task_digest(task) != record.provenance.task_sha256:
         raise RunError(
             f"{record.folder}: the task file {config.task.name} has changed since this run was "
             "trained: prompts or labels may be others. Put it back, or train again"
         )
-    return Task(**{**vars(task), "examples": {"train": shots}})
+    if not config.shots:
+        return replace(task, examples={"train": ()})
+    shots = few_shots(load_task(config.task), config.shots, config.train.seed)
+    return replace(task, examples={"train": shots})
 
 
 def _failure(said: Prediction) -> str:
@@ -171,18 +162,28 @@ def _failure(said: Prediction) -> str:
 
 
 def label_file(
-    record: RunRecord, source: Path, to: Path, events: Events = SILENT, *, at_once: int = AT_ONCE
+    record: RunRecord,
+    source: Path,
+    to: Path | None = None,
+    events: Events = SILENT,
+    *,
+    at_once: int = AT_ONCE,
 ) -> Labelled:
-    """Answers every row of a file and writes them, with the file's own columns, to `to`
-    (`WRITTEN`). What is answered lies in a hidden file beside it until all is.
+    """Answers every row of a file and writes them, with the file's own columns, to `to` (`WRITTEN`;
+    default: NAME-answers beside the rows). What is answered lies in a hidden file beside it until
+    all is.
 
     Raises:
         DataError: a row cannot be read, or has a column that answers have; `to` is there already.
     """
-    rows = _rows_to_answer(source, to)
-    answerer = Answerer(record)
+    if not source.is_file():
+        raise DataError(f"{source}: no such file")
+    ending = source.suffix if source.suffix.lower() != ".json" else ".jsonl"
+    to = to or source.with_name(f"{source.stem}-answers{ending}")
+    rows, task = _rows_to_answer(source, to), unchanged_task(record)
     for number, row in rows:
-        answerer.check(row, f"{source} row {number}")
+        _check_row(row, added_columns(task.spec), f"{source} row {number}")
+    answerer = Answerer(record, task)
     tokens, left_out = answerer.tokens(rows, str(source))
     head = Source(run=record.folder.name, sha256=sha256_of(source), rows=len(rows))
     part = to.with_name(f".{to.name}.part")
@@ -193,14 +194,14 @@ def label_file(
         {**row, **answerer.columns(answers.get(str(number)) or NewAnswer(row=str(number)))}
         for number, row in rows
     ]
-    names = dict.fromkeys(name for _, row in rows for name in row)
     _refuse_there(to)
-    write_rows(to, whole, [*names, *answerer.added], like=source)
+    write_rows(to, whole, [*_names(rows), *answerer.added], like=source)
     part.unlink()
-    closed = answerer.task.spec.closed  # of free text a class says nothing about being right
+    closed = task.spec.closed  # of free text a class says nothing about being right
     known = [each.example.id for each in tokens if closed and each.example.target]
     failures = Counter(answer.failure for answer in answers.values() if answer.failure)
     return Labelled(
+        file=str(to),
         rows=len(rows),
         earlier=earlier,
         failures=failures | Counter({"too_long": len(left_out)} if left_out else {}),
@@ -216,14 +217,17 @@ def _rows_to_answer(source: Path, to: Path) -> list[tuple[int, Given]]:
     _refuse_there(to)
     if not to.parent.is_dir():
         raise DataError(f"{to}: its folder does not exist. Make it first")
-    if not source.is_file():
-        raise DataError(f"{source}: no such file")
     rows: list[tuple[int, Given]] = list(read_rows(source))
     if not rows:
         raise DataError(f"{source}: has no rows")
     if to.suffix.lower() == ".parquet":  # what cannot be written is known before it is answered
-        _parquet(to, [row for _, row in rows], list({name: 0 for _, row in rows for name in row}))
+        _parquet(to, [row for _, row in rows], _names(rows))
     return rows
+
+
+def _names(rows: Sequence[tuple[int, Given]]) -> list[str]:
+    """All columns, in the order in which they come."""
+    return list(dict.fromkeys(name for _, row in rows for name in row))
 
 
 def _refuse_there(to: Path) -> None:
@@ -305,18 +309,11 @@ def _cell(value: object) -> object:
 
 
 def _parquet(path: Path, rows: Sequence[Given], names: Sequence[str]) -> bytes:
+    arrow, file = arrow_for(path), io.BytesIO()
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise DataError(
-            f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"'
-        ) from None
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    file = io.BytesIO()
-    try:
-        parquet.write_table(pyarrow.table(columns), file)
-    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as broken:
+        table = arrow.table({name: [row.get(name) for row in rows] for name in names})
+        arrow.parquet.write_table(table, file)
+    except (arrow.ArrowException, TypeError, ValueError, OverflowError) as broken:
         raise DataError(
             f"{path}: cannot be written as Parquet: {first_line(broken)}. Take --to NAME.jsonl"
         ) from None
@@ -325,12 +322,12 @@ def _parquet(path: Path, rows: Sequence[Given], names: Sequence[str]) -> bytes:
 
 def label_lines(record: RunRecord, lines: Iterable[bytes], source: str) -> Iterator[Given]:
     """Each line (a JSON object) with its answer, as it comes."""
-    answerer = Answerer(record)
+    answerer = Answerer(record, unchanged_task(record))
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         row = row_of_line(line, f"{source} line {number}")
-        answerer.check(row, f"{source} line {number}")
+        _check_row(row, answerer.added, f"{source} line {number}")
         tokens, left_out = answerer.tokens([(number, row)], source)
         answer = NewAnswer(row=str(number)) if left_out else answerer.answers(tokens)[0]
         yield {**row, **answerer.columns(answer)}

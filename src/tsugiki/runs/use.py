@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from tsugiki.data.prompts import answer_text, ending_of, pad_id_of, prompt_ids_of
-from tsugiki.data.tasks import CHAT, find_task, load_task
+from tsugiki.data.tasks import CHAT, load_task
 from tsugiki.errors import ModelError, first_line
 from tsugiki.files import new_folder, umask
 from tsugiki.model.export import export_adapter, refuse_filled
@@ -24,7 +25,7 @@ from tsugiki.model.lora import adapter_of
 from tsugiki.model.merge import merge_adapter, store_frozen
 from tsugiki.runs.card import card_of, usage_of
 from tsugiki.runs.finished import load_trained
-from tsugiki.runs.inputs import tokens_of
+from tsugiki.runs.inputs import task_of, tokens_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.evaluate import evaluate
@@ -71,11 +72,10 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
 
 def other_ending(record: RunRecord, prompts: Sequence[str]) -> str | None:
     """What to tell of prompts that do not end as those of training do; None where all do."""
-    named = record.provenance.task
-    spec = find_task(record.config.task.name)[0]
-    if named is None or named.format == CHAT:
+    task = task_of(record)
+    if record.provenance.task is None or task.format == CHAT:
         return None
-    tail = spec.formats[named.format].rpartition("}")[2].replace("{{", "{").replace("}}", "}")
+    tail = task.template.rpartition("}")[2].replace("{{", "{").replace("}}", "}")
     other = sum(not prompt.endswith(tail) for prompt in prompts)
     if not other:
         return None
@@ -103,19 +103,10 @@ def export_run(record: RunRecord, folder: Path) -> None:
     folder = _new(folder)
     base, name = load_trained(record), _base_name(record)
     usage, adapter = usage_of(record, base, name), adapter_of(base.model)
-    try:
-        with new_folder(folder) as draft:
-            export_adapter(adapter, draft, name, record.config.model.revision)
-            written = {
-                "tsugiki.json": usage.model_dump_json(indent=1) + "\n",
-                "README.md": card_of(record, usage, adapter.config),
-            }
-            for file, text in written.items():
-                (draft / file).write_text(text, encoding="utf-8")
-            _readable(draft)
-            refuse_filled(folder)  # by somebody else, meanwhile
-    except (OSError, SafetensorError) as broken:
-        raise ModelError(f"{folder}: cannot be written: {first_line(broken)}") from None
+    with _draft_of(folder) as draft:
+        export_adapter(adapter, draft, name, record.config.model.revision)
+        (draft / "tsugiki.json").write_text(usage.model_dump_json(indent=1) + "\n", "utf-8")
+        (draft / "README.md").write_text(card_of(record, usage, adapter.config), "utf-8")
 
 
 def _new(folder: Path) -> Path:
@@ -126,6 +117,20 @@ def _new(folder: Path) -> Path:
     if folder == Path.cwd():
         raise ModelError(f"{folder}: is the current folder. Name a new one")
     return folder
+
+
+@contextmanager
+def _draft_of(folder: Path) -> Iterator[Path]:
+    """A draft that becomes the folder, readable by others, when the block ends well. Raises
+    `ModelError` where it cannot be written, or something was put there meanwhile."""
+    try:
+        with new_folder(folder) as draft:
+            yield draft
+            for path in draft.rglob("*.safetensors"):  # their owner's alone as they are saved
+                path.chmod(0o666 & ~umask())
+            refuse_filled(folder)
+    except (OSError, SafetensorError) as broken:
+        raise ModelError(f"{folder}: cannot be written: {first_line(broken)}") from None
 
 
 def _base_name(record: RunRecord) -> str:
@@ -203,15 +208,11 @@ def export_merged(
     if said and not force:
         raise ModelError(f"{record.folder}: {said}")
     seen = replace(seen, forced=bool(said))
-    try:
-        with new_folder(folder) as draft:
-            base.model.save_pretrained(draft, max_shard_size=_shard_bytes(base))
-            _own_files(base.source.folder, draft, str(dtype).removeprefix("torch."))
-            said = json.dumps({**asdict(seen), "run": record.folder.name}, indent=1)
-            (draft / "merged.json").write_text(said, encoding="utf-8")
-            refuse_filled(folder)  # by somebody else, meanwhile
-    except (OSError, SafetensorError) as broken:
-        raise ModelError(f"{folder}: cannot be written: {first_line(broken)}") from None
+    with _draft_of(folder) as draft:
+        base.model.save_pretrained(draft, max_shard_size=_shard_bytes(base))
+        _own_files(base.source.folder, draft, str(dtype).removeprefix("torch."))
+        said = json.dumps({**asdict(seen), "run": record.folder.name}, indent=1)
+        (draft / "merged.json").write_text(said, encoding="utf-8")
     return seen
 
 
@@ -264,10 +265,3 @@ def _own_files(source: Path, draft: Path, dtype: str) -> None:
             config.read_bytes(),
         )
     )
-    _readable(draft)
-
-
-def _readable(folder: Path) -> None:
-    """safetensors makes its files their owner's alone; what is exported is meant to be read."""
-    for path in folder.rglob("*.safetensors"):
-        path.chmod(0o666 & ~umask())
