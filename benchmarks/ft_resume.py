@@ -22,7 +22,7 @@ def train(size: str, moments: str, steps: int, folder: Path | None) -> None:
     import torch
     from benchmarks.step_vs_peers import BATCH, DEVICE, build, make_rows, settings
 
-    from tsugiki.model.loading import Numerics
+    from tsugiki.model.numerics import Numerics
     from tsugiki.train.engine import fit
     from tsugiki.train.full_weights import FullWeights
     from tsugiki.train.lane import Lane

@@ -45,8 +45,8 @@ from step_vs_peers import (
 )
 
 from tsugiki.config.run import LoraConfig, RunConfig
-from tsugiki.model.loading import Numerics
 from tsugiki.model.lora import attach_lanes, detach
+from tsugiki.model.numerics import Numerics
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.memory import lane_bytes

@@ -24,8 +24,9 @@ from tsugiki.data.batch import Order, collate
 from tsugiki.data.prompts import Tokens, pad_id_of, tokenize
 from tsugiki.data.tasks import load_task
 from tsugiki.model.export import export_adapter
-from tsugiki.model.loading import Base, Numerics, find_base, load_base
+from tsugiki.model.loading import Base, find_base, load_base
 from tsugiki.model.lora import attach, detach
+from tsugiki.model.numerics import Numerics
 from tsugiki.score.predict import predict
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane, OneVector

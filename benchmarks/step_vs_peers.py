@@ -41,8 +41,9 @@ from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
 from tsugiki.fast.cuda_graphs import GraphCapturer
 from tsugiki.model.layouts import groups_of
-from tsugiki.model.loading import Numerics, no_dropout
+from tsugiki.model.loading import no_dropout
 from tsugiki.model.lora import attach, detach
+from tsugiki.model.numerics import Numerics
 from tsugiki.train.engine import fit
 from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane, OneVector

@@ -66,7 +66,7 @@ def test_a_study_names_the_key_of_a_nested_table() -> None:
         "methods": [{"name": "LoRA", "kind": "lora"}],
     }
     with pytest.raises(
-        ConfigError, match=r"s.toml: models.0.rev: unknown key. Known: name, path, revision$"
+        ConfigError, match=r"s.toml: models.0.rev: unknown key. Known: base, name, path, revision$"
     ):
         parse(StudySpec, study, "s.toml")
 
@@ -146,7 +146,7 @@ def test_fp16_is_refused_with_the_reason(given: str) -> None:
 def test_a_card_without_bf16_computes_in_fp32_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from tsugiki.model.loading import pick_numerics, why_fp32
+    from tsugiki.model.numerics import pick_numerics, why_fp32
 
     cuda = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)

@@ -3,6 +3,7 @@ real files, no mocks."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.server
 import json
@@ -21,12 +22,50 @@ class Hub(http.server.BaseHTTPRequestHandler):
     kind = "models"
     repo = "someone/thing"
     gone = False
+    address: str
+    made: dict[str, dict[str, bytes]]  # what was uploaded: repositories, their files
+    asked: list[dict[str, object]]
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
 
     def do_GET(self) -> None:
         self._answer(body=True)
+
+    def do_POST(self) -> None:
+        """What uploading asks for: a repository, how each file is to come, a commit of all."""
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path, said = self.path.split("?")[0], dict[str, object]()
+        if path == "/api/repos/create":
+            wanted = json.loads(content)
+            name = f"{wanted.get('organization', 'someone')}/{wanted['name']}"
+            if name in self.made:
+                self._send(409, json.dumps({"error": "exists already"}).encode(), {}, body=True)
+                return
+            self.made[name] = {}
+            self.asked.append(wanted)
+            said = {"url": f"{self.address}/{name}", "id": name, "name": name}
+        elif path == "/api/validate-yaml":
+            said = {"errors": [], "warnings": []}
+        elif path.endswith("/preupload/main"):
+            files = [
+                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for each in json.loads(content)["files"]
+            ]
+            said = {"files": files}
+        elif path.endswith("/commit/main"):
+            name = "/".join(path.split("/")[3:5])
+            repository = self.made[name]
+            for line in map(json.loads, content.splitlines()):
+                if line["key"] == "file":
+                    value = line["value"]
+                    repository[value["path"]] = base64.b64decode(value["content"])
+            said = {
+                "success": True,
+                "commitOid": COMMIT,
+                "commitUrl": f"{self.address}/{name}/commit/{COMMIT}",
+            }
+        self._send(200, json.dumps(said).encode(), {"Content-Type": "application/json"}, body=True)
 
     def _answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
@@ -98,10 +137,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serve(root: Path, kind: str, repo: str) -> Iterator[type[Hub]]:
     """A running server; its address is `served.address`."""
-    handler = type("Served", (Hub,), {"root": root, "kind": kind, "repo": repo, "gone": False})
+    given = {"root": root, "kind": kind, "repo": repo, "gone": False, "made": {}, "asked": []}
+    handler = type("Served", (Hub,), given)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    handler.address = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+    handler.address = f"http://127.0.0.1:{server.server_port}"
     try:
         yield handler
     finally:

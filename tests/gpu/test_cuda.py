@@ -12,7 +12,8 @@ from tests import build
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tsugiki.fast.attention import by_document
 from tsugiki.fast.short_document_attention import short_document_attention
-from tsugiki.model.loading import Numerics, no_dropout, pick_numerics
+from tsugiki.model.loading import no_dropout
+from tsugiki.model.numerics import Numerics, pick_numerics
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane

@@ -13,7 +13,8 @@ from torch._dynamo.utils import counters
 from tests import build
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tsugiki.config.run import LoraConfig
-from tsugiki.model.loading import Numerics, no_dropout, pick_numerics
+from tsugiki.model.loading import no_dropout
+from tsugiki.model.numerics import Numerics, pick_numerics
 from tsugiki.score.decode import generate_all
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.cuda_graph_step import CudaGraphStep

@@ -23,7 +23,8 @@ from tsugiki.fast.adamw import (
     squares,
     update,
 )
-from tsugiki.model.loading import no_dropout, pick_numerics
+from tsugiki.model.loading import no_dropout
+from tsugiki.model.numerics import pick_numerics
 from tsugiki.train.engine import FitResult, fit
 from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane

@@ -13,7 +13,8 @@ from tests import build
 from tests.parity.test_training import config, rows
 from tests.train.test_lanes import LANES, Asked, StopAt, lanes_of
 from tsugiki.config.run import LoraConfig
-from tsugiki.model.loading import no_dropout, pick_numerics
+from tsugiki.model.loading import no_dropout
+from tsugiki.model.numerics import pick_numerics
 from tsugiki.score.decode import generate_lanes
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.cuda_graph_step import CudaGraphStep

@@ -149,7 +149,7 @@ def test_an_index_names_files_of_its_own_folder(name: str, folder: Path) -> None
     [
         (
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-            r"quantised \(bitsandbytes\)",
+            r"quantised \(bitsandbytes fp4\)",
         ),
         (
             {"vision_config": {"hidden_size": 8}},
@@ -239,7 +239,7 @@ def test_where_an_answer_ends_is_what_generation_config_says_else_config(folder:
 
 def test_the_named_card_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from tsugiki.errors import RunError
-    from tsugiki.model.loading import pick_device
+    from tsugiki.model.numerics import pick_device
 
     current = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -262,7 +262,7 @@ def test_a_switch_says_what_a_cpu_computes_in(
     given: str, compute: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tsugiki.errors import RunError
-    from tsugiki.model.loading import pick_numerics
+    from tsugiki.model.numerics import pick_numerics
 
     monkeypatch.setenv("TSUGIKI_CPU_BF16", given)
     assert pick_numerics("lora", "auto", torch.device("cpu")).compute == compute

@@ -21,9 +21,10 @@ from tsugiki.data.prompts import Tokens
 from tsugiki.errors import ModelError
 from tsugiki.fast.attention import packed_states
 from tsugiki.model.layouts import find_target_slices
-from tsugiki.model.loading import Base, Numerics, backbone_and_head, find_base, load_base
+from tsugiki.model.loading import Base, backbone_and_head, find_base, load_base
 from tsugiki.model.look import look_of, rows_stay_apart
 from tsugiki.model.lora import attach
+from tsugiki.model.numerics import Numerics
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.loss import summed_losses
 

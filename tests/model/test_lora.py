@@ -138,7 +138,7 @@ def test_a_mask_drops_the_right_share_and_keeps_the_mean() -> None:
 
 def test_an_unknown_device_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from tsugiki.errors import RunError
-    from tsugiki.model.loading import pick_device
+    from tsugiki.model.numerics import pick_device
 
     monkeypatch.setenv("TSUGIKI_DEVICE", "gpu")
     with pytest.raises(RunError, match="TSUGIKI_DEVICE=gpu: no such device"):

@@ -11,8 +11,8 @@ from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.batch import collate
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
-from tsugiki.model.loading import Numerics
 from tsugiki.model.lora import attach
+from tsugiki.model.numerics import Numerics
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.step import EagerStep

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests import build
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens, target_ids_of
-from tsugiki.model.loading import Numerics
+from tsugiki.model.numerics import Numerics
 from tsugiki.score.choices import choose_all, log_probs, spell
 
 FP32 = Numerics(compute="fp32", base="fp32", trained="fp32")

@@ -14,7 +14,7 @@ from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.text import normalise
 from tsugiki.errors import RunError
-from tsugiki.model.loading import Numerics
+from tsugiki.model.numerics import Numerics
 from tsugiki.score.baselines import chance_baseline, lead_baseline, majority_baseline
 from tsugiki.score.decode import generate_all
 from tsugiki.score.failures import classify, repeats

@@ -43,6 +43,7 @@ from tsugiki.train.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from tsugiki.train.ledger import Ledger
 
 GIB = 2**30
 
@@ -168,10 +169,11 @@ def test_advice_names_what_helps_there(
     monkeypatch.setattr(memory, "room", lambda device: (size, size))
 
     def helps() -> str:
-        kind, other = "weights, gradients and moments", "LoRA, a smaller model or more memory"
-        return memory.what_helps(size, kind, other, full.train, cpu)
+        held = Ledger(weights=size / 4, moments=size / 2, gradients=size / 4, activations=size / 8)
+        return memory.what_helps(held, "LoRA, a smaller model or more memory", full.train, cpu)
 
     assert "Fewer rows do not help: take LoRA" in helps()
+    assert helps().startswith("AdamW's moments take ")
     monkeypatch.setattr(memory, "room", lambda device: (20 * size, 20 * size))
     assert (
         "Lower train.micro_batch (now 8 rows a backward pass) or train.max_length (now 2,048)"

@@ -18,7 +18,8 @@ from tests.train.test_packed import wide_llama
 from tsugiki.config.run import TrainConfig
 from tsugiki.errors import RunError
 from tsugiki.fast.adamw import joined
-from tsugiki.model.loading import Numerics, no_dropout
+from tsugiki.model.loading import no_dropout
+from tsugiki.model.numerics import Numerics
 from tsugiki.train.checkpoint import LaneState, latest_checkpoint, read_checkpoint, save_checkpoint
 from tsugiki.train.engine import FitResult, fit
 from tsugiki.train.full_weights import FullWeights, is_needed, put_weights

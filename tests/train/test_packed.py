@@ -29,7 +29,8 @@ from tsugiki.fast.attention import PACKED, attending
 from tsugiki.fast.cuda_graphs import why_no_cuda_graphs
 from tsugiki.fast.fused_linears import can_fuse, fused
 from tsugiki.fast.rotary import deferred_rope
-from tsugiki.model.loading import Numerics, no_dropout
+from tsugiki.model.loading import no_dropout
+from tsugiki.model.numerics import Numerics
 from tsugiki.score.decode import generate_all
 from tsugiki.score.predict import generate_ids
 from tsugiki.train.engine import fit

@@ -23,6 +23,7 @@ from tsugiki.report.planned import basis_text, needed_text, plan_text
 from tsugiki.runs.elsewhere import read_wanted
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import builtin_studies, collect, expand, parse_study
+from tsugiki.study.fitting import device_for
 from tsugiki.study.forecast import Part, forecast
 from tsugiki.study.plan import keep_new, plan_of
 from tsugiki.study.preflight import check_model, check_task, raise_it
@@ -94,12 +95,18 @@ class Planned:
 
 
 def check_file(
-    path: Path, changes: Sequence[str] = (), *, load: bool = False, planned: Planned | None = None
+    path: Path,
+    changes: Sequence[str] = (),
+    *,
+    load: bool = False,
+    planned: Planned | None = None,
+    memory_gib: float | None = None,
 ) -> Iterator[str]:
     """Checks a task, run or study file and all it names; yields what was found in order. Raises
     the first error.
 
-    Without weights all is looked at that does not need them; with `load` the models are loaded
+    What training holds is said of this machine's device, or of one of `memory_gib`. Without
+    weights all is looked at that does not need them; with `load` the models are loaded
     too, and all is refused that a run refuses.
     """
     path = _named(path)
@@ -128,7 +135,8 @@ def check_file(
         own_configs = [config for config in configs if config.model == choice]
         no_room = list[str]()
         refuse = _collect_no_room(no_room) if study is not None else raise_it
-        yield from check_model(choice, own_configs, tasks, refuse)
+        device = device_for(memory_gib)
+        yield from check_model(choice, own_configs, tasks, refuse, device)
         yield from no_room
         yield from tokenizer_notes(
             resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values())
@@ -193,8 +201,7 @@ def _forecast_lines(parts: Sequence[Part]) -> Iterator[str]:
         basis = "about" if part.measured else "at least"
         yield (
             f"time: {' · '.join(part.key)}: {part.runs} runs, {part.steps:,} steps: {basis} "
-            f"{duration(part.seconds)}; {part.memory_bytes / 2**30:.2f} GiB of weights, gradients "
-            "and moments (activations come on top)"
+            f"{duration(part.seconds)}"
         )
     guessed = not all(part.measured for part in parts)
     if guessed:

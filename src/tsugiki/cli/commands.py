@@ -43,9 +43,10 @@ def main() -> None:
             # A Japanese Windows would pipe in CP932, which lacks some of our signs.
             stream.reconfigure(encoding="utf-8")
     warnings.showwarning = _show_warning
-    from tsugiki.cli import run_commands, task_commands
+    from tsugiki.cli import export_commands, run_commands, task_commands
 
-    assert run_commands.app is task_commands.app is app, "their commands are there when imported"
+    there = (export_commands.app, run_commands.app, task_commands.app)
+    assert there == (app, app, app), "their commands are there when imported"
     try:
         app(standalone_mode=True)
     except RunError as error:

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -24,7 +24,6 @@ from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 
 if TYPE_CHECKING:
     from tsugiki.runs.reading import RunRecord
-    from tsugiki.runs.use import Stored
 
 
 OtherModel = Annotated[
@@ -39,15 +38,6 @@ Rules = Annotated[
     typer.Option(
         help="Score the kept answers by other tools' rules: all, or names joined by commas. No "
         "model is loaded."
-    ),
-]
-
-Merge = Annotated[
-    bool,
-    typer.Option(
-        "--merge",
-        help="Write the whole model, the adapter added to its weights, if it still answers the "
-        "same.",
     ),
 ]
 
@@ -320,66 +310,3 @@ def _answer_of_fields(record: RunRecord, given: list[str]) -> str:
     if left_out:
         raise ConfigError("--field: the prompt does not fit into the run's length")
     return str(answerer.answers(tokens)[0].prediction)
-
-
-@app.command(
-    epilog="Examples: tsugiki export RUN --to my-adapter   ·   tsugiki export RUN --to my-model "
-    "--merge --dtype bf16"
-)
-def export(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    to: Annotated[Path, typer.Option("--to", help="New folder.")],
-    merge: Merge = False,
-    dtype: Annotated[
-        Optional[str],
-        typer.Option(
-            help="With --merge: fp32, bf16 or fp16 (default: what the base was stored in)."
-        ),
-    ] = None,
-    tolerance: Annotated[
-        Optional[float],
-        typer.Option(
-            min=0, help="With --merge: points of 100 that the score may move (default 0.5)."
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="With --merge: write it though it does not answer the same; merged.json says how.",
-        ),
-    ] = False,
-) -> None:
-    """Write a LoRA run as a PEFT adapter folder, or a run of any kind as an ordinary model folder
-    (--merge)."""
-    from tsugiki.runs.reading import read_record
-    from tsugiki.runs.use import STORED, export_merged, export_run
-
-    record = read_record(run_folder(folder))
-    if not merge:
-        if dtype or tolerance is not None or force:
-            raise ConfigError(
-                "--dtype, --tolerance, --force: only --merge reads them; adapters are written as "
-                "they are"
-            )
-        export_run(record, to)
-        print(
-            f"{to}: adapter_config.json, adapter_model.safetensors, README.md (a model card with a "
-            "snippet), tsugiki.json (prompt, labels, stop ids)\nNext: "
-            f"peft.PeftModel.from_pretrained(base, '{to}')"
-        )
-        return
-    if dtype is not None and dtype not in STORED:
-        raise ConfigError(f'--dtype "{dtype}": must be one of {", ".join(STORED)}')
-    stored = cast("Stored", dtype or record.provenance.numerics.base)
-    allowed = 0.5 if tolerance is None else tolerance
-    seen = export_merged(record, to, stored, tolerance=allowed, force=force)
-    print(
-        f"{to}: a model folder; weights {seen.stored_before} → {seen.stored_after}, "
-        f"{seen.lost:.2%} of the adapter lost to rounding"
-    )
-    print(
-        f"Gate: {seen.rows} rows of validation, {seen.score} {seen.before:.4f} → {seen.after:.4f}, "
-        f"{seen.changed} answers changed{': not the same, written by --force' * seen.forced}"
-    )
-    print(f"Next: transformers.AutoModelForCausalLM.from_pretrained('{to}')")

@@ -19,7 +19,7 @@ app.add_typer(tasks_app, name="tasks")
 
 @app.command(
     epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check "
-    "my_study.toml --margin 1 --power 0.9"
+    "my_study.toml --margin 1 --power 0.9   ·   tsugiki check recommended --memory 24"
 )
 def check(
     file: Annotated[
@@ -50,15 +50,23 @@ def check(
             "that takes.",
         ),
     ] = None,
+    memory: Annotated[
+        Optional[float],
+        typer.Option(
+            min=0.1,
+            help="Say what fits on a CUDA device of so many GiB, not on this machine's.",
+        ),
+    ] = None,
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
     """Check a file and everything it names, without training: keys, data, splits, labels, every
-    prompt, the models' tensors by name; of a study also hours, disk, and what it can find."""
+    prompt, the models' tensors by name, memory item by item; of a study also hours, disk, and what
+    it can find."""
     from tsugiki.cli.check import Planned, check_file, next_command
 
     planned = Planned(out=out, margin=margin, power=power)
-    said = check_file(file, changes or [], load=load, planned=planned)
+    said = check_file(file, changes or [], load=load, planned=planned, memory_gib=memory)
     if as_json:
         print_json({"file": str(file), "lines": list(said)})
         return

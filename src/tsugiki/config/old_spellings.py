@@ -77,7 +77,12 @@ def text_in_old_spelling(text: str) -> str:
     for values in VALUES.values():
         for old, new in values.items():
             text = text.replace(f':"{new}"', f':"{old}"')
-    for later in (',"shots":0', ',"power":null', ',"forgetting":[]'):  # and is not used
+    for later in (
+        ',"shots":0',
+        ',"base":null',
+        ',"power":null',
+        ',"forgetting":[]',
+    ):  # and is not used
         text = text.replace(later, "")
     return text
 

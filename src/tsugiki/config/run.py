@@ -19,6 +19,7 @@ LongRows = Literal["refuse", "leave_out"]
 Moments = Literal["fp32", "bf16", "8bit"]
 Weights = Literal["fp32", "24bit"]
 ClipFrom = Literal["exact", "last_step"]
+BaseKind = Literal["nf4"]
 
 
 # ---- a run --------------------------------------------------------------------------------------
@@ -70,6 +71,10 @@ class ModelChoice(Record):
     path: str = Field(description='folder, Hub id, or "builtin"')
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     name: str | None = Field(None, description="short name in tables (default: last part of path)")
+    base: BaseKind | None = Field(
+        None,
+        description="nf4: the frozen base in 4 bits, LoRA over it (QLoRA; needs tsugiki[nf4])",
+    )
 
     @property
     def label(self) -> str:
@@ -206,6 +211,7 @@ READ_BY: dict[Method, tuple[set[str], ...]] = {
 }
 ADAPTED: tuple[Method, ...] = ("lora",)  # train or take adapters, many over one base
 UNTRAINED: tuple[Method, ...] = ("base",)  # scored as they are
+FROZEN: tuple[Method, ...] = (*ADAPTED, *UNTRAINED)  # leave the base's weights as they are
 # Of [train], what full fine-tuning alone reads.
 READ_BY_FULL = ("moments", "weights", "clip_from")
 NOT_READ_BY: dict[Method, tuple[str, ...]] = {"lora": READ_BY_FULL}
@@ -249,6 +255,12 @@ class RunConfig(Record):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
+        if self.model.base is not None and self.method not in FROZEN:
+            raise ValueError(
+                f'model.base: weights in 4 bits cannot be tuned by method = "{self.method}". Leave '
+                'base out, or use method = "lora" (moments = "8bit" and weights = "24bit" are what '
+                "full fine-tuning saves memory by)"
+            )
         given = {name for name in ("lora", "adapter") if getattr(self, name) is not None}
         for name in NOT_READ_BY.get(self.method, ()):
             if getattr(self.train, name) != TrainConfig.model_fields[name].default:

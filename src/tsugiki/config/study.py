@@ -11,7 +11,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from tsugiki.config.fields import Count, IsNumber, Positive, Record, Seed
 from tsugiki.config.run import (
     ADAPTED,
+    FROZEN,
     UNTRAINED,
+    BaseKind,
     Method,
     ModelChoice,
     ScoreConfig,
@@ -91,6 +93,9 @@ class MethodSpec(Record):
         None,
         description="folder of a PEFT adapter that was trained elsewhere; then there is no grid",
     )
+    base: BaseKind | None = Field(
+        None, description="nf4: this row's frozen base in 4 bits (QLoRA); default: the model's"
+    )
     shots: Count = Field(
         0,
         description="kind = base: worked examples before every prompt; a list makes one row "
@@ -123,6 +128,11 @@ class MethodSpec(Record):
             raise ValueError(
                 'grid: kind = "base" is not trained: it has no grid and no search. What it reads: '
                 "shots"
+            )
+        if self.base is not None and self.kind not in FROZEN:
+            raise ValueError(
+                f'base: weights in 4 bits cannot be tuned by kind = "{self.kind}"; remove it, or '
+                'use kind = "lora"'
             )
         if self.shots and self.kind not in UNTRAINED:
             raise ValueError('shots: only kind = "base" reads it; remove it')

@@ -19,9 +19,9 @@ from torch import nn
 from tsugiki.config.run import StepKind
 from tsugiki.errors import RunError
 from tsugiki.fast.attention import packed_states
-from tsugiki.model.loading import Numerics
 from tsugiki.model.look import rows_stay_apart
 from tsugiki.model.lora import switched_off
+from tsugiki.model.numerics import Numerics
 
 
 def why_no_cuda_graphs(model: Any, device: torch.device, numerics: Numerics) -> str | None:

@@ -26,12 +26,14 @@ from tsugiki.model.layouts import (
     by_outputs,
     groups_of,
     layout_of,
+    matmul_dtype,
+    out_features,
     replace_module,
     store_by_outputs,
-    weight_of,
 )
 from tsugiki.model.lora import LoraLinear, lora_layers
 from tsugiki.model.lora_ops import adapted_linear
+from tsugiki.model.nf4 import Nf4Linear, joined_views, nf4_linear
 
 FUSED_QKV = dict(pair for layout in LAYOUTS for pair in layout.whole_qkv)
 SWIGLU = {name for layout in LAYOUTS for name in layout.swiglu}
@@ -73,12 +75,15 @@ class FusedLinears(nn.Module):
         bias: torch.Tensor | None,
         splits: list[int],
         rotary: bool | None,
+        absmax: torch.Tensor | None = None,
     ):
-        """`rotary`: whether the attention that reads the whole output applies rotary embedding to
-        it; None where nothing reads it as a whole."""
+        """`weight` and `absmax` are what `adapted_linear` reads. `rotary`: whether the attention
+        that reads the whole output applies rotary embedding to it; None where nothing reads it as
+        a whole."""
         super().__init__()
         self.rotary, self.qkv = rotary, None
-        self.weight, self.bias, self.splits = weight, bias, splits
+        self.weight, self.absmax, self.bias, self.splits = weight, absmax, bias, splits
+        self.dtype = weight.dtype
         self.a: Any = None
         self.b: Any = None
         self.starts: list[int] = []
@@ -103,15 +108,19 @@ class FusedLinears(nn.Module):
 
     def joined(self, z: torch.Tensor) -> torch.Tensor:
         """[..., d_in] → [..., d_out], the outputs of all layers side by side."""
-        z = z.to(self.weight.dtype)
+        z = z.to(self.dtype)
+        if self.a is None and self.absmax is not None:
+            out: torch.Tensor = nf4_linear(z, self.weight, self.absmax, self.bias)
+            return out
         if self.a is None:
             return torch.nn.functional.linear(z, self.weight, self.bias)
         flat = z.reshape(-1, z.shape[-1])
         a, b, scales = self._adapters()
         spans = self.spans if len(a) > 1 else [0, 1] * len(self.starts)
         h, _ = adapted_linear(
-            flat, self.weight, self.bias, a, b, self.starts, self.widths, spans, self.scale, scales
-        )
+            flat, self.weight, self.absmax, self.bias, a, b,
+            self.starts, self.widths, spans, self.scale, scales,
+        )  # fmt: skip
         return h.view(*z.shape[:-1], h.shape[-1])
 
     def _adapters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -181,13 +190,13 @@ def fused(model: Any) -> Iterator[ComputeCopy]:
     first = lora_layers(model)[0][1]
     flat = first.bank.flat
     compute_copy = ComputeCopy(
-        flat=flat, values=flat.to(weight_of(first.base).dtype, copy=True), leaves=[]
+        flat=flat, values=flat.to(matmul_dtype(first.base), copy=True), leaves=[]
     )
 
     def make(paths: list[str], rotary: bool | None) -> FusedLinears | None:
         modules = [model.get_submodule(path) for path in paths]
         if len(modules) == 1 and not isinstance(modules[0], LoraLinear):
-            return None
+            return None  # as it is: also in 4 bits
         return _fuse(modules, compute_copy, rotary)
 
     with _rewired(model, make):
@@ -249,29 +258,42 @@ def _fuse(modules: list[nn.Module], compute_copy: ComputeCopy, rotary: bool | No
     bases: list[Any] = [
         module.base if isinstance(module, LoraLinear) else module for module in modules
     ]
-    weights = [by_outputs(base) for base in bases]
-    splits = [len(weight) for weight in weights]
-    weight = weights[0].detach() if len(weights) == 1 else _one_storage(bases, weights)
+    splits = [out_features(base) for base in bases]
+    weight, absmax = _joined(bases)
     biases = [base.bias for base in bases]
-    bias = None
+    bias, dtype = None, matmul_dtype(bases[0])
     if any(own is not None for own in biases):
         bias = torch.cat(
             [
-                weight.new_zeros(width) if own is None else own.detach()
+                weight.new_zeros(width, dtype=dtype) if own is None else own.detach()
                 for own, width in zip(biases, splits, strict=True)
             ]
         )
-    whole = FusedLinears(weight, bias, splits, rotary)
+    whole = FusedLinears(weight, bias, splits, rotary, absmax)
+    whole.dtype = dtype
     _add_adapters(whole, modules, compute_copy)
     return whole
 
 
-def _one_storage(bases: list[Any], weights: list[torch.Tensor]) -> torch.Tensor:
-    """Stacks the weights and lets the layers view the stack: nothing is stored twice."""
-    joined = torch.cat([weight.detach() for weight in weights])
-    for base, part in zip(bases, joined.split([len(weight) for weight in weights]), strict=True):
+def _joined(bases: list[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(weight, absmax) of all, the layers being views of them: nothing is stored twice."""
+    if isinstance(bases[0], Nf4Linear):
+        codes, own_codes = joined_views([base.codes for base in bases])
+        absmax, own_absmax = joined_views([base.absmax for base in bases])
+        for base, part, scales in zip(bases, own_codes, own_absmax, strict=True):
+            base.codes, base.absmax = part, scales
+        return codes, absmax
+    weights = [by_outputs(base).detach() for base in bases]
+    if len(weights) == 1:
+        return weights[0], None
+    joined, parts = joined_views(weights)
+    for base, part in zip(bases, parts, strict=True):
         store_by_outputs(base, part)
-    return joined
+    if joined.is_cuda:
+        # What the parts were is of sizes that nothing else asks for: it would be kept in vain.
+        del weights
+        torch.cuda.empty_cache()
+    return joined, None
 
 
 def _add_adapters(whole: FusedLinears, modules: list[nn.Module], compute_copy: ComputeCopy) -> None:

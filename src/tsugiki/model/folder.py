@@ -161,16 +161,7 @@ def check_settings(folder: Path) -> Given:
             _refuse_code(
                 folder, name, read_settings(folder, name), known_type=str(config.get("model_type"))
             )
-    if config.get("quantization_config"):
-        kind = (
-            config["quantization_config"].get("quant_method", "unknown")
-            if isinstance(config["quantization_config"], dict)
-            else "unknown"
-        )
-        raise ModelError(
-            f"model {folder}: its weights are quantised ({kind}), which is not implemented. Give "
-            "the model that it was made from"
-        )
+    _refuse_other_bits(folder, config)
     _refuse_odd_sizes(folder, config)
     parts = sorted(
         key
@@ -185,6 +176,28 @@ def check_settings(folder: Path) -> Given:
             "text part as a folder of its own, and give that"
         )
     return config
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether a model's weights are kept in 4 bits (nf4)."""
+    return bool(read_settings(folder).get("quantization_config"))
+
+
+def _refuse_other_bits(folder: Path, config: Given) -> None:
+    """Of quantised weights, bitsandbytes' nf4 is read."""
+    if not config.get("quantization_config"):
+        return
+    given = config["quantization_config"]
+    given = given if isinstance(given, dict) else {}
+    kind = str(given.get("quant_method", "unknown"))
+    if kind == "bitsandbytes":
+        four = given.get("load_in_4bit")
+        kind = f"{kind} {given.get('bnb_4bit_quant_type', 'fp4') if four else 'int8'}"
+    if kind != "bitsandbytes nf4":
+        raise ModelError(
+            f"model {folder}: its weights are quantised ({kind}), of which only bitsandbytes nf4 "
+            'is read. Give the model that it was made from; base = "nf4" keeps that in 4 bits'
+        )
 
 
 def _refuse_odd_sizes(folder: Path, config: Given) -> None:

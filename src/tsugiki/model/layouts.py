@@ -20,6 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki.errors import ModelError, did_you_mean
+from tsugiki.model.nf4 import Nf4Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,7 @@ NEOX = Layout(
 )
 LAYOUTS = (LLAMA, GPT2, NEOX)
 WHOLE = "qkv"  # the fused weight as one
+LINEAR = (nn.Linear, Conv1D, Nf4Linear)
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -146,7 +148,7 @@ def layout_of(model: nn.Module) -> Layout:
         {
             name.rsplit(".", 1)[-1]
             for name, module in model.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D))
+            if isinstance(module, LINEAR)
         }
     )
     raise ModelError(
@@ -165,7 +167,7 @@ def missing_targets(model: nn.Module, layout: Layout) -> dict[str, str]:
             path = f"{layout.layers}.{index}.{inner}"
             module = _submodule(model, path)
             module = getattr(module, "base", module)  # adapters may be on it
-            if not isinstance(module, (nn.Linear, Conv1D)):
+            if not isinstance(module, LINEAR):
                 missing.setdefault(target, f"layer {index} has no linear layer {inner}")
             elif target in layout.fused and out_features(module) != len(layout.fused) * in_features(
                 module
@@ -179,16 +181,26 @@ def missing_targets(model: nn.Module, layout: Layout) -> dict[str, str]:
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """The weight matrix of a linear layer."""
+    """The weight matrix of a linear layer that keeps one."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor), f"{type(module).__name__} is no linear layer"
     assert weight.ndim == 2, f"{type(module).__name__} is no linear layer"
     return weight
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a linear layer's weight lies."""
+    return module.codes.device if isinstance(module, Nf4Linear) else weight_of(module).device
+
+
+def matmul_dtype(module: nn.Module) -> torch.dtype:
+    """What a linear layer's weight is in when it is read."""
+    return module.dtype if isinstance(module, Nf4Linear) else weight_of(module).dtype
+
+
 def transposed(module: nn.Module) -> bool:
-    """Whether a linear layer keeps its weight as [in, out], as GPT-2's does."""
-    return isinstance(module, Conv1D)
+    """Whether a linear layer's weight is [in, out] in its folder, as GPT-2's is."""
+    return module.transposed if isinstance(module, Nf4Linear) else isinstance(module, Conv1D)
 
 
 def by_outputs(module: nn.Module) -> torch.Tensor:
@@ -204,11 +216,11 @@ def store_by_outputs(module: nn.Module, weight: torch.Tensor) -> None:
 
 def out_features(module: nn.Module) -> int:
     """Outputs of a linear layer; GPT-2's `Conv1D` keeps its weight as [in, out]."""
-    return by_outputs(module).shape[0]
+    return module.out_features if isinstance(module, Nf4Linear) else by_outputs(module).shape[0]
 
 
 def in_features(module: nn.Module) -> int:
-    return by_outputs(module).shape[1]
+    return module.in_features if isinstance(module, Nf4Linear) else by_outputs(module).shape[1]
 
 
 def target_names(targets: str, layout: Layout) -> list[str]:

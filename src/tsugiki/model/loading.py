@@ -1,15 +1,11 @@
 """A causal language model and its tokenizer from a folder, the Hub or the package; safetensors
 only.
-
-Precision, the same for every method compared: matmuls in bf16 where the device has it, `LoRA`
-over a base stored in bf16 with fp32 adapters, full fine-tuning on fp32 master weights.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,42 +19,19 @@ from tsugiki.errors import ModelError, RunError, first_line
 from tsugiki.model.folder import (
     check_settings,
     checksum_of,
+    is_quantised,
     resolve,
     settings_checksum,
     stop_ids_of,
     weight_files,
 )
-from tsugiki.model.layouts import LAYOUTS
+from tsugiki.model.layouts import LAYOUTS, groups_of
 from tsugiki.model.look import look_at
+from tsugiki.model.nf4 import Nf4Linear, load_library, quantise_layers, stored_bytes
+from tsugiki.model.numerics import Numerics, pick_device, pick_numerics
 from tsugiki.toml import Given
 
 OLD_BUFFERS = tuple(name for layout in LAYOUTS for name in layout.old_buffers)
-
-
-# What the base's weights are stored in: those that are tuned themselves keep fp32 masters.
-STORED: Mapping[tuple[Method, Precision], str] = {
-    ("lora", "bf16"): "bf16",
-    ("lora", "fp32"): "fp32",
-    ("base", "bf16"): "bf16",
-    ("base", "fp32"): "fp32",
-    ("full", "bf16"): "fp32",
-    ("full", "fp32"): "fp32",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Numerics:
-    """What is computed and stored in what. `compute` is the dtype of matmuls, `base` and
-    `trained` are storage."""
-
-    compute: str
-    base: str
-    trained: str
-
-    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        if self.compute == "fp32":
-            return nullcontext()
-        return torch.autocast(device.type, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,71 +89,6 @@ def max_positions_of(config: Any) -> int:
     )
 
 
-def pick_device() -> torch.device:
-    """`TSUGIKI_DEVICE` if given, else CUDA if there, else the CPU. A card that is named becomes
-    the current one: events, pinned copies and kernels go to the current card, not to the one a
-    tensor lies on."""
-    wanted = os.environ.get("TSUGIKI_DEVICE")
-    if wanted and wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise RunError(f"TSUGIKI_DEVICE={wanted}: no CUDA device is visible here")
-    try:
-        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise RunError(f"TSUGIKI_DEVICE={wanted}: no such device. Use cpu, cuda or cuda:1")
-    if device.type == "cuda" and device.index is not None:
-        if device.index >= torch.cuda.device_count():
-            raise RunError(
-                f"TSUGIKI_DEVICE={wanted}: {torch.cuda.device_count()} CUDA devices are visible "
-                "here, counted from 0"
-            )
-        torch.cuda.set_device(device)
-    return device
-
-
-def pick_numerics(method: Method, precision: Precision, device: torch.device) -> Numerics:
-    """bf16 matmuls where the device is fast at them. Full fine-tuning keeps fp32 master
-    weights."""
-    if precision == "auto":
-        precision = "bf16" if _has_bf16(device) else "fp32"
-    elif precision == "bf16" and not _has_bf16(device):
-        raise RunError(
-            f'train.precision = "bf16": {device} has no fast bf16 matmuls. Use "auto" or "fp32"'
-        )
-    trained = "fp32 (bf16 + int16)" if (method, precision) == ("full", "bf16") else "fp32"
-    return Numerics(compute=precision, base=STORED[method, precision], trained=trained)
-
-
-def why_fp32(precision: Precision, numerics: Numerics, device: torch.device) -> str | None:
-    """What to tell the user of a GPU that `auto` computes in fp32 on; None where there is nothing
-    to say."""
-    if device.type != "cuda" or precision != "auto" or numerics.compute != "fp32":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return (
-        f"{name} has no fast bf16 matmuls: this run computes in fp32, with the eager step (CUDA "
-        "graphs need bf16). Results are correct; training is slower"
-    )
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether `auto` computes in bf16 there. `TSUGIKI_CPU_BF16` (1 or 0) decides for a CPU: the
-    same code runs on any, slower without such instructions, so that one machine can repeat what
-    another computed in."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    wanted = os.environ.get("TSUGIKI_CPU_BF16", "")
-    if wanted not in ("", "0", "1"):
-        raise RunError(
-            f"TSUGIKI_CPU_BF16={wanted}: must be 1 (bf16), 0 (fp32), or not set (what this CPU is "
-            "fast at)"
-        )
-    if wanted:
-        return wanted == "1"
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-
-
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder. Raises `ModelError` in one line, whatever transformers
     raises."""
@@ -210,13 +118,25 @@ def find_base(
     device = device or pick_device()
     folder = resolve(choice)
     config = check_settings(folder)
+    check_base(choice, folder)
     return BaseSource(
         folder=folder,
         checksum=checksum_of(weight_files(folder, config)),
         settings_checksum=settings_checksum(folder),
         device=device,
-        numerics=pick_numerics(method, precision, device),
+        numerics=pick_numerics(method, precision, device, choice.base),
     )
+
+
+def check_base(choice: ModelChoice, folder: Path) -> None:
+    """Raises `ModelError` where a base is asked for that cannot be had here."""
+    if choice.base is not None:
+        load_library()
+    elif is_quantised(folder):
+        raise ModelError(
+            f"model {folder}: its weights are kept in 4 bits. Adapters can be trained over them: "
+            'write base = "nf4" where the model is named'
+        )
 
 
 def load_base(source: BaseSource) -> Base:
@@ -227,30 +147,45 @@ def load_base(source: BaseSource) -> Base:
         ModelError: it is not the causal language model that its folder says it is, or its
             tokenizer cannot be read.
     """
-    tokenizer = load_tokenizer(source.folder)
-    model = read_model(
-        source.folder, torch.bfloat16 if source.numerics.base == "bf16" else torch.float32
-    )
+    tokenizer, numerics = load_tokenizer(source.folder), source.numerics
+    fp32 = "fp32" in (numerics.base, numerics.compute)
+    dtype = torch.float32 if fp32 else torch.bfloat16
+    model = read_model(source.folder, dtype)
     try:
+        if numerics.base == "nf4":
+            put_4bit(model, source.folder, source.device, dtype)
         model = model.to(source.device)
         look_at(
             model,
             tokenizer,
             str(source.folder),
-            source.numerics.autocast(source.device)
-            if source.numerics.base == "bf16"
-            else nullcontext(),
+            nullcontext() if fp32 else numerics.autocast(source.device),
         )
     except torch.OutOfMemoryError:
-        needed = (
-            sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-            / 2**30
-        )
+        needed = stored_bytes(model) / 2**30
         raise RunError(
             f"model {source.folder}: its weights alone need {needed:.1f} GiB in "
             f"{source.numerics.base}, which {source.device} does not have free"
         ) from None
     return Base(model=model, tokenizer=tokenizer, source=source)
+
+
+def put_4bit(model: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Puts 4 bits in the place of a model's linear layers, on `device`, for matmuls in `dtype`.
+    Raises `ModelError` where its layout is unknown, too."""
+    try:
+        quantise_layers(model, groups_of(model), device, dtype)
+    except ModelError as said:
+        raise ModelError(f"model {folder}: {said}") from None
+    # What the library marked it by: its layers are gone.
+    for name in ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "_weight_conversions"):
+        if hasattr(model, name):
+            delattr(model, name)
+    model.is_quantized = False
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)  # the library keeps the checkpoint's
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) -> Any:
@@ -264,9 +199,12 @@ def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) ->
     from transformers import AutoConfig, AutoModelForCausalLM
 
     weight_files(folder, check_settings(folder))
+    coded = is_quantised(folder)
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            if coded and only_names:
+                return _of_sizes(config)
             kind = AutoModelForCausalLM._model_mapping[type(config)]
             attention = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -277,7 +215,7 @@ def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) ->
                 attn_implementation=attention,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                device_map="meta" if only_names else None,
+                device_map="meta" if only_names else "cpu" if coded else None,
             )
         # libraries raise what they like: a quantised base without its library, sizes that do not
         # divide
@@ -300,6 +238,15 @@ def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) ->
     no_dropout(model)
     model.config.use_cache = False
     return model
+
+
+def _of_sizes(config: Any) -> Any:
+    """The model that 4-bit weights are of, without them: on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    del config.quantization_config
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 @contextmanager
@@ -366,5 +313,8 @@ def count_parameters(folder: Path) -> int:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Parameters of the model, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Parameters of the model, tied ones counted once, those in 4 bits as well."""
+    coded = (
+        2 * module.codes.numel() for module in model.modules() if isinstance(module, Nf4Linear)
+    )
+    return sum(parameter.numel() for parameter in model.parameters()) + sum(coded)

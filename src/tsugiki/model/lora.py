@@ -38,13 +38,13 @@ from tsugiki.model.adapter_bank import (
 from tsugiki.model.layouts import (
     TargetSlice,
     by_module,
+    device_of,
     every_target_slice,
     find_target_slices,
     groups_of,
     in_features,
     out_features,
     replace_module,
-    weight_of,
 )
 from tsugiki.model.lora_ops import dropout_mask, grouped_update, low_rank_update
 
@@ -63,7 +63,7 @@ class LoraLinear(nn.Module):
         # A tensor, not numbers: layers that differ in a number would each be compiled anew.
         self.numbers = torch.tensor(
             [_number(f"{part.path}:{part.target}") for part in slices],
-            device=weight_of(base).device,
+            device=device_of(base),
         )
         self.d_in = in_features(base)
         self.whole = len(slices) == 1 and slices[0].width == out_features(base)
@@ -246,7 +246,7 @@ def attach_lanes(model: nn.Module, wanted: Sequence[tuple[LoraConfig, int]]) -> 
     groups = groups_of(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    device = weight_of(model.get_submodule(union[0].path)).device
+    device = device_of(model.get_submodule(union[0].path))
     bank = AdapterBank(
         flat=torch.empty(0, device=device),
         scales=torch.tensor([config.scale for config, _ in wanted], device=device),

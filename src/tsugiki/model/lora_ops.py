@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from tsugiki.model.nf4 import dense
+
 # Odd 64-bit constants of splitmix64.
 _MULTIPLIERS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 
@@ -131,6 +133,7 @@ def _(
 def adapted_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
+    absmax: torch.Tensor | None,
     bias: torch.Tensor | None,
     a: torch.Tensor,
     b: torch.Tensor,
@@ -145,7 +148,7 @@ def adapted_linear(
 
     Args:
         x: [n, d_in], lane after lane, equally many tokens each
-        weight: [d_out, d_in], frozen
+        weight: [d_out, d_in], frozen; or its codes and their `absmax` (`model/nf4`)
         bias: [d_out] or None, frozen
         a: [lanes, k · r, d_in], the A_i stacked
         b: [lanes, Σ widths, r], the B_i stacked
@@ -164,7 +167,8 @@ def adapted_linear(
     with on_side_stream(x):
         _batched(_of_lanes(x, len(a), some), a[some].transpose(1, 2), _of_lanes(xa, len(a), some))
         _times(xa, scales)
-    h = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    wide = dense(weight, absmax, x.dtype).t()
+    h = torch.mm(x, wide) if bias is None else torch.addmm(bias, x, wide)
     wait_side_stream(x)
     for out, inner, factor in _adapters(h, xa, b, starts, widths, spans):
         out.baddbmm_(inner, factor.transpose(1, 2), alpha=scale)
@@ -177,6 +181,7 @@ def adapted_linear_backward(
     x: torch.Tensor,
     xa: torch.Tensor,
     weight: torch.Tensor,
+    absmax: torch.Tensor | None,
     a: torch.Tensor,
     b: torch.Tensor,
     starts: list[int],
@@ -213,7 +218,7 @@ def adapted_linear_backward(
             each.view(lanes, -1, each.shape[1])[some] for each in (x.contiguous(), dxa)
         )
         torch.bmm(inners.transpose(1, 2), inputs, out=da[some])
-    dx = torch.mm(dh, weight)
+    dx = torch.mm(dh, dense(weight, absmax, dh.dtype))
     wait_side_stream(dh)
     _batched(_of_lanes(dxa, lanes, some), a[some], _of_lanes(dx, lanes, some), add=True)
     return dx, da, db
@@ -312,7 +317,9 @@ def _adapters(
 
 
 @adapted_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: Any, a: torch.Tensor, *rest: Any) -> Any:
+def _(
+    x: torch.Tensor, weight: torch.Tensor, absmax: Any, bias: Any, a: torch.Tensor, *rest: Any
+) -> Any:
     return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[1])
 
 
@@ -322,6 +329,7 @@ def _(
     x: torch.Tensor,
     xa: torch.Tensor,
     weight: torch.Tensor,
+    absmax: Any,
     a: torch.Tensor,
     b: torch.Tensor,
     *rest: Any,
@@ -330,17 +338,17 @@ def _(
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, _, a, b, ctx.starts, ctx.widths, ctx.spans, ctx.scale, scales = inputs
-    ctx.save_for_backward(x, output[1], weight, a, b, scales)
+    x, weight, absmax, _, a, b, ctx.starts, ctx.widths, ctx.spans, ctx.scale, scales = inputs
+    ctx.save_for_backward(x, output[1], weight, absmax, a, b, scales)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dh: torch.Tensor, _: Any) -> Any:
-    x, xa, weight, a, b, scales = ctx.saved_tensors
+    x, xa, weight, absmax, a, b, scales = ctx.saved_tensors
     dx, da, db = adapted_linear_backward(
-        dh, x, xa, weight, a, b, ctx.starts, ctx.widths, ctx.spans, ctx.scale, scales
+        dh, x, xa, weight, absmax, a, b, ctx.starts, ctx.widths, ctx.spans, ctx.scale, scales
     )
-    return dx, None, None, da, db, None, None, None, None, None
+    return dx, None, None, None, da, db, None, None, None, None, None
 
 
 adapted_linear.register_autograd(_backward, setup_context=_keep)

@@ -18,14 +18,14 @@ from tsugiki.runs.reading import RunRecord
 SNIPPET = """\
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, {imports}GenerationConfig
 
 BASE = {base}{revision_line}
 ADAPTER = "."  # this folder
 STOPS = {stops}
 
 tokenizer = AutoTokenizer.from_pretrained(BASE{revision})
-model = AutoModelForCausalLM.from_pretrained(BASE{revision}, dtype="auto")
+model = AutoModelForCausalLM.from_pretrained(BASE{revision}, {loaded})
 model.generation_config = GenerationConfig(  # instead of the base's: answers are greedy
     do_sample=False, max_new_tokens={max_new_tokens}, eos_token_id=STOPS, pad_token_id={pad}
 )
@@ -35,8 +35,9 @@ model = PeftModel.from_pretrained(model, ADAPTER).eval()
 def answer(**fields):
     prompt = {template}.format(**fields)
 {ids}
-    mask = torch.ones(1, len(ids), dtype=torch.long)
-    written = model.generate(input_ids=torch.tensor([ids]), attention_mask=mask)[0].tolist()
+    prompt_ids = torch.tensor([ids], device=model.device)
+    mask = torch.ones_like(prompt_ids)
+    written = model.generate(input_ids=prompt_ids, attention_mask=mask)[0].tolist()
     if written[-1] in STOPS:
         written.pop()
     return tokenizer.decode(written)[len(tokenizer.decode(ids)):]
@@ -46,6 +47,10 @@ print(answer({fields}))
 """
 PLAIN_IDS = """\
     ids = {opening}tokenizer(prompt, add_special_tokens=False)["input_ids"]"""
+# A base in 4 bits, as it was trained over.
+LOADED_4BIT = """dtype=torch.{dtype}, quantization_config=BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.{dtype}
+)"""
 CHAT_IDS = """\
     turns = [{{"role": "user", "content": prompt}}]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
@@ -58,6 +63,8 @@ class BaseNamed(Record):
     name: str
     revision: str | None
     sha256: str
+    kept_in: str  # bf16, fp32 or nf4
+    matmuls_in: str
 
 
 class PromptForm(Record):
@@ -112,7 +119,11 @@ def usage_of(record: RunRecord, base: Base, base_name: str) -> Usage:
     ending = ending_of(tokenizer, chat=chat, stops=base.stops)
     return Usage(
         base=BaseNamed(
-            name=base_name, revision=model.revision, sha256=record.provenance.model_sha256
+            name=base_name,
+            revision=model.revision,
+            sha256=record.provenance.model_sha256,
+            kept_in=base.numerics.base,
+            matmuls_in=base.numerics.compute,
         ),
         prompt=PromptForm(
             format=task.format,
@@ -147,7 +158,11 @@ def snippet_of(usage: Usage) -> str:
     prompt, base, generation = usage.prompt, usage.base, usage.generation
     opening = f"{list(prompt.opening_ids)} + " if prompt.opening_ids else ""
     form = CHAT_IDS if prompt.chat_template else PLAIN_IDS
+    four = base.kept_in == "nf4"
+    dtype = {"bf16": "bfloat16", "fp32": "float32"}[base.matmuls_in]
     return SNIPPET.format(
+        imports="BitsAndBytesConfig, " if four else "",
+        loaded=LOADED_4BIT.format(dtype=dtype) if four else f"dtype=torch.{dtype}",
         base=json.dumps(base.name, ensure_ascii=False),
         revision_line=f"\nREVISION = {json.dumps(base.revision)}" if base.revision else "",
         revision=", revision=REVISION" if base.revision else "",
@@ -165,6 +180,7 @@ def card_of(record: RunRecord, usage: Usage, adapter: LoraConfig) -> str:
     base, prompt, generation = usage.base, usage.prompt, usage.generation
     revision = f", revision `{base.revision}`" if base.revision else ""
     form = f"format `{prompt.format}`{', in the chat template' if prompt.chat_template else ''}"
+    four = base.kept_in == "nf4"
     config = json.dumps(
         record.config.model_dump(mode="json", exclude_none=True), ensure_ascii=False
     )
@@ -181,6 +197,7 @@ def card_of(record: RunRecord, usage: Usage, adapter: LoraConfig) -> str:
         "",
         f"- **Base**: `{base.name}`{revision}; weights' sha256 `{base.sha256}`. Its licence holds "
         "for what is made of it.",
+        *(["- **Precision**: trained over the base in 4 bits (bitsandbytes NF4)."] * four),
         f"- **Data**: {usage.task} ({usage.licence}). {usage.citation}",
         f"- **Adapter**: rank {adapter.rank} on {adapter.targets}, α / r = {adapter.scale:g}. One "
         "rank is written for all modules, smaller ones padded with zero rows.",

@@ -67,7 +67,8 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
     lanes = shared.method.lanes(base, configs, len(rows))
     handles.start_runs(shared, lanes, size)
     with shared.open_step(lanes, handles.all_at_their_end(lanes)) as step:
-        handles.note_step(shared, step.kind)
+        first_kind = step.kind
+        handles.note_step(shared, first_kind)
         watch = Watch(shared, configs, lanes, handles, step)
         results = fit(
             step,
@@ -77,6 +78,9 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
             on_progress=events.on_train,
             callback=watch,
         )
+        if step.kind != first_kind:
+            handles.note_step(shared, step.kind)
+            events.note(f"memory ran out on the way; the steps since then: {step.kind}")
     for number, result in enumerate(results):
         if result.failure is not None:
             yield Ended(number=number, status="failed", reason=result.failure)

@@ -141,6 +141,9 @@ def old_identity(config: RunConfig, provenance: Provenance) -> str:
     }
     later = (("adapter", None), ("shots", 0))
     written = {name: value for name, value in given.items() if (name, value) not in later}
+    written["model"] = {
+        name: value for name, value in given["model"].items() if (name, value) != ("base", None)
+    }
     written["train"] = {
         name: value for name, value in given["train"].items() if name not in READ_BY_FULL
     }

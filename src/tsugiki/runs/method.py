@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from tsugiki.config.run import RunConfig
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     from tsugiki.data.prompts import Tokens
     from tsugiki.model.loading import Base, BaseSource
+    from tsugiki.model.numerics import Numerics
     from tsugiki.runs.reading import RunRecord
     from tsugiki.runs.store import Run
     from tsugiki.train.lane import Lane
+    from tsugiki.train.ledger import Ledger, Load, Sizes
 
 Settings = Mapping[str, object]
 
@@ -70,11 +72,16 @@ class Method(Protocol):
     def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
         """A lane for each configuration: parameters to move, and where their rows come from."""
 
+    def ledger(
+        self, sizes: Sizes, model: torch.nn.Module, config: RunConfig, numerics: Numerics
+    ) -> Callable[[Load], Ledger]:
+        """What training holds on a device, given the largest backward pass."""
+
     def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
         """How many of these a device holds together."""
 
-    def what_helps(self, base: Base, config: RunConfig) -> str:
-        """What to do where one run alone did not fit."""
+    def instead(self, config: RunConfig) -> str:
+        """What takes less memory than it, in words."""
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         """What is known of its size before the first step."""

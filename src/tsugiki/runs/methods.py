@@ -5,7 +5,7 @@ No torch until a method is used: what a study and a report ask (`order`, `trains
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from tsugiki.data.prompts import Tokens
     from tsugiki.model.loading import Base, BaseSource
+    from tsugiki.model.numerics import Numerics
     from tsugiki.runs.reading import RunRecord
     from tsugiki.runs.store import Run
     from tsugiki.train.lane import Lane
+    from tsugiki.train.ledger import Ledger, Load, Sizes
 
 # Of [train], what runs over one base must have in common to be lanes of one step.
 SHARED = ("max_length", "long_rows", "precision", "step")
@@ -103,19 +105,30 @@ class Lora(_Trained):
             made.append(lane)
         return made
 
+    def ledger(
+        self, sizes: Sizes, model: torch.nn.Module, config: RunConfig, numerics: Numerics
+    ) -> Callable[[Load], Ledger]:
+        from tsugiki.model.lora import adapted_slices
+        from tsugiki.train.ledger import READ_BY, ledger_of_adapters
+
+        size, parts = self.num_trained(model, config), adapted_slices(model, _adapter(config))
+        reads = frozenset(READ_BY[part.target] for part in parts if part.target in READ_BY)
+        return lambda load: ledger_of_adapters(sizes, numerics.base, size, reads, load)
+
     def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
-        from tsugiki.train.memory import lanes_that_fit
+        """As many as fit if all were the largest of them."""
+        from tsugiki.train.ledger import load_of, sizes_of
+        from tsugiki.train.memory import lanes_on_device
 
-        adapters = [_adapter(config) for config in configs]
-        batch = max(config.train.micro_batch or config.train.batch for config in configs)
-        return lanes_that_fit(base.model, base.device, adapters, batch, rows)
+        sizes, model = sizes_of(base.model), base.model
+        largest = max(configs, key=lambda config: self.num_trained(model, config))
+        load = load_of(rows, [config.train for config in configs])
+        of = self.ledger(sizes, model, largest, base.numerics)
+        return lanes_on_device(base.device, of, load, len(configs))
 
-    def what_helps(self, base: Base, config: RunConfig) -> str:
-        from tsugiki.train.memory import what_helps
-
-        taken = base.num_parameters * next(base.model.parameters()).element_size()
-        other = "a smaller model or more memory"
-        return what_helps(taken, "frozen weights", other, config.train, base.device)
+    def instead(self, config: RunConfig) -> str:
+        fewer = [] if config.model.base else ['base = "nf4" under [model]']
+        return ", ".join([*fewer, "a smaller model or more memory"])
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         size = lane.num_trainable
@@ -152,7 +165,8 @@ class Full(_Trained):
 
     def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
         """Whether gradients and moments of all parameters fit."""
-        from tsugiki.model.loading import num_parameters, pick_device, pick_numerics
+        from tsugiki.model.loading import num_parameters
+        from tsugiki.model.numerics import pick_device, pick_numerics
         from tsugiki.train.full_weights import is_needed
         from tsugiki.train.memory import refuse_no_room
 
@@ -197,13 +211,16 @@ class Full(_Trained):
     def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
         return 1
 
-    def what_helps(self, base: Base, config: RunConfig) -> str:
-        from tsugiki.train.memory import full_bytes, what_helps
+    def ledger(
+        self, sizes: Sizes, model: torch.nn.Module, config: RunConfig, numerics: Numerics
+    ) -> Callable[[Load], Ledger]:
+        from tsugiki.train.ledger import ledger_in_full
 
-        taken = int(base.num_parameters * full_bytes(config.train, base.numerics.compute))
-        kind, other = "weights and moments", "LoRA, a smaller model or more memory"
-        cut = base.numerics.compute == "fp32"  # else gradients would have to be summed
-        return what_helps(taken, kind, other, config.train, base.device, cut=cut)
+        return lambda load: ledger_in_full(sizes, config.train, load)
+
+    def instead(self, config: RunConfig) -> str:
+        fewer = [] if config.train.moments == "8bit" else ['moments = "8bit" under [train]']
+        return ", ".join([*fewer, "LoRA", "a smaller model or more memory"])
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         return Outcome(trainable=lane.num_trainable, total=base_size, steps=lane.steps)
@@ -230,8 +247,15 @@ class _NotTrained:
     def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
         return 1
 
-    def what_helps(self, base: Base, config: RunConfig) -> str:
-        return LORA.what_helps(base, config)
+    def ledger(
+        self, sizes: Sizes, model: torch.nn.Module, config: RunConfig, numerics: Numerics
+    ) -> Callable[[Load], Ledger]:
+        from tsugiki.train.ledger import ledger_of_weights
+
+        return lambda load: ledger_of_weights(sizes, numerics.base)
+
+    def instead(self, config: RunConfig) -> str:
+        return LORA.instead(config)
 
 
 class FromElsewhere(_NotTrained):

@@ -98,7 +98,8 @@ class Rounds:
             return f"{len(configs)} runs do not fit together"
         if full:
             helps = self.shared.what_helps(configs[0]) or str(broken)
-            broken = RunError(f"does not fit: {helps}")
+            recording = f"{broken}. " if isinstance(broken, DoesNotFit) else ""
+            broken = RunError(f"does not fit: {recording}{helps}")
         if self.faults is None:
             raise broken
         if len(configs) == 1:

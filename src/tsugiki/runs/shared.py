@@ -12,9 +12,10 @@ from tsugiki.data.batch import num_steps
 from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.data.tasks import Task, drawn
 from tsugiki.fast.cuda_graphs import why_eager
-from tsugiki.model.loading import Base, BaseSource, load_base, why_fp32
+from tsugiki.model.loading import Base, BaseSource, load_base
 from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.lora import detach
+from tsugiki.model.numerics import why_fp32
 from tsugiki.runs.branching import Branches
 from tsugiki.runs.events import Events
 from tsugiki.runs.inputs import tokens_of
@@ -23,6 +24,8 @@ from tsugiki.runs.preflight import longest_of, look_at_rows
 from tsugiki.runs.record import Outcome
 from tsugiki.train.cuda_graph_step import CudaGraphStep
 from tsugiki.train.lane import Lane
+from tsugiki.train.ledger import load_of, sizes_of
+from tsugiki.train.memory import what_helps
 from tsugiki.train.meter import free_memory
 from tsugiki.train.open_step import open_step
 from tsugiki.train.step import EagerStep
@@ -79,7 +82,14 @@ class Shared:
 
     def what_helps(self, config: RunConfig) -> str | None:
         """What to do where one run alone did not fit; None where not even the model did."""
-        return None if self._base is None else self.method.what_helps(self._base, config)
+        if self._base is None:
+            return None
+        model, numerics = self._base.model, self._base.numerics
+        of = self.method.ledger(sizes_of(model), model, config, numerics)
+        held, other = of(load_of(self.rows, [config.train])), self.method.instead(config)
+        # In 16 bits the gradients of a model that moves would have to be summed.
+        cut = not self.method.moves_base or numerics.compute == "fp32"
+        return what_helps(held, other, config.train, self._base.device, cut=cut)
 
     @cached_property
     def left_out(self) -> list[str]:

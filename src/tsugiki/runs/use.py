@@ -19,12 +19,21 @@ from tsugiki.data.tasks import CHAT, load_task
 from tsugiki.errors import ModelError, first_line
 from tsugiki.files import new_folder, umask
 from tsugiki.model.export import export_adapter, refuse_filled
-from tsugiki.model.folder import BUILTIN_NAME, resolve, settings_files, weight_files
+from tsugiki.model.folder import (
+    BUILTIN_NAME,
+    is_quantised,
+    read_settings,
+    resolve,
+    settings_files,
+    weight_files,
+)
 from tsugiki.model.loading import Base
 from tsugiki.model.lora import adapter_of
 from tsugiki.model.merge import merge_adapter, store_frozen
+from tsugiki.model.nf4 import dense_layers
 from tsugiki.runs.card import card_of, usage_of
 from tsugiki.runs.finished import load_trained
+from tsugiki.runs.for_tools import ADAPTER, write_for_tool
 from tsugiki.runs.inputs import task_of, tokens_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
@@ -47,10 +56,8 @@ def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int)
                 f"prompt “{prompt[:30]}”: has {len(each)} tokens; from 1 to "
                 f"{base.max_positions - max_new_tokens} fit beside {max_new_tokens} new ones"
             )
-    pad, stops = (
-        pad_id_of(tokenizer),
-        ending_of(tokenizer, chat=record.config.task.format == CHAT, stops=base.stops).stops,
-    )
+    chat = task_of(record).format == CHAT  # tasks of conversations name no format
+    pad, stops = pad_id_of(tokenizer), ending_of(tokenizer, chat=chat, stops=base.stops).stops
     batch = record.config.score.batch or EAGER_BATCH
     answers: list[list[int]] = []
     with base.numerics.autocast(base.device):
@@ -107,6 +114,16 @@ def export_run(record: RunRecord, folder: Path) -> None:
         export_adapter(adapter, draft, name, record.config.model.revision)
         (draft / "tsugiki.json").write_text(usage.model_dump_json(indent=1) + "\n", "utf-8")
         (draft / "README.md").write_text(card_of(record, usage, adapter.config), "utf-8")
+
+
+def export_for_tool(record: RunRecord, folder: Path, tool: str) -> None:
+    """Writes what lm-evaluation-harness or flexeval scores the run's test part with
+    (`runs/for_tools`), the adapter beside it. Raises as `export_run` does."""
+    method, name = method_of(record.config), _base_name(record)
+    with _draft_of(_new(folder)) as draft:
+        write_for_tool(record, draft, tool, name)
+        if method.tuned and not method.moves_base:
+            export_run(record, draft / ADAPTER)
 
 
 def _new(folder: Path) -> Path:
@@ -188,6 +205,8 @@ def export_merged(
     task = load_task(config.task)
     dtype = getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[stored])
     compute = "fp32" if stored == "fp32" else base.numerics.compute
+    if config.model.base is not None:
+        dense_layers(base.model, dtype)
     numerics = replace(base.numerics, compute=compute)
     gate = replace(base, source=replace(base.source, numerics=numerics))
     if not method_of(config).moves_base:
@@ -258,10 +277,10 @@ def _own_files(source: Path, draft: Path, dtype: str) -> None:
         to.parent.mkdir(exist_ok=True)
         to.write_bytes(path.read_bytes())
     config = draft / "config.json"
-    config.write_bytes(
-        re.sub(
-            rb'("(?:torch_)?dtype"\s*:\s*)"[^"]*"',
-            rb'\1"' + dtype.encode() + b'"',
-            config.read_bytes(),
-        )
-    )
+    content = config.read_bytes()
+    if is_quantised(source):  # the merged weights are not
+        given = {**read_settings(source)}
+        del given["quantization_config"]
+        content = json.dumps(given, indent=2, ensure_ascii=False).encode()
+    named = rb'("(?:torch_)?dtype"\s*:\s*)"[^"]*"'
+    config.write_bytes(re.sub(named, rb'\1"' + dtype.encode() + b'"', content))

@@ -23,7 +23,8 @@ import torch
 from tsugiki.data.batch import longest_first
 from tsugiki.data.prompts import Tokens, pad_id_of, target_ids_of
 from tsugiki.data.tokenizer import Tokenizer
-from tsugiki.model.loading import Numerics, backbone_and_head
+from tsugiki.model.loading import backbone_and_head
+from tsugiki.model.numerics import Numerics
 
 AnswerMode = Literal["sum", "per_char", "constrained"]
 ANSWER_MODES: tuple[AnswerMode, ...] = get_args(AnswerMode)

@@ -18,7 +18,8 @@ import torch
 
 from tsugiki.fast.attention import PACKED, STORED, KeyValueStore, attending
 from tsugiki.fast.cuda_graphs import GraphCapturer
-from tsugiki.model.loading import Numerics, backbone_and_head
+from tsugiki.model.loading import backbone_and_head
+from tsugiki.model.numerics import Numerics
 
 PROMPT_TOKENS = (
     16_384  # of one reading pass: large enough to be bound by matmuls, small enough for any card

@@ -20,9 +20,9 @@ from tsugiki.data.batch import longest_first
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.fast.cuda_graphs import use_cuda_graphs
-from tsugiki.model.loading import Numerics
 from tsugiki.model.look import cache_argument, look_of
 from tsugiki.model.lora import lanes_on
+from tsugiki.model.numerics import Numerics
 from tsugiki.score.decode import generate_lanes, rows_at_once
 from tsugiki.score.failures import FailureClass, classify
 

@@ -192,7 +192,8 @@ def _cells_of(
         first = {"seed": study.seeds[0]} if isinstance(study.seeds, tuple) else {}
         train = {**study.train, **first, **given}
         run = method_of(method).settings_of(train, settings, method)
-        run |= {"model": model, "task": task, "method": method.kind, "score": study.score}
+        own = model.model_copy(update={"base": method.base or model.base})
+        run |= {"model": own, "task": task, "method": method.kind, "score": study.score}
         return parse(RunConfig, run, f'study "{study.name}" method "{method.name}"')
 
     return [

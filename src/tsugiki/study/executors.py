@@ -21,7 +21,7 @@ import torch
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import message_of, reason_of
-from tsugiki.model.loading import pick_device
+from tsugiki.model.numerics import pick_device
 from tsugiki.runs.events import Events
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord, file_of
@@ -29,7 +29,7 @@ from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import RunBusy, Store
 from tsugiki.study.cells import Cell, collect
 from tsugiki.train.engine import Interrupted
-from tsugiki.train.memory import MOST_LANES
+from tsugiki.train.ledger import MOST_LANES
 
 Group = Sequence[Cell]
 Stage = Literal["cells", "seeds", "test"]

@@ -17,15 +17,8 @@ from tsugiki.data.prompts import tokenize
 from tsugiki.data.tasks import Task
 from tsugiki.errors import TsugikiError
 from tsugiki.model.folder import resolve, stop_ids_of
-from tsugiki.model.loading import (
-    Numerics,
-    load_tokenizer,
-    max_positions_of,
-    num_parameters,
-    pick_device,
-    pick_numerics,
-    read_model,
-)
+from tsugiki.model.loading import load_tokenizer, max_positions_of, num_parameters, read_model
+from tsugiki.model.numerics import Numerics, pick_device, pick_numerics
 from tsugiki.runs.branching import find_branches
 from tsugiki.runs.elsewhere import read_all
 from tsugiki.runs.methods import method_of
@@ -33,7 +26,6 @@ from tsugiki.runs.preflight import longest_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import Cell, Key, StudyResult, is_scored_elsewhere
-from tsugiki.train.memory import WHOLE_GRADIENT_BYTES, full_bytes
 from tsugiki.train.meter import device_name, matmul_rate
 
 SAMPLE = 200  # rows whose length is measured
@@ -45,9 +37,9 @@ HALVED = 0.5  # of all steps, where the lower half ends at a quarter and again a
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One (model, task, method): runs still to be made, what training and scoring take, whether
-    that was measured, what stays on the disk (`passing`: only while it trains), and the memory of
-    one run's weights, gradients and moments. `halved_s`: what training would take with successive
-    halving over `halved_runs` configurations, where the search can do that and does not."""
+    that was measured, and what stays on the disk (`passing`: only while it trains). `halved_s`:
+    what training would take with successive halving over `halved_runs` configurations, where the
+    search can do that and does not."""
 
     key: Key
     runs: int
@@ -57,7 +49,6 @@ class Part:
     measured: bool
     kept_bytes: int
     passing_bytes: int
-    memory_bytes: int
     halved_s: float | None = None
     halved_runs: int = 0
 
@@ -119,17 +110,6 @@ class _Look:
         whole, prompt = self.lengths[label]
         return 2 * self.size * (config.shots * whole + prompt + new) / self._rate(config)
 
-    def memory_bytes(self, config: RunConfig, trained: int) -> int:
-        """Of the base, and of what is trained with its gradients and moments (fp32), and its copy
-        for the matmuls; activations come on top."""
-        numerics = pick_numerics(config.method, config.train.precision, self.device)
-        copy = 2 if numerics.compute == "bf16" else 0
-        if method_of(config).moves_base:
-            gradients = 0 if numerics.compute == "fp32" else WHOLE_GRADIENT_BYTES
-            return int(self.size * (full_bytes(config.train, numerics.compute) + gradients))
-        base = self.size * (2 if numerics.base == "bf16" else WEIGHT_BYTES)
-        return base + trained * (WEIGHT_BYTES + copy + STATE_BYTES)
-
     def _rate(self, config: RunConfig) -> float:
         numerics: Numerics = pick_numerics(config.method, config.train.precision, self.device)
         dtype = torch.bfloat16 if numerics.compute == "bf16" else torch.float32
@@ -185,7 +165,6 @@ def _part(
         measured=measured,
         kept_bytes=kept * size * WEIGHT_BYTES,
         passing_bytes=size * STATE_BYTES if runs else 0,
-        memory_bytes=look.memory_bytes(first.config, size),
         **_halved(open_cells, steps_of, step_s),
     )
 

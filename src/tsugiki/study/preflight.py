@@ -12,15 +12,23 @@ import torch
 
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice
 from tsugiki.data.leaks import refuse_leak
-from tsugiki.data.prompts import render
+from tsugiki.data.prompts import Tokens, render
 from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.model.folder import resolve, stop_ids_of
-from tsugiki.model.loading import load_tokenizer, max_positions_of, num_parameters, read_model
+from tsugiki.model.loading import (
+    check_base,
+    load_tokenizer,
+    max_positions_of,
+    num_parameters,
+    read_model,
+)
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.preflight import longest_of, look_at_rows, rows_of
 from tsugiki.score.metrics import check_ready
+from tsugiki.study.fitting import Device, device_for, fits_of, fits_text
+from tsugiki.study.fitting import refuse as refuse_what_does_not_fit
 
 Refuse = Callable[[TsugikiError, Sequence[RunConfig]], None]
 """What is done with an error and the configurations that it keeps from running."""
@@ -77,10 +85,12 @@ def check_model(
     configs: Sequence[RunConfig],
     tasks: Mapping[TaskChoice, Task],
     refuse: Refuse,
+    device: Device | None = None,
 ) -> Iterator[str]:
-    """Tokenizer, names and sizes of all tensors, LoRA targets, adapters, room for what is tuned in
-    full, and every row as ids."""
-    folder = resolve(choice)
+    """Tokenizer, names and sizes of all tensors, LoRA targets, adapters, every row as ids, and what
+    training holds on a device (default: this machine's)."""
+    folder, device = resolve(choice), device or device_for(None)
+    check_base(choice, folder)
     tokenizer = load_tokenizer(folder)
     model = read_model(folder, torch.float32, only_names=True)
     for config, alike in _by_look(configs).items():
@@ -90,19 +100,21 @@ def check_model(
     positions = max_positions_of(model.config)
     for config, alike in _by_rows(configs, positions).items():
         with _refusing(alike, refuse):
-            longest = longest_of(config, positions)
-            for note in _check_rows(
-                folder,
-                tokenizer,
-                tasks[config.task],
-                config,
-                longest,
-                model.get_input_embeddings().weight.shape[0],
-            ):
-                yield f"  note: {tasks[config.task].name}, {note}"
+            longest, task = longest_of(config, positions), tasks[config.task]
+            room = model.get_input_embeddings().weight.shape[0]
+            rows, notes = _check_rows(folder, tokenizer, task, config, longest, room)
+            for note in notes:
+                yield f"  note: {task.name}, {note}"
+            for fits in fits_of(model, alike, rows["train"], device):
+                with _refusing(fits.configs, refuse):
+                    refuse_what_does_not_fit(fits, device)
+                    yield f"  {task.name}: {fits_text(fits, device)}"
+    size = num_parameters(model)
+    each = 4 if any(method_of(config).moves_base for config in configs) else 2
     yield (
         f"model {choice.label}: {len(tokenizer):,} tokens, {_ends_of(folder, tokenizer)}, "
-        f"{num_parameters(model) / 1e6:,.1f} M parameters"
+        f"{size / 1e6:,.1f} M parameters, {each * size / 2**30:.2g} GiB of host memory while it "
+        "is read"
     )
 
 
@@ -138,7 +150,8 @@ def _ends_of(folder: Path, tokenizer: Tokenizer) -> str:
 
 def _check_rows(
     folder: Path, tokenizer: Tokenizer, task: Task, config: RunConfig, longest: int, vocab_rows: int
-) -> list[str]:
+) -> tuple[dict[str, list[Tokens]], list[str]]:
+    """The rows of every part, and what is to be said of them."""
     left_out: list[str] = []
     rows = {
         part: rows_of(
@@ -154,8 +167,6 @@ def _check_rows(
         for part in SPLITS
     }
     notes = look_at_rows(folder, tokenizer, task, rows, config, vocab_rows=vocab_rows)
-    return (
-        [*notes, f"train: {len(left_out)} rows do not fit into {longest} tokens and are left out"]
-        if left_out
-        else notes
-    )
+    if left_out:
+        notes.append(f"train: {len(left_out)} rows do not fit into {longest} tokens: left out")
+    return rows, notes

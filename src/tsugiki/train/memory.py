@@ -1,94 +1,56 @@
-"""Foretells what a device holds: how many lanes, and whether full fine-tuning fits at all, before
-anything is made.
+"""What fits on a device: lanes, full fine-tuning, a study's configurations, before anything is
+made; and what to say where it does not.
 
-Foretold, not measured: the step that is then captured says whether it fits, and if not, fewer
-lanes are taken.
+Foretold by the ledger (`train/ledger`), not measured: the step that is then captured says whether
+it fits, and if not, fewer lanes or smaller backward passes are taken.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
 import psutil
 import torch
 
-from tsugiki.config.run import LoraConfig, TrainConfig
-from tsugiki.data.prompts import Tokens
+from tsugiki.config.run import TrainConfig
 from tsugiki.errors import RunError
 from tsugiki.fast.adamw import BLOCK
-from tsugiki.model.layouts import find_target_slices, in_features
-from tsugiki.model.loading import Numerics, num_parameters
+from tsugiki.model.numerics import Numerics
+from tsugiki.train.ledger import Ledger, Load, lanes_that_fit
 
-ADAPTER_BYTES = 4 + 4 + 8 + 2 + 2  # fp32 value, gradient, two moments; bf16 copy, its gradient
-USABLE = 0.88  # of the device's memory; the rest is for the libraries' workspaces and for fragments
+USABLE = 0.92  # of the device's memory: what is foretold is right within a tenth
 WHOLE_GRADIENT_BYTES = 2  # bf16; by layer there is one of the largest weight
-MOST_LANES = 96  # beyond, a step only gets longer: matmuls are bound by arithmetic long before
+NAMES = {
+    "weights": "weights",
+    "adapters": "adapters",
+    "gradients": "gradients",
+    "moments": "AdamW's moments",
+    "activations": "activations",
+    "logits": "logits",
+    "workspace": "workspaces and recording",
+}
 
 
-def lanes_that_fit(
-    model: Any,
-    device: torch.device,
-    adapters: Sequence[LoraConfig],
-    micro_batch: int,
-    rows: Sequence[Tokens],
+def lanes_on_device(
+    device: torch.device, ledger_of: Callable[[Load], Ledger], load: Load, most: int
 ) -> int:
-    """How many lanes of these adapters can train together on a device, with so many rows of each in
-    a backward pass; 1 on a CPU, where lanes save no arithmetic."""
+    """How many lanes can train together on a device, with so much of each in a backward pass; 1 on
+    a CPU, where lanes save no arithmetic."""
     if device.type != "cuda":
         return 1
-    own = USABLE * room(device)[1] - num_parameters(model) * next(model.parameters()).element_size()
     # Beside other processes (--jobs) less is there; alone the first bound holds, so that a resumed
     # study makes the same groups.
-    there = (
-        torch.cuda.mem_get_info(device)[0]
-        + torch.cuda.memory_reserved(device)
-        - torch.cuda.memory_allocated(device)
-    )
-    free = min(own, 0.95 * there)
-    each = lane_bytes(model, adapters, micro_batch, rows)
-    return max(1, min(MOST_LANES, len(adapters), int(free // each)))
+    there = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free = min(USABLE * room(device)[1], 0.98 * there)
+    return lanes_that_fit(ledger_of, load, free, most)
 
 
-def lane_bytes(
-    model: Any, adapters: Sequence[LoraConfig], micro_batch: int, rows: Sequence[Tokens]
-) -> int:
-    """What one more lane of these takes: its adapters with their optimiser, and what its rows
-    leave behind for the backward pass."""
-    rank = max(adapter.rank for adapter in adapters)
-    targets = {adapter.targets for adapter in adapters}
-    parts = {
-        (part.path, part.target): part
-        for names in targets
-        for part in find_target_slices(model, names)
-    }
-    parameters = sum(
-        rank * (in_features(model.get_submodule(part.path)) + part.width) for part in parts.values()
-    )
-    tokens = _upper_sum([len(row) for row in rows], micro_batch)
-    answers = _upper_sum([len(row.target_ids) for row in rows], micro_batch)
-    logits = answers * model.config.vocab_size * (2 + 4 + 4 + 2)  # bf16, fp32, their gradients
-    return int(parameters * ADAPTER_BYTES + tokens * token_bytes(model.config) + logits)
-
-
-def token_bytes(config: Any) -> int:
-    """What one token leaves behind in bf16 for the backward pass: eight vectors of the model's
-    width a layer (norms' inputs and outputs, q, k, v, attention, residuals) and three of the
-    MLP's."""
-    width = config.hidden_size
-    mlp = (
-        getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
-    )
-    return int(2 * config.num_hidden_layers * (8 * width + 3 * mlp))
-
-
-def _upper_sum(lengths: Sequence[int], count: int) -> float:
-    """What the sum of `count` random ones of these hardly ever exceeds: the mean and four standard
-    deviations."""
-    mean = sum(lengths) / len(lengths)
-    variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
-    return min(count * max(lengths), count * mean + 4 * math.sqrt(count * variance))
+def in_words(ledger: Ledger) -> str:
+    """`3.6 GiB (weights 2.5, activations 0.6, …)`, the largest first; what is nothing is left
+    out."""
+    items = sorted(ledger.items().items(), key=lambda item: -item[1])
+    parts = [f"{NAMES[name]} {_gib(size)}" for name, size in items if size >= 0.05 * 2**30]
+    return f"{_gib(ledger.total)} GiB" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def room(device: torch.device) -> tuple[int, int]:
@@ -151,17 +113,11 @@ def refuse_no_room(
 
 
 def what_helps(
-    fixed: int,
-    kind: str,
-    instead: str,
-    train: TrainConfig,
-    device: torch.device,
-    *,
-    cut: bool = True,
+    ledger: Ledger, instead: str, train: TrainConfig, device: torch.device, *, cut: bool = True
 ) -> str:
-    """What to do when one run alone did not fit: rows can be made fewer, what the weights take (so
-    many bytes, for what `kind` says) cannot; `instead` is what takes less. `cut`: whether smaller
-    backward passes take less."""
+    """What to do when one run alone did not fit: its largest consumer is named. Rows can be made
+    fewer, what the weights take cannot: `instead` is what takes less of that. `cut`: whether
+    smaller backward passes take less."""
     free, total = room(device)
     taken = total - free
     others = (
@@ -169,14 +125,15 @@ def what_helps(
         if taken > total / 10
         else ""
     )
-    said = f"{kind} take {_gib(fixed)} of {_gib(total)} GiB on {device}{others}"
-    if fixed > 0.9 * free:
+    name, size = max(ledger.items().items(), key=lambda item: item[1])
+    said = f"{NAMES[name]} take {_gib(size)} of {_gib(total)} GiB on {device}{others}"
+    if ledger.fixed > 0.9 * free:
         return f"{said}. Fewer rows do not help: take {instead}"
     rows = train.micro_batch or train.batch
     smaller = f"train.micro_batch (now {rows} rows a backward pass) or " if rows > 1 and cut else ""
     return (
-        f"{said}; the rest was not enough for the rows. Lower {smaller}train.max_length (now "
-        f"{train.max_length:,})"
+        f"{said}; of {in_words(ledger)} not all fits. Lower {smaller}train.max_length (now "
+        f"{train.max_length:,}), or take {instead}"
     )
 
 

@@ -20,7 +20,7 @@ from tsugiki.fast.attention import PACKED, attending
 from tsugiki.fast.cuda_graphs import layer_calls, repeated_layers, use_cuda_graphs
 from tsugiki.fast.fused_linears import can_fuse, fused, fused_whole
 from tsugiki.fast.rotary import deferred_rope
-from tsugiki.model.loading import Numerics
+from tsugiki.model.numerics import Numerics
 from tsugiki.train.cuda_graph_step import CudaGraphStep
 from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import DoesNotFit, Lane
@@ -72,8 +72,9 @@ def cuda_graph_step(
     it again in the backward pass.
 
     Raises:
-        DoesNotFit: the device's memory does not hold a step of several lanes.
-        RunError: not even the longest row fits, or the layers cannot be compiled changed.
+        DoesNotFit: the device's memory does not hold a step of several lanes, or of one lane not
+            even the longest row.
+        RunError: the layers cannot be compiled changed.
     """
     packable = PackableRows.of(rows)
     attention = model.config._attn_implementation
@@ -131,9 +132,9 @@ def _capture_what_fits(
                 ) from broken
         first.moves.free_gradients()
         torch.cuda.empty_cache()
-    raise RunError(
-        f"{first.name}: a row of {int(rows.lengths.max())} tokens does not fit into {device}'s "
-        "memory. Lower train.max_length, or take a smaller model"
+    raise DoesNotFit(
+        f"{first.name}: recording its step ran out of memory on {device}, even with the longest "
+        f"row ({int(rows.lengths.max()):,} tokens) alone and layers computed twice"
     )
 
 

@@ -10,7 +10,8 @@ import torch
 
 from tsugiki.data.packing import PackedBatch
 from tsugiki.fast.fused_linears import ComputeCopy
-from tsugiki.model.loading import Numerics, backbone_and_head
+from tsugiki.model.loading import backbone_and_head
+from tsugiki.model.numerics import Numerics
 from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane
 from tsugiki.train.loss import packed_losses

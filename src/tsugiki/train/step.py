@@ -16,10 +16,12 @@ import torch
 
 from tsugiki.data.batch import Batch, collate
 from tsugiki.data.prompts import Tokens
-from tsugiki.model.loading import Numerics, backbone_and_head
+from tsugiki.model.loading import backbone_and_head
+from tsugiki.model.numerics import Numerics
 from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane
 from tsugiki.train.loss import summed_losses
+from tsugiki.train.meter import free_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,10 @@ class StepResult:
 
 
 class EagerStep:
-    """Steps of any lanes over one model."""
+    """Steps of any lanes over one model. Where a backward pass runs out of memory, the step is
+    made anew in passes of half as many rows, and so are those after it: which rows make a step
+    never changes."""
 
-    kind = "eager"
     peak_bytes = 0  # what was allocated before the first step and belongs to every step: nothing
 
     def __init__(
@@ -48,6 +51,13 @@ class EagerStep:
     ):
         self.backbone, self.head = backbone_and_head(model)
         self.rows, self.pad_id, self.device, self.numerics = rows, pad_id, device, numerics
+        self.most_rows: int | None = None  # of a lane in a backward pass
+
+    @property
+    def kind(self) -> str:
+        """For the record."""
+        cut = self.most_rows is not None
+        return f"eager, at most {self.most_rows} rows a backward pass" if cut else "eager"
 
     def __call__(self, lanes: Sequence[Lane]) -> list[StepResult]:
         """The coming step of each lane. Lanes share the base's matmuls; all but the last
@@ -55,8 +65,11 @@ class EagerStep:
         numbers = [lane.rows() for lane in lanes]
         num_targets = [sum(len(self.rows[number].target_ids) for number in own) for own in numbers]
         if lanes[0].adamw.looks_first:
-            self._backward(lanes, numbers, num_targets, live=False)
+            self._passes(lanes, numbers, num_targets, live=False)
         losses = self._backward(lanes, numbers, num_targets)
+        while losses is None:
+            free_memory(self.device)
+            losses = self._backward(lanes, numbers, num_targets)
         lanes[0].moves.bank.clear_batch()
         return [
             StepResult(
@@ -68,6 +81,23 @@ class EagerStep:
         ]
 
     def _backward(
+        self, lanes: Sequence[Lane], numbers: Sequence[list[int]], num_targets: Sequence[int]
+    ) -> list[torch.Tensor] | None:
+        """`_passes`; None where memory ran out, and smaller ones are to be tried."""
+        try:
+            return self._passes(lanes, numbers, num_targets)
+        except torch.OutOfMemoryError:
+            rows = max(len(part) for part in _micro_batches(lanes, numbers, self.most_rows)[0])
+            # Where a backward pass moves what it has the gradient of, it cannot be made twice.
+            if rows == 1 or isinstance(lanes[0].moves, FullWeights):
+                raise
+            self.most_rows = rows // 2
+        lanes[0].moves.bank.clear_batch()
+        for lane in lanes:
+            lane.adamw.clear()
+        return None
+
+    def _passes(
         self,
         lanes: Sequence[Lane],
         numbers: Sequence[list[int]],
@@ -79,7 +109,7 @@ class EagerStep:
         for lane in lanes:
             lane.set_rate(live=live)
         losses = [torch.zeros((), device=self.device) for _ in lanes]
-        passes = _micro_batches(lanes, numbers)
+        passes = _micro_batches(lanes, numbers, self.most_rows)
         if len(passes) > 1 and isinstance(lanes[0].moves, FullWeights):
             lanes[0].moves.sum_gradients()
         for parts in passes:
@@ -108,12 +138,15 @@ class EagerStep:
         return collate([self.rows[number] for number in numbers], numbers, self.pad_id)
 
 
-def _micro_batches(lanes: Sequence[Lane], numbers: Sequence[list[int]]) -> list[list[list[int]]]:
-    """One entry for each backward pass: the row numbers of each lane in it (none where a lane
-    needs fewer passes)."""
+def _micro_batches(
+    lanes: Sequence[Lane], numbers: Sequence[list[int]], most: int | None
+) -> list[list[list[int]]]:
+    """One entry for each backward pass: the row numbers of each lane in it, `most` rows at most
+    (none where a lane needs fewer passes)."""
     parts = []
     for lane, own in zip(lanes, numbers, strict=True):
-        micro = lane.config.micro_batch or lane.config.batch
+        configured = lane.config.micro_batch or lane.config.batch
+        micro = min(configured, most or configured)
         parts.append([own[start : start + micro] for start in range(0, len(own), micro)])
     return [list(each) for each in zip_longest(*parts, fillvalue=[])]
 

@@ -1,0 +1,139 @@
+"""The command that writes a run for others: peft, transformers, evaluation tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional, cast
+
+import typer
+
+from tsugiki.cli.app import app, run_folder
+from tsugiki.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tsugiki.runs.reading import RunRecord
+    from tsugiki.runs.use import Stored
+
+Merge = Annotated[
+    bool,
+    typer.Option(
+        "--merge",
+        help="Write the whole model, the adapter added to its weights, if it still answers the "
+        "same.",
+    ),
+]
+
+
+Dtype = Annotated[
+    Optional[str],
+    typer.Option(
+        help="With --merge: fp32, bf16 or fp16 (default: what the base was stored in; over a base "
+        "in 4 bits bf16)."
+    ),
+]
+Tolerance = Annotated[
+    Optional[float],
+    typer.Option(min=0, help="With --merge: points of 100 that the score may move (default 0.5)."),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="With --merge: write it though it does not answer the same; merged.json says how.",
+    ),
+]
+LmEval = Annotated[
+    bool,
+    typer.Option("--lm-eval", help="Write the task for lm-evaluation-harness, and its command."),
+]
+Flexeval = Annotated[
+    bool, typer.Option("--flexeval", help="Write the task for flexeval, and its command.")
+]
+Push = Annotated[
+    Optional[str],
+    typer.Option(help="owner/name: a new private repository on the Hub for the adapter."),
+]
+
+
+def _stored(dtype: str | None, record: RunRecord) -> Stored:
+    """What merged weights are written in."""
+    from tsugiki.runs.use import STORED
+
+    if dtype == "nf4":
+        raise ConfigError(
+            '--dtype "nf4": 4 bits would round the adapter away. Merge into bf16 (the default over '
+            "a base in 4 bits), or export the adapter and load the base in 4 bits beneath it"
+        )
+    if dtype is not None and dtype not in STORED:
+        raise ConfigError(f'--dtype "{dtype}": must be one of {", ".join(STORED)}')
+    kept = record.provenance.numerics.base
+    return cast("Stored", dtype or ("bf16" if kept == "nf4" else kept))
+
+
+@app.command(
+    epilog="Examples: tsugiki export RUN --to my-adapter   ·   tsugiki export RUN --to my-model "
+    "--merge --dtype bf16"
+)
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder.")],
+    merge: Merge = False,
+    dtype: Dtype = None,
+    tolerance: Tolerance = None,
+    force: Force = False,
+    lm_eval: LmEval = False,
+    flexeval: Flexeval = False,
+    push: Push = None,
+) -> None:
+    """Write a LoRA run as a PEFT adapter folder (and to the Hub: --push), or a run of any kind as
+    an ordinary model folder (--merge), or what other tools score its test part with (--lm-eval,
+    --flexeval)."""
+    from tsugiki.runs.reading import read_record
+    from tsugiki.runs.use import export_for_tool, export_run
+
+    record = read_record(run_folder(folder))
+    kinds = {"--merge": merge, "--lm-eval": lm_eval, "--flexeval": flexeval, "--push": bool(push)}
+    if sum(kinds.values()) > 1:
+        raise ConfigError(f"{', '.join(kinds)}: one of them at a time")
+    if not merge and (dtype or tolerance is not None or force):
+        raise ConfigError(
+            "--dtype, --tolerance, --force: only --merge reads them; adapters are written as they "
+            "are"
+        )
+    if merge:
+        _merge(record, to, dtype, tolerance, force=force)
+    elif lm_eval or flexeval:
+        export_for_tool(record, to, "lm-eval" if lm_eval else "flexeval")
+        print(f"{to}: the task's files, and README.md with the command that scores")
+        print(f"Next: cat {to}/README.md")
+    elif push:
+        from tsugiki.runs.push import push_adapter
+
+        print(f"{to}: written, and to {push_adapter(record, to, push)} (private)")
+        print(f"Next: peft.PeftModel.from_pretrained(base, '{push}')")
+    else:
+        export_run(record, to)
+        print(
+            f"{to}: adapter_config.json, adapter_model.safetensors, README.md (a model card with a "
+            "snippet), tsugiki.json (prompt, labels, stop ids)\nNext: "
+            f"peft.PeftModel.from_pretrained(base, '{to}')"
+        )
+
+
+def _merge(
+    record: RunRecord, to: Path, dtype: str | None, tolerance: float | None, *, force: bool
+) -> None:
+    from tsugiki.runs.use import export_merged
+
+    stored = _stored(dtype, record)
+    allowed = 0.5 if tolerance is None else tolerance
+    seen = export_merged(record, to, stored, tolerance=allowed, force=force)
+    print(
+        f"{to}: a model folder; weights {seen.stored_before} → {seen.stored_after}, "
+        f"{seen.lost:.2%} of the adapter lost to rounding"
+    )
+    print(
+        f"Gate: {seen.rows} rows of validation, {seen.score} {seen.before:.4f} → {seen.after:.4f}, "
+        f"{seen.changed} answers changed{': not the same, written by --force' * seen.forced}"
+    )
+    print(f"Next: transformers.AutoModelForCausalLM.from_pretrained('{to}')")

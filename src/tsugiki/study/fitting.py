@@ -1,0 +1,153 @@
+"""Which configurations fit on a device, said before anything is loaded: what each holds, item by
+item, how it is made to fit, the largest batch, or the line to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tsugiki.config.run import RunConfig
+from tsugiki.data.prompts import Tokens
+from tsugiki.model.numerics import Numerics, pick_device, pick_numerics
+from tsugiki.runs.methods import method_of
+from tsugiki.train.ledger import (
+    Ledger,
+    Load,
+    first_that_fits,
+    lanes_that_fit,
+    load_of,
+    rows_that_fit,
+    sizes_of,
+    smaller_loads,
+)
+from tsugiki.train.memory import USABLE, NoRoom, in_words, room, what_helps
+
+GIB = 2**30
+SURE = 1.1  # of the room: what is foretold beyond it does not fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Bytes of a device, and what it is called. `there`: it is this machine's."""
+
+    name: str
+    total: float
+    there: bool
+
+
+def device_for(gib: float | None) -> Device:
+    """The one of this machine; or one with so many GiB, for which is planned here."""
+    device = pick_device()
+    if gib is not None:
+        return Device(name=f"a CUDA device of {gib:g} GiB", total=gib * GIB, there=False)
+    if device.type == "cuda":
+        return Device(name=str(device), total=room(device)[1], there=True)
+    return Device(name="a CUDA device", total=float("inf"), there=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fits:
+    """What configurations that hold the same hold, in bytes, and how they fit: None where they do
+    not."""
+
+    configs: tuple[RunConfig, ...]
+    whole: Ledger
+    load: Load
+    way: Load | None
+    ledger: Ledger
+    least: Ledger
+    lanes: int
+    rows: int
+
+
+def fits_of(
+    model: Any, configs: Sequence[RunConfig], rows: Sequence[Tokens], device: Device
+) -> Iterator[Fits]:
+    """Each kind of configurations over these rows; those of a kind hold the same."""
+    sizes, free = sizes_of(model), USABLE * device.total
+    kinds: dict[tuple[object, ...], list[RunConfig]] = {}
+    for config in configs:
+        train, method = config.train, method_of(config)
+        key = (type(method), method.looks_at(config), config.model.base, train.batch)
+        kinds.setdefault((*key, train.micro_batch), []).append(config)
+    for alike in kinds.values():
+        config = max(alike, key=lambda each: each.train.epochs)
+        method = method_of(config)
+        load = replace(load_of(rows, [each.train for each in alike]), lanes=1)
+        of = method.ledger(sizes, model, config, _numerics(config))
+        tried = list(smaller_loads(load, frozen=not method.moves_base)) if method.trains else [load]
+        way = first_that_fits(of, iter(tried), free)
+        yield Fits(
+            configs=tuple(alike),
+            whole=of(load),
+            load=load,
+            way=way,
+            ledger=of(way or load),
+            least=of(tried[-1]),
+            lanes=lanes_that_fit(of, load, free, len(alike)) if method.together else 1,
+            rows=rows_that_fit(of, load, free) if method.trains and free < float("inf") else 0,
+        )
+
+
+def _numerics(config: RunConfig) -> Numerics:
+    """As on a CUDA device with bf16, whatever is here."""
+    precision = "bf16" if config.train.precision == "auto" else config.train.precision
+    numerics = pick_numerics(config.method, "fp32", torch.device("cpu"), config.model.base)
+    if precision == "fp32":
+        return numerics
+    base = config.model.base or ("fp32" if method_of(config).moves_base else "bf16")
+    return replace(numerics, compute="bf16", base=base)
+
+
+def fits_text(fits: Fits, device: Device) -> str:
+    """`LoRA, 3 configurations: 3.6 GiB (…) of 24 on cuda`, and how."""
+    first, count = fits.configs[0], len(fits.configs)
+    name = f"{_called(first)}{f', {count} configurations' if count > 1 else ''}"
+    known = device.total != float("inf")
+    where = f" of {device.total / GIB:.0f} GiB" if device.there else ""
+    if fits.way is None:
+        less = method_of(first).instead(first)
+        held = in_words(fits.whole)
+        return f"memory: {name}: {held}: does not fit on {device.name}{where}; less takes {less}"
+    said = [f"memory: {name}: {in_words(fits.ledger)}{where} on {device.name}"]
+    if how := _how(fits):
+        said.append(how)
+    if fits.lanes > 1:
+        said.append(f"{fits.lanes} train together where nothing else runs")
+    if fits.rows and known:
+        said.append(f"backward passes of up to {fits.rows:,} rows fit whole")
+    return "; ".join(said)
+
+
+def _called(config: RunConfig) -> str:
+    base = f" over {config.model.base}" if config.model.base else ""
+    return f"{method_of(config).summary(config).split(':')[0]}{base}"
+
+
+def _how(fits: Fits) -> str:
+    """What a step has to do to fit."""
+    way, load = fits.way, fits.load
+    if way is None or way == load:
+        return ""
+    said = []
+    if way.tokens < load.tokens:
+        said.append(f"backward passes of {way.tokens:,} tokens, not {load.tokens:,}")
+    if way.recomputed:
+        said.append("layers computed twice")
+    if way.by_layer:
+        said.append("gradients layer by layer")
+    return f"it fits with {', '.join(said)}"
+
+
+def refuse(fits: Fits, device: Device) -> None:
+    """Raises `NoRoom` where these configurations are beyond this machine's device for certain,
+    whatever is done."""
+    if not device.there or fits.least.total < SURE * device.total:
+        return
+    config, there = fits.configs[0], pick_device()
+    method = method_of(config)
+    helps = what_helps(fits.least, method.instead(config), config.train, there)
+    raise NoRoom(f"{_called(config)} does not fit: {helps}")
