@@ -1,4 +1,4 @@
-"""The command that writes a run for others: peft, transformers, evaluation tools."""
+"""Commands that give a run to others: peft, transformers, evaluation tools, a page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
-from tsugiki.cli.app import app, run_folder
+from tsugiki.cli.app import Lang, app, language_of, run_folder
 from tsugiki.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -137,3 +137,22 @@ def _merge(
         f"{seen.changed} answers changed{': not the same, written by --force' * seen.forced}"
     )
     print(f"Next: transformers.AutoModelForCausalLM.from_pretrained('{to}')")
+
+
+@app.command(
+    "try", epilog="Example: tsugiki try LORA-RUN FT-RUN   (then open the address it prints)"
+)
+def try_runs(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders of one task and one model.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of this machine.")] = 8765,
+    lang: Lang = "ja",
+) -> None:
+    """Open a page on this machine: the base and these runs answer the same row, or go on with the
+    same text, side by side."""
+    from tsugiki.cli.try_page import serve
+    from tsugiki.runs.reading import read_record
+    from tsugiki.runs.side_by_side import SideBySide
+
+    language = language_of(lang)
+    records = [read_record(run_folder(folder)) for folder in folders]
+    serve(SideBySide(records), language, port)

@@ -91,10 +91,11 @@ def _check_row(row: Given, added: Sequence[str], where: str) -> None:
 class Answerer:
     """A run's model, loaded once, and its task."""
 
-    def __init__(self, record: RunRecord, task: Task):
+    def __init__(self, record: RunRecord, task: Task, base: Base | None = None):
+        """`base`: a model that is loaded already, instead of the run's."""
         self.config, self.task = record.config, task
         self.added = added_columns(task.spec)
-        self.base: Base = load_trained(record)
+        self.base: Base = base or load_trained(record)
 
     def columns(self, answer: NewAnswer) -> dict[str, object]:
         """An answer by the names of `added`."""

@@ -47,7 +47,13 @@ SLACK = 2**20  # bytes a file of weights may be larger: no tensor is cut in two
 
 def answer_texts(record: RunRecord, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Greedy answers to prompts as they are: no template is added."""
-    base = load_trained(record)
+    return texts_of(load_trained(record), record, prompts, max_new_tokens)
+
+
+def texts_of(
+    base: Base, record: RunRecord, prompts: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """`answer_texts` of a model that is loaded."""
     tokenizer = base.tokenizer
     ids = [prompt_ids_of(tokenizer, prompt) for prompt in prompts]
     for prompt, each in zip(prompts, ids, strict=True):
