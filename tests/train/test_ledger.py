@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.memory import errors, foretold, halves
+from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
 
 from tests import build
 from tests.build import run_config, study_of
@@ -69,6 +70,25 @@ def test_sizes_are_those_of_the_model(kind: str) -> None:
     dense = 4 * (sizes.parameters - sizes.in_layers)
     codes = sizes.stored("nf4") - 2 * (sizes.parameters - sizes.in_layers) - 2 * sizes.largest
     assert stored_bytes(model) == pytest.approx(dense + codes)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "bloom"])
+def test_models_of_no_known_layout_are_counted_too(kind: str) -> None:
+    """Full fine-tuning takes them: looking at them must not end in an error."""
+    made = {
+        "mamba": lambda: MambaForCausalLM(
+            MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8)
+        ),
+        "bloom": lambda: BloomForCausalLM(
+            BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
+        ),
+    }
+    model = made[kind]()
+    sizes = sizes_of(model)
+    assert sizes.parameters == num_parameters(model)
+    held = ledger_in_full(sizes, build_full(8).train, LOAD)
+    assert held.weights == 4 * sizes.parameters
+    assert held.activations > 0
 
 
 def test_the_largest_backward_pass_is_that_of_the_run() -> None:
