@@ -88,6 +88,7 @@ def test_it_answers_to_this_machine_and_its_own_page_alone(records: list[RunReco
     given = {"kind": "row", "field:a": "犬", "field:b": "猫"}
     refused = client.post("/", data=given, headers={"Origin": "http://attacker.example"})
     assert refused.status_code == 403
+    assert client.post("/", data=given, headers={"Origin": "null"}).status_code == 403
     assert client.post("/", data=given, headers={"Origin": HERE}).status_code == 200
     assert client.post("/", data={"text": "犬" * 300_000}).status_code == 413
     long = client.post("/", data={"kind": "text", "text": "犬" * 21_000})
