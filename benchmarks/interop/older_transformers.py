@@ -1,5 +1,5 @@
-"""Answers of an older transformers, whose tokenizer classes do not open the built-in one: prompt ids
-in, ids out, decoded by `tokenizers`.
+"""Answers of an older transformers, whose tokenizer classes do not open the built-in one: prompt
+ids in, ids out, decoded by `tokenizers`.
 
     PYTHONPATH=OLDER python older_transformers.py prompts.jsonl ADAPTER --way adapter
     PYTHONPATH=OLDER python older_transformers.py prompts.jsonl ADAPTER --way merged --merged MERGED
