@@ -27,6 +27,7 @@ from tsugiki.runs.finished import score_run
 from tsugiki.runs.identity import SEMANTICS
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Run, Store
+from tsugiki.study.preflight import look_first
 
 CHAT = (
     "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '[SEP]' }}{% endfor %}{% if "
@@ -417,3 +418,15 @@ def test_a_model_that_writes_without_a_cache_says_so_and_is_trained_and_scored(
     )
     assert WITHOUT_CACHE in notes
     assert score_run(record, "test").scores("test") is not None  # type: ignore[arg-type]
+
+
+def test_a_configuration_that_is_refused_takes_no_other_with_it(
+    model_folder: Path, task_file: Path
+) -> None:
+    """What it would hold is not counted; what the others hold is."""
+    good = run_config(model_folder, task_file)
+    bad = run_config(model_folder, task_file, lora={"targets": "q+v", "rank": 999})
+    full = run_config(model_folder, task_file, method="full", lora=None)
+    refused = look_first([bad, good, full])
+    assert set(refused) == {bad}
+    assert "at most" in str(refused[bad])

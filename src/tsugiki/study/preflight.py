@@ -93,10 +93,12 @@ def check_model(
     check_base(choice, folder)
     tokenizer = load_tokenizer(folder)
     model = read_model(folder, torch.float32, only_names=True)
+    passed: list[RunConfig] = []
     for config, alike in _by_look(configs).items():
         with _refusing(alike, refuse):
             for note in method_of(config).look(model, config):
                 yield f"  note: {note}"
+            passed += alike
     positions = max_positions_of(model.config)
     for config, alike in _by_rows(configs, positions).items():
         with _refusing(alike, refuse):
@@ -105,7 +107,8 @@ def check_model(
             rows, notes = _check_rows(folder, tokenizer, task, config, longest, room)
             for note in notes:
                 yield f"  note: {task.name}, {note}"
-            for fits in fits_of(model, alike, rows["train"], device):
+            counted = [each for each in alike if each in passed]
+            for fits in fits_of(model, counted, rows["train"], device):
                 with _refusing(fits.configs, refuse):
                     refuse_what_does_not_fit(fits, device)
                     yield f"  {task.name}: {fits_text(fits, device)}"
