@@ -35,15 +35,15 @@ from benchmarks.step_vs_peers import (
     SIZES,
     VOCAB,
     build,
+    eager_steps,
     gib,
-    inputs_of,
     make_rows,
     settings,
     spread,
+    this_call,
     where_the_time_goes,
 )
 
-from tsugiki.data.batch import Order
 from tsugiki.fast.cuda_graphs import GraphCapturer
 from tsugiki.model.numerics import Numerics
 from tsugiki.train.engine import fit
@@ -151,33 +151,9 @@ def peer(size: str, work: str, kind: str, steps: int) -> dict[str, Any]:
             layer.compile(dynamic=True)
     model.train()
     moved, optimizer = list(model.parameters()), _optimizer(model, words)
-    order = Order(num_rows=len(rows), batch=BATCH, seed=0)
-    losses, times, tokens = [], [], []
-    start, first_step_s = time.perf_counter(), 0.0
-    for number in range(steps):
-        batch = [rows[n] for n in order.rows_of(number)]
-        given = inputs_of(batch, rows, {"nomask"}, True)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        loss = model(**given).loss
-        loss.backward()
-        if "released" not in words:
-            torch.nn.utils.clip_grad_norm_(moved, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        end.record()
-        losses.append(loss.item())
-        times.append(begin.elapsed_time(end))
-        tokens.append(sum(map(len, batch)))
-        first_step_s = first_step_s or time.perf_counter() - start
-    return {
-        "first_step_s": round(first_step_s, 2),
-        "first_loss": losses[0],
-        **spread(times[5:], tokens[5:]),
-        "peak_gib": gib(torch.cuda.max_memory_allocated()),
-        "reserved_gib": gib(torch.cuda.max_memory_reserved()),
-        "clipped": "released" not in words,
-    }
+    released = "released" in words
+    made = eager_steps(model, moved, optimizer, rows, steps, released=released)
+    return {**made, "clipped": not released}
 
 
 def _optimizer(model: Any, words: set[str]) -> Any:
@@ -342,10 +318,7 @@ def main() -> None:
     if args.table:
         print(table(kept))
         return
-    call = (
-        f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d %H:%M')}, torch "
-        f"{torch.__version__} (CUDA {torch.version.cuda})"
-    )
+    call = this_call()
     for key in args.only:
         size, work = key.split("_")
         steps = args.steps or STEPS[work]

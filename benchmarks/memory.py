@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.step_vs_peers import BATCH, DEVICE, SIZES, build, gib, make_rows
+from benchmarks.step_vs_peers import BATCH, DEVICE, SIZES, build, gib, make_rows, this_call
 
 from tsugiki.config.run import LoraConfig, TrainConfig
-from tsugiki.model.layouts import GPT2, LLAMA, groups_of, target_names
+from tsugiki.model.layouts import GPT2, LLAMA, target_names
 from tsugiki.model.lora import attach_lanes, detach
-from tsugiki.model.nf4 import quantise_layers
 from tsugiki.model.numerics import Numerics
+from tsugiki.model.quantise import quantise_layers
 from tsugiki.train import ledger
 from tsugiki.train.engine import fit
 from tsugiki.train.full_weights import FullWeights
@@ -102,7 +102,7 @@ def model_for(size: str, layout: str, name: str, held: list[Any]) -> tuple[Any, 
         model = build(size, layout, torch.float32 if kept is None else torch.bfloat16)
         sizes = sizes_of(model)
     if kept == "nf4":
-        quantise_layers(model, groups_of(model), DEVICE, torch.bfloat16)
+        quantise_layers(model, DEVICE, torch.bfloat16)
     held[:] = [] if kept is None else [key, model, sizes]
     return model, sizes
 
@@ -167,7 +167,7 @@ def foretold(case: dict[str, Any]) -> Ledger:
 
 
 def run(out: Path, layout: str, limit_s: float, skipped: list[str]) -> None:
-    start, held = time.perf_counter(), list[Any]()
+    start, held, call = time.perf_counter(), list[Any](), this_call()
     kept: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"cases": {}}
     for case in cases(layout):
         if any(f"{case[0]} {case[3]}".startswith(start_of) for start_of in skipped):
@@ -182,10 +182,6 @@ def run(out: Path, layout: str, limit_s: float, skipped: list[str]) -> None:
             result = {"failed": f"{type(full).__name__}: {str(full).splitlines()[0][:160]}"}
         gc.collect()
         torch.cuda.empty_cache()
-        call = (
-            f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d %H:%M')}, torch "
-            f"{torch.__version__} (CUDA {torch.version.cuda})"
-        )
         kept["cases"][name] = {"call": call, **result}
         out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shown = {key: value for key, value in result.items() if key not in ("sizes", "load")}

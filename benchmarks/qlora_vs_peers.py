@@ -24,20 +24,20 @@ from benchmarks.step_vs_peers import (
     DEVICE,
     RANK,
     build,
+    eager_steps,
     gib,
-    inputs_of,
     make_rows,
     settings,
     spread,
+    this_call,
 )
 from torch import nn
 
 from tsugiki.config.run import LoraConfig
-from tsugiki.data.batch import Order
 from tsugiki.model.layouts import groups_of
 from tsugiki.model.lora import attach_lanes
-from tsugiki.model.nf4 import quantise_layers
 from tsugiki.model.numerics import Numerics
+from tsugiki.model.quantise import quantise_layers
 from tsugiki.train.engine import fit
 from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.open_step import open_step
@@ -55,7 +55,7 @@ def ours(size: str, kept: str, lanes: int, steps: int) -> dict[str, Any]:
     rows, model = make_rows("jnli"), build(size, "llama", torch.bfloat16)
     train = settings(steps * BATCH / len(rows))
     if kept == "nf4":
-        quantise_layers(model, groups_of(model), DEVICE, torch.bfloat16)
+        quantise_layers(model, DEVICE, torch.bfloat16)
     wanted = LoraConfig(targets="all-linear", rank=RANK, alpha=2 * RANK)
     attached = attach_lanes(model, [(wanted, seed) for seed in range(lanes)])
     group = [
@@ -119,30 +119,9 @@ def peer(size: str, double: bool, steps: int) -> dict[str, Any]:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     optimizer = torch.optim.AdamW(moved, lr=1e-4, weight_decay=0.0, fused=True)
-    order = Order(num_rows=len(rows), batch=BATCH, seed=0)
-    losses, times, tokens = [], [], []
     start = time.perf_counter()
-    for number in range(steps):
-        batch = [rows[n] for n in order.rows_of(number)]
-        given = inputs_of(batch, rows, {"nomask"}, True)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        loss = model(**given).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(moved, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        end.record()
-        losses.append(loss.item())
-        times.append(begin.elapsed_time(end))
-        tokens.append(sum(map(len, batch)))
-    return {
-        "first_loss": losses[0],
-        "all_s": round(time.perf_counter() - start, 1),
-        **spread(times[5:], tokens[5:]),
-        "reserved_gib": gib(torch.cuda.max_memory_reserved()),
-        "trained": sum(p.numel() for p in moved),
-    }
+    made = eager_steps(model, moved, optimizer, rows, steps)
+    return {**made, "all_s": round(time.perf_counter() - start, 1)}
 
 
 def table(kept: dict[str, Any]) -> str:
@@ -186,11 +165,7 @@ def main() -> None:
     if args.table:
         print(table(json.loads(args.out.read_text(encoding="utf-8"))))
         return
-    kept: dict[str, Any] = {
-        "call": f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d %H:%M')}, torch "
-        f"{torch.__version__} (CUDA {torch.version.cuda})",
-        "cases": {},
-    }
+    kept: dict[str, Any] = {"call": this_call(), "cases": {}}
     for size in args.sizes:
         for name, case in CASES.items():
             try:

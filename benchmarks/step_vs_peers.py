@@ -25,8 +25,8 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -187,25 +187,42 @@ def peer(size: str, layout: str, work: str, steps: int, kind: str) -> dict[str, 
     moved = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(moved, lr=1e-4, weight_decay=0.0, fused=True)
     cast = nullcontext() if kind == "full" or strong else torch.autocast("cuda", torch.bfloat16)
+    return eager_steps(model, moved, optimizer, rows, steps, words=words, strong=strong, cast=cast)
+
+
+def eager_steps(
+    model: Any,
+    moved: list[Any],
+    optimizer: Any,
+    rows: list[Tokens],
+    steps: int,
+    *,
+    words: Collection[str] = ("nomask",),
+    strong: bool = True,
+    cast: AbstractContextManager[Any] | None = None,
+    released: bool = False,
+) -> dict[str, Any]:
+    """The loop of a peer, timed; `released`: its backward pass moves what it has the gradient of,
+    so that nothing is clipped."""
     order = Order(num_rows=len(rows), batch=BATCH, seed=0)
     losses, times, tokens = [], [], []
-    start = time.perf_counter()
-    first_step_s = 0.0
+    start, first_step_s = time.perf_counter(), 0.0
     for number in range(steps):
-        here = [rows[n] for n in order.rows_of(number)]
-        given = inputs_of(here, rows, words, strong)
+        batch = [rows[n] for n in order.rows_of(number)]
+        given = inputs_of(batch, rows, {*words}, strong)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        with cast:
+        with cast or nullcontext():
             loss = model(**given).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(moved, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if not released:
+            torch.nn.utils.clip_grad_norm_(moved, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         end.record()
         losses.append(loss.item())
         times.append(begin.elapsed_time(end))
-        tokens.append(sum(map(len, here)))
+        tokens.append(sum(map(len, batch)))
         first_step_s = first_step_s or time.perf_counter() - start
     return {
         "first_step_s": round(first_step_s, 2),
@@ -214,6 +231,14 @@ def peer(size: str, layout: str, work: str, steps: int, kind: str) -> dict[str, 
         "peak_gib": gib(torch.cuda.max_memory_allocated()),
         "reserved_gib": gib(torch.cuda.max_memory_reserved()),
     }
+
+
+def this_call() -> str:
+    """Card, minute and versions: figures are compared within one call."""
+    return (
+        f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d %H:%M')}, torch "
+        f"{torch.__version__} (CUDA {torch.version.cuda})"
+    )
 
 
 def inputs_of(
@@ -607,10 +632,7 @@ def main() -> None:
         print(table(known))
         return
     kept: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"cases": {}}
-    call = (
-        f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d %H:%M')}, torch "
-        f"{torch.__version__} (CUDA {torch.version.cuda})"
-    )
+    call = this_call()
     kept["about"] = {
         "batch": BATCH,
         "rank": RANK,

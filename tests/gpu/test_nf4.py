@@ -10,10 +10,10 @@ from tests import build
 from tests.gpu.test_lanes import FUSED, SLOW
 from tests.parity.test_training import rows
 from tests.train.test_lanes import Asked, lanes_of
-from tsugiki.model.layouts import groups_of
 from tsugiki.model.loading import no_dropout
-from tsugiki.model.nf4 import Nf4Linear, dense_layers, quantise_layers
+from tsugiki.model.nf4 import Nf4Linear
 from tsugiki.model.numerics import pick_numerics
+from tsugiki.model.quantise import dense_layers, quantise_layers
 from tsugiki.score.decode import generate_lanes
 from tsugiki.train.engine import fit
 from tsugiki.train.open_step import open_step
@@ -33,7 +33,7 @@ def trained(
     numerics = pick_numerics("lora", "auto", CUDA, "nf4")
     model = build.MODELS[kind]().to(torch.bfloat16)
     no_dropout(model)
-    quantise_layers(model, groups_of(model), CUDA, torch.bfloat16)
+    quantise_layers(model, CUDA, torch.bfloat16)
     model.to(CUDA)
     if dense:
         dense_layers(model, torch.bfloat16)
@@ -74,7 +74,7 @@ def test_codes_are_those_of_a_cpu() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         models = [build.MODELS["broad gpt2"]().to(dtype) for _ in range(2)]
         for model, device in zip(models, (torch.device("cpu"), CUDA), strict=True):
-            quantise_layers(model, groups_of(model), device, dtype)
+            quantise_layers(model, device, dtype)
         for one, other in zip(models[0].modules(), models[1].modules(), strict=True):
             if isinstance(one, Nf4Linear):
                 assert torch.equal(one.codes, other.codes.cpu())

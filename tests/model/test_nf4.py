@@ -21,7 +21,8 @@ from tsugiki.config.run import LoraConfig, ModelChoice
 from tsugiki.errors import ConfigError, ModelError
 from tsugiki.model.layouts import groups_of
 from tsugiki.model.loading import find_base, load_base, num_parameters
-from tsugiki.model.nf4 import Nf4Linear, dense_layers, quantise_layers, stored_bytes
+from tsugiki.model.nf4 import Nf4Linear, stored_bytes
+from tsugiki.model.quantise import dense_layers, quantise_layers
 from tsugiki.train.engine import fit
 from tsugiki.train.step import EagerStep
 
@@ -39,7 +40,7 @@ def values_of(packed: torch.Tensor, state: QuantState) -> torch.Tensor:
 
 
 def in_4bit(model: Any, dtype: torch.dtype = torch.float32) -> Any:
-    quantise_layers(model, groups_of(model), CPU, dtype)
+    quantise_layers(model, CPU, dtype)
     return model
 
 

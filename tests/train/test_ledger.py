@@ -17,9 +17,9 @@ from tests.build import run_config, study_of
 from tests.parity.test_training import config, rows
 from tsugiki.cli.check import check_file
 from tsugiki.config.run import RunConfig
-from tsugiki.model.layouts import groups_of
 from tsugiki.model.loading import num_parameters
-from tsugiki.model.nf4 import quantise_layers, stored_bytes
+from tsugiki.model.nf4 import stored_bytes
+from tsugiki.model.quantise import quantise_layers
 from tsugiki.runs.methods import method_of
 from tsugiki.study import fitting
 from tsugiki.study.fitting import Device, fits_of, fits_text, refuse
@@ -66,7 +66,7 @@ def test_sizes_are_those_of_the_model(kind: str) -> None:
     assert sizes.parameters == num_parameters(model)
     assert sizes.stored("fp32") == stored_bytes(model)
     assert (sizes.glu, sizes.rotary) == (kind in ("llama", "qwen3"), kind != "gpt2")
-    quantise_layers(model, groups_of(model), torch.device("cpu"), torch.float32)
+    quantise_layers(model, torch.device("cpu"), torch.float32)
     dense = 4 * (sizes.parameters - sizes.in_layers)
     codes = sizes.stored("nf4") - 2 * (sizes.parameters - sizes.in_layers) - 2 * sizes.largest
     assert stored_bytes(model) == pytest.approx(dense + codes)

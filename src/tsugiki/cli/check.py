@@ -131,11 +131,11 @@ def check_file(
     for task in tasks.values():
         yield describe(task)
         yield from overlaps(task)
+    device = device_for(memory_gib)
     for choice in {config.model: None for config in configs}:
         own_configs = [config for config in configs if config.model == choice]
         no_room = list[str]()
         refuse = _collect_no_room(no_room) if study is not None else raise_it
-        device = device_for(memory_gib)
         yield from check_model(choice, own_configs, tasks, refuse, device)
         yield from no_room
         yield from tokenizer_notes(

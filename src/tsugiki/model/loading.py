@@ -25,10 +25,11 @@ from tsugiki.model.folder import (
     stop_ids_of,
     weight_files,
 )
-from tsugiki.model.layouts import LAYOUTS, groups_of
+from tsugiki.model.layouts import LAYOUTS
 from tsugiki.model.look import look_at
-from tsugiki.model.nf4 import Nf4Linear, load_library, quantise_layers, stored_bytes
+from tsugiki.model.nf4 import Nf4Linear, load_library, stored_bytes
 from tsugiki.model.numerics import Numerics, pick_device, pick_numerics
+from tsugiki.model.quantise import quantise_layers
 from tsugiki.toml import Given
 
 OLD_BUFFERS = tuple(name for layout in LAYOUTS for name in layout.old_buffers)
@@ -174,7 +175,7 @@ def put_4bit(model: Any, folder: Path, device: torch.device, dtype: torch.dtype)
     """Puts 4 bits in the place of a model's linear layers, on `device`, for matmuls in `dtype`.
     Raises `ModelError` where its layout is unknown, too."""
     try:
-        quantise_layers(model, groups_of(model), device, dtype)
+        quantise_layers(model, device, dtype)
     except ModelError as said:
         raise ModelError(f"model {folder}: {said}") from None
     # What the library marked it by: its layers are gone.

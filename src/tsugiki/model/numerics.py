@@ -18,6 +18,8 @@ import torch
 from tsugiki.config.run import BaseKind, Method, Precision
 from tsugiki.errors import RunError
 
+# What PyTorch calls these types.
+TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # What the base's weights are stored in: those that are tuned themselves keep fp32 masters.
 STORED: Mapping[tuple[Method, Precision], str] = {
     ("lora", "bf16"): "bf16",
@@ -70,14 +72,19 @@ def pick_device() -> torch.device:
 def pick_numerics(
     method: Method, precision: Precision, device: torch.device, base: BaseKind | None = None
 ) -> Numerics:
-    """bf16 matmuls where the device is fast at them. Full fine-tuning keeps fp32 master weights;
-    `base` is what a frozen base is kept in instead."""
+    """bf16 matmuls where the device is fast at them."""
     if precision == "auto":
         precision = "bf16" if _has_bf16(device) else "fp32"
     elif precision == "bf16" and not _has_bf16(device):
         raise RunError(
             f'train.precision = "bf16": {device} has no fast bf16 matmuls. Use "auto" or "fp32"'
         )
+    return numerics_of(method, precision, base)
+
+
+def numerics_of(method: Method, precision: Precision, base: BaseKind | None = None) -> Numerics:
+    """What matmuls in fp32 or bf16 mean for a method. Full fine-tuning keeps fp32 master weights;
+    `base` is what a frozen base is kept in instead."""
     trained = "fp32 (bf16 + int16)" if (method, precision) == ("full", "bf16") else "fp32"
     return Numerics(compute=precision, base=base or STORED[method, precision], trained=trained)
 

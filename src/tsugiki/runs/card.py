@@ -12,6 +12,7 @@ from tsugiki.data.prompts import ending_of, opening_of, pad_id_of
 from tsugiki.data.tasks import CHAT, SPLITS
 from tsugiki.files import without_folders
 from tsugiki.model.loading import Base
+from tsugiki.model.numerics import TORCH_NAMES
 from tsugiki.runs.inputs import task_of
 from tsugiki.runs.reading import RunRecord
 
@@ -159,7 +160,7 @@ def snippet_of(usage: Usage) -> str:
     opening = f"{list(prompt.opening_ids)} + " if prompt.opening_ids else ""
     form = CHAT_IDS if prompt.chat_template else PLAIN_IDS
     four = base.kept_in == "nf4"
-    dtype = {"bf16": "bfloat16", "fp32": "float32"}[base.matmuls_in]
+    dtype = TORCH_NAMES[base.matmuls_in]
     return SNIPPET.format(
         imports="BitsAndBytesConfig, " if four else "",
         loaded=LOADED_4BIT.format(dtype=dtype) if four else f"dtype=torch.{dtype}",

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from tsugiki.data.prompts import Tokens, ending_of, opening_of
 from tsugiki.data.tasks import CHAT, Task, load_task
+from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import ConfigError, ModelError
 from tsugiki.model.folder import resolve, stop_ids_of
 from tsugiki.model.loading import load_tokenizer, max_positions_of, read_model
-from tsugiki.model.numerics import pick_device, pick_numerics
+from tsugiki.model.numerics import TORCH_NAMES
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.preflight import longest_of, rows_of
 from tsugiki.runs.reading import RunRecord
 
-TOOLS = ("lm-eval", "flexeval")
 ADAPTER = "adapter"  # the folder beside the task files
 RULE = '''"""tsugiki's rule for a right answer: equal after NFKC and strip."""
 
@@ -97,14 +97,18 @@ def write_for_tool(record: RunRecord, draft: Path, tool: str, base_name: str) ->
     (draft / "README.md").write_text(_readme(record, tool, command), encoding="utf-8")
 
 
+def has_adapter(record: RunRecord) -> bool:
+    """Whether what the run trained lies beside its base."""
+    method = method_of(record.config)
+    return method.tuned and not method.moves_base
+
+
 def command_of(record: RunRecord, tool: str, name: str, base_name: str, *, opened: bool) -> str:
     """The command that scores, given from inside the written folder. `opened`: the tokenizer puts
     a mark before every text."""
-    numerics = pick_numerics("lora", record.config.train.precision, pick_device())
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}[numerics.compute]
-    method = method_of(record.config)
-    adapted = method.tuned and not method.moves_base
-    model = "MERGED" if method.moves_base else base_name  # what export --merge wrote
+    dtype, adapted = TORCH_NAMES[record.provenance.numerics.compute], has_adapter(record)
+    # What export --merge wrote.
+    model = "MERGED" if method_of(record.config).moves_base else base_name
     if tool == "lm-eval":
         given = [f"pretrained={model}", *(["peft=adapter"] if adapted else []), f"dtype={dtype}"]
         given += ["add_bos_token=True"] if opened else []
@@ -123,13 +127,13 @@ def command_of(record: RunRecord, tool: str, name: str, base_name: str, *, opene
     )
 
 
-def _rows(record: RunRecord, task: Task, tokenizer: object, folder: Path) -> list[Tokens]:
+def _rows(record: RunRecord, task: Task, tokenizer: Tokenizer, folder: Path) -> list[Tokens]:
     """The rows of test, as they were scored."""
     import torch
 
     model = read_model(folder, torch.float32, only_names=True)
     return rows_of(
-        tokenizer,  # type: ignore[arg-type]
+        tokenizer,
         task,
         record.config,
         "test",
@@ -139,14 +143,13 @@ def _rows(record: RunRecord, task: Task, tokenizer: object, folder: Path) -> lis
     )
 
 
-def _texts(tokenizer: object, rows: Sequence[Tokens]) -> list[str]:
+def _texts(tokenizer: Tokenizer, rows: Sequence[Tokens]) -> list[str]:
     """The text of every prompt without the tokenizer's opening mark."""
-    texts, call = [], tokenizer
-    opening = len(opening_of(call))  # type: ignore[arg-type]
+    texts, opening = [], len(opening_of(tokenizer))
     for row in rows:
         ids = list(row.prompt_ids)[opening:]
-        text = str(call.decode(ids))  # type: ignore[attr-defined]
-        if list(call(text, add_special_tokens=False)["input_ids"]) != ids:  # type: ignore[operator]
+        text = tokenizer.decode(ids)
+        if list(tokenizer(text, add_special_tokens=False)["input_ids"]) != ids:
             raise ModelError(
                 f"row {row.example.id}: its prompt as text (“{text[:40]}”) becomes other ids: "
                 "these tools, which take texts, would ask another question"

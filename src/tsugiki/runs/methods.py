@@ -364,6 +364,11 @@ def method_of(given: RunConfig | MethodSpec) -> Method:
     return BY_KIND[given.method if isinstance(given, RunConfig) else given.kind]
 
 
+def short_name(config: RunConfig) -> str:
+    """`LoRA`, `FT`, `base`."""
+    return method_of(config).summary(config).partition(":")[0]
+
+
 def _only(train: Settings, read: Sequence[str]) -> dict[str, object]:
     """Of a study's [train] what is read."""
     return {key: train[key] for key in read if key in train}

@@ -12,7 +12,7 @@ from tsugiki.data.tasks import Task, unanswered
 from tsugiki.errors import ConfigError
 from tsugiki.model.loading import Base, find_base, load_base
 from tsugiki.model.lora import lora_layers, switched_off
-from tsugiki.runs.methods import method_of
+from tsugiki.runs.methods import short_name
 from tsugiki.runs.new_rows import Answerer, unchanged_task
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.use import texts_of
@@ -112,8 +112,7 @@ class SideBySide:
 
 def _name(record: RunRecord) -> str:
     """What a column is called: the method, and the run's digits."""
-    method = method_of(record.config).summary(record.config).split(":")[0]
-    return f"{method} {record.folder.name.rpartition('-')[2][:6]}"
+    return f"{short_name(record.config)} {record.folder.name.rpartition('-')[2][:6]}"
 
 
 def _shares(log_p: Sequence[float]) -> list[float]:

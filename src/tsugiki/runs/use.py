@@ -30,10 +30,11 @@ from tsugiki.model.folder import (
 from tsugiki.model.loading import Base
 from tsugiki.model.lora import adapter_of
 from tsugiki.model.merge import merge_adapter, store_frozen
-from tsugiki.model.nf4 import dense_layers
+from tsugiki.model.numerics import TORCH_NAMES
+from tsugiki.model.quantise import dense_layers
 from tsugiki.runs.card import card_of, usage_of
 from tsugiki.runs.finished import load_trained
-from tsugiki.runs.for_tools import ADAPTER, write_for_tool
+from tsugiki.runs.for_tools import ADAPTER, has_adapter, write_for_tool
 from tsugiki.runs.inputs import task_of, tokens_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
@@ -125,10 +126,9 @@ def export_run(record: RunRecord, folder: Path) -> None:
 def export_for_tool(record: RunRecord, folder: Path, tool: str) -> None:
     """Writes what lm-evaluation-harness or flexeval scores the run's test part with
     (`runs/for_tools`), the adapter beside it. Raises as `export_run` does."""
-    method, name = method_of(record.config), _base_name(record)
     with _draft_of(_new(folder)) as draft:
-        write_for_tool(record, draft, tool, name)
-        if method.tuned and not method.moves_base:
+        write_for_tool(record, draft, tool, _base_name(record))
+        if has_adapter(record):
             export_run(record, draft / ADAPTER)
 
 
@@ -209,7 +209,7 @@ def export_merged(
     folder = _new(folder)
     base, config = load_trained(record, whole=stored != "bf16"), record.config
     task = load_task(config.task)
-    dtype = getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[stored])
+    dtype = getattr(torch, TORCH_NAMES[stored])
     compute = "fp32" if stored == "fp32" else base.numerics.compute
     if config.model.base is not None:
         dense_layers(base.model, dtype)

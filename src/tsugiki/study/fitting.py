@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from tsugiki.config.run import RunConfig
 from tsugiki.data.prompts import Tokens
-from tsugiki.model.numerics import Numerics, pick_device, pick_numerics
-from tsugiki.runs.methods import method_of
+from tsugiki.model.numerics import Numerics, numerics_of, pick_device
+from tsugiki.runs.methods import method_of, short_name
 from tsugiki.train.ledger import (
     Ledger,
     Load,
@@ -94,12 +92,9 @@ def fits_of(
 
 def _numerics(config: RunConfig) -> Numerics:
     """As on a CUDA device with bf16, whatever is here."""
-    precision = "bf16" if config.train.precision == "auto" else config.train.precision
-    numerics = pick_numerics(config.method, "fp32", torch.device("cpu"), config.model.base)
-    if precision == "fp32":
-        return numerics
-    base = config.model.base or ("fp32" if method_of(config).moves_base else "bf16")
-    return replace(numerics, compute="bf16", base=base)
+    precision = config.train.precision
+    wanted = "bf16" if precision == "auto" else precision
+    return numerics_of(config.method, wanted, config.model.base)
 
 
 def fits_text(fits: Fits, device: Device) -> str:
@@ -124,7 +119,7 @@ def fits_text(fits: Fits, device: Device) -> str:
 
 def _called(config: RunConfig) -> str:
     base = f" over {config.model.base}" if config.model.base else ""
-    return f"{method_of(config).summary(config).split(':')[0]}{base}"
+    return f"{short_name(config)}{base}"
 
 
 def _how(fits: Fits) -> str:

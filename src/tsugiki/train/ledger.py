@@ -41,6 +41,11 @@ READ_BY = {  # what an adapted matmul reads (`Sizes.token`); the others read wha
 WORKSPACE = {"bytes": 560e6, "share": 0.02}
 ALL_READ = frozenset({"attention", "mlp", "mlp_out"})
 LOGIT_BYTES = 2 + 4 + 4 + 2  # bf16, fp32, their gradients
+# Of full fine-tuning with bf16 matmuls, a parameter: by [train] weights, by moments, its gradient,
+# and the sum of gradients where a step takes several backward passes.
+WEIGHT_BYTES = {"fp32": 4, "24bit": 3}
+MOMENT_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 + 2 / MOMENT_BLOCK}
+WHOLE_GRADIENT_BYTES, SUM_BYTES = 2, 4
 ADAPTER_BYTES = {"adapters": 4 + 2, "gradients": 4 + 2 + 2, "moments": 8}
 MOST_LANES = 96  # beyond, a step only gets longer: matmuls are bound by arithmetic long before
 STEPS_LOOKED_AT = 20_000  # of an order, for its largest
@@ -207,16 +212,15 @@ def ledger_of_weights(sizes: Sizes, kept: str) -> Ledger:
 
 def ledger_in_full(sizes: Sizes, train: TrainConfig, load: Load) -> Ledger:
     """Full fine-tuning with bf16 matmuls."""
-    moments = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 + 2 / MOMENT_BLOCK}[train.moments]
     summed = train.micro_batch not in (None, train.batch)
     kept = sizes.largest if load.by_layer else sizes.parameters
-    gradients = 2 * kept + (4 * sizes.parameters if summed else 0)
+    gradients = WHOLE_GRADIENT_BYTES * kept + (SUM_BYTES * sizes.parameters if summed else 0)
     made = _with_rows(
         sizes,
         load,
         ALL_READ,
-        weights=sizes.parameters * (4 if train.weights == "fp32" else 3),
-        moments=sizes.parameters * moments,
+        weights=sizes.parameters * WEIGHT_BYTES[train.weights],
+        moments=sizes.parameters * MOMENT_BYTES[train.moments],
     )
     # Gradients come where activations go, once one of these is as large as one of those: the
     # allocator makes no large block of small ones.
@@ -235,15 +239,14 @@ def _with_rows(sizes: Sizes, load: Load, reads: frozenset[str], **fixed: float) 
     return Ledger(**fixed, activations=activations, logits=logits, workspace=workspace)
 
 
-def smaller_loads(load: Load, *, frozen: bool, whole_gradients: bool = True) -> Iterator[Load]:
+def smaller_loads(load: Load, *, frozen: bool) -> Iterator[Load]:
     """How a step can be made to fit, the fastest first, as `train/open_step` tries it: over a
     frozen base in backward passes of half as many tokens, then with layers computed twice; in full
     without cutting, gradients by layer at last."""
     if not frozen:
-        for by_layer in (False, True) if whole_gradients else (False,):
-            yield from (
-                replace(load, by_layer=by_layer, recomputed=again) for again in (False, True)
-            )
+        for by_layer in (False, True):
+            for again in (False, True):
+                yield replace(load, by_layer=by_layer, recomputed=again)
         return
     for again in (False, True):
         tokens, part = load.tokens, 1.0

@@ -14,21 +14,18 @@ import torch
 
 from tsugiki.config.run import TrainConfig
 from tsugiki.errors import RunError
-from tsugiki.fast.adamw import BLOCK
 from tsugiki.model.numerics import Numerics
-from tsugiki.train.ledger import Ledger, Load, lanes_that_fit
+from tsugiki.train.ledger import (
+    MOMENT_BYTES,
+    SUM_BYTES,
+    WEIGHT_BYTES,
+    Ledger,
+    Load,
+    lanes_that_fit,
+)
 
 USABLE = 0.92  # of the device's memory: what is foretold is right within a tenth
-WHOLE_GRADIENT_BYTES = 2  # bf16; by layer there is one of the largest weight
-NAMES = {
-    "weights": "weights",
-    "adapters": "adapters",
-    "gradients": "gradients",
-    "moments": "AdamW's moments",
-    "activations": "activations",
-    "logits": "logits",
-    "workspace": "workspaces and recording",
-}
+NAMES = {"moments": "AdamW's moments", "workspace": "workspaces and recording"}  # others: their own
 
 
 def lanes_on_device(
@@ -49,7 +46,9 @@ def in_words(ledger: Ledger) -> str:
     """`3.6 GiB (weights 2.5, activations 0.6, …)`, the largest first; what is nothing is left
     out."""
     items = sorted(ledger.items().items(), key=lambda item: -item[1])
-    parts = [f"{NAMES[name]} {_gib(size)}" for name, size in items if size >= 0.05 * 2**30]
+    parts = [
+        f"{NAMES.get(name, name)} {_gib(size)}" for name, size in items if size >= 0.05 * 2**30
+    ]
     return f"{_gib(ledger.total)} GiB" + (f" ({', '.join(parts)})" if parts else "")
 
 
@@ -78,12 +77,11 @@ class NoRoom(RunError):
 def full_bytes(train: TrainConfig, compute: str) -> float:
     """What full fine-tuning keeps of a parameter: its value, two moments, and its gradient unless
     it is used by layer (which bf16 matmuls can, from one backward pass a step)."""
-    moments = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 + 2 / BLOCK}[train.moments]
+    moments = MOMENT_BYTES[train.moments]
     if compute == "fp32":
         return 4 + moments + 4
-    weight = 4 if train.weights == "fp32" else 3
     summed = train.micro_batch not in (None, train.batch)
-    return weight + moments + (4 if summed else 0)
+    return WEIGHT_BYTES[train.weights] + moments + (SUM_BYTES if summed else 0)
 
 
 def refuse_no_room(
@@ -126,7 +124,7 @@ def what_helps(
         else ""
     )
     name, size = max(ledger.items().items(), key=lambda item: item[1])
-    said = f"{NAMES[name]} take {_gib(size)} of {_gib(total)} GiB on {device}{others}"
+    said = f"{NAMES.get(name, name)} take {_gib(size)} of {_gib(total)} GiB on {device}{others}"
     if ledger.fixed > 0.9 * free:
         return f"{said}. Fewer rows do not help: take {instead}"
     rows = train.micro_batch or train.batch

@@ -24,7 +24,8 @@ from tsugiki.model.numerics import Numerics
 from tsugiki.train.cuda_graph_step import CudaGraphStep
 from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import DoesNotFit, Lane
-from tsugiki.train.memory import WHOLE_GRADIENT_BYTES, left
+from tsugiki.train.ledger import WHOLE_GRADIENT_BYTES
+from tsugiki.train.memory import left
 from tsugiki.train.packed_forward import PackedForward
 from tsugiki.train.step import EagerStep
 
