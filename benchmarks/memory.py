@@ -1,7 +1,7 @@
 """Is the memory that `tsugiki check` foretells what training takes? Peak reserved bytes of many
 configurations, measured on one CUDA device, beside the ledger's figures (`train/ledger`).
 
-    python -m benchmarks.memory --out OUT.json --layout llama      (about 4 minutes on one card)
+    python -m benchmarks.memory --out OUT.json --layout llama      (about 6 minutes on one card)
     python -m benchmarks.memory --out OUT.json --fit       the factors, from every second case
     python -m benchmarks.memory --out OUT.json --table > OUT.md           (both measure nothing)
 
@@ -167,6 +167,7 @@ def foretold(case: dict[str, Any]) -> Ledger:
 
 
 def run(out: Path, layout: str, limit_s: float, skipped: list[str]) -> None:
+    """Every case of the layout but those that `out` holds (a failed one is tried again)."""
     start, held, call = time.perf_counter(), list[Any](), this_call()
     kept: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"cases": {}}
     for case in cases(layout):
@@ -176,6 +177,8 @@ def run(out: Path, layout: str, limit_s: float, skipped: list[str]) -> None:
             print("no time left for", case)
             break
         began, name = time.perf_counter(), " · ".join(case)
+        if "reserved_gib" in kept["cases"].get(name, {}):
+            continue
         try:
             result = measure(*case, held)
         except (torch.OutOfMemoryError, DoesNotFit) as full:
