@@ -21,7 +21,7 @@ from tsugiki.config.run import LoraConfig, ModelChoice
 from tsugiki.errors import ConfigError, ModelError
 from tsugiki.model.layouts import groups_of
 from tsugiki.model.loading import find_base, load_base, num_parameters
-from tsugiki.model.nf4 import Nf4Linear, stored_bytes
+from tsugiki.model.nf4 import Nf4Linear, joined_views, stored_bytes
 from tsugiki.model.quantise import dense_layers, quantise_layers
 from tsugiki.train.engine import fit
 from tsugiki.train.step import EagerStep
@@ -63,6 +63,23 @@ def test_values_are_the_librarys_own(kind: str) -> None:
     assert num_parameters(coded) == num_parameters(plain)
     layers = sum(m.in_features * m.out_features for m in coded.modules() if hasattr(m, "codes"))
     assert stored_bytes(coded) == 4 * (num_parameters(plain) - layers) + layers // 2 + layers // 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_lie_in_one_allocation(kind: str) -> None:
+    """So that the layers of a group are joined without a copy, and none is held twice."""
+    coded = in_4bit(build.MODELS[kind]())
+    for name in ("codes", "absmax"):
+        groups = [
+            [getattr(coded.get_submodule(path), name) for path in paths]
+            for paths in groups_of(coded)
+        ]
+        parts = [part for group in groups for part in group]
+        storage = parts[0].untyped_storage()
+        assert {part.untyped_storage().data_ptr() for part in parts} == {storage.data_ptr()}
+        assert storage.nbytes() == sum(part.nbytes for part in parts)
+        for group in groups:
+            assert joined_views(group)[0].data_ptr() == group[0].data_ptr()
 
 
 @pytest.mark.parametrize("kind", KINDS)

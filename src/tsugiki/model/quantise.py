@@ -3,6 +3,7 @@ values."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from tsugiki.model.nf4 import (
     KIND,
     Nf4Linear,
     hold_buffer,
-    joined_views,
     load_library,
     quantised,
 )
@@ -36,25 +36,41 @@ def quantise_layers(model: Any, device: torch.device, dtype: torch.dtype) -> Non
             into blocks.
     """
     load_library()
-    layers, largest = [], 0
-    for paths in groups_of(model):
-        group = []
+    groups = groups_of(model)
+    sizes = [[math.prod(_shape(model.get_submodule(path))) for path in paths] for paths in groups]
+    layers, room = [], _Room(sum(map(sum, sizes)), _device_of(model, device))
+    for paths in groups:
         for path in paths:
             module = model.get_submodule(path)
             made = _of_checkpoint(module, path, device, dtype) or _of_dense(
                 module, path, device, dtype
             )
+            made.codes, made.absmax = room.put(made.codes), room.put(made.absmax)
             replace_module(model, path, made)
-            group.append(made)
-        # One after another in memory, so that nothing is copied where they become one matmul.
-        for name in ("codes", "absmax"):
-            joined = joined_views([getattr(layer, name) for layer in group])
-            for layer, part in zip(group, joined[1], strict=True):
-                setattr(layer, name, part)
-        layers += group
-        largest = max(largest, sum(layer.in_features * layer.out_features for layer in group))
+            layers.append(made)
     _refuse_others(model)
-    hold_buffer(layers, largest, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what was dense there: of sizes that nothing else asks for
+    hold_buffer(layers, max(map(sum, sizes)), device)
+
+
+class _Room:
+    """The codes of all layers one after another in one allocation, and so their scales: layers that
+    become one matmul are joined without a copy, and no hole is left between what was dense."""
+
+    def __init__(self, values: int, device: torch.device):
+        self.kept = {
+            torch.uint8: torch.empty(values // 2, dtype=torch.uint8, device=device),
+            torch.float32: torch.empty(values // BLOCK, device=device),
+        }
+        self.used = dict.fromkeys(self.kept, 0)
+
+    def put(self, made: torch.Tensor) -> torch.Tensor:
+        """A copy, where it stays."""
+        start = self.used[made.dtype]
+        self.used[made.dtype] = start + made.numel()
+        out = self.kept[made.dtype][start : start + made.numel()].view(made.shape)
+        return out.copy_(made)
 
 
 def dense_layers(model: Any, dtype: torch.dtype) -> None:
@@ -72,6 +88,18 @@ def dense_layers(model: Any, dtype: torch.dtype) -> None:
         made.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         made.bias = module.bias  # type: ignore[assignment]
         replace_module(model, path, made)
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """(d_out, d_in) of a layer, dense or of a 4-bit checkpoint."""
+    state: Any = getattr(getattr(module, "weight", None), "quant_state", None)
+    d_out, d_in = by_outputs(module).shape if state is None else state.shape
+    return d_out, d_in
+
+
+def _device_of(model: Any, device: torch.device) -> torch.device:
+    """Where codes lie: nowhere for a model of sizes alone."""
+    return torch.device("meta") if next(model.parameters()).is_meta else device
 
 
 def _of_dense(module: Any, path: str, device: torch.device, dtype: torch.dtype) -> Nf4Linear:
