@@ -38,7 +38,7 @@ READ_BY = {  # what an adapted matmul reads (`Sizes.token`); the others read wha
     **dict.fromkeys(("down", "proj"), "mlp_out"),
 }
 # Fitted (benchmarks/memory.py --fit).
-WORKSPACE = {"bytes": 560e6, "share": 0.02}
+WORKSPACE = {"bytes": 420e6, "share": 0.034}
 ALL_READ = frozenset({"attention", "mlp", "mlp_out"})
 LOGIT_BYTES = 2 + 4 + 4 + 2  # bf16, fp32, their gradients
 # Of full fine-tuning with bf16 matmuls, a parameter: by [train] weights, by moments, its gradient,
