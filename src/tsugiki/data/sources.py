@@ -7,20 +7,16 @@ network is touched.
 
 from __future__ import annotations
 
-import codecs
-import csv
 import hashlib
 import http.client
 import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tsugiki.config.task import FileSpec
-from tsugiki.errors import DataError, first_line
+from tsugiki.errors import DataError
 from tsugiki.files import sha256_of, write_atomically
 
 TIMEOUT_S = 60.0
@@ -153,137 +149,3 @@ def _fetch_hub(spec: FileSpec) -> Path:
         )
     verify(path, spec)
     return path
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a JSON (one object a line, or one array), CSV or Parquet file;
-    the format follows from the file's ending."""
-    ending = path.suffix.lower()
-    if ending == ".parquet":
-        yield from _read_parquet(path)
-    elif ending == ".csv":
-        yield from _read_csv(path)
-    elif ending in (".jsonl", ".json"):
-        yield from _read_json(path)
-    else:
-        raise DataError(f'{path}: unknown ending "{ending}". Known: .jsonl, .json, .csv, .parquet')
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """One object a line, or one array of objects: which of them is seen by the first sign."""
-    with path.open("rb") as file:
-        first = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-        file.seek(0)
-        if first == b"[":
-            rows = _parsed(file.read(), str(path), codec="utf-8-sig")
-            if not isinstance(rows, list):
-                raise DataError(f"{path}: must be one JSON array of objects, or one object a line")
-            for number, row in enumerate(rows, 1):
-                yield number, _object(row, f"{path} row {number}")
-            return
-        number = 0
-        for line in file:
-            if line.strip():
-                number += 1
-                where = f"{path} row {number}"
-                yield (
-                    number,
-                    _object(
-                        _parsed(line, where, codec="utf-8-sig" if number == 1 else "utf-8"), where
-                    ),
-                )
-
-
-def row_of_line(line: bytes, where: str) -> dict[str, Any]:
-    """One JSON object. Raises `DataError` for anything else."""
-    return _object(_parsed(line, where, codec="utf-8-sig"), where)
-
-
-def _parsed(content: bytes, where: str, codec: str) -> Any:
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(items)
-        if len(made) < len(items):
-            names = [name for name, _ in items]
-            raise DataError(
-                f'{where}: the key "{next(name for name in names if names.count(name) > 1)}" '
-                "stands there twice"
-            )
-        return made
-
-    try:
-        return json.loads(content.decode(codec), object_pairs_hook=pairs)
-    except RecursionError:
-        raise DataError(f"{where}: nested too deeply to be a row of text") from None
-    except (ValueError, UnicodeDecodeError) as broken:
-        raise DataError(
-            f"{where}: not a JSON object in UTF-8: {broken}. Known: one object a line, or one "
-            "array of objects"
-        ) from None
-
-
-def _object(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: must be a JSON object, is {type(row).__name__}")
-    return row
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Of the whole process; Python's own limit is 131,072 characters, which articles exceed.
-    csv.field_size_limit(2**31 - 1)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = list(reader.fieldnames or [])
-            if len(names) == 1 and "\t" in names[0]:
-                raise DataError(f"{path}: its columns are separated by tabs; save it with commas")
-            _refuse_equal_columns(path, names)
-            for number, row in enumerate(reader, 1):
-                if None in row or None in row.values():
-                    count = sum(
-                        value is not None for key, value in row.items() if key is not None
-                    ) + len(row.get(None) or [])
-                    head = f"{path} row {number} (line {reader.line_num})"
-                    raise DataError(
-                        f"{head}: {len(names)} columns expected, as in the header, {count} found. "
-                        "A text with commas needs double quotes"
-                    )
-                yield number, dict(row)
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: must be UTF-8. In Excel choose “CSV UTF-8” when saving") from None
-    except csv.Error as broken:
-        raise DataError(f"{path}: not valid CSV: {broken}") from None
-
-
-def _refuse_equal_columns(path: Path, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(
-            f'{path}: two columns are called "{twice[0]}". Rename one: only the last would be read'
-        )
-
-
-def arrow_for(path: Path) -> Any:
-    """The module `pyarrow` with its `parquet`. Raises `DataError` where it is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(
-            f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"'
-        ) from None
-    return pyarrow
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    arrow, number = arrow_for(path), 0
-    try:
-        file = arrow.parquet.ParquetFile(path)
-        _refuse_equal_columns(path, list(file.schema_arrow.names))
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (arrow.ArrowException, OSError, ValueError, OverflowError) as broken:
-        raise DataError(
-            f"{path}: damaged or cut short, or no Parquet file: {first_line(broken)}"
-        ) from None

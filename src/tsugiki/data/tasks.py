@@ -22,7 +22,8 @@ from tsugiki.config.run import TaskChoice
 from tsugiki.config.task import FileSpec, PartSpec, TaskSpec
 from tsugiki.data.conversations import conversation, open_turn
 from tsugiki.data.example import Example, equal_candidates
-from tsugiki.data.sources import at_hand, git_blob_id, locate, read_rows
+from tsugiki.data.rows import read_rows
+from tsugiki.data.sources import at_hand, git_blob_id, locate
 from tsugiki.data.text import as_text
 from tsugiki.errors import DataError, did_you_mean
 from tsugiki.toml import read_task
