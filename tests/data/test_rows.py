@@ -74,7 +74,11 @@ def test_what_a_spreadsheet_leaves_empty_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp932"])
 def test_json_by_line_or_as_an_array(ending: str, encoding: str, tmp_path: Path) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in READ]
-    text = f"\n[{','.join(lines)}]" if ".json" == ending[:5] and "l" not in ending else "\n".join(lines)
+    text = (
+        f"\n[{','.join(lines)}]"
+        if ending[:5] == ".json" and "l" not in ending
+        else "\n".join(lines)
+    )
     content = text.encode(encoding)
     path = tmp_path / f"a{ending}"
     path.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
@@ -84,14 +88,13 @@ def test_json_by_line_or_as_an_array(ending: str, encoding: str, tmp_path: Path)
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow stream", "feather"])
 def test_columns_of_arrow(kind: str, tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
-    import pyarrow.feather
-    import pyarrow.parquet
-
-    table, path = arrow.Table.from_pylist(READ), tmp_path / f"a.{kind.split()[0]}"
+    feather = pytest.importorskip("pyarrow.feather")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table, path = arrow.Table.from_pylist(READ), tmp_path / f"a.{kind.split(maxsplit=1)[0]}"
     if kind == "parquet":
-        arrow.parquet.write_table(table, path)
+        parquet.write_table(table, path)
     elif kind == "feather":
-        arrow.feather.write_feather(table, path)
+        feather.write_feather(table, path)
     else:
         made = arrow.ipc.new_stream if "stream" in kind else arrow.ipc.new_file
         with made(path, table.schema) as writer:

@@ -20,12 +20,12 @@ from tsugiki.config.task import FileSpec, TaskKind
 from tsugiki.data import sources
 from tsugiki.data.leaks import Shared, refuse_leak, shared_rows
 from tsugiki.data.rows import read_rows
+from tsugiki.data.task_file import read_task
 from tsugiki.data.tasks import builtin_tasks, load_task
 from tsugiki.errors import DataError
 from tsugiki.report.notes import leak_notes
 from tsugiki.score.baselines import baselines, guessing_nats
 from tsugiki.score.rules import METRICS
-from tsugiki.toml import read_task
 
 
 def rewrite(path: Path, number: int, change: dict | str) -> None:

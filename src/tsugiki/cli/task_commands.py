@@ -78,8 +78,8 @@ def check(
 @tasks_app.command("list")
 def tasks_list(as_json: AsJson = False) -> None:
     """The built-in tasks."""
+    from tsugiki.data.task_file import read_task
     from tsugiki.data.tasks import builtin_tasks
-    from tsugiki.toml import read_task
 
     specs = {name: read_task(path) for name, path in builtin_tasks().items()}
     if as_json:
