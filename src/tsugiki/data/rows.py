@@ -78,6 +78,15 @@ def encoding_of(path: Path) -> str:
     return "cp932"
 
 
+def encoding_notes(path: Path, encoding: str | None = None) -> list[str]:
+    """What to say of a file that was read in an encoding that nobody named."""
+    if encoding is None and data_ending(path) in (".csv", ".tsv") and encoding_of(path) == "cp932":
+        return [
+            f"{path.name}: is not UTF-8; read as CP932 (Shift_JIS), as Excel for Japan saves CSV"
+        ]
+    return []
+
+
 def _decodes(path: Path, encoding: str) -> tuple[int, int] | None:
     """(characters beyond ASCII, those of half-width katakana); None for bytes that are no text of
     this encoding."""

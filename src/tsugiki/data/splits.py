@@ -51,7 +51,7 @@ def _share(rows: list[Example], part: PartSpec, *, by_group: bool) -> list[Examp
     names = [row.group if by_group else _text_of(row) for row in rows]
     for name in names:
         pieces[name] = pieces.get(name, 0) + 1
-    start, end = (share * len(rows) for share in part.share)
+    start, end = (round(share * len(rows)) for share in part.share)
     taken, before = set[str](), 0
     for name in sorted(pieces, key=lambda name: _drawn_key(part.seed, name)):
         if start <= before < end:

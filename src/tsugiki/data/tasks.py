@@ -23,7 +23,7 @@ from tsugiki.config.task import FileSpec, PartSpec, TaskSpec
 from tsugiki.data.conversations import conversation, open_turn
 from tsugiki.data.example import Example, equal_candidates
 from tsugiki.data.formatting import as_ours
-from tsugiki.data.rows import read_rows
+from tsugiki.data.rows import encoding_notes, read_rows
 from tsugiki.data.sources import at_hand, git_blob_id, locate
 from tsugiki.data.splits import rows_of_part, stretch_of
 from tsugiki.data.task_file import read_task
@@ -48,6 +48,7 @@ class Task:
     format: str
     examples: Mapping[str, Sequence[Example]]
     files: Mapping[str, Mapping[str, str]]
+    notes: Sequence[str] = ()  # of how its files were read
 
     @property
     def template(self) -> str:
@@ -130,10 +131,11 @@ def load_task(choice: TaskChoice) -> Task:
     files = {**spec.files, **(spec.versions[task.version] if task.version else {})}
     data_dir = Path(choice.data_dir) if choice.data_dir else None
     loaded: dict[str, tuple[list[Example], str]] = {}
+    notes = list[str]()
 
     def load(name: str) -> tuple[list[Example], str]:
         if name not in loaded:
-            loaded[name] = _load_file(spec, _file(files, name, spec.name), folder, data_dir)
+            loaded[name] = _load_file(spec, _file(files, name, spec.name), folder, data_dir, notes)
         return loaded[name]
 
     parts = spec.splits[split]
@@ -158,7 +160,7 @@ def load_task(choice: TaskChoice) -> Task:
             _refuse_equal_candidates(spec, part_name, rows)
         examples[part_name] = rows
         origins[part_name] = {name: f"{load(name)[1]}{stretch_of(part)}" for name in part.files}
-    return replace(task, examples=examples, files=origins)
+    return replace(task, examples=examples, files=origins, notes=tuple(notes))
 
 
 def drawn(rows: Sequence[Any], limit: int) -> list[Any]:
@@ -188,9 +190,10 @@ def _file(files: Mapping[str, FileSpec], name: str, task: str) -> FileSpec:
 
 
 def _load_file(
-    spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None
+    spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None, notes: list[str]
 ) -> tuple[list[Example], str]:
     path = locate(file, folder, data_dir)
+    notes += encoding_notes(path, file.encoding)
     build = _builder(spec, spec.group if file.has_group else None)
     rows = [
         (number, as_ours(row, spec.formatting, f"{path} row {number}"))
