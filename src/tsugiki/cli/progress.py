@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 15.0
 
 
+def is_drawn() -> bool:
+    """Whether standard output is a terminal, or is to be written to as if it were one."""
+    return sys.stdout.isatty() or "FORCE_COLOR" in os.environ
+
+
 def show_tables(tables: Sequence[Table], language: Language = "en") -> None:
     """Prints tables: drawn to the width of a terminal, without what only a report has room for; or
     as Markdown into a pipe or file."""
-    if not sys.stdout.isatty() and "FORCE_COLOR" not in os.environ:
+    if not is_drawn():
         print("\n".join(table.in_words(language).to_markdown() for table in tables))
         return
     from rich.box import SIMPLE  # what only a terminal needs is not loaded for a pipe
@@ -46,14 +51,17 @@ def show_tables(tables: Sequence[Table], language: Language = "en") -> None:
 
 
 class Display:
-    """A live status line on a terminal; elsewhere a plain line every quarter of a minute."""
+    """A live status line on a terminal; elsewhere a plain line every quarter of a minute.
 
-    def __init__(self, language: Language = "en") -> None:
+    `what` is begun with: said at once, since loading torch takes seconds.
+    """
+
+    def __init__(self, language: Language = "en", what: str = "") -> None:
         from rich.console import Console
 
         self.console = Console(stderr=True, highlight=False)
         self.status: Status | None = None
-        self.head = ""
+        self.head = say(language, "progress.starting", what=what) if what else ""
         self.language = language
         self.printed_at = 0.0
         self.events = Events(
@@ -62,8 +70,11 @@ class Display:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self.status = self.console.status(say(self.language, "progress.starting"))
+            self.status = self.console.status(self.head.replace("[", r"\["))
             self.status.start()
+        elif self.head:
+            self._print(self.head)
+        self.head = ""
         return self
 
     def __exit__(
@@ -99,7 +110,7 @@ class Display:
         self._show(say(self.language, "progress.answers", part=part, done=done, total=total))
 
     def _on_note(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self._print(text)
 
     def _show(self, text: str) -> None:
         line = f"{self.head} {text}".strip()
@@ -107,7 +118,10 @@ class Display:
             self.status.update(line.replace("[", r"\["))
         elif time.monotonic() - self.printed_at > PLAIN_EVERY_S:
             self.printed_at = time.monotonic()
-            self.console.print(line, markup=False, soft_wrap=True)
+            self._print(line)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

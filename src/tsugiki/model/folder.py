@@ -46,6 +46,15 @@ LFS_POINTER = b"version https://git-lfs"
 def resolve(choice: ModelChoice) -> Path:
     """The local folder of a model: the built-in one, a folder, or a snapshot of a Hub repository
     (downloaded if needed)."""
+    return local_folder(choice) or _snapshot(choice)
+
+
+def local_folder(choice: ModelChoice) -> Path | None:
+    """The built-in model's folder, or the one that is named; None for a repository of the Hub.
+
+    Raises:
+        ModelError: it is neither, or no model folder.
+    """
     if choice.path == BUILTIN_NAME:
         return BUILTIN
     folder = Path(choice.path)
@@ -61,7 +70,7 @@ def resolve(choice: ModelChoice) -> Path:
             f'model "{choice.path}": no such folder, and not a Hub id (owner/name). The model '
             'inside the package is called "builtin"'
         )
-    return _snapshot(choice)
+    return None
 
 
 def _snapshot(choice: ModelChoice) -> Path:
