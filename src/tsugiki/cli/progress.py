@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +16,8 @@ from tsugiki.runs.events import Events
 
 if TYPE_CHECKING:
     from rich.status import Status
+
+    from tsugiki.study.left import Left
 
 PLAIN_EVERY_S = 15.0
 
@@ -64,6 +66,7 @@ class Display:
         self.head = say(language, "progress.starting", what=what) if what else ""
         self.language = language
         self.printed_at = 0.0
+        self.left: Callable[[], Left | None] = lambda: None
         self.events = Events(
             on_train=self._on_train, on_score=self._on_score, on_note=self._on_note
         )
@@ -92,6 +95,10 @@ class Display:
         self.printed_at = 0.0
         self._show("")
 
+    def on_left(self, left: Callable[[], Left | None]) -> None:
+        """Where to ask how long the rest of a study takes."""
+        self.left = left
+
     def _on_train(self, now: Any) -> None:
         text = say(
             self.language,
@@ -113,15 +120,32 @@ class Display:
         self._print(text)
 
     def _show(self, text: str) -> None:
-        line = f"{self.head} {text}".strip()
+        parts = [f"{self.head} {text}".strip(), self._left_in_all()]
+        line = " · ".join(part for part in parts if part)
         if self.status:
             self.status.update(line.replace("[", r"\["))
         elif time.monotonic() - self.printed_at > PLAIN_EVERY_S:
             self.printed_at = time.monotonic()
             self._print(line)
 
+    def _left_in_all(self) -> str:
+        """Of a study whose pace is known; else nothing."""
+        left = self.left()
+        if left is None:
+            return ""
+        key = "in_all" if left.whole else "in_all_at_least"
+        return say(self.language, f"progress.{key}", left=duration(left.seconds, self.language))
+
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float, language: Language) -> str:
+    """`1 min`, `12 min`, `2 h 5 min`: as exact as what is foretold may be."""
+    minutes = max(1, round(seconds / 60))
+    if minutes < 60:
+        return say(language, "progress.minutes", minutes=minutes)
+    return say(language, "progress.hours", hours=minutes // 60, minutes=minutes % 60)
 
 
 def _clock(seconds: float) -> str:

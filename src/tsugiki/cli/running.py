@@ -53,7 +53,14 @@ def run_and_report(
 
         many = partial(WorkerProcesses, arguments=arguments, jobs=jobs) if jobs > 1 else None
         try:
-            result = run_study(spec, store, display.events, on_cell=display.on_cell, workers=many)
+            result = run_study(
+                spec,
+                store,
+                display.events,
+                on_cell=display.on_cell,
+                on_left=display.on_left,
+                workers=many,
+            )
         except RunError as stopped:
             if type(stopped).__name__ == "Interrupted":
                 stopped.args = (
