@@ -13,7 +13,8 @@ from collections.abc import Iterable
 _LOGIN = re.compile(r"(?<=://)[^\s/?#'\"]+@")
 _QUERY = re.compile(
     r"([?&](?:[\w.~-]|%[0-9a-f]{2})*"
-    r"(?:token|sig|signature|secret|password|passwd|pwd|credential|key|auth|policy)=)[^&#\s'\"<>]+",
+    r"(?:token|sig|signature|secret|password|passwd|pwd|credential|key|auth|policy)=)"
+    r"[^&#\s'\"<>]+?(?=[,.:;)]*(?:[&#\s'\"<>]|$))",
     re.IGNORECASE,
 )
 _BEARER = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE)

@@ -4,9 +4,10 @@ them."""
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, TextIO
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional, TextIO
 
 import typer
 
@@ -55,11 +56,13 @@ def main() -> None:
         _fail(error, 2)
     except OSError as broken:
         if broken.filename is None:
-            raise
+            _crash(broken)
         _fail(TsugikiError(f"{str(broken.filename)[:200]}: {broken.strerror}"), 2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception as broken:
+        _crash(broken)
 
 
 _SAID: set[str] = set()
@@ -85,6 +88,12 @@ def _show_warning(
 def _fail(error: Exception, code: int) -> None:
     print(f"tsugiki: {without_secrets(str(error))}", file=sys.stderr)
     sys.exit(code)
+
+
+def _crash(broken: Exception) -> NoReturn:
+    """A bug of ours, with its traceback: Python's own way, but for secrets in it."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(broken))))
+    sys.exit(1)
 
 
 def _study(name: str, changes: list[str] | None) -> StudySpec:

@@ -133,6 +133,8 @@ class Display:
         left = self.left()
         if left is None:
             return ""
+        if left.seconds < 60:  # “at least a minute” would say nothing
+            return say(self.language, "progress.in_all_soon") if left.whole else ""
         key = "in_all" if left.whole else "in_all_at_least"
         return say(self.language, f"progress.{key}", left=duration(left.seconds, self.language))
 

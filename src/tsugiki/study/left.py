@@ -50,17 +50,21 @@ class Remaining:
     epoch_s: dict[Key, float] = field(default_factory=dict)
     last: Left | None = None
     since: float = 0.0
+    ends: float = 0.0
 
     def begin(self, configs: Sequence[RunConfig] = ()) -> None:
         """These are worked on from now on; what was begun before has ended."""
         self.begun.update(self.group)
-        self.group, self.since = tuple(configs), self.clock()
+        self.group, self.since, self.ends = tuple(configs), self.clock(), 0.0
         self.last = self._count()
 
     def train(self, now: Progress) -> None:
-        """The running group's own steps measure its kind, where no run did so before."""
+        """The running group's own steps measure its kind, where no run did so before; and nothing
+        ends before they do."""
+        self.ends = self.clock() + now.left_s
         own = [cell for cell in self.result.cells if cell.config in self.group]
-        if not own or not now.step or own[0].key in self.epoch_s or _epoch_s(self._alike(own[0])):
+        measured = own and (own[0].key in self.epoch_s or _epoch_s(self._alike(own[0])) is not None)
+        if not own or not now.step or measured:
             return
         passed = self.clock() - self.since
         epochs = sum(_epochs(cell) for cell in own)
@@ -71,8 +75,8 @@ class Remaining:
         """What is left at this moment."""
         if self.last is None:
             return None
-        passed = self.clock() - self.since
-        return Left(max(0.0, self.last.seconds - passed), self.last.whole)
+        end = max(self.since + self.last.seconds, self.ends)
+        return Left(max(0.0, end - self.clock()), self.last.whole)
 
     def _count(self) -> Left | None:
         """What was left when the running group began."""
@@ -85,8 +89,11 @@ class Remaining:
 
     def _of(self, key: Key, cells: Sequence[Cell]) -> Left:
         result, search = self.result, cells[0].method.search
+        if all(cell.label in result.missing for cell in cells):
+            return Left(0.0, whole=True)
         alike, chosen = self._alike(cells[0]), result.chosen.get(key)
-        epoch_s = _epoch_s(alike) or self.epoch_s.get(key)
+        epoch_s = _epoch_s(alike)
+        epoch_s = self.epoch_s.get(key) if epoch_s is None else epoch_s
         epochs = _epochs_of([cell for cell in cells if self._is_open(cell)])
         seeds = self._seeds(key, cells[0])
         epochs += seeds * max(map(_epochs, cells if chosen is None else [chosen]))
