@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tsugiki.errors import DataError
+from tsugiki.errors import DataError, without_secrets
 
 ABSOLUTE = re.compile(r"(?<![\w./~:…-])(?:/|[A-Za-z]:[\\/])(?:[^\s'\"/\\,;=]+[\\/])+")
 
@@ -85,5 +85,6 @@ def umask() -> int:
 
 
 def without_folders(text: str) -> str:
-    """A text with only the last part of each absolute path."""
-    return ABSOLUTE.sub("…/", text)
+    """A text with only the last part of each absolute path, and without secrets: what is passed
+    on."""
+    return ABSOLUTE.sub("…/", without_secrets(text))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +16,6 @@ import pytest
 pytestmark = pytest.mark.precision
 
 COMMANDS = [
-    "demo",
     "study",
     "run",
     "score",
@@ -29,6 +27,9 @@ COMMANDS = [
     "export",
     "tasks",
     "check",
+    "demo",
+    "predict",
+    "import",
 ]
 
 
@@ -226,20 +227,3 @@ def test_a_file_in_another_encoding_is_named(
     assert "s.toml: must be UTF-8" in done.stderr
     (tmp_path / "s.toml").write_bytes("\ufeffname = “x”\n".encode())
     assert "curly signs" in in_this_process(monkeypatch, "check", "s.toml", cwd=tmp_path).stderr
-
-
-@pytest.mark.parametrize("command", ["ls --out out", "report kept.toml --out out"])
-def test_what_reads_records_alone_loads_no_torch(command: str, tmp_path: Path) -> None:
-    kept = Path(__file__).parents[1] / "kept"
-    for name in ("out", "tasks"):
-        shutil.copytree(kept / name, tmp_path / name)
-    shutil.copy(kept / "kept.toml", tmp_path)
-    code = (
-        "import sys; from tsugiki.cli.commands import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command.split()], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -6,14 +6,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, cast
+from typing import Annotated, Optional
 
 import typer
-
-from tsugiki.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tsugiki.report.words import Language
 
 app = typer.Typer(
     help="tsugiki (接ぎ木): LoRA and full fine-tuning of Japanese language models, "
@@ -30,12 +25,6 @@ Changes = Annotated[
     typer.Option("--set", help="Change a setting: --set train.epochs=2 (may be repeated)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-Lang = Annotated[
-    str,
-    typer.Option(
-        "--lang", help="Language of what is printed: en or ja. Both pages are written in any case."
-    ),
-]
 DEFAULT_OUT = Path("tsugiki-runs")
 
 
@@ -43,12 +32,6 @@ def end(complete: bool) -> None:
     """Exit code 3: something is missing, or a method did not learn (the last line says what)."""
     if not complete:
         raise typer.Exit(3)
-
-
-def language_of(lang: str) -> Language:
-    if lang not in ("en", "ja"):
-        raise ConfigError(f'--lang "{lang}": must be en or ja')
-    return cast("Language", lang)
 
 
 def run_folder(given: Path) -> Path:

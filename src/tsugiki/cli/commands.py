@@ -4,9 +4,10 @@ them."""
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, TextIO
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional, TextIO
 
 import typer
 
@@ -14,13 +15,12 @@ from tsugiki.cli.app import (
     DEFAULT_OUT,
     AsJson,
     Changes,
-    Lang,
     Out,
     app,
     end,
-    language_of,
     reads_records_alone,
 )
+from tsugiki.cli.language import Lang, language_of
 from tsugiki.cli.printing import (
     print_damaged,
     print_json,
@@ -30,7 +30,8 @@ from tsugiki.cli.printing import (
     record_json,
 )
 from tsugiki.config.old_spellings import OldSpelling
-from tsugiki.errors import RunError, TsugikiError
+from tsugiki.errors import RunError, TsugikiError, without_secrets
+from tsugiki.report.words import say
 
 if TYPE_CHECKING:
     from tsugiki.config.study import StudySpec
@@ -43,10 +44,10 @@ def main() -> None:
             # A Japanese Windows would pipe in CP932, which lacks some of our signs.
             stream.reconfigure(encoding="utf-8")
     warnings.showwarning = _show_warning
-    from tsugiki.cli import export_commands, run_commands, task_commands
+    from tsugiki.cli import export_commands, list_command, run_commands, task_commands
 
-    there = (export_commands.app, run_commands.app, task_commands.app)
-    assert there == (app, app, app), "their commands are there when imported"
+    there = {each.app for each in (export_commands, list_command, run_commands, task_commands)}
+    assert there == {app}, "their commands are there when imported"
     try:
         app(standalone_mode=True)
     except RunError as error:
@@ -55,11 +56,13 @@ def main() -> None:
         _fail(error, 2)
     except OSError as broken:
         if broken.filename is None:
-            raise
+            _crash(broken)
         _fail(TsugikiError(f"{str(broken.filename)[:200]}: {broken.strerror}"), 2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception as broken:
+        _crash(broken)
 
 
 _SAID: set[str] = set()
@@ -83,8 +86,14 @@ def _show_warning(
 
 
 def _fail(error: Exception, code: int) -> None:
-    print(f"tsugiki: {error}", file=sys.stderr)
+    print(f"tsugiki: {without_secrets(str(error))}", file=sys.stderr)
     sys.exit(code)
+
+
+def _crash(broken: Exception) -> NoReturn:
+    """A bug of ours, with its traceback: Python's own way, but for secrets in it."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(broken))))
+    sys.exit(1)
 
 
 def _study(name: str, changes: list[str] | None) -> StudySpec:
@@ -95,16 +104,15 @@ def _study(name: str, changes: list[str] | None) -> StudySpec:
 
 
 @app.command(epilog="Example: tsugiki demo --out demo-runs")
-def demo(out: Out = DEFAULT_OUT) -> None:
+def demo(out: Out = DEFAULT_OUT, lang: Lang = None) -> None:
     """LoRA against full fine-tuning on the built-in model and the sample tasks: under five minutes
     on a laptop."""
-    print(
-        "These are the sample tasks and the small model that ship with tsugiki: they show how it "
-        "works, not how good a model is."
-    )
+    language = language_of(lang)
+    print(say(language, "terminal.demo"), flush=True)
     from tsugiki.cli.running import run_and_report
 
-    end(run_and_report(_study("demo", None), ["demo", "--out", str(out)], out))
+    arguments = ["demo", "--out", str(out)]
+    end(run_and_report(_study("demo", None), arguments, out, lang=language))
 
 
 @app.command(
@@ -131,16 +139,16 @@ def study(
         bool, typer.Option("--dry-run", help="Print the configurations; run nothing.")
     ] = False,
     as_json: AsJson = False,
-    lang: Lang = "en",
+    lang: Lang = None,
     worker: Annotated[Optional[str], typer.Option("--worker", hidden=True)] = None,
 ) -> None:
     """Run what is missing of a study, choose by validation, score on test once, print the
     tables."""
-    from tsugiki.cli.running import run_and_report, work
-
-    language = language_of(lang)
+    language = language_of(lang, as_json)
     spec = _study(file, changes)
     if worker:
+        from tsugiki.cli.running import work
+
         work(spec, out, worker)
         return
     if dry_run:
@@ -151,12 +159,10 @@ def study(
             print_json([cell.config.model_dump(mode="json", exclude_none=True) for cell in cells])
             return
         print("\n".join(cell.label for cell in cells))
-        print(
-            f"{len(cells)} configurations. Next: tsugiki check {file}, then the same command "
-            "without "
-            "--dry-run"
-        )
+        print(say(language, "terminal.dry_run", count=len(cells), file=file))
         return
+    from tsugiki.cli.running import run_and_report
+
     arguments = [
         file,
         "--out",
@@ -177,21 +183,23 @@ def run(
     out: Out = DEFAULT_OUT,
     changes: Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+    lang: Lang = None,
 ) -> None:
     """Train one configuration and score it on validation."""
+    language = language_of(lang, as_json)
     from tsugiki.cli.running import run_one
     from tsugiki.toml import beside, read_toml, refuse_task_file
 
     given = read_toml(file)
     refuse_task_file(given, str(file))
-    record = run_one(beside(given, file.parent), str(file), changes, out)
+    record = run_one(beside(given, file.parent), str(file), changes, out, language)
     if as_json:
         print_json(record_json(record))
     if record.status != "done":
         raise TsugikiError(record.outcome.reason)
     if not as_json:
-        print_scores(record, "validation")
-        print(f"Run: {record.folder}\nNext: tsugiki score {record.folder} --part test")
+        print_scores(record, "validation", language)
+        print(say(language, "terminal.run", folder=record.folder))
 
 
 @app.command(
@@ -213,24 +221,25 @@ def import_adapter(
     out: Out = DEFAULT_OUT,
     changes: Changes = None,
     as_json: AsJson = False,
+    lang: Lang = None,
 ) -> None:
     """Score an adapter that was trained elsewhere: it becomes a run, and a study names it with
     adapter = "FOLDER" under a method."""
     from tsugiki.cli.running import run_one
 
+    language = language_of(lang, as_json)
     given = {"model": {"path": model}, "task": {"name": task}, "adapter": str(adapter)}
-    record = run_one(given, "import", changes, out)
+    record = run_one(given, "import", changes, out, language)
     if as_json:
         print_json(record_json(record))
         return
     kind = record.outcome.adapter
     assert kind is not None, "an imported run says what it is"
-    print(
-        f"{adapter}: LoRA {kind.targets}, rank {kind.rank}, α {kind.alpha:g}; "
-        f"{record.outcome.trainable:,} parameters"
-    )
-    print_scores(record, "validation")
-    print(f"Run: {record.folder}\nNext: tsugiki score {record.folder} --part test")
+    said = kind.model_dump(include={"targets", "rank", "alpha"})
+    trainable = record.outcome.trainable
+    print(say(language, "terminal.imported", adapter=adapter, parameters=trainable, **said))
+    print_scores(record, "validation", language)
+    print(say(language, "terminal.run", folder=record.folder))
 
 
 @app.command(
@@ -242,7 +251,7 @@ def report(
     out: Out = DEFAULT_OUT,
     changes: Changes = None,
     as_json: AsJson = False,
-    lang: Lang = "en",
+    lang: Lang = None,
     paper: Annotated[
         bool,
         typer.Option("--paper", help="Write the paper's Tables 1 to 6 too, its rows beside yours."),
@@ -260,7 +269,7 @@ def report(
     from tsugiki.runs.store import Store
     from tsugiki.study.cells import collect
 
-    language = language_of(lang)
+    language = language_of(lang, as_json)
     store = Store(out)
     result = collect(_study(file, changes), store)
     options = "".join(f" --set '{change}'" for change in changes or [])
@@ -271,5 +280,5 @@ def report(
     wanted = [name.strip() for name in columns.split(",") if name.strip()]
     whole = print_report(result, out, again, as_json, language, wanted)
     if paper:
-        print_paper(result, out, again)
+        print_paper(result, out, again, language)
     end(whole)

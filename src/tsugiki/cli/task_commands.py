@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from tsugiki.cli.app import DEFAULT_OUT, AsJson, Changes, Out, app, tasks_app
+from tsugiki.cli.language import Lang, language_of
 from tsugiki.cli.printing import print_json
-
-if TYPE_CHECKING:
-    pass
-
+from tsugiki.report.words import say
 
 app.add_typer(tasks_app, name="tasks")
 
@@ -59,10 +57,16 @@ def check(
     ] = None,
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
+    lang: Lang = None,
 ) -> None:
     """Check a file and everything it names, without training: keys, data, splits, labels, every
     prompt, the models' tensors by name, memory item by item; of a study also hours, disk, and what
     it can find."""
+    from tsugiki.cli.first_look import look_at_file, opening
+
+    language = language_of(lang, as_json)
+    look_at_file(file, changes or [])
+    opening(str(file), language)
     from tsugiki.cli.check import Planned, check_file, next_command
 
     planned = Planned(out=out, margin=margin, power=power)
@@ -72,15 +76,16 @@ def check(
         return
     for line in said:
         print(line)
-    print(f"Next: {next_command(file)}")
+    print(say(language, "terminal.next", command=next_command(file)))
 
 
 @tasks_app.command("list")
-def tasks_list(as_json: AsJson = False) -> None:
+def tasks_list(as_json: AsJson = False, lang: Lang = None) -> None:
     """The built-in tasks."""
     from tsugiki.data.task_file import read_task
     from tsugiki.data.tasks import builtin_tasks
 
+    language = language_of(lang, as_json)
     specs = {name: read_task(path) for name, path in builtin_tasks().items()}
     if as_json:
         print_json(
@@ -100,7 +105,7 @@ def tasks_list(as_json: AsJson = False) -> None:
             f"{name:16} {spec.kind:15} {spec.metric:12} formats: {', '.join(spec.formats)}; "
             f"splits: {', '.join(spec.splits)}; {spec.licence}"
         )
-    print("Next: tsugiki tasks show NAME")
+    print(say(language, "terminal.next", command="tsugiki tasks show NAME"))
 
 
 @tasks_app.command("show", epilog="Example: tsugiki tasks show jnli --data-dir data --tokens")
@@ -116,16 +121,21 @@ def tasks_show(
     data_dir: Annotated[
         Optional[str], typer.Option(help="Folder with local copies of the data files.")
     ] = None,
+    lang: Lang = None,
 ) -> None:
     """Print rows of a task as the model will see them."""
-    from tsugiki.cli.check import show_task
+    from tsugiki.cli.task_rows import show_task
     from tsugiki.config.run import TaskChoice
 
+    language = language_of(lang)
     choice = TaskChoice(name=name, version=version, split=split, format=format, data_dir=data_dir)
+    if tokens:
+        from tsugiki.cli.first_look import look_at_task, opening
+
+        look_at_task(choice)
+        opening(name, language)
     for line in show_task(choice, part, rows, model if tokens else None):
         print(line)
-    print(
-        f"Next: tsugiki check {name}"
-        if Path(name).suffix == ".toml"
-        else "Next: name it under [[tasks]] in a study file, or: tsugiki demo"
-    )
+    own = Path(name).suffix == ".toml"
+    command = f"tsugiki check {name}" if own else say(language, "terminal.use_task")
+    print(say(language, "terminal.next", command=command))

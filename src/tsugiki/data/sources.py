@@ -8,18 +8,14 @@ network is touched.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from tsugiki.config.task import FileSpec
 from tsugiki.errors import DataError
 from tsugiki.files import sha256_of, write_atomically
-
-TIMEOUT_S = 60.0
+from tsugiki.network import download, is_page, offline
 
 
 def cache_dir() -> Path:
@@ -32,18 +28,37 @@ def git_blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def git_blob_of(path: Path) -> str:
+    """The same of a file, however large."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def other_content(path: Path, spec: FileSpec) -> str | None:
+    """How a file's content differs from the pinned one; None where it does not."""
+    if spec.git_blob and (got := git_blob_of(path)) != spec.git_blob:
+        return f"git blob id must be {spec.git_blob}, is {got}"
+    if spec.sha256 and (got := sha256_of(path)) != spec.sha256:
+        return f"sha256 must be {spec.sha256}, is {got}"
+    return None
+
+
 def verify(path: Path, spec: FileSpec) -> None:
     """Raises `DataError` when the content is not the pinned one."""
-    if spec.git_blob and (got := git_blob_id(path.read_bytes())) != spec.git_blob:
-        raise DataError(
-            f"{path}: git blob id must be {spec.git_blob}, is {got}: another version, or damaged. "
-            "Delete it and run again"
-        )
-    if spec.sha256 and (got := sha256_of(path)) != spec.sha256:
-        raise DataError(
-            f"{path}: sha256 must be {spec.sha256}, is {got}: another version, or damaged. Delete "
-            "it and run again"
-        )
+    other = other_content(path, spec)
+    if other and is_page(path):
+        _refuse_page(path)
+    if other:
+        raise DataError(f"{path}: {other}: another version, or damaged. Delete it and run again")
+
+
+def _refuse_page(path: Path) -> None:
+    raise DataError(
+        f"{path}: holds an HTML page (an error, or a login), not data. Delete it and run again"
+    )
 
 
 def locate(spec: FileSpec, folder: Path, data_dir: Path | None) -> Path:
@@ -82,37 +97,23 @@ def _fetch_url(spec: FileSpec) -> Path:
     path = _cached(spec)
     if path.exists():
         verify(path, spec)
+        if is_page(path):
+            _refuse_page(path)
         return path
     _refuse_offline(spec.url)
-    try:
-        with urllib.request.urlopen(spec.url, timeout=TIMEOUT_S) as answer:
-            content = answer.read()
-    except http.client.IncompleteRead as broken:
-        raise DataError(
-            f"{spec.url}: the download broke off after {len(broken.partial)} bytes. Run again"
-        ) from None
-    except (urllib.error.URLError, OSError) as broken:
-        raise DataError(
-            f"{spec.url}: cannot be fetched: {broken}. Check the network, or put a copy there and "
-            "name its folder with data_dir"
-        ) from None
-    if spec.git_blob and (got := git_blob_id(content)) != spec.git_blob:
-        raise DataError(
-            f"{spec.url}: git blob id must be {spec.git_blob}, what came is {got}. Nothing was kept"
-        )
-    if spec.sha256 and (got := hashlib.sha256(content).hexdigest()) != spec.sha256:
-        raise DataError(
-            f"{spec.url}: sha256 must be {spec.sha256}, what came is {got}. Nothing was kept"
-        )
-    write_atomically(path, content)
+    draft = download(spec.url, path.parent)
+    if other := other_content(draft, spec):
+        draft.unlink()
+        raise DataError(f"{spec.url}: {other} of what came. Nothing was kept")
+    os.replace(draft, path)
     return path
 
 
 def _refuse_offline(what: str) -> None:
-    if os.environ.get("TSUGIKI_OFFLINE") or os.environ.get("HF_HUB_OFFLINE"):
+    if named := offline():
         raise DataError(
-            f"{what}: not in the cache ({cache_dir()}), and offline mode is on. Run once with a "
-            "network"
+            f"{what}: not in the cache ({cache_dir()}), and offline mode is on ({named} is set). "
+            "Run once with a network"
         )
 
 
@@ -132,12 +133,13 @@ def _fetch_hub(spec: FileSpec) -> Path:
             repo_type="dataset",
             revision=spec.hub_revision,
             cache_dir=cache_dir() / "hub",
+            local_files_only=offline() is not None,
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as broken:
-        raise DataError(
-            f"{what}: cannot be had from the Hub: {str(broken).splitlines()[0]}"
-        ) from None
+        raise DataError(f"{what}: cannot be had from the Hub: {first_line(broken)}") from None
     path = Path(got)
+    if is_page(path):
+        _refuse_page(path)
     pin = cache_dir() / "pins" / (hashlib.sha256(what.encode()).hexdigest()[:24] + ".json")
     digest = sha256_of(path)
     if not pin.exists():

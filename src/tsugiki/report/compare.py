@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from tsugiki.errors import RunError
 from tsugiki.report.texts import score_text
 from tsugiki.runs.answer_values import values_of
-from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.reading import RunRecord, file_of
 from tsugiki.runs.store import Run
 from tsugiki.score.statistics import Estimate, McNemar, mcnemar, mean_over_seeds, paired_difference
 
@@ -145,13 +146,20 @@ def against(records: Sequence[RunRecord], part: str, floor: Sequence[float]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """One run in a line: name, status, training seconds, scores."""
+    """One run in a line: name, what was trained on what, status, start, training seconds, scores
+    as text and the main ones as numbers."""
 
     run: str
+    task: str
+    model: str
+    method: str
     status: str
+    started: str
     train_s: float | None
     validation: str | None
     test: str | None
+    validation_score: float | None
+    test_score: float | None
 
 
 def list_row(record: RunRecord) -> Listed:
@@ -162,8 +170,33 @@ def list_row(record: RunRecord) -> Listed:
     texts = {part: score_text(score) if score else None for part, score in scores.items()}
     return Listed(
         run=record.folder.name,
+        task=record.config.task.label,
+        model=record.config.model.label,
+        method=record.config.method,
         status="stopped" if stopped else record.status,
+        started=record.outcome.started or _written(record),
         train_s=mean * steps if mean and steps else None,
         validation=texts["validation"],
         test=texts["test"],
+        validation_score=record.main_score("validation"),
+        test_score=record.main_score("test"),
     )
+
+
+def _written(record: RunRecord) -> str:
+    """When a run was asked for, of one from before starts were kept."""
+    seconds = file_of(record.folder, "config.json").stat().st_mtime
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _best_last(score: float | None) -> tuple[bool, float]:
+    return (score is not None, score or 0.0)
+
+
+SORTED: Mapping[str, Callable[[Listed], tuple[object, ...]]] = {
+    "time": lambda row: (row.started, row.run),
+    "validation": lambda row: (*_best_last(row.validation_score), row.run),
+    "test": lambda row: (*_best_last(row.test_score), row.run),
+    "name": lambda row: (row.run,),
+}
+"""By what runs are listed: what one looks for comes last, next to the prompt."""
