@@ -39,9 +39,11 @@ def overlaps(task: Task) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What a study is to be planned for; what nobody gave is the study file's."""
+    """What a study is to be planned for; what nobody gave is the study file's. `keep`: the plan is
+    written beside the study's runs."""
 
     out: Path
+    keep: bool = True
     margin: float | None = None
     power: float | None = None
 
@@ -139,6 +141,8 @@ def study_lines(
         yield f"{wanted_power}, calling equal methods equal takes {needed_text(pair.equal, 'en')}"
         yield f"{wanted_power}, detecting such a difference takes {needed_text(pair.detect, 'en')}"
         yield f"  {basis_text(pair, 'en')}"
+    if not planned.keep:
+        return
     if kept := keep_new(result, store.root, plan):
         yield f"kept with the study: {kept}"
     elif plan.pairs:

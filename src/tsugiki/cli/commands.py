@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Optional, TextIO
 
@@ -30,10 +31,11 @@ from tsugiki.cli.printing import (
     record_json,
 )
 from tsugiki.config.old_spellings import OldSpelling
-from tsugiki.errors import RunError, TsugikiError, without_secrets
-from tsugiki.report.words import say
+from tsugiki.errors import ConfigError, RunError, TsugikiError, without_secrets
+from tsugiki.report.words import Language, say
 
 if TYPE_CHECKING:
+    from tsugiki.config.run import RunConfig
     from tsugiki.config.study import StudySpec
 
 
@@ -117,15 +119,28 @@ def demo(out: Out = DEFAULT_OUT, lang: Lang = None) -> None:
 
 @app.command(
     epilog="Examples: tsugiki study paper --set models='[{path=\"owner/model\"}]'   ·   tsugiki "
-    "study my.toml --jobs 4   ·   tsugiki study my.toml --dry-run"
+    "study my.toml --jobs 4   ·   tsugiki study my.toml --dry-run   ·   tsugiki study --model "
+    "builtin --task reviews.csv"
 )
 def study(
     file: Annotated[
-        str,
+        Optional[str],
         typer.Argument(
             help="A study file (.toml) or the name of a built-in study: demo, paper, recommended."
         ),
-    ],
+    ] = None,
+    model: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="Instead of a file: a model (a folder, a Hub id, builtin); may be repeated."
+        ),
+    ] = None,
+    task: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="With --model: a data file, a task file or a built-in task; may be repeated."
+        ),
+    ] = None,
     out: Out = DEFAULT_OUT,
     jobs: Annotated[
         int,
@@ -145,6 +160,7 @@ def study(
     """Run what is missing of a study, choose by validation, score on test once, print the
     tables."""
     language = language_of(lang, as_json)
+    file = _file_of(file, model, task)
     spec = _study(file, changes)
     if worker:
         from tsugiki.cli.running import work
@@ -158,7 +174,8 @@ def study(
         if as_json:
             print_json([cell.config.model_dump(mode="json", exclude_none=True) for cell in cells])
             return
-        print("\n".join(cell.label for cell in cells))
+        print("\n".join(cell.label for cell in cells), flush=True)
+        _check_if_local(file, changes, out, [cell.config for cell in cells], language)
         print(say(language, "terminal.dry_run", count=len(cells), file=file))
         return
     from tsugiki.cli.running import run_and_report
@@ -170,6 +187,39 @@ def study(
         *(part for change in changes or [] for part in ("--set", change)),
     ]
     end(run_and_report(spec, arguments, out, jobs, as_json, language))
+
+
+def _file_of(file: str | None, model: list[str] | None, task: list[str] | None) -> str:
+    """The study file that is meant; of --model and --task it is written first."""
+    if file is not None:
+        if model or task:
+            raise ConfigError("--model, --task: a study file names its own; use --set, or drop it")
+        return file
+    from tsugiki.cli.one_line import write_study
+
+    path, lines = write_study(model or [], task or [])
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    return str(path)
+
+
+def _check_if_local(
+    file: str,
+    changes: list[str] | None,
+    out: Path,
+    configs: Sequence[RunConfig],
+    language: Language,
+) -> None:
+    """What `check` says of a study, where that fetches nothing."""
+    from tsugiki.cli.first_look import not_here, opening
+
+    if (lacking := not_here(configs)) is not None:
+        print(say(language, "terminal.not_here", what=lacking, file=file))
+        return
+    opening(file, language)
+    from tsugiki.cli.check import Planned, check_file
+
+    for line in check_file(Path(file), changes or [], planned=Planned(out=out, keep=False)):
+        print(line)
 
 
 @app.command(epilog="Example: tsugiki run run.toml --set train.learning_rate=5e-4")

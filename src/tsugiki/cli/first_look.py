@@ -10,7 +10,7 @@ from pathlib import Path
 from tsugiki.config.run import RunConfig, TaskChoice
 from tsugiki.config.study import StudySpec
 from tsugiki.data.sources import locate
-from tsugiki.data.tasks import builtin_tasks, find_task, task_without_data
+from tsugiki.data.tasks import all_at_hand, builtin_tasks, find_task, task_without_data
 from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 from tsugiki.model.folder import local_folder
 from tsugiki.report.words import Language, say
@@ -75,6 +75,22 @@ def look_at_task(choice: TaskChoice) -> None:
             continue
         if not ((root or folder) / file.path).exists():
             locate(file, folder, root)  # which says what is missing
+
+
+def not_here(configs: Iterable[RunConfig]) -> str | None:
+    """The first model or data file that would have to be fetched, or is nowhere; None where all is
+    on this machine."""
+    for model in dict.fromkeys(config.model for config in configs):
+        if local_folder(model) is None:
+            return model.path
+    for choice in dict.fromkeys(config.task for config in configs):
+        try:
+            look_at_task(choice)
+        except TsugikiError as broken:
+            return str(broken)
+        if not all_at_hand(choice):
+            return choice.label
+    return None
 
 
 def look_at_study(study: StudySpec, store: Store) -> None:

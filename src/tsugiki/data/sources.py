@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from tsugiki.config.task import FileSpec
-from tsugiki.errors import DataError
+from tsugiki.errors import DataError, first_line
 from tsugiki.files import sha256_of, write_atomically
 from tsugiki.network import download, is_page, offline
 

@@ -80,8 +80,14 @@ def find_task(name: str, data_dir: str | None = None) -> tuple[TaskSpec, Path]:
 def version_at_hand(choice: TaskChoice, version: str) -> bool:
     """Whether every file of a version of the data is on this machine, so that nothing would be
     fetched."""
+    return all_at_hand(choice.model_copy(update={"version": version}))
+
+
+def all_at_hand(choice: TaskChoice) -> bool:
+    """The same of the version that is chosen."""
     spec, folder = find_task(choice.name, choice.data_dir)
-    files = {**spec.files, **spec.versions[version]}
+    version = choice.version or spec.default_version
+    files = {**spec.files, **(spec.versions[version] if version else {})}
     parts = spec.splits[choice.split or spec.default_split]
     names = {name for part in (parts.train, parts.validation, parts.test) for name in part.files}
     data_dir = Path(choice.data_dir) if choice.data_dir else None
