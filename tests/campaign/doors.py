@@ -818,10 +818,12 @@ def outcome_of(arguments: list[str], folder: Path) -> tuple[str, str]:
     lines = [
         line
         for line in said.buffer.getvalue().decode("utf-8", "replace").splitlines()
-        if line.strip()
+        if line.strip() and not line.endswith(": starting …")  # said before torch is loaded
     ]  # type: ignore[attr-defined]
     if code in (0, None):
         return "read", ""
+    if code == 1:
+        return "traceback", lines[-1][:200]
     ours = [line for line in lines if line.startswith("tsugiki:")]
     usage = any("Usage:" in line for line in lines)
     return ("refused" if usage or (len(ours) == 1 and len(lines) == 1) else "lines"), (

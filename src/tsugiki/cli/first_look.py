@@ -20,8 +20,8 @@ from tsugiki.toml import Given, beside, is_task_file, override, parse, read_toml
 
 
 def opening(what: str, language: Language) -> None:
-    """The first line of a command that has to load torch, which takes seconds: on standard error,
-    so that what it prints stays what it is."""
+    """The first line of a command that has to load torch or to compute, which takes seconds: on
+    standard error, so that what it prints stays what it is."""
     print(say(language, "progress.starting", what=what), file=sys.stderr, flush=True)
 
 

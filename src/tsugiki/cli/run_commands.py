@@ -169,11 +169,14 @@ def compare(
     lang: Lang = None,
 ) -> None:
     """Paired difference of two runs, and the answers that changed."""
+    from tsugiki.cli.first_look import opening
     from tsugiki.report.compare import compare_runs
     from tsugiki.runs.reading import read_record
 
     language = language_of(lang, as_json)
-    comparison = compare_runs(read_record(run_folder(first)), read_record(run_folder(second)), part)
+    ours, theirs = read_record(run_folder(first)), read_record(run_folder(second))
+    opening(f"{ours.folder.name}, {theirs.folder.name}", language)  # resampling takes a second
+    comparison = compare_runs(ours, theirs, part)
     print_comparison(comparison, part, rows, as_json, language)
     if not as_json:
         print(say(language, "terminal.next", command=f"tsugiki show {first}"))
