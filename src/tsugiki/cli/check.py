@@ -70,6 +70,7 @@ def check_file(
     if is_task_file(given):
         task = check_task(TaskChoice(name=str(path)))
         yield describe(task)
+        yield from (f"  note: {note}" for note in task.notes)
         yield from overlaps(task)
         yield "ok"
         return
@@ -229,8 +230,5 @@ def next_command(path: Path) -> str:
     """What one does with a file that was found right."""
     given = read_toml(named_file(path))
     if is_task_file(given):
-        return (
-            "name it under [[tasks]] in a study file (docs/tutorial.md), then: tsugiki study "
-            "STUDY.toml"
-        )
+        return f"tsugiki study --model MODEL --task {path}"
     return f"tsugiki study {path}" if "methods" in given else f"tsugiki run {path}"
