@@ -1,6 +1,7 @@
 """How long a user looks at nothing: seconds to the first line of each command, and CPU seconds.
 
-    python benchmarks/first_line.py      six minutes; writes first_line.json and first_line.md
+    python benchmarks/first_line.py                     three minutes; first_line.json and .md
+    python benchmarks/first_line.py compare report      these commands anew, the others as kept
 
 Every call is a process of its own, from its start: Python, imports and all. The first byte on
 standard output or standard error counts. Calls of the commands alternate, so that whatever else
@@ -132,13 +133,18 @@ def _told(values: list[float]) -> str:
 
 
 def main() -> None:
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in COMMANDS}
+    target = Path(__file__).with_suffix(".json")
+    wanted, rows = sys.argv[1:] or list(COMMANDS), dict[str, list[dict[str, float]]]()
+    if len(wanted) < len(COMMANDS):
+        before = json.loads(target.read_text(encoding="utf-8"))["commands"]
+        rows = {name: entry["calls"] for name, entry in before.items()}
+    rows |= {name: [] for name in wanted}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         set_up(folder)
         for number in range(CALLS + 1):
-            for name, arguments in COMMANDS.items():
-                measured = call(arguments, folder)
+            for name in wanted:
+                measured = call(COMMANDS[name], folder)
                 if number:
                     rows[name].append(measured)
                     print(f"{name}: {measured['first_s']:.2f} s", flush=True)
@@ -149,7 +155,6 @@ def main() -> None:
         "calls": CALLS,
         "commands": {name: {"command": COMMANDS[name], "calls": rows[name]} for name in rows},
     }
-    target = Path(__file__).with_suffix(".json")
     target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     target.with_suffix(".md").write_text(page(kept, rows), encoding="utf-8")
 

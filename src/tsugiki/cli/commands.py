@@ -316,6 +316,7 @@ def report(
 ) -> None:
     """Write and print the tables of a study from the runs on disk; runs nothing."""
     reads_records_alone()
+    from tsugiki.cli.first_look import opening
     from tsugiki.runs.store import Store
     from tsugiki.study.cells import collect
 
@@ -326,6 +327,7 @@ def report(
     again = f"tsugiki study {file} --out {out}{options}"
     if not result.records and not result.missing:
         raise TsugikiError(f"{out}: no finished run of this study there. Run: {again}")
+    opening(Path(file).stem, language)  # its tables and figures take seconds
     print_damaged(result.damaged)
     wanted = [name.strip() for name in columns.split(",") if name.strip()]
     whole = print_report(result, out, again, as_json, language, wanted)
