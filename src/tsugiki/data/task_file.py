@@ -112,9 +112,9 @@ def _with_files(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_splits(given: dict[str, Any], path: Path) -> dict[str, Any]:
-    if given.get("splits"):
+    if "splits" in given:
         names = list(given["splits"]) if isinstance(given["splits"], Mapping) else [""]
-        return {"default_split": names[0], **given}
+        return {"default_split": next(iter(names), ""), **given}
     files = set(given["files"]) if isinstance(given.get("files"), Mapping) else set()
     ratio, seed = _ratio(given, path), given.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
@@ -198,7 +198,7 @@ def _whole(given: Mapping[str, Any], path: Path) -> TaskSpec:
     made = {name: value for name, value in given.items() if name not in SHORT}
     kind = "classification" if made.get("labels") else "generation"
     made.setdefault("kind", "choice" if made.get("choices") else kind)
-    if made["kind"] in METRICS_OF:
+    if isinstance(made["kind"], str) and made["kind"] in METRICS_OF:
         made.setdefault("metric", METRICS_OF[made["kind"]][0])
     if not made.get("messages"):
         if "formats" not in made:
