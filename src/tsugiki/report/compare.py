@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from tsugiki.errors import RunError
 from tsugiki.report.texts import score_text
 from tsugiki.runs.answer_values import values_of
-from tsugiki.runs.reading import RunRecord, file_of
+from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Run
 from tsugiki.score.statistics import Estimate, McNemar, mcnemar, mean_over_seeds, paired_difference
 
@@ -146,8 +145,8 @@ def against(records: Sequence[RunRecord], part: str, floor: Sequence[float]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """One run in a line: name, what was trained on what, status, start, training seconds, scores
-    as text and the main ones as numbers."""
+    """One run in a line: name, what was trained on what, status, start (of runs from before starts
+    were kept: empty), training seconds, scores as text and the main ones as numbers."""
 
     run: str
     task: str
@@ -174,19 +173,13 @@ def list_row(record: RunRecord) -> Listed:
         model=record.config.model.label,
         method=record.config.method,
         status="stopped" if stopped else record.status,
-        started=record.outcome.started or _written(record),
+        started=record.outcome.started,
         train_s=mean * steps if mean and steps else None,
         validation=texts["validation"],
         test=texts["test"],
         validation_score=record.main_score("validation"),
         test_score=record.main_score("test"),
     )
-
-
-def _written(record: RunRecord) -> str:
-    """When a run was asked for, of one from before starts were kept."""
-    seconds = file_of(record.folder, "config.json").stat().st_mtime
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _best_last(score: float | None) -> tuple[bool, float]:
