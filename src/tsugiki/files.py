@@ -16,6 +16,21 @@ from tsugiki.errors import DataError
 ABSOLUTE = re.compile(r"(?<![\w./~:…-])(?:/|[A-Za-z]:[\\/])(?:[^\s'\"/\\,;=]+[\\/])+")
 
 
+NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # by Windows, and the slash by all
+NO = ("", "0", "false", "no", "off")
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file or folder that every system takes."""
+    return NOT_IN_NAMES.sub("_", text)
+
+
+def offline_by() -> str:
+    """Which of the user's variables keeps us from the network, or nothing."""
+    names = ("TSUGIKI_OFFLINE", "HF_HUB_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").lower() not in NO), "")
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.config.task import FileSpec
-from tsugiki.errors import DataError, first_line
-from tsugiki.files import sha256_of, write_atomically
+from tsugiki.errors import DataError, first_line, how_to_install
+from tsugiki.files import file_name, offline_by, sha256_of, write_atomically
 
 TIMEOUT_S = 60.0
 
@@ -78,7 +78,7 @@ def at_hand(spec: FileSpec, folder: Path, data_dir: Path | None) -> bool:
 def _cached(spec: FileSpec) -> Path:
     assert spec.url
     name = spec.git_blob or spec.sha256 or hashlib.sha256(spec.url.encode()).hexdigest()
-    return cache_dir() / "files" / f"{name[:16]}-{spec.url.rsplit('/', 1)[-1]}"
+    return cache_dir() / "files" / file_name(f"{name[:16]}-{spec.url.rsplit('/', 1)[-1]}")
 
 
 def _fetch_url(spec: FileSpec) -> Path:
@@ -113,9 +113,9 @@ def _fetch_url(spec: FileSpec) -> Path:
 
 
 def _refuse_offline(what: str) -> None:
-    if os.environ.get("TSUGIKI_OFFLINE") or os.environ.get("HF_HUB_OFFLINE"):
+    if offline_by():
         raise DataError(
-            f"{what}: not in the cache ({cache_dir()}), and offline mode is on. Run once with a "
+            f"{what}: not in the cache ({cache_dir()}), and {offline_by()} is set. Run once with a "
             "network"
         )
 
@@ -136,6 +136,7 @@ def _fetch_hub(spec: FileSpec) -> Path:
             repo_type="dataset",
             revision=spec.hub_revision,
             cache_dir=cache_dir() / "hub",
+            local_files_only=bool(offline_by()),
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as broken:
         raise DataError(
@@ -268,9 +269,7 @@ def arrow_for(path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError(
-            f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"'
-        ) from None
+        raise DataError(f"{path}: Parquet needs pyarrow. {how_to_install('pyarrow')}") from None
     return pyarrow
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tsugiki.config.run import ModelChoice
 from tsugiki.errors import ModelError, first_line
+from tsugiki.files import offline_by
 from tsugiki.toml import Given
 
 BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"
@@ -80,6 +81,7 @@ def _snapshot(choice: ModelChoice) -> Path:
                 revision=choice.revision,
                 allow_patterns=WANTED_FILES,
                 ignore_patterns=UNWANTED_FILES,
+                local_files_only=bool(offline_by()),
             )
         )
     except GatedRepoError:
@@ -98,11 +100,7 @@ def _snapshot(choice: ModelChoice) -> Path:
             f"model {choice.path}: no such repository on the Hub ({token}){_by_way_of()}"
         ) from None
     except LocalEntryNotFoundError:
-        offline = (
-            "HF_HUB_OFFLINE is set"
-            if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
-            else "the Hub cannot be reached"
-        )
+        offline = f"{offline_by()} is set" if offline_by() else "the Hub cannot be reached"
         raise ModelError(
             f"model {choice.path}: not in the cache, and {offline}{_by_way_of()}. Run once with a "
             "network, or give a folder"
