@@ -16,7 +16,10 @@ from tsugiki.report.svg import columns_of
 pytestmark = pytest.mark.precision
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.ja.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -61,6 +64,28 @@ def test_both_pages_of_results_quote_the_benchmark() -> None:
         for number in (".404", ".361", ".695", ".704", ".309", ".322"):
             assert number in text
             assert f"0{number}" in kept
+
+
+def test_every_environment_variable_that_is_read_stands_on_its_page() -> None:
+    page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    read = set[str]()
+    for path in (ROOT / "src").rglob("*.py"):
+        code = path.read_text(encoding="utf-8")
+        read |= set(re.findall(r"""environ(?:\.\w+)?[\[(]["'](\w+)""", code))
+        read |= set(re.findall(r"\b(?:TSUGIKI|HF)_[A-Z0-9_]+\b", code))
+    assert {"TSUGIKI_CACHE", "TSUGIKI_OFFLINE", "HF_TOKEN", "OPENBLAS_NUM_THREADS", "CC"} <= read
+    for name in sorted(read):
+        assert f"`{name}`" in page, name
+
+
+def test_both_readmes_install_by_the_same_commands() -> None:
+    found = []
+    for page in PAGES[:2]:
+        lines = re.findall(r"^    (.+)", page.read_text(encoding="utf-8"), re.M)
+        found.append([re.sub(r"\s+#.*", "", line) for line in lines if "def " not in line])
+    shorter = found[1]  # the Python example stands in the English one alone
+    assert [line for line in found[0] if line in shorter] == shorter
+    assert "pip install ." in shorter
 
 
 def test_the_readmes_fit_a_screen_and_a_half() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tsugiki.study.cells import StudyResult
     from tsugiki.toml import Given
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["run", "run_study"]
 
 

@@ -61,6 +61,12 @@ def first_line(broken: BaseException) -> str:
     return lines[0][:300] if lines else type(broken).__name__
 
 
+def how_to_install(*libraries: str) -> str:
+    """What to type for libraries that one feature alone needs. Their names and no extra of ours:
+    that works from wherever tsugiki was installed."""
+    return f"Run: pip install {' '.join(libraries)}"
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """` Did you mean "jnli"? Known: …` for a misspelt name; just the known names when nothing is
     near."""

@@ -16,6 +16,15 @@ from tsugiki.errors import DataError, without_secrets
 ABSOLUTE = re.compile(r"(?<![\w./~:…-])(?:/|[A-Za-z]:[\\/])(?:[^\s'\"/\\,;=]+[\\/])+")
 
 
+NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # by Windows, and the slash by all
+NO = ("", "0", "false", "no", "off")
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file or folder that every system takes."""
+    return NOT_IN_NAMES.sub("_", text)
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+
+from tsugiki import __version__
 
 pytestmark = pytest.mark.precision
 
@@ -75,6 +78,15 @@ def test_help_names_every_command_and_loads_no_torch() -> None:
         ).stdout.strip()
         == "[]"
     )
+
+
+def test_the_version_is_printed_at_once() -> None:
+    """Within 0.3 s of CPU on a machine that does other things too: no torch, as above."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = tsugiki("--version")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (done.returncode, done.stdout) == (0, f"tsugiki {__version__}\n")
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
 
 
 @pytest.mark.parametrize("command", COMMANDS)

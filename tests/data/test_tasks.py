@@ -279,10 +279,13 @@ def test_a_wrong_or_broken_download_leaves_nothing(server: str, tmp_path: Path) 
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
-def test_offline_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_says_so_and_by_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSUGIKI_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with pytest.raises(DataError, match="cannot be fetched"):
+        sources.locate(FileSpec(url="http://127.0.0.1:9/x.json"), tmp_path, None)
     monkeypatch.setenv("TSUGIKI_OFFLINE", "1")
-    with pytest.raises(DataError, match="offline mode is on"):
+    with pytest.raises(DataError, match="TSUGIKI_OFFLINE is set"):
         sources.locate(FileSpec(url="http://127.0.0.1:9/x.json"), tmp_path, None)
 
 

@@ -18,6 +18,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tsugiki import __version__
+
+        print(f"tsugiki {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_any_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
 tasks_app = typer.Typer(help="List tasks; look at the rows a model will see.", no_args_is_help=True)
 Out = Annotated[Path, typer.Option("--out", "-o", help="Root folder of all runs and reports.")]
 Changes = Annotated[

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tsugiki.errors import DataError, first_line
+from tsugiki.errors import DataError, first_line, how_to_install
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 TEXT = (".jsonl", ".json", ".csv", ".tsv")
@@ -266,9 +266,7 @@ def arrow_for(path: Path) -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise DataError(
-            f'{path}: Parquet needs pyarrow. Run: pip install "tsugiki[parquet]"'
-        ) from None
+        raise DataError(f"{path}: needs pyarrow. {how_to_install('pyarrow')}") from None
     return pyarrow
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tsugiki.config.task import FileSpec
 from tsugiki.errors import DataError, first_line
-from tsugiki.files import sha256_of, write_atomically
+from tsugiki.files import file_name, sha256_of, write_atomically
 from tsugiki.network import download, is_page, offline
 
 
@@ -89,7 +89,7 @@ def at_hand(spec: FileSpec, folder: Path, data_dir: Path | None) -> bool:
 def _cached(spec: FileSpec) -> Path:
     assert spec.url
     name = spec.git_blob or spec.sha256 or hashlib.sha256(spec.url.encode()).hexdigest()
-    return cache_dir() / "files" / f"{name[:16]}-{spec.url.rsplit('/', 1)[-1]}"
+    return cache_dir() / "files" / file_name(f"{name[:16]}-{spec.url.rsplit('/', 1)[-1]}")
 
 
 def _fetch_url(spec: FileSpec) -> Path:
