@@ -57,7 +57,9 @@ def run_study(
         Interrupted: on Ctrl-C; the same call goes on.
     """
     result = StudyResult(study=study, cells=[])
-    heard = replace(events, on_start=partial(_announce, result, on_cell)) if on_cell else events
+    heard = (
+        replace(events, on_start=partial(_announce, result, on_cell, events)) if on_cell else events
+    )
     this_process = ThisProcess(study=study, store=store, events=heard)
     executor: Executor = workers(this_process) if workers else this_process
     way = Way(
@@ -174,8 +176,11 @@ def _missing(result: StudyResult, known: Mapping[RunConfig, RunRecord]) -> list[
     return [cell for cell in result.cells if cell.label not in had]
 
 
-def _announce(result: StudyResult, on_cell: OnCell, configs: Sequence[RunConfig]) -> None:
+def _announce(
+    result: StudyResult, on_cell: OnCell, events: Events, configs: Sequence[RunConfig]
+) -> None:
     """Says which cells start now, or which seeds of them."""
+    events.start(configs)
     seeds = {repeat.config: (cell, number) for cell, number, repeat in seed_cells(result)}
     if configs[0] in seeds:
         cell, number = seeds[configs[0]]
