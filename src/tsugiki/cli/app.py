@@ -36,6 +36,13 @@ Lang = Annotated[
         "--lang", help="Language of what is printed: en or ja. Both pages are written in any case."
     ),
 ]
+Track = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--track",
+        help="Log every run to tensorboard, wandb or mlflow too (may be repeated).",
+    ),
+]
 DEFAULT_OUT = Path("tsugiki-runs")
 
 

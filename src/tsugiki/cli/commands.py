@@ -16,6 +16,7 @@ from tsugiki.cli.app import (
     Changes,
     Lang,
     Out,
+    Track,
     app,
     end,
     language_of,
@@ -132,6 +133,7 @@ def study(
     ] = False,
     as_json: AsJson = False,
     lang: Lang = "en",
+    track: Track = None,
     worker: Annotated[Optional[str], typer.Option("--worker", hidden=True)] = None,
 ) -> None:
     """Run what is missing of a study, choose by validation, score on test once, print the
@@ -141,7 +143,7 @@ def study(
     language = language_of(lang)
     spec = _study(file, changes)
     if worker:
-        work(spec, out, worker)
+        work(spec, out, worker, track or [])
         return
     if dry_run:
         from tsugiki.study.cells import expand
@@ -163,7 +165,7 @@ def study(
         str(out),
         *(part for change in changes or [] for part in ("--set", change)),
     ]
-    end(run_and_report(spec, arguments, out, jobs, as_json, language))
+    end(run_and_report(spec, arguments, out, jobs, as_json, language, track or []))
 
 
 @app.command(epilog="Example: tsugiki run run.toml --set train.learning_rate=5e-4")
@@ -176,6 +178,7 @@ def run(
     ],
     out: Out = DEFAULT_OUT,
     changes: Changes = None,
+    track: Track = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Train one configuration and score it on validation."""
@@ -184,7 +187,7 @@ def run(
 
     given = read_toml(file)
     refuse_task_file(given, str(file))
-    record = run_one(beside(given, file.parent), str(file), changes, out)
+    record = run_one(beside(given, file.parent), str(file), changes, out, track or [])
     if as_json:
         print_json(record_json(record))
     if record.status != "done":

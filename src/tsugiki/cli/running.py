@@ -4,6 +4,7 @@ its end."""
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,6 +13,7 @@ from tsugiki.cli.printing import print_report
 from tsugiki.cli.progress import Display
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import RunError
+from tsugiki.runs.events import listening
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
@@ -19,6 +21,7 @@ from tsugiki.study.executors import WorkerProcesses, stop_with_parent
 from tsugiki.study.sweep import run_study
 from tsugiki.study.worker import run_stage
 from tsugiki.toml import Given, override, parse
+from tsugiki.trackers.known import listeners_of
 
 if TYPE_CHECKING:
     from tsugiki.config.study import StudySpec
@@ -26,11 +29,14 @@ if TYPE_CHECKING:
     from tsugiki.study.executors import Stage
 
 
-def run_one(given: Given, where: str, changes: list[str] | None, out: Path) -> RunRecord:
+def run_one(
+    given: Given, where: str, changes: list[str] | None, out: Path, track: Sequence[str] = ()
+) -> RunRecord:
     """One run, from what a file or a command says of it; shown while it goes."""
     config = parse(RunConfig, override(given, changes or []), where)
-    with Display() as display:
-        return run_group([config], Store(out), display.events)[0]
+    trackers = listeners_of(track)
+    with Display() as display, listening(display.events, trackers, display.events.note) as events:
+        return run_group([config], Store(out), events)[0]
 
 
 def run_and_report(
@@ -40,26 +46,32 @@ def run_and_report(
     jobs: int = 1,
     as_json: bool = False,
     lang: Language = "en",
+    track: Sequence[str] = (),
 ) -> bool:
     """Runs what is missing and prints the report; `arguments` are those of `tsugiki study`. False
     when something is missing or did not learn."""
-    store = Store(out)
-    with Display(lang) as display:
-        many = partial(WorkerProcesses, arguments=arguments, jobs=jobs) if jobs > 1 else None
+    store, trackers = Store(out), listeners_of(track)
+    whole = [*arguments, *(part for name in track for part in ("--track", name))]
+    with (
+        Display(lang) as display,
+        listening(display.events, trackers, display.events.note) as events,
+    ):
+        many = partial(WorkerProcesses, arguments=whole, jobs=jobs) if jobs > 1 else None
         try:
-            result = run_study(spec, store, display.events, on_cell=display.on_cell, workers=many)
+            result = run_study(spec, store, events, on_cell=display.on_cell, workers=many)
         except RunError as stopped:
             if type(stopped).__name__ == "Interrupted":
                 stopped.args = (
                     f"{stopped}. What is finished: tsugiki report {shlex.join(arguments)}",
                 )
             raise
-    return print_report(result, out, f"tsugiki study {shlex.join(arguments)}", as_json, lang)
+    return print_report(result, out, f"tsugiki study {shlex.join(whole)}", as_json, lang)
 
 
-def work(spec: StudySpec, out: Path, stage: str) -> None:
+def work(spec: StudySpec, out: Path, stage: str, track: Sequence[str] = ()) -> None:
     """What a worker of `--jobs` does until nothing of its stage is left, or until the process that
     started it ends."""
     stop_with_parent()
-    with Display() as display:
-        run_stage(spec, Store(out), cast("Stage", stage), display.events)
+    trackers = listeners_of(track)
+    with Display() as display, listening(display.events, trackers, display.events.note) as events:
+        run_stage(spec, Store(out), cast("Stage", stage), events)
