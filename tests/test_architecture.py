@@ -25,6 +25,7 @@ RANK = {
     "runs": 5,
     "study": 6,
     "report": 7,
+    "trackers": 7,
     "cli": 8,
 }
 NO_TORCH = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import file_map
+from tests import api_page, file_map
 from tsugiki.report.svg import columns_of
 
 pytestmark = pytest.mark.precision
@@ -35,6 +35,15 @@ def test_the_map_of_the_files_is_that_of_the_docstrings() -> None:
         "python -m tests.file_map"
     )
     assert "`runs/group.py`" in page
+
+
+def test_the_page_of_the_python_interface_is_that_of_the_docstrings() -> None:
+    page = api_page.PAGE.read_text(encoding="utf-8")
+    assert page == api_page.api_page(), "python -m tests.api_page"
+    import tsugiki
+
+    for name in tsugiki.__all__:
+        assert re.search(rf"^### `{name}\b", page, re.M), name
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/how-it-works.md"])

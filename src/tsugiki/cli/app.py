@@ -47,6 +47,13 @@ Changes = Annotated[
     typer.Option("--set", help="Change a setting: --set train.epochs=2 (may be repeated)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Track = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--track",
+        help="Log every run to tensorboard, wandb or mlflow too (may be repeated).",
+    ),
+]
 DEFAULT_OUT = Path("tsugiki-runs")
 
 

@@ -17,6 +17,7 @@ from tsugiki.cli.app import (
     AsJson,
     Changes,
     Out,
+    Track,
     app,
     end,
     reads_records_alone,
@@ -155,6 +156,7 @@ def study(
     ] = False,
     as_json: AsJson = False,
     lang: Lang = None,
+    track: Track = None,
     worker: Annotated[Optional[str], typer.Option("--worker", hidden=True)] = None,
 ) -> None:
     """Run what is missing of a study, choose by validation, score on test once, print the
@@ -165,7 +167,7 @@ def study(
     if worker:
         from tsugiki.cli.running import work
 
-        work(spec, out, worker)
+        work(spec, out, worker, track or [])
         return
     if dry_run:
         from tsugiki.study.cells import expand
@@ -186,7 +188,7 @@ def study(
         str(out),
         *(part for change in changes or [] for part in ("--set", change)),
     ]
-    end(run_and_report(spec, arguments, out, jobs, as_json, language))
+    end(run_and_report(spec, arguments, out, jobs, as_json, language, track or []))
 
 
 def _file_of(file: str | None, model: list[str] | None, task: list[str] | None) -> str:
@@ -232,6 +234,7 @@ def run(
     ],
     out: Out = DEFAULT_OUT,
     changes: Changes = None,
+    track: Track = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
     lang: Lang = None,
 ) -> None:
@@ -242,7 +245,8 @@ def run(
 
     given = read_toml(file)
     refuse_task_file(given, str(file))
-    record = run_one(beside(given, file.parent), str(file), changes, out, language)
+    named = beside(given, file.parent)
+    record = run_one(named, str(file), changes, out, language, track or [])
     if as_json:
         print_json(record_json(record))
     if record.status != "done":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 from tsugiki.errors import RunError
 from tsugiki.report.texts import score_text
@@ -45,6 +46,15 @@ class Comparison:
     seeds: int
     mcnemar: McNemar | None
     changed: tuple[Changed, ...]
+
+    def __str__(self) -> str:
+        """`accuracy: 0.710 - 0.650 = +0.060 [+0.010, +0.110], n = 300`"""
+        bounds = f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        p = "" if self.mcnemar is None else f", p = {self.mcnemar.p:.3g} (McNemar)"
+        return f"{self.score}: {self.first:.3f} - {self.second:.3f} = {bounds}, n = {self.n}{p}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(str(self))}</p>"
 
 
 def compare_runs(first: RunRecord, second: RunRecord, part: str) -> Comparison:
