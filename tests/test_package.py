@@ -20,7 +20,7 @@ import pytest
 
 import tsugiki
 from tsugiki.cli.try_page import app_of
-from tsugiki.data.sources import arrow_for
+from tsugiki.data.rows import arrow_for
 from tsugiki.errors import TsugikiError
 from tsugiki.score import japanese
 from tsugiki.study import search
