@@ -47,11 +47,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e ".[ja]"
+	$(PIP) -e .
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e ".[ja,parquet,test]"
+	$(PIP) -e ".[parquet,test]"
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE, START, END = ROOT / "docs" / "how-it-works.md", "<!-- map -->\n", "<!-- end of map -->"
-ROOMS = ("", "config", "data", "model", "fast", "train", "score", "runs", "study", "report", "cli")
+ROOMS = ("", "config", "data", "model", "fast", "train", "score", "runs", "study", "report")
+ROOMS += ("trackers", "cli")
 
 
 def first_sentence(path: Path) -> str:

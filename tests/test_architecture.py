@@ -15,6 +15,7 @@ RANK = {
     "errors": 0,
     "config": 1,
     "files": 1,
+    "network": 1.2,
     "toml": 1.5,
     "data": 2,
     "model": 2,
@@ -24,6 +25,7 @@ RANK = {
     "runs": 5,
     "study": 6,
     "report": 7,
+    "trackers": 7,
     "cli": 8,
 }
 NO_TORCH = [
@@ -32,6 +34,7 @@ NO_TORCH = [
     "config.study",
     "config.task",
     "files",
+    "network",
     "toml",
     "data.tasks",
     "data.leaks",
@@ -56,10 +59,16 @@ NO_TORCH = [
     "study.missing",
     "cli.app",
     "cli.commands",
+    "cli.export_commands",
+    "cli.first_look",
+    "cli.language",
+    "cli.list_command",
     "cli.printing",
     "cli.progress",
     "cli.run_commands",
+    "cli.running",
     "cli.task_commands",
+    "cli.task_rows",
 ]
 NO_TORCH += [f"report.{path.stem}" for path in FILES if path.parent.name == "report"]
 WORD_LISTS = ("recipes/sample_tasks/", "tests/campaign/")

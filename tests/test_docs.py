@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests import file_map
+from tests import api_page, file_map
 from tsugiki.report.svg import columns_of
 
 pytestmark = pytest.mark.precision
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.ja.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -31,6 +35,15 @@ def test_the_map_of_the_files_is_that_of_the_docstrings() -> None:
         "python -m tests.file_map"
     )
     assert "`runs/group.py`" in page
+
+
+def test_the_page_of_the_python_interface_is_that_of_the_docstrings() -> None:
+    page = api_page.PAGE.read_text(encoding="utf-8")
+    assert page == api_page.api_page(), "python -m tests.api_page"
+    import tsugiki
+
+    for name in tsugiki.__all__:
+        assert re.search(rf"^### `{name}\b", page, re.M), name
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/how-it-works.md"])
@@ -60,6 +73,28 @@ def test_both_pages_of_results_quote_the_benchmark() -> None:
         for number in (".404", ".361", ".695", ".704", ".309", ".322"):
             assert number in text
             assert f"0{number}" in kept
+
+
+def test_every_environment_variable_that_is_read_stands_on_its_page() -> None:
+    page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    read = set[str]()
+    for path in (ROOT / "src").rglob("*.py"):
+        code = path.read_text(encoding="utf-8")
+        read |= set(re.findall(r"""environ(?:\.\w+)?[\[(]["'](\w+)""", code))
+        read |= set(re.findall(r"\b(?:TSUGIKI|HF)_[A-Z0-9_]+\b", code))
+    assert {"TSUGIKI_CACHE", "TSUGIKI_OFFLINE", "HF_TOKEN", "OPENBLAS_NUM_THREADS", "CC"} <= read
+    for name in sorted(read):
+        assert f"`{name}`" in page, name
+
+
+def test_both_readmes_install_by_the_same_commands() -> None:
+    found = []
+    for page in PAGES[:2]:
+        lines = re.findall(r"^    (.+)", page.read_text(encoding="utf-8"), re.M)
+        found.append([re.sub(r"\s+#.*", "", line) for line in lines if "def " not in line])
+    shorter = found[1]  # the Python example stands in the English one alone
+    assert [line for line in found[0] if line in shorter] == shorter
+    assert "pip install ." in shorter
 
 
 def test_the_readmes_fit_a_screen_and_a_half() -> None:
@@ -96,10 +131,8 @@ def test_the_task_file_of_the_docs_works(tmp_path: Path) -> None:
     (tmp_path / "reviews.toml").write_text(
         re.search(r"```toml\n(.*?)```", text, re.S).group(1), encoding="utf-8"
     )
-    for part in ("train", "validation", "test"):
-        (tmp_path / f"{part}.csv").write_text(
-            f"text,stars\n{part} とても良い。,good\nすぐ壊れた。,bad\n", encoding="utf-8"
-        )
+    rows = [f"{n} とても良い。,good\n{n} すぐ壊れた。,bad\n" for n in range(20)]
+    (tmp_path / "reviews.csv").write_text("text,stars\n" + "".join(rows), encoding="utf-8")
     for command in re.findall(r"^    (tsugiki [^#\n]+)", text, re.M):
         done = subprocess.run(
             [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path
@@ -107,7 +140,7 @@ def test_the_task_file_of_the_docs_works(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_the_tutorial_leads_from_three_rows_to_a_report(tmp_path: Path) -> None:
+def test_the_tutorial_leads_from_a_table_to_a_report(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     for file, content in re.findall(r"```\w+ (\S+)\n(.*?)```", text, re.S):
         (tmp_path / file).write_text(content, encoding="utf-8")
@@ -117,9 +150,11 @@ def test_the_tutorial_leads_from_three_rows_to_a_report(tmp_path: Path) -> None:
             [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path
         )
         runs = "--dry-run" not in command and re.match(r"tsugiki (study|report) ", command)
-        # Three rows teach nothing, as the page says.
+        # Two rows to test on show nothing, as the page says.
         assert done.returncode == (3 if runs else 0), (command, done.stderr)
         said[command.strip()] = done.stdout
+    written = tomllib.loads((tmp_path / "reviews.toml").read_text(encoding="utf-8"))
+    assert written == tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.S).group(1))
     pages = sorted((tmp_path / "tsugiki-runs" / "studies").rglob("report.*.html"))
     assert {page.name for page in pages} == {"report.ja.html", "report.en.html"}
     assert all(
@@ -127,7 +162,7 @@ def test_the_tutorial_leads_from_three_rows_to_a_report(tmp_path: Path) -> None:
         for page in pages
         if page.name == "report.ja.html"
     )
-    assert "over 2 seeds" in said["tsugiki report compare.toml"]
+    assert "over 3 seeds" in said["tsugiki report reviews-study.toml"]
 
 
 def test_both_tutorials_have_the_same_files_and_commands() -> None:

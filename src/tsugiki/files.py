@@ -11,9 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tsugiki.errors import DataError
+from tsugiki.errors import DataError, without_secrets
 
 ABSOLUTE = re.compile(r"(?<![\w./~:…-])(?:/|[A-Za-z]:[\\/])(?:[^\s'\"/\\,;=]+[\\/])+")
+
+
+NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # by Windows, and the slash by all
+NO = ("", "0", "false", "no", "off")
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file or folder that every system takes."""
+    return NOT_IN_NAMES.sub("_", text)
 
 
 def sha256_of(path: Path) -> str:
@@ -85,5 +94,6 @@ def umask() -> int:
 
 
 def without_folders(text: str) -> str:
-    """A text with only the last part of each absolute path."""
-    return ABSOLUTE.sub("…/", text)
+    """A text with only the last part of each absolute path, and without secrets: what is passed
+    on."""
+    return ABSOLUTE.sub("…/", without_secrets(text))

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tsugiki.config.task import TaskSpec
-from tsugiki.errors import ConfigError, DataError, TsugikiError, did_you_mean
+from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 
 T = TypeVar("T", bound=BaseModel)
 Given = Mapping[str, Any]
@@ -142,7 +141,9 @@ def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, 
 
 
 def is_task_file(given: Mapping[str, Any]) -> bool:
-    return "kind" in given and ("fields" in given or "messages" in given)
+    if any(key in given for key in ("methods", "model", "models", "task", "tasks", "train")):
+        return False
+    return any(key in given for key in ("fields", "messages", "formatting"))
 
 
 def refuse_task_file(given: Mapping[str, Any], where: str) -> None:
@@ -185,10 +186,6 @@ def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 for given, there in zip(result[key], moved, strict=True)
             ]
     return result
-
-
-def read_task(path: Path) -> TaskSpec:
-    return parse(TaskSpec, read_toml(path, DataError), str(path), DataError)
 
 
 def override(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:

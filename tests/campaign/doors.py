@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -179,25 +180,22 @@ ODD_VALUES: list[Any] = [
 
 def task_inputs() -> Iterator[Input]:
     """A key away, a key too many, a value of another kind, formats and patterns that Python would take."""
-    needed = (
+    for key in ("fields", "target", "files"):
+        yield _task(f"without {key}", "refuse", key, KeyError)
+    for key in (
         "name",
         "title",
         "kind",
         "metric",
         "licence",
         "citation",
-        "fields",
-        "target",
         "max_new_tokens",
         "default_split",
         "labels",
         "formats",
         "splits",
-        "files",
-    )
-    for key in needed:
-        yield _task(f"without {key}", "refuse", key, KeyError)
-    for key in ("group",):
+        "group",
+    ):
         yield _task(f"without {key}", "read", key, KeyError)
     for place, value in (
         ("nam", "x"),
@@ -365,8 +363,9 @@ def _files() -> Iterator[tuple[str, Callable[[str], tuple[str, bytes]], Wanted]]
     yield "csv with a BOM", csv(header, *cells, codec="utf-8-sig"), "read"
     yield "csv with CRLF", csv(header, *cells, end="\r\n"), "read"
     yield "csv of an article", csv(header, "あ" * 140_000 + "x,二,e,x9", *cells), "read"
-    yield "csv in CP932", csv(header, *cells, codec="cp932"), "refuse"
-    yield "csv in UTF-16", csv(header, *cells, codec="utf-16"), "refuse"
+    yield "csv in CP932", csv(header, *cells, codec="cp932"), "read"
+    yield "csv in EUC-JP", csv(header, *cells * 20, codec="euc_jp"), "refuse"
+    yield "csv in UTF-16", csv(header, *cells, codec="utf-16"), "read"
     yield (
         "csv, a column twice",
         csv("a,b,label,image,a", *(line + ",z" for line in cells)),
@@ -377,10 +376,33 @@ def _files() -> Iterator[tuple[str, Callable[[str], tuple[str, bytes]], Wanted]]
     yield (
         "csv by tabs",
         csv(header.replace(",", "\t"), *(line.replace(",", "\t") for line in cells)),
-        "refuse",
+        "read",
     )
     yield "csv, a quote left open", csv(header, '"一,二,e,x'), "refuse"
     yield "csv, the header alone", csv(header), "refuse"
+    yield (
+        "csv, empty rows and columns",
+        csv(header + ",,", *(f"{each},," for each in cells), ",,,,,"),
+        "read",
+    )
+    yield (
+        "csv, a value without a name",
+        csv(header + ",", *(f"{each},z" for each in cells)),
+        "refuse",
+    )
+    yield (
+        "csv by gzip",
+        lambda part: ("csv.gz", gzip.compress(csv(header, *cells)(part)[1])),
+        "read",
+    )
+    yield (
+        "csv by gzip, cut short",
+        lambda part: ("csv.gz", gzip.compress(csv(header, *cells)(part)[1])[:-9]),
+        "refuse",
+    )
+    yield "csv that is called gzip", lambda part: ("csv.gz", csv(header, *cells)(part)[1]), "refuse"
+    tabs = [line.replace(",", "\t") for line in (header, *cells)]
+    yield "tsv in CP932", lambda part: ("tsv", csv(*tabs, codec="cp932")(part)[1]), "read"
     yield "csv of nothing", lambda part: ("csv", b""), "refuse"
     array = lambda part: json.dumps(rows(part), ensure_ascii=False)  # noqa: E731
     yield "json array", lambda part: ("json", array(part).encode()), "read"
@@ -690,9 +712,9 @@ def adapter_inputs() -> Iterator[Input]:
     for key, value, wanted in (
         ("peft_type", "IA3", "refuse"), ("peft_type", None, "refuse"), ("task_type", "SEQ_CLS", "refuse"), ("task_type", None, "read"), ("bias", "all", "refuse"), ("r", 3, "refuse"),
         ("r", "2", "refuse"), ("r", True, "refuse"), ("r", -2, "refuse"), ("lora_alpha", 0, "refuse"), ("lora_alpha", float("nan"), "refuse"), ("lora_alpha", float("inf"), "refuse"),
-        ("lora_alpha", 5.5, "read"), ("use_dora", True, "refuse"), ("use_rslora", True, "refuse"), ("modules_to_save", ["x"], "refuse"), ("new_setting", 3, "refuse"),
-        ("new_setting", None, "read"), ("rank_pattern", {"q_proj": 7}, "refuse"), ("rank_pattern", [], "read"), ("alpha_pattern", {"q_proj": 4}, "refuse"), ("alpha_pattern", {"(": 4}, "refuse"),
-        ("base_model_name_or_path", "someone/else", "read"), ("init_lora_weights", "pissa", "refuse"), ("layers_to_transform", [0], "refuse"), ("lora_bias", True, "refuse"),
+        ("lora_alpha", 5.5, "read"), ("use_dora", True, "refuse"), ("use_rslora", True, "read"), ("modules_to_save", ["x"], "refuse"), ("new_setting", 3, "refuse"),
+        ("new_setting", None, "read"), ("rank_pattern", {"q_proj": 7}, "refuse"), ("rank_pattern", [], "read"), ("alpha_pattern", {"q_proj": 4}, "read"), ("alpha_pattern", {"(": 4}, "refuse"),
+        ("base_model_name_or_path", "someone/else", "read"), ("init_lora_weights", "pissa", "refuse"), ("layers_to_transform", [0], "read"), ("lora_bias", True, "refuse"),
     ):  # fmt: skip
         yield _adapter(f"{key} = {value!r}", wanted, {key: value}, None)  # type: ignore[arg-type]
     changes: list[tuple[str, Callable[[dict[str, torch.Tensor], str], Any]]] = [
@@ -702,7 +724,8 @@ def adapter_inputs() -> Iterator[Input]:
         ("named .default.", lambda tensors, name: tensors.update({name.replace(".weight", ".default.weight"): tensors.pop(name)})),
     ]  # fmt: skip
     for name, how in changes:
-        yield _adapter(f"a tensor {name}", "refuse", {}, how)
+        wanted = "read" if name == "named .default." else "refuse"
+        yield _adapter(f"a tensor {name}", wanted, {}, how)  # type: ignore[arg-type]
 
 
 def _adapter(
@@ -750,16 +773,16 @@ def _adapter(
 
 def argument_inputs() -> Iterator[Input]:
     refused = [
-        ["check"], ["check", "nowhere.toml"], ["check", "."], ["check", ""], ["check", "a\0b"], ["check", "x" * 5000], ["run", "nowhere.toml"], ["run", "."], ["run", "task.toml"],
+        ["check", "nowhere.toml"], ["check", "."], ["check", ""], ["check", "a\0b"], ["check", "x" * 5000], ["run", "nowhere.toml"], ["run", "."], ["run", "task.toml"],
         ["study", "nowhere"], ["study", "task.toml"], ["study", ""], ["study", "demo", "--jobs", "0"], ["study", "demo", "--jobs", "x"], ["study", "demo", "--lang", "fr"],
         ["study", "demo", "--nonsense"], ["report", "nowhere"], ["report", "demo"], ["report", "demo", "--out", "task.toml"], ["score", "nowhere"], ["score", "."], ["score", "task.toml"],
-        ["score", ".", "--part", "x"], ["score", ".", "--rules", "x", "--ways"], ["show", "nowhere"], ["show", "."], ["compare", "a", "b"], ["compare", "a"], ["generate", "nowhere", "--text", "x"],
+        ["score", ".", "--part", "x"], ["score", ".", "--rules", "x", "--answer-modes"], ["show", "nowhere"], ["show", "."], ["compare", "a", "b"], ["compare", "a"], ["generate", "nowhere", "--text", "x"],
         ["generate", ".", "--text", ""], ["generate", ".", "--max-new-tokens", "0"], ["export", "nowhere", "--to", "x"], ["export", ".", "--to", "."], ["import", "nowhere", "--model", "builtin"],
         ["import", "nowhere", "--model", "builtin", "--task", "sample_nli"], ["ls"], ["ls", "--out", "task.toml"], ["tasks", "show", "nowhere"], ["tasks", "show", "sample_nli", "--part", "x"],
         ["tasks", "show", "sample_nli", "--rows", "0"], ["tasks", "show", "sample_nli", "--format", "x"], ["tasks", "show", "sample_nli", "--split", "x"],
         ["tasks", "show", "sample_nli", "--tokens", "--model", "nowhere"], ["tasks", "nonsense"], ["nonsense"], ["tasks", "show", "sample_nli", "--version", "2"],
     ]  # fmt: skip
-    read = [["--help"], ["tasks", "list"], ["tasks", "list", "--json"], ["tasks", "show", "sample_nli"], ["tasks", "show", "task.toml", "--rows", "99"], ["study", "demo", "--dry-run"],
+    read = [["--help"], ["check"], ["tasks", "list"], ["tasks", "list", "--json"], ["tasks", "show", "sample_nli"], ["tasks", "show", "task.toml", "--rows", "99"], ["study", "demo", "--dry-run"],
             ["study", "paper", "--dry-run", "--json"], ["check", "task.toml"], ["check", "task.toml", "--json"], ["tasks", "show", "sample_nli", "--tokens", "--rows", "1"]]  # fmt: skip
     for wanted, some in (("refuse", refused), ("read", read)):
         for arguments in some:
@@ -818,10 +841,12 @@ def outcome_of(arguments: list[str], folder: Path) -> tuple[str, str]:
     lines = [
         line
         for line in said.buffer.getvalue().decode("utf-8", "replace").splitlines()
-        if line.strip()
+        if line.strip() and not line.endswith(": starting …")  # said before torch is loaded
     ]  # type: ignore[attr-defined]
     if code in (0, None):
         return "read", ""
+    if code == 1:
+        return "traceback", lines[-1][:200]
     ours = [line for line in lines if line.startswith("tsugiki:")]
     usage = any("Usage:" in line for line in lines)
     return ("refused" if usage or (len(ours) == 1 and len(lines) == 1) else "lines"), (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tsugiki.config.old_spellings import in_new_spelling
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, DataError
@@ -192,3 +195,10 @@ def test_texts_that_no_file_system_takes_are_refused(name: str) -> None:
             {"model": {"path": name}, "task": {"name": "jnli"}, "train": {"learning_rate": 1e-3}},
             "run.toml",
         )
+
+
+def test_nan_is_no_old_spelling() -> None:
+    """It is not equal to itself, which once made a renamed value of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert in_new_spelling("train", {"schedule": math.nan}).keys() == {"schedule"}

@@ -58,6 +58,9 @@ def test_a_model_of_the_hub_is_downloaded_then_read_offline(tmp_path: Path) -> N
     assert offline.stdout == first.stdout
     nothing = run(MODEL, hub.address, tmp_path / "other", HF_HUB_OFFLINE="1")
     assert nothing.stdout.startswith("ModelError model someone/tiny: not in the cache")
+    with serve(tmp_path / "repo", "models", "someone/tiny") as hub:
+        ours = run(MODEL, hub.address, tmp_path / "other", TSUGIKI_OFFLINE="1")
+    assert "not in the cache, and TSUGIKI_OFFLINE is set" in ours.stdout
 
 
 def test_an_unknown_repository_and_one_without_safetensors_are_named(tmp_path: Path) -> None:
@@ -102,8 +105,9 @@ def test_xlsum_comes_as_parquet_with_verified_counts_and_a_recorded_checksum(
         assert first.stdout.strip() == "{'train': 7113, 'validation': 889, 'test': 889} 要約0", (
             first.stdout + first.stderr
         )
-        offline = run(XLSUM, hub.address, tmp_path / "home", HF_HUB_OFFLINE="1")
-        assert offline.stdout == first.stdout
+        for name in ("HF_HUB_OFFLINE", "TSUGIKI_OFFLINE"):
+            offline = run(XLSUM, hub.address, tmp_path / "home", **{name: "1"})
+            assert offline.stdout == first.stdout
         pins = [
             json.loads(path.read_text(encoding="utf-8"))
             for path in (tmp_path / "home" / "tsugiki" / "pins").iterdir()

@@ -12,7 +12,7 @@ import pytest
 from tests import build
 from tsugiki.config.run import TaskChoice
 from tsugiki.config.task import TaskSpec
-from tsugiki.data.sources import read_rows
+from tsugiki.data.rows import read_rows
 from tsugiki.data.tasks import drawn, load_task
 from tsugiki.data.text import as_text
 from tsugiki.errors import DataError
@@ -89,7 +89,7 @@ def test_one_array_is_read_as_one_object_a_line_is(tmp_path: Path) -> None:
         ("a.json", '[{"a": 1}, 3]', "row 2: must be a JSON object, is int"),
         ("a.json", '[{"a": 1}', "not a JSON object in UTF-8"),
         ("a.csv", "a,b,a\n1,2,3\n", 'two columns are called "a"'),
-        ("a.txt", "x", 'unknown ending ".txt". Known: .jsonl, .json, .csv, .parquet'),
+        ("a.txt", "x", 'unknown ending ".txt". Known: .jsonl, .json, .csv, .tsv, .parquet, .arrow'),
     ],
 )
 def test_files_that_cannot_be_meant_are_refused(

@@ -138,8 +138,11 @@ def test_epochs_and_lanes_together_in_a_study(
         study, Store(tmp_path), on_cell=lambda key, values: said.append(in_english(key, values))
     )
     assert said[:2] == [
-        f"[2 … 8/8] 4 together: {result.cells[1].label} … {result.cells[7].label}",
-        f"[1 … 7/8] 4 together: {result.cells[0].label} … {result.cells[6].label}",
+        f"configurations {numbers} of 8, 4 together: {first.label} … {last.label}"
+        for numbers, first, last in (
+            ("2 … 8", result.cells[1], result.cells[7]),
+            ("1 … 7", result.cells[0], result.cells[6]),
+        )
     ]
     records = list(result.records.values())
     assert {record.status for record in records} == {"done"}

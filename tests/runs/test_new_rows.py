@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.build import TRAIN, run_config
-from tsugiki.data.sources import read_rows
+from tsugiki.data.rows import read_rows
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import ConfigError, DataError, RunError
 from tsugiki.runs import new_rows

@@ -17,7 +17,8 @@ import torch
 import tsugiki
 from tests import build
 from tests.build import STUDY, TABLES, TRAIN, in_words, run_config, study_of
-from tsugiki.cli.check import check_file, show_task
+from tsugiki.cli.check import check_file
+from tsugiki.cli.task_rows import show_task
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.report.compare import compare_runs

@@ -6,14 +6,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, cast
+from typing import Annotated, Optional
 
 import typer
-
-from tsugiki.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tsugiki.report.words import Language
 
 app = typer.Typer(
     help="tsugiki (接ぎ木): LoRA and full fine-tuning of Japanese language models, "
@@ -23,6 +18,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tsugiki import __version__
+
+        print(f"tsugiki {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_any_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
 tasks_app = typer.Typer(help="List tasks; look at the rows a model will see.", no_args_is_help=True)
 Out = Annotated[Path, typer.Option("--out", "-o", help="Root folder of all runs and reports.")]
 Changes = Annotated[
@@ -30,10 +47,11 @@ Changes = Annotated[
     typer.Option("--set", help="Change a setting: --set train.epochs=2 (may be repeated)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-Lang = Annotated[
-    str,
+Track = Annotated[
+    Optional[list[str]],
     typer.Option(
-        "--lang", help="Language of what is printed: en or ja. Both pages are written in any case."
+        "--track",
+        help="Log every run to tensorboard, wandb or mlflow too (may be repeated).",
     ),
 ]
 DEFAULT_OUT = Path("tsugiki-runs")
@@ -43,12 +61,6 @@ def end(complete: bool) -> None:
     """Exit code 3: something is missing, or a method did not learn (the last line says what)."""
     if not complete:
         raise typer.Exit(3)
-
-
-def language_of(lang: str) -> Language:
-    if lang not in ("en", "ja"):
-        raise ConfigError(f'--lang "{lang}": must be en or ja')
-    return cast("Language", lang)
 
 
 def run_folder(given: Path) -> Path:

@@ -1,5 +1,4 @@
-"""Looks before anything runs: rows as the model sees them, and a whole file checked with all it
-names."""
+"""Looks before anything runs: a whole file checked with all it names."""
 
 from __future__ import annotations
 
@@ -7,14 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsugiki.cli.first_look import named_file
+from tsugiki.cli.task_rows import describe
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice
 from tsugiki.config.study import StudySpec
-from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
-from tsugiki.data.tasks import SPLITS, Task, builtin_tasks, load_task
-from tsugiki.data.tokenizer import Tokenizer
-from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
+from tsugiki.data.prompts import render
+from tsugiki.data.tasks import Task
+from tsugiki.errors import ConfigError, TsugikiError
 from tsugiki.fast.cuda_graphs import why_eager
-from tsugiki.model.folder import resolve, stop_ids_of
+from tsugiki.model.folder import resolve
 from tsugiki.model.loading import find_base, load_base, load_tokenizer
 from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.tokenizers import tokenizer_notes
@@ -22,7 +22,7 @@ from tsugiki.report.notes import leak_notes
 from tsugiki.report.planned import basis_text, needed_text, plan_text
 from tsugiki.runs.elsewhere import read_wanted
 from tsugiki.runs.store import Store
-from tsugiki.study.cells import builtin_studies, collect, expand, parse_study
+from tsugiki.study.cells import collect, expand, parse_study
 from tsugiki.study.fitting import device_for
 from tsugiki.study.forecast import Part, forecast
 from tsugiki.study.plan import keep_new, plan_of
@@ -31,65 +31,19 @@ from tsugiki.toml import beside, is_task_file, override, parse, read_toml
 from tsugiki.train.memory import NoRoom
 
 
-def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -> Iterator[str]:
-    """Lines that show rows of one part; with a model, its ids and what of them is trained."""
-    if part not in SPLITS:
-        raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
-    task = load_task(choice)
-    yield describe(task)
-    examples = task.examples[part][:num_rows]
-    if model is None:
-        for example in examples:
-            yield f"{example.id}: {render(task.template, example)}→ {example.target}"
-        return
-    folder = resolve(ModelChoice(path=model))
-    tokenizer = load_tokenizer(folder)
-    check_tokenizer(tokenizer)
-    for row in tokenize(tokenizer, task, examples, 2048, stops=stop_ids_of(folder)):
-        yield from show_tokens(tokenizer, row)
-
-
 def overlaps(task: Task) -> Iterator[str]:
     """A line for each part that shares rows with another one."""
     for said in leak_notes(task, "en"):
         yield f"  note: {said}"
 
 
-def describe(task: Task) -> str:
-    counts = ", ".join(f"{part} {len(task.examples[part]):,}" for part in SPLITS)
-    version = f" v{task.version}" if task.version else ""
-    return f"{task.name}{version}, split {task.split}, format {task.format}: {counts}"
-
-
-def show_tokens(tokenizer: Tokenizer, row: Tokens) -> Iterator[str]:
-    """One row: tokens, ids, and `x` under every trained token."""
-    ids = [*row.prompt_ids, *row.target_ids]
-    shown = [token.replace("\n", "⏎") for token in tokenizer.convert_ids_to_tokens(ids)]
-    trained = ["." for _ in row.prompt_ids] + ["x" for _ in row.target_ids]
-    yield (
-        f"{row.example.id}: {len(row.prompt_ids)} prompt + {len(row.target_ids)} answer "
-        f"tokens{', text cut to fit' if row.was_cut else ''}"
-    )
-    yield "  tokens " + " ".join(shown)
-    yield "  ids    " + " ".join(map(str, ids))
-    yield "  loss   " + " ".join(trained)
-
-
-def _named(path: Path) -> Path:
-    """The file itself, or that of the built-in task or study of this name."""
-    known = {**builtin_studies(), **builtin_tasks()}
-    if str(path) not in known and not path.exists() and path.suffix != ".toml":
-        raise ConfigError(
-            f"{path}: no such file, and no built-in task or study.{did_you_mean(str(path), known)}"
-        )
-    return known.get(str(path), path)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What a study is to be planned for; what nobody gave is the study file's."""
+    """What a study is to be planned for; what nobody gave is the study file's. `keep`: the plan is
+    written beside the study's runs."""
 
     out: Path
+    keep: bool = True
     margin: float | None = None
     power: float | None = None
 
@@ -109,13 +63,14 @@ def check_file(
     weights all is looked at that does not need them; with `load` the models are loaded
     too, and all is refused that a run refuses.
     """
-    path = _named(path)
+    path = named_file(path)
     given = beside(override(read_toml(path), changes), path.parent)
     if planned is not None and (planned.margin or planned.power) and "methods" not in given:
         raise ConfigError("--margin, --power: a comparison is planned of a study: name its file")
     if is_task_file(given):
         task = check_task(TaskChoice(name=str(path)))
         yield describe(task)
+        yield from (f"  note: {note}" for note in task.notes)
         yield from overlaps(task)
         yield "ok"
         return
@@ -187,6 +142,8 @@ def study_lines(
         yield f"{wanted_power}, calling equal methods equal takes {needed_text(pair.equal, 'en')}"
         yield f"{wanted_power}, detecting such a difference takes {needed_text(pair.detect, 'en')}"
         yield f"  {basis_text(pair, 'en')}"
+    if not planned.keep:
+        return
     if kept := keep_new(result, store.root, plan):
         yield f"kept with the study: {kept}"
     elif plan.pairs:
@@ -271,10 +228,7 @@ def _lines_of(tasks: Iterable[Task], most: int = 1000) -> list[str]:
 
 def next_command(path: Path) -> str:
     """What one does with a file that was found right."""
-    given = read_toml(_named(path))
+    given = read_toml(named_file(path))
     if is_task_file(given):
-        return (
-            "name it under [[tasks]] in a study file (docs/tutorial.md), then: tsugiki study "
-            "STUDY.toml"
-        )
+        return f"tsugiki study --model MODEL --task {path}"
     return f"tsugiki study {path}" if "methods" in given else f"tsugiki run {path}"

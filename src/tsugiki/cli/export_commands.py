@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
-from tsugiki.cli.app import Lang, app, language_of, run_folder
-from tsugiki.errors import ConfigError
+from tsugiki.cli.app import app, run_folder
+from tsugiki.cli.language import Lang, language_of, page_language
+from tsugiki.errors import ConfigError, without_secrets
+from tsugiki.report.words import say
 
 if TYPE_CHECKING:
+    from tsugiki.report.words import Language
     from tsugiki.runs.reading import RunRecord
     from tsugiki.runs.use import Stored
 
@@ -84,13 +88,14 @@ def export(
     lm_eval: LmEval = False,
     flexeval: Flexeval = False,
     push: Push = None,
+    lang: Lang = None,
 ) -> None:
     """Write a LoRA run as a PEFT adapter folder (and to the Hub: --push), or a run of any kind as
     an ordinary model folder (--merge), or what other tools score its test part with (--lm-eval,
     --flexeval)."""
     from tsugiki.runs.reading import read_record
-    from tsugiki.runs.use import export_for_tool, export_run
 
+    language = language_of(lang)
     record = read_record(run_folder(folder))
     kinds = {"--merge": merge, "--lm-eval": lm_eval, "--flexeval": flexeval, "--push": bool(push)}
     if sum(kinds.values()) > 1:
@@ -100,43 +105,48 @@ def export(
             "--dtype, --tolerance, --force: only --merge reads them; adapters are written as they "
             "are"
         )
+    _opening(record, language)
+    from tsugiki.runs.use import export_for_tool, export_run
+
     if merge:
-        _merge(record, to, dtype, tolerance, force=force)
+        _merge(record, to, dtype, tolerance, force=force, language=language)
     elif lm_eval or flexeval:
         export_for_tool(record, to, "lm-eval" if lm_eval else "flexeval")
-        print(f"{to}: the task's files, and README.md with the command that scores")
-        print(f"Next: cat {to}/README.md")
+        print(say(language, "terminal.for_tool", folder=to))
     elif push:
         from tsugiki.runs.push import push_adapter
 
-        print(f"{to}: written, and to {push_adapter(record, to, push)} (private)")
-        print(f"Next: peft.PeftModel.from_pretrained(base, '{push}')")
+        address = without_secrets(push_adapter(record, to, push))
+        print(say(language, "terminal.pushed", folder=to, address=address, name=push))
     else:
         export_run(record, to)
-        print(
-            f"{to}: adapter_config.json, adapter_model.safetensors, README.md (a model card with a "
-            "snippet), tsugiki.json (prompt, labels, stop ids)\nNext: "
-            f"peft.PeftModel.from_pretrained(base, '{to}')"
-        )
+        print(say(language, "terminal.exported", folder=to))
+
+
+def _opening(record: RunRecord, language: Language) -> None:
+    from tsugiki.cli.first_look import opening
+
+    opening(record.folder.name, language)
 
 
 def _merge(
-    record: RunRecord, to: Path, dtype: str | None, tolerance: float | None, *, force: bool
+    record: RunRecord,
+    to: Path,
+    dtype: str | None,
+    tolerance: float | None,
+    *,
+    force: bool,
+    language: Language,
 ) -> None:
     from tsugiki.runs.use import export_merged
 
     stored = _stored(dtype, record)
     allowed = 0.5 if tolerance is None else tolerance
     seen = export_merged(record, to, stored, tolerance=allowed, force=force)
-    print(
-        f"{to}: a model folder; weights {seen.stored_before} → {seen.stored_after}, "
-        f"{seen.lost:.2%} of the adapter lost to rounding"
-    )
-    print(
-        f"Gate: {seen.rows} rows of validation, {seen.score} {seen.before:.4f} → {seen.after:.4f}, "
-        f"{seen.changed} answers changed{': not the same, written by --force' * seen.forced}"
-    )
-    print(f"Next: transformers.AutoModelForCausalLM.from_pretrained('{to}')")
+    print(say(language, "terminal.merged", folder=to, **asdict(seen)))
+    if seen.forced:
+        print(say(language, "terminal.merged_by_force"))
+    print(say(language, "terminal.merged_next", folder=to))
 
 
 @app.command(
@@ -145,14 +155,16 @@ def _merge(
 def try_runs(
     folders: Annotated[list[Path], typer.Argument(help="Run folders of one task and one model.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of this machine.")] = 8765,
-    lang: Lang = "ja",
+    lang: Lang = None,
 ) -> None:
     """Open a page on this machine: the base and these runs answer the same row, or go on with the
     same text, side by side."""
-    from tsugiki.cli.try_page import serve
     from tsugiki.runs.reading import read_record
+
+    language = page_language(lang)
+    records = [read_record(run_folder(folder)) for folder in folders]
+    _opening(records[0], language_of(lang))
+    from tsugiki.cli.try_page import serve
     from tsugiki.runs.side_by_side import SideBySide
 
-    language = language_of(lang)
-    records = [read_record(run_folder(folder)) for folder in folders]
     serve(SideBySide(records), language, port)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.errors import ConfigError, TsugikiError, reason_of
+from tsugiki.report.words import Language, called, say
 
 if TYPE_CHECKING:
     from tsugiki.report.compare import Comparison
     from tsugiki.report.material import Material
-    from tsugiki.report.words import Language
     from tsugiki.runs.answer_modes import ModeScore
     from tsugiki.runs.reading import RunRecord
     from tsugiki.runs.rescore import RuleScore
@@ -55,7 +55,7 @@ def print_report(
     except ConfigError:
         raise  # a column that is not known
     except (OSError, TsugikiError) as broken:
-        lacking.append(f"the report could not be written: {reason_of(broken)}")
+        lacking.append(say(lang, "terminal.no_report", reason=reason_of(broken)))
     if as_json:
         print_json(
             {
@@ -72,30 +72,29 @@ def print_report(
     print("\n".join(material.statements(lang)))
     if where is not None:
         pages = f"{where.parent / 'report.ja.html'} · {where.parent / 'report.en.html'}"
-        print(f"Report: {pages}   (Markdown, CSV, JSON, LaTeX and figures beside them)")
-    _print_next(material, lacking, again)
+        print(say(lang, "terminal.report", pages=pages))
+    _print_next(material, lacking, again, lang)
     return not lacking
 
 
-def print_paper(result: StudyResult, out: Path, again: str) -> None:
+def print_paper(result: StudyResult, out: Path, again: str, language: Language) -> None:
     """Writes the paper's own tables from the study's runs."""
     from tsugiki.report.material import gather
     from tsugiki.report.paper_page import write_paper
 
     pages = " · ".join(map(str, write_paper(gather(result, again), out)))
-    print(f"The paper's tables: {pages}", file=sys.stderr)
+    print(say(language, "terminal.paper", pages=pages), file=sys.stderr)
 
 
-def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
+def _print_next(material: Material, lacking: Sequence[str], again: str, language: Language) -> None:
     """What one may do now; what is missing, and whether the same command may help."""
     result = material.result
     records = [result.record(cell) for cell in result.chosen.values()]
     done = [record.folder for record in records if record is not None and record.status == "done"]
     if done:
-        hint = "(the prompt's form stands under “Data and prompts”)"
-        print(f"Next: tsugiki generate {done[0]} --text 'PROMPT'   {hint}")
+        print(say(language, "terminal.generate_next", folder=done[0]))
     for line in lacking[:-1]:
-        print(f"Not whole: {line}")
+        print(say(language, "terminal.not_whole", line=line))
     if not lacking:
         return
     poor = [
@@ -103,20 +102,14 @@ def _print_next(material: Material, lacking: Sequence[str], again: str) -> None:
         for standing in material.standings.values()
         if standing.kind == "failed" or (standing.kind == "no better" and standing.tuned)
     ]
-    if len(lacking) > len(poor):
-        advice = f"What is missing is tried again, finished runs are kept, by: {again}"
-    else:  # they would end the same way again
-        advice = (
-            "Other settings may help (learning rates, epochs, rows); finished runs are kept by: "
-            f"{again}"
-        )
-    print(f"Not whole: {lacking[-1]}. {advice}")
+    # Methods that did not learn would end the same way again.
+    key = "tried_again" if len(lacking) > len(poor) else "other_settings"
+    advice = say(language, f"terminal.{key}", command=again)
+    print(say(language, "terminal.not_whole_at_last", line=lacking[-1], advice=advice))
 
 
-def print_scores(record: RunRecord, part: str) -> None:
+def print_scores(record: RunRecord, part: str, language: Language = "en") -> None:
     """The scores of a part that was scored, and the classes of its answers."""
-    from tsugiki.report.words import called
-
     scores = record.scored(part)
     for score in scores.scores:
         print(
@@ -124,18 +117,19 @@ def print_scores(record: RunRecord, part: str) -> None:
             f"n={score.n} ({score.signature})"
         )
     counts = scores.failures
-    classes = (f"{called('en', 'failure', name)} {count}" for name, count in counts.items())
-    print("answers: " + ", ".join(classes))
+    print(say(language, "terminal.answers", classes=classes_text(counts, language)))
     unended = counts.get("no_eos", 0) + counts.get("repetition", 0)
     if unended > sum(counts.values()) / 2:
-        print(
-            "Most answers did not end: the model has not learned the form of the answer yet. More "
-            "steps or a higher learning rate may help."
-        )
-    print(f"Every answer: {record.folder / scores.file}")
+        print(say(language, "terminal.unended"))
+    print(say(language, "terminal.every_answer", file=record.folder / scores.file))
 
 
-def print_rules(rows: Sequence[RuleScore], as_json: bool) -> None:
+def classes_text(counts: Mapping[str, int], language: Language) -> str:
+    """How many answers are of each class."""
+    return ", ".join(f"{called(language, 'failure', name)} {n}" for name, n in counts.items())
+
+
+def print_rules(rows: Sequence[RuleScore], as_json: bool, language: Language) -> None:
     """Scores of kept answers by rule."""
     from tsugiki.cli.progress import show_tables
     from tsugiki.report.table import Content, Said, Table, column, phrase
@@ -152,10 +146,11 @@ def print_rules(rows: Sequence[RuleScore], as_json: bool) -> None:
     columns = tuple(column(name, "text", f"label.{name}") for name in names)
     notes = tuple(Said(en=signature, ja=signature) for signature in signatures)
     title = phrase("terminal.rules")
-    show_tables([Table(name="rules", title=title, columns=columns, rows=tuple(cells), notes=notes)])
+    table = Table(name="rules", title=title, columns=columns, rows=tuple(cells), notes=notes)
+    show_tables([table], language)
 
 
-def print_answer_modes(rows: Sequence[ModeScore], as_json: bool) -> None:
+def print_answer_modes(rows: Sequence[ModeScore], as_json: bool, language: Language) -> None:
     """Three scores from one checkpoint."""
     from tsugiki.cli.progress import show_tables
     from tsugiki.report.table import Content, Table, column, phrase
@@ -174,9 +169,8 @@ def print_answer_modes(rows: Sequence[ModeScore], as_json: bool) -> None:
     names = ("answer_mode", "score", "against_free", "mcnemar_p", "n")
     columns = tuple(column(name, "text", f"label.{name}") for name in names)
     title, notes = phrase("terminal.modes", score=rows[0].score), (phrase("terminal.modes_note"),)
-    show_tables(
-        [Table(name="answer_modes", title=title, columns=columns, rows=tuple(cells), notes=notes)]
-    )
+    table = Table(name="answer_modes", title=title, columns=columns, rows=tuple(cells), notes=notes)
+    show_tables([table], language)
 
 
 def record_json(record: RunRecord) -> dict[str, object]:
@@ -189,7 +183,7 @@ def record_json(record: RunRecord) -> dict[str, object]:
     }
 
 
-def print_record(record: RunRecord, as_json: bool) -> None:
+def print_record(record: RunRecord, as_json: bool, language: Language) -> None:
     """What a run was asked, with what, and what came of it."""
     if as_json:
         print_json(record_json(record))
@@ -202,41 +196,30 @@ def print_record(record: RunRecord, as_json: bool) -> None:
         if isinstance(settings, dict):
             text = ", ".join(f"{key} {value}" for key, value in settings.items())
         print(f"  {name:8} {text}")
-    print(
-        f"  device   {there.device}; rows {there.rows}; weights of sha256 "
-        f"{there.model_sha256[:16]}…"
-    )
+    said = {"device": there.device, "rows": there.rows, "sha256": there.model_sha256[:16]}
+    print(say(language, "terminal.made_on", **said))
     for part in dict.fromkeys(scores.part for scores in record.outcome.scores):
-        print_scores(record, part)
+        print_scores(record, part, language)
     tested = record.scores("test") is not None
     other = (
         f"compare {record.folder} ANOTHER-RUN" if tested else f"score {record.folder} --part test"
     )
-    print(f"Next: tsugiki {other}")
+    print(say(language, "terminal.next", command=f"tsugiki {other}"))
 
 
-def print_comparison(comparison: Comparison, part: str, rows: int, as_json: bool) -> None:
+def print_comparison(
+    comparison: Comparison, part: str, rows: int, as_json: bool, language: Language
+) -> None:
     """Paired difference of two runs, and some of the answers that changed."""
     if as_json:
         print_json(asdict(comparison))
         return
-    print(
-        f"{comparison.score} on {part}, n = {comparison.n}: {comparison.first:.4f} against "
-        f"{comparison.second:.4f}"
-    )
-    print(
-        f"difference {comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}] "
-        "(paired "
-        "bootstrap by group, 95 %)"
-    )
+    numbers = {name: value for name, value in vars(comparison).items() if name != "changed"}
+    print(say(language, "terminal.compared", part=part, **numbers))
     if comparison.mcnemar is not None:
-        test = comparison.mcnemar
-        print(
-            f"right by the first alone {test.only_first}, by the second alone {test.only_second}: "
-            f"p = {test.p:.3g} (McNemar, by group)"
-        )
-    print(
-        f"{len(comparison.changed)} answers differ" + (":" if rows and comparison.changed else "")
-    )
+        print(say(language, "terminal.mcnemar", **asdict(comparison.mcnemar)))
+    count = len(comparison.changed)
+    print(say(language, "terminal.changed", count=count) + (":" if rows and count else ""))
     for change in comparison.changed[:rows]:
-        print(f"  {change.id}: {change.first} | {change.second}   (right: {change.target})")
+        words = asdict(change)
+        print("  " + say(language, "terminal.change", **words))

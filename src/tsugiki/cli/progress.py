@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,13 +17,20 @@ from tsugiki.runs.events import Events
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from tsugiki.study.left import Left
+
 PLAIN_EVERY_S = 15.0
+
+
+def is_drawn() -> bool:
+    """Whether standard output is a terminal, or is to be written to as if it were one."""
+    return sys.stdout.isatty() or "FORCE_COLOR" in os.environ
 
 
 def show_tables(tables: Sequence[Table], language: Language = "en") -> None:
     """Prints tables: drawn to the width of a terminal, without what only a report has room for; or
     as Markdown into a pipe or file."""
-    if not sys.stdout.isatty() and "FORCE_COLOR" not in os.environ:
+    if not is_drawn():
         print("\n".join(table.in_words(language).to_markdown() for table in tables))
         return
     from rich.box import SIMPLE  # what only a terminal needs is not loaded for a pipe
@@ -46,24 +53,31 @@ def show_tables(tables: Sequence[Table], language: Language = "en") -> None:
 
 
 class Display:
-    """A live status line on a terminal; elsewhere a plain line every quarter of a minute."""
+    """A live status line on a terminal; elsewhere a plain line every quarter of a minute.
 
-    def __init__(self, language: Language = "en") -> None:
+    `what` is begun with: said at once, since loading torch takes seconds.
+    """
+
+    def __init__(self, language: Language = "en", what: str = "") -> None:
         from rich.console import Console
 
         self.console = Console(stderr=True, highlight=False)
         self.status: Status | None = None
-        self.head = ""
+        self.head = say(language, "progress.starting", what=what) if what else ""
         self.language = language
         self.printed_at = 0.0
+        self.left: Callable[[], Left | None] = lambda: None
         self.events = Events(
             on_train=self._on_train, on_score=self._on_score, on_note=self._on_note
         )
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self.status = self.console.status(say(self.language, "progress.starting"))
+            self.status = self.console.status(self.head.replace("[", r"\["))
             self.status.start()
+        elif self.head:
+            self._print(self.head)
+        self.head = ""
         return self
 
     def __exit__(
@@ -80,6 +94,10 @@ class Display:
         self.head = say(self.language, f"progress.{key}", **values)
         self.printed_at = 0.0
         self._show("")
+
+    def on_left(self, left: Callable[[], Left | None]) -> None:
+        """Where to ask how long the rest of a study takes."""
+        self.left = left
 
     def _on_train(self, now: Any) -> None:
         text = say(
@@ -99,15 +117,37 @@ class Display:
         self._show(say(self.language, "progress.answers", part=part, done=done, total=total))
 
     def _on_note(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self._print(text)
 
     def _show(self, text: str) -> None:
-        line = f"{self.head} {text}".strip()
+        parts = [f"{self.head} {text}".strip(), self._left_in_all()]
+        line = " · ".join(part for part in parts if part)
         if self.status:
             self.status.update(line.replace("[", r"\["))
         elif time.monotonic() - self.printed_at > PLAIN_EVERY_S:
             self.printed_at = time.monotonic()
-            self.console.print(line, markup=False, soft_wrap=True)
+            self._print(line)
+
+    def _left_in_all(self) -> str:
+        """Of a study whose pace is known; else nothing."""
+        left = self.left()
+        if left is None:
+            return ""
+        if left.seconds < 60:  # “at least a minute” would say nothing
+            return say(self.language, "progress.in_all_soon") if left.whole else ""
+        key = "in_all" if left.whole else "in_all_at_least"
+        return say(self.language, f"progress.{key}", left=duration(left.seconds, self.language))
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float, language: Language) -> str:
+    """`1 min`, `12 min`, `2 h 5 min`: as exact as what is foretold may be."""
+    minutes = max(1, round(seconds / 60))
+    if minutes < 60:
+        return say(language, "progress.minutes", minutes=minutes)
+    return say(language, "progress.hours", hours=minutes // 60, minutes=minutes % 60)
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Commands on finished runs: score, ls, show, compare, generate, export."""
+"""Commands on finished runs: score, show, compare, predict, generate."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from tsugiki.cli.app import DEFAULT_OUT, AsJson, Changes, Out, app, reads_records_alone, run_folder
+from tsugiki.cli.app import DEFAULT_OUT, AsJson, Changes, Out, app, run_folder
+from tsugiki.cli.language import Lang, language_of
 from tsugiki.cli.printing import (
+    classes_text,
     print_answer_modes,
     print_comparison,
-    print_damaged,
     print_json,
     print_record,
     print_rules,
     print_scores,
 )
-from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
+from tsugiki.errors import ConfigError, did_you_mean
+from tsugiki.report.words import say
 
 if TYPE_CHECKING:
+    from tsugiki.report.words import Language
     from tsugiki.runs.reading import RunRecord
 
 
@@ -71,13 +74,14 @@ def score(
     out: Out = DEFAULT_OUT,
     changes: Changes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
+    lang: Lang = None,
 ) -> None:
     """Score a finished run, or any model as it is, on one part of a task; a part that was scored is
     only printed."""
     from tsugiki.data.tasks import SPLITS
-    from tsugiki.errors import did_you_mean
     from tsugiki.runs.reading import read_record
 
+    language = language_of(lang, as_json)
     if part not in SPLITS:
         raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
     if old_option:
@@ -92,7 +96,8 @@ def score(
     if folder is None:
         from tsugiki.cli.running import run_one
 
-        folder = run_one(_run_of(model, task, adapter, shots), "score", changes, out).folder
+        given = _run_of(model, task, adapter, shots)
+        folder = run_one(given, "score", changes, out, language).folder
     elif model or task or adapter or shots or changes:
         raise ConfigError(
             "--model, --task, --adapter, --shots, --set: a run has its own; drop them"
@@ -100,9 +105,9 @@ def score(
     if rules:
         from tsugiki.runs.rescore import rescore
 
-        print_rules(rescore(read_record(run_folder(folder)), part, rules), as_json)
+        print_rules(rescore(read_record(run_folder(folder)), part, rules), as_json, language)
         return
-    _score(run_folder(folder), part, modes or old_option, as_json)
+    _score(read_record(run_folder(folder)), part, modes or old_option, as_json, language)
 
 
 def _run_of(
@@ -116,67 +121,39 @@ def _run_of(
     return {**given, "shots": shots} if shots else given
 
 
-def _score(folder: Path, part: str, modes: bool, as_json: bool) -> None:
+def _score(record: RunRecord, part: str, modes: bool, as_json: bool, language: Language) -> None:
     from tsugiki.cli.progress import Display
-    from tsugiki.runs.finished import score_run
     from tsugiki.runs.reading import read_record
 
-    with Display() as display:
+    folder = record.folder
+    with Display(language, folder.name) as display:
+        from tsugiki.runs.finished import score_run
+
         if modes:
             from tsugiki.runs.answer_modes import answer_modes
 
-            rows = answer_modes(read_record(folder), part, display.events)
+            rows = answer_modes(record, part, display.events)
         record = score_run(read_record(folder), part, display.events)
     if modes:
-        print_answer_modes(rows, as_json)
+        print_answer_modes(rows, as_json, language)
     elif as_json:
         print_json(record.scored(part).model_dump(mode="json", exclude_none=True))
     else:
-        print_scores(record, part)
-        print(f"Next: tsugiki compare {folder} ANOTHER-RUN --part {part}")
-
-
-@app.command("ls", epilog="Example: tsugiki ls --out tsugiki-runs")
-def list_runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
-    """The runs under a root folder: status, scores, training time."""
-    reads_records_alone()
-    from tsugiki.cli.progress import show_tables
-    from tsugiki.report.cells import number
-    from tsugiki.report.compare import list_row
-    from tsugiki.report.table import Said, Table, column
-    from tsugiki.runs.store import Store
-
-    records, damaged = Store(out).read()
-    rows = [list_row(record) for record in records]
-    print_damaged(damaged)
-    if as_json:
-        print_json([asdict(row) for row in rows])
-        return
-    if not rows:
-        raise TsugikiError(
-            f"{out}: no runs there. Run a study first (tsugiki demo), or name the root folder of "
-            "your runs with --out"
-        )
-    cells = [
-        (row.run, row.status, number(row.train_s, ",.0f"), row.validation, row.test) for row in rows
-    ]
-    names = ("run", "status", "training_s", "validation", "test")
-    columns = tuple(column(name, "text", f"label.{name}") for name in names)
-    folder = str(out / "runs")
-    title = Said(en=folder, ja=folder)
-    show_tables([Table(name="runs", title=title, columns=columns, rows=tuple(cells))])
-    print(f"Next: tsugiki show {out / 'runs' / rows[0].run}")
+        print_scores(record, part, language)
+        print(say(language, "terminal.scored", folder=folder, part=part))
 
 
 @app.command(epilog="Example: tsugiki show tsugiki-runs/runs/jnli-…")
 def show(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: AsJson = False,
+    lang: Lang = None,
 ) -> None:
     """What a run was asked, with what, and what happened."""
     from tsugiki.runs.reading import read_record
 
-    record = read_record(run_folder(folder))
-    print_record(record, as_json)
+    language = language_of(lang, as_json)
+    print_record(read_record(run_folder(folder)), as_json, language)
 
 
 @app.command(
@@ -189,15 +166,20 @@ def compare(
     part: Annotated[str, typer.Option(help="validation or test.")] = "test",
     rows: Annotated[int, typer.Option(min=0, help="Changed answers to show.")] = 5,
     as_json: AsJson = False,
+    lang: Lang = None,
 ) -> None:
     """Paired difference of two runs, and the answers that changed."""
+    from tsugiki.cli.first_look import opening
     from tsugiki.report.compare import compare_runs
     from tsugiki.runs.reading import read_record
 
-    comparison = compare_runs(read_record(run_folder(first)), read_record(run_folder(second)), part)
-    print_comparison(comparison, part, rows, as_json)
+    language = language_of(lang, as_json)
+    ours, theirs = read_record(run_folder(first)), read_record(run_folder(second))
+    opening(f"{ours.folder.name}, {theirs.folder.name}", language)  # resampling takes a second
+    comparison = compare_runs(ours, theirs, part)
+    print_comparison(comparison, part, rows, as_json, language)
     if not as_json:
-        print(f"Next: tsugiki show {first}")
+        print(say(language, "terminal.next", command=f"tsugiki show {first}"))
 
 
 @app.command(
@@ -221,6 +203,7 @@ def predict(
         ),
     ] = None,
     as_json: AsJson = False,
+    lang: Lang = None,
 ) -> None:
     """Answer new rows by a finished run, with its own prompt: the answer, why it is none, and each
     candidate's log-likelihood are added to a row's columns.
@@ -228,28 +211,46 @@ def predict(
     A target is not needed; where it stands there, answers are compared with it. A call that was
     stopped goes on when it is given again.
     """
-    from tsugiki.cli.progress import Display
-    from tsugiki.runs.new_rows import label_file, label_lines
     from tsugiki.runs.reading import read_record
 
+    language = language_of(lang, as_json)
     record = read_record(run_folder(folder))
-    if str(source) == "-":
-        if to is not None:
-            raise ConfigError("--to: rows from standard input are answered on standard output")
+    piped = str(source) == "-"
+    if piped and to is not None:
+        raise ConfigError("--to: rows from standard input are answered on standard output")
+    if not piped and not source.exists():
+        raise ConfigError(f"{source}: no such file")
+    if piped:
+        from tsugiki.cli.first_look import opening
+
+        opening(record.folder.name, language)
+        from tsugiki.runs.new_rows import label_lines
+
         for row in label_lines(record, sys.stdin.buffer, "standard input"):
             print(json.dumps(row, ensure_ascii=False), flush=True)
         return
-    with Display() as display:
+    _predict(record, source, to, as_json, language)
+
+
+def _predict(
+    record: RunRecord, source: Path, to: Path | None, as_json: bool, language: Language
+) -> None:
+    from tsugiki.cli.progress import Display
+
+    with Display(language, record.folder.name) as display:
+        from tsugiki.runs.new_rows import label_file
+
         seen = label_file(record, source, to, display.events)
     if as_json:
         print_json(asdict(seen))
         return
-    earlier = f" ({seen.earlier} of them by an earlier call)" if seen.earlier else ""
-    print(f"{seen.file}: {seen.rows} rows answered{earlier}")
+    print(say(language, "terminal.predicted", file=seen.file, rows=seen.rows))
+    if seen.earlier:
+        print(say(language, "terminal.predicted_earlier", earlier=seen.earlier))
     if seen.known:
-        print(f"Right: {seen.right} of {seen.known} whose target is known")
+        print(say(language, "terminal.predicted_right", right=seen.right, known=seen.known))
     if seen.failures:
-        print("Failures: " + ", ".join(f"{name} {n}" for name, n in seen.failures.items()))
+        print(say(language, "terminal.classes", classes=classes_text(seen.failures, language)))
 
 
 @app.command(
@@ -267,30 +268,37 @@ def generate(
         typer.Option(help="A field of the task, name=value: the run's own prompt is made of them."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    lang: Lang = None,
 ) -> None:
     """Let a trained checkpoint answer your own text, greedily.
 
     A text is the whole prompt, in the form the run was trained on ([SEP] included): see `tsugiki
     tasks show TASK`. With --field the run writes that prompt itself. Many rows: tsugiki predict.
     """
+    from tsugiki.cli.first_look import opening
     from tsugiki.runs.reading import read_record
+
+    language = language_of(lang)
+    record = read_record(run_folder(folder))
+    if field and text is not None:
+        raise ConfigError("--text, --field: one of them: --text is the whole prompt")
+    lines = [] if field else [text] if text is not None else _lines_of_input()
+    if not field and not any(line.strip() for line in lines):
+        raise ConfigError("generate: no text given. Use --text, or write lines to standard input")
+    opening(record.folder.name, language)
+    if field:
+        print(_answer_of_fields(record, field))
+        return
     from tsugiki.runs.use import answer_texts, other_ending
 
-    if field:
-        if text is not None:
-            raise ConfigError("--text, --field: one of them: --text is the whole prompt")
-        print(_answer_of_fields(read_record(run_folder(folder)), field))
-        return
-    lines = (
-        [text] if text is not None else [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    )
-    if not any(line.strip() for line in lines):
-        raise ConfigError("generate: no text given. Use --text, or write lines to standard input")
-    record = read_record(run_folder(folder))
     if (said := other_ending(record, lines)) is not None:
         print(f"note: {said}", file=sys.stderr)
     for answer in answer_texts(record, lines, max_new_tokens):
         print(answer)
+
+
+def _lines_of_input() -> list[str]:
+    return [line.rstrip("\n") for line in sys.stdin if line.strip()]
 
 
 def _answer_of_fields(record: RunRecord, given: list[str]) -> str:

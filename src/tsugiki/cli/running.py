@@ -1,24 +1,24 @@
 """A study for the command line: shown while it runs, in one process or several, and reported at
-its end."""
+its end. Torch is loaded when something is on the screen."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from tsugiki.cli.first_look import look_at_names, look_at_study
 from tsugiki.cli.printing import print_report
 from tsugiki.cli.progress import Display
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import RunError
+from tsugiki.runs.events import listening
 from tsugiki.runs.reading import RunRecord
-from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
-from tsugiki.study.executors import WorkerProcesses, stop_with_parent
-from tsugiki.study.sweep import run_study
-from tsugiki.study.worker import run_stage
 from tsugiki.toml import Given, override, parse
+from tsugiki.trackers.known import listeners_of
 
 if TYPE_CHECKING:
     from tsugiki.config.study import StudySpec
@@ -26,11 +26,25 @@ if TYPE_CHECKING:
     from tsugiki.study.executors import Stage
 
 
-def run_one(given: Given, where: str, changes: list[str] | None, out: Path) -> RunRecord:
+def run_one(
+    given: Given,
+    where: str,
+    changes: list[str] | None,
+    out: Path,
+    lang: Language = "en",
+    track: Sequence[str] = (),
+) -> RunRecord:
     """One run, from what a file or a command says of it; shown while it goes."""
     config = parse(RunConfig, override(given, changes or []), where)
-    with Display() as display:
-        return run_group([config], Store(out), display.events)[0]
+    look_at_names([config])
+    trackers = listeners_of(track)
+    with (
+        Display(lang, config.task.label) as display,
+        listening(display.events, trackers, display.events.note) as events,
+    ):
+        from tsugiki.runs.rounds import run_group
+
+        return run_group([config], Store(out), events)[0]
 
 
 def run_and_report(
@@ -40,26 +54,46 @@ def run_and_report(
     jobs: int = 1,
     as_json: bool = False,
     lang: Language = "en",
+    track: Sequence[str] = (),
 ) -> bool:
     """Runs what is missing and prints the report; `arguments` are those of `tsugiki study`. False
     when something is missing or did not learn."""
-    store = Store(out)
-    with Display(lang) as display:
-        many = partial(WorkerProcesses, arguments=arguments, jobs=jobs) if jobs > 1 else None
+    store, trackers = Store(out), listeners_of(track)
+    look_at_study(spec, store)
+    whole = [*arguments, *(part for name in track for part in ("--track", name))]
+    with (
+        Display(lang, spec.name) as display,
+        listening(display.events, trackers, display.events.note) as events,
+    ):
+        from tsugiki.study.executors import WorkerProcesses
+        from tsugiki.study.sweep import run_study
+
+        many = partial(WorkerProcesses, arguments=whole, jobs=jobs) if jobs > 1 else None
         try:
-            result = run_study(spec, store, display.events, on_cell=display.on_cell, workers=many)
+            result = run_study(
+                spec,
+                store,
+                events,
+                on_cell=display.on_cell,
+                on_left=display.on_left,
+                workers=many,
+            )
         except RunError as stopped:
             if type(stopped).__name__ == "Interrupted":
                 stopped.args = (
                     f"{stopped}. What is finished: tsugiki report {shlex.join(arguments)}",
                 )
             raise
-    return print_report(result, out, f"tsugiki study {shlex.join(arguments)}", as_json, lang)
+    return print_report(result, out, f"tsugiki study {shlex.join(whole)}", as_json, lang)
 
 
-def work(spec: StudySpec, out: Path, stage: str) -> None:
+def work(spec: StudySpec, out: Path, stage: str, track: Sequence[str] = ()) -> None:
     """What a worker of `--jobs` does until nothing of its stage is left, or until the process that
     started it ends."""
+    from tsugiki.study.executors import stop_with_parent
+    from tsugiki.study.worker import run_stage
+
     stop_with_parent()
-    with Display() as display:
-        run_stage(spec, Store(out), cast("Stage", stage), display.events)
+    trackers = listeners_of(track)
+    with Display() as display, listening(display.events, trackers, display.events.note) as events:
+        run_stage(spec, Store(out), cast("Stage", stage), events)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from tsugiki.cli.app import DEFAULT_OUT, AsJson, Changes, Out, app, tasks_app
+from tsugiki.cli.language import Lang, language_of
 from tsugiki.cli.printing import print_json
-
-if TYPE_CHECKING:
-    pass
-
+from tsugiki.data.rows import is_data
+from tsugiki.report.words import Language, say
 
 app.add_typer(tasks_app, name="tasks")
 
 
 @app.command(
-    epilog="Examples: tsugiki check my_task.toml   ·   tsugiki check "
-    "my_study.toml --margin 1 --power 0.9   ·   tsugiki check recommended --memory 24"
+    epilog="Examples: tsugiki check   ·   tsugiki check rows.csv   ·   tsugiki check my_task.toml "
+    "  ·   tsugiki check my_study.toml --margin 1 --power 0.9   ·   tsugiki check recommended "
+    "--memory 24"
 )
 def check(
     file: Annotated[
-        Path,
-        typer.Argument(help="A task, run or study file, or the name of a built-in task or study."),
-    ],
+        Optional[Path],
+        typer.Argument(
+            help="A task, run or study file, the name of a built-in task or study, or a data file; "
+            "without it, this machine."
+        ),
+    ] = None,
     changes: Changes = None,
     load: Annotated[
         bool,
@@ -59,10 +64,22 @@ def check(
     ] = None,
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
+    lang: Lang = None,
 ) -> None:
     """Check a file and everything it names, without training: keys, data, splits, labels, every
     prompt, the models' tensors by name, memory item by item; of a study also hours, disk, and what
-    it can find."""
+    it can find. Without a file: this machine, for an issue or for yourself."""
+    from tsugiki.cli.first_look import look_at_file, opening
+
+    language = language_of(lang, as_json)
+    if file is None:
+        _check_machine(out, language, as_json)
+        return
+    if is_data(file):
+        _check_data(file, language, as_json)
+        return
+    look_at_file(file, changes or [])
+    opening(str(file), language)
     from tsugiki.cli.check import Planned, check_file, next_command
 
     planned = Planned(out=out, margin=margin, power=power)
@@ -72,15 +89,76 @@ def check(
         return
     for line in said:
         print(line)
-    print(f"Next: {next_command(file)}")
+    print(say(language, "terminal.next", command=next_command(file)))
+
+
+def _check_machine(out: Path, language: Language, as_json: bool) -> None:
+    from tsugiki.cli.first_look import opening
+
+    opening("check", language)
+    from tsugiki.cli.machine import machine_lines
+
+    _print_lines(machine_lines(out), as_json)
+
+
+def _check_data(file: Path, language: Language, as_json: bool) -> None:
+    from tsugiki.cli.one_line import said_of
+
+    _print_lines(said_of(file), as_json)
+    if not as_json:
+        command = f"tsugiki study --model builtin --task {shlex.quote(str(file))}"
+        print(say(language, "terminal.next", command=command))
+
+
+def _print_lines(lines: Iterable[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"lines": list(lines)})
+        return
+    for line in lines:
+        print(line, flush=True)
+
+
+@tasks_app.command(
+    "new",
+    epilog="Examples: tsugiki tasks new reviews.csv   ·   tsugiki tasks new talk.jsonl --fields "
+    "question,context --target answer --to talk.toml",
+)
+def tasks_new(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Rows: .csv, .tsv, .jsonl, .json, .parquet, .arrow (text also with .gz)."
+        ),
+    ],
+    fields: Annotated[
+        str, typer.Option(help="Columns that the answer depends on, by commas (default: found).")
+    ] = "",
+    target: Annotated[
+        Optional[str], typer.Option(help="The column of the answer (default: found).")
+    ] = None,
+    to: Annotated[
+        Optional[Path],
+        typer.Option("--to", help="The new file (default: NAME.toml in the current folder)."),
+    ] = None,
+    lang: Lang = None,
+) -> None:
+    """Write the task file of a data file: which column is the answer, its labels, the prompt, how
+    rows are split. Nothing is overwritten."""
+    from tsugiki.cli.one_line import new_task_file
+
+    names = [name.strip() for name in fields.split(",") if name.strip()]
+    path, lines = new_task_file(data, to, names, target)
+    print("\n".join([*lines, f"{path}: written"]))
+    print(say(language_of(lang), "terminal.next", command=f"tsugiki check {path}"))
 
 
 @tasks_app.command("list")
-def tasks_list(as_json: AsJson = False) -> None:
+def tasks_list(as_json: AsJson = False, lang: Lang = None) -> None:
     """The built-in tasks."""
+    from tsugiki.data.task_file import read_task
     from tsugiki.data.tasks import builtin_tasks
-    from tsugiki.toml import read_task
 
+    language = language_of(lang, as_json)
     specs = {name: read_task(path) for name, path in builtin_tasks().items()}
     if as_json:
         print_json(
@@ -100,7 +178,7 @@ def tasks_list(as_json: AsJson = False) -> None:
             f"{name:16} {spec.kind:15} {spec.metric:12} formats: {', '.join(spec.formats)}; "
             f"splits: {', '.join(spec.splits)}; {spec.licence}"
         )
-    print("Next: tsugiki tasks show NAME")
+    print(say(language, "terminal.next", command="tsugiki tasks show NAME"))
 
 
 @tasks_app.command("show", epilog="Example: tsugiki tasks show jnli --data-dir data --tokens")
@@ -116,16 +194,21 @@ def tasks_show(
     data_dir: Annotated[
         Optional[str], typer.Option(help="Folder with local copies of the data files.")
     ] = None,
+    lang: Lang = None,
 ) -> None:
     """Print rows of a task as the model will see them."""
-    from tsugiki.cli.check import show_task
+    from tsugiki.cli.task_rows import show_task
     from tsugiki.config.run import TaskChoice
 
+    language = language_of(lang)
     choice = TaskChoice(name=name, version=version, split=split, format=format, data_dir=data_dir)
+    if tokens:
+        from tsugiki.cli.first_look import look_at_task, opening
+
+        look_at_task(choice)
+        opening(name, language)
     for line in show_task(choice, part, rows, model if tokens else None):
         print(line)
-    print(
-        f"Next: tsugiki check {name}"
-        if Path(name).suffix == ".toml"
-        else "Next: name it under [[tasks]] in a study file, or: tsugiki demo"
-    )
+    own = Path(name).suffix == ".toml"
+    command = f"tsugiki check {name}" if own else say(language, "terminal.use_task")
+    print(say(language, "terminal.next", command=command))

@@ -6,7 +6,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from tsugiki.errors import ConfigError, TsugikiError
+from tsugiki.errors import ConfigError, TsugikiError, how_to_install
 from tsugiki.report.page import template
 from tsugiki.report.words import Language, called, say
 
@@ -42,7 +42,9 @@ def app_of(runs: SideBySide, language: Language) -> Starlette:
         from starlette.responses import HTMLResponse
         from starlette.routing import Route
     except ImportError:
-        raise ConfigError('try: needs a server: pip install "tsugiki[try]"') from None
+        raise ConfigError(
+            f"try: needs a server. {how_to_install('starlette', 'uvicorn')}"
+        ) from None
     one_at_a_time = Lock()
 
     def page(given: dict[str, str], status: int = 200, **more: Any) -> Response:

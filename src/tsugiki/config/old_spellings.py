@@ -48,7 +48,7 @@ def in_new_spelling(table: str, given: Any) -> Any:
             raise ValueError(f"{key}: is the old name of {name}, which is given too; remove it")
         if name != key:
             _warn(f"{table}.{key} is called {table}.{name} now; the old name is still read")
-        if spelled != value:
+        if spelled is not value and spelled != value:  # NaN is not equal to itself
             _warn(
                 f'{table}.{key} = "{value}" is called "{spelled}" now; the old name is still read'
             )

@@ -73,7 +73,7 @@ class ModelChoice(Record):
     name: str | None = Field(None, description="short name in tables (default: last part of path)")
     base: BaseKind | None = Field(
         None,
-        description="nf4: the frozen base in 4 bits, LoRA over it (QLoRA; needs tsugiki[nf4])",
+        description="nf4: the frozen base in 4 bits, LoRA over it (QLoRA; needs bitsandbytes)",
     )
 
     @property

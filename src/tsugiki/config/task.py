@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal, Self
 import regex
 from pydantic import BeforeValidator, Field, model_validator
 
-from tsugiki.config.fields import Positive, Record, Word
+from tsugiki.config.fields import Positive, Record, Seed, Share, Word
 from tsugiki.errors import did_you_mean
 
 TaskKind = Literal["classification", "choice", "generation"]
 MetricName = Literal["accuracy", "exact_match", "macro_f1", "mcc", "rouge", "char_f1", "number"]
+Formatting = Literal["alpaca", "sharegpt", "openai"]
 # Which metrics score the answers of a kind; `score/rules` has their rules.
 METRICS_OF: dict[TaskKind, tuple[MetricName, ...]] = {
     "classification": ("accuracy", "exact_match", "macro_f1", "mcc"),
@@ -39,6 +40,9 @@ class FileSpec(Record):
     git_blob: str | None = Field(None, pattern="^[0-9a-f]{40}$")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     rows: Positive | None = None
+    encoding: str | None = Field(
+        None, description="of CSV and JSON, where it is neither UTF-8 nor CP932: euc_jp, say"
+    )
     has_group: bool = Field(
         True, description="whether the rows carry the task's group field (training files need not)"
     )
@@ -54,13 +58,22 @@ class FileSpec(Record):
 
 class PartSpec(Record):
     """Which rows of which files make one split. `half` cuts in file order, or whole groups at a
-    time by `by`."""
+    time by `by`. `share` takes from here to there in an order drawn by `seed`: equal rows, and rows
+    of one group, stay together."""
 
     files: Annotated[
         tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v))
     ]
     half: Literal["first", "second"] | None = None
     by: Literal["row", "group"] = "row"
+    share: tuple[Share, Share] | None = None
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _is_one_cut(self) -> Self:
+        if self.share is not None and (self.half is not None or self.share[0] >= self.share[1]):
+            raise ValueError("share: must be two shares like [0.8, 0.9], and not beside half")
+        return self
 
 
 class SplitSpec(Record):
@@ -96,6 +109,9 @@ class TaskSpec(Record):
         None,
         description="column of conversations [{role, content}, …]: every assistant turn is an "
         "answer",
+    )
+    formatting: Formatting | None = Field(
+        None, description="rows as another tool writes them: alpaca, sharegpt, openai"
     )
     formats: dict[str, str]
     default_format: str = "paper"

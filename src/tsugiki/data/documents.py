@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsugiki.config.run import TextChoice
-from tsugiki.data.sources import read_rows
+from tsugiki.data.rows import read_rows
 from tsugiki.data.tasks import drawn
 from tsugiki.data.text import as_text, refuse_broken
 from tsugiki.errors import DataError

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tsugiki.data.example import Example
+from tsugiki.data.splits import may_overlap
 from tsugiki.data.tasks import Task
 from tsugiki.errors import DataError
 
@@ -50,8 +51,8 @@ def shared_rows(task: Task, part: str, other: str = "train") -> Shared:
 def refuse_leak(task: Task, trained_on: Mapping[str, str], part: str) -> None:
     """Raises when one of the files that `part` is cut from was trained on (`trained_on`: file name
     -> git blob id)."""
-    for name, blob in task.files[part].items():
-        if blob in trained_on.values():
+    for name, rows in task.files[part].items():
+        if any(may_overlap(rows, trained) for trained in trained_on.values()):
             same = f'{part} is cut from the same rows as the training data (file "{name}")'
             raise DataError(
                 f'task "{task.name}": {same}. Give {part} rows of its own, or choose another split'

@@ -22,10 +22,13 @@ from tsugiki.config.run import TaskChoice
 from tsugiki.config.task import FileSpec, PartSpec, TaskSpec
 from tsugiki.data.conversations import conversation, open_turn
 from tsugiki.data.example import Example, equal_candidates
-from tsugiki.data.sources import at_hand, git_blob_id, locate, read_rows
+from tsugiki.data.formatting import as_ours
+from tsugiki.data.rows import encoding_notes, read_rows
+from tsugiki.data.sources import at_hand, git_blob_id, locate
+from tsugiki.data.splits import rows_of_part, stretch_of
+from tsugiki.data.task_file import read_task
 from tsugiki.data.text import as_text
 from tsugiki.errors import DataError, did_you_mean
-from tsugiki.toml import read_task
 
 PRESETS = Path(__file__).parent.parent / "presets" / "tasks"
 CHAT = "chat"  # the format of every task that says its text through the model's chat template
@@ -45,6 +48,7 @@ class Task:
     format: str
     examples: Mapping[str, Sequence[Example]]
     files: Mapping[str, Mapping[str, str]]
+    notes: Sequence[str] = ()  # of how its files were read
 
     @property
     def template(self) -> str:
@@ -60,14 +64,14 @@ def builtin_tasks() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
 
 
-def find_task(name: str) -> tuple[TaskSpec, Path]:
+def find_task(name: str, data_dir: str | None = None) -> tuple[TaskSpec, Path]:
     """The task file of a built-in name or a path, and the folder its data paths start from."""
     known = builtin_tasks()
     if name in known:
         return read_task(known[name]), known[name].parent
     path = Path(name)
     if path.suffix == ".toml":
-        return read_task(path), path.parent
+        return read_task(path, Path(data_dir) if data_dir else None), path.parent
     raise DataError(
         f'task "{name}": no such task.{did_you_mean(name, known)}; or give a path to a .toml file'
     )
@@ -76,8 +80,14 @@ def find_task(name: str) -> tuple[TaskSpec, Path]:
 def version_at_hand(choice: TaskChoice, version: str) -> bool:
     """Whether every file of a version of the data is on this machine, so that nothing would be
     fetched."""
-    spec, folder = find_task(choice.name)
-    files = {**spec.files, **spec.versions[version]}
+    return all_at_hand(choice.model_copy(update={"version": version}))
+
+
+def all_at_hand(choice: TaskChoice) -> bool:
+    """The same of the version that is chosen."""
+    spec, folder = find_task(choice.name, choice.data_dir)
+    version = choice.version or spec.default_version
+    files = {**spec.files, **(spec.versions[version] if version else {})}
     parts = spec.splits[choice.split or spec.default_split]
     names = {name for part in (parts.train, parts.validation, parts.test) for name in part.files}
     data_dir = Path(choice.data_dir) if choice.data_dir else None
@@ -99,7 +109,7 @@ def task_without_data(choice: TaskChoice) -> Task:
 
 def _chosen_task(choice: TaskChoice) -> tuple[Task, Path]:
     """With the folder that its data paths start from."""
-    spec, folder = find_task(choice.name)
+    spec, folder = find_task(choice.name, choice.data_dir)
     split = _pick(choice.split, spec.default_split, spec.splits, "split", spec.name)
     format_name = _pick(
         choice.format, spec.default_format, {CHAT: "", **spec.formats}, "format", spec.name
@@ -127,10 +137,11 @@ def load_task(choice: TaskChoice) -> Task:
     files = {**spec.files, **(spec.versions[task.version] if task.version else {})}
     data_dir = Path(choice.data_dir) if choice.data_dir else None
     loaded: dict[str, tuple[list[Example], str]] = {}
+    notes = list[str]()
 
     def load(name: str) -> tuple[list[Example], str]:
         if name not in loaded:
-            loaded[name] = _load_file(spec, _file(files, name, spec.name), folder, data_dir)
+            loaded[name] = _load_file(spec, _file(files, name, spec.name), folder, data_dir, notes)
         return loaded[name]
 
     parts = spec.splits[split]
@@ -139,7 +150,7 @@ def load_task(choice: TaskChoice) -> Task:
     for part_name in SPLITS:
         part: PartSpec = getattr(parts, part_name)
         rows = [row for name in part.files for row in load(name)[0]]
-        rows = _half(rows, part, whole_groups=spec.messages is not None)
+        rows = rows_of_part(rows, part, spec)
         limit = choice.train_rows if part_name == "train" else choice.eval_rows
         if limit and limit < len(rows):
             rows = drawn(rows, limit)  # never the first ones: files are often sorted
@@ -154,8 +165,8 @@ def load_task(choice: TaskChoice) -> Task:
         if part_name != "train":
             _refuse_equal_candidates(spec, part_name, rows)
         examples[part_name] = rows
-        origins[part_name] = {name: load(name)[1] for name in part.files}
-    return replace(task, examples=examples, files=origins)
+        origins[part_name] = {name: f"{load(name)[1]}{stretch_of(part)}" for name in part.files}
+    return replace(task, examples=examples, files=origins, notes=tuple(notes))
 
 
 def drawn(rows: Sequence[Any], limit: int) -> list[Any]:
@@ -185,11 +196,15 @@ def _file(files: Mapping[str, FileSpec], name: str, task: str) -> FileSpec:
 
 
 def _load_file(
-    spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None
+    spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None, notes: list[str]
 ) -> tuple[list[Example], str]:
     path = locate(file, folder, data_dir)
+    notes += encoding_notes(path, file.encoding)
     build = _builder(spec, spec.group if file.has_group else None)
-    rows = list(read_rows(path))
+    rows = [
+        (number, as_ours(row, spec.formatting, f"{path} row {number}"))
+        for number, row in read_rows(path, file.encoding)
+    ]
     if file.rows and len(rows) != file.rows:
         raise DataError(
             f"{path}: must have {file.rows} rows, has {len(rows)}: another version, or cut short"
@@ -216,6 +231,9 @@ def unanswered(
     Raises:
         DataError: naming the row, as `load_task` does.
     """
+    rows = [
+        (number, as_ours(row, spec.formatting, f"{source} row {number}")) for number, row in rows
+    ]
     if spec.messages is not None:
         return [open_turn(f"{source} row {number}", str(number), row, spec) for number, row in rows]
     build = _builder(spec.model_copy(update={"id": None}), None, answered=False)
@@ -317,33 +335,10 @@ def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:
     )
 
 
-def _half(rows: list[Example], part: PartSpec, whole_groups: bool = False) -> list[Example]:
-    """First or second half in file order; by group, whole groups in the order of their hash until
-    half the rows are taken.
-
-    A conversation is never torn: its later turns hold the earlier answers.
-    """
-    if part.half is None:
-        return rows
-    cut = (len(rows) + 1) // 2
-    if part.by == "row" and not whole_groups:
-        return rows[:cut] if part.half == "first" else rows[cut:]
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row.group] = sizes.get(row.group, 0) + 1
-    first: set[str] = set()
-    taken = 0
-    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-        if taken >= cut:
-            break
-        first.add(group)
-        taken += sizes[group]
-    return [row for row in rows if (row.group in first) == (part.half == "first")]
-
-
 # Fields of a task file that came after the first runs were kept: unset, they are left out of the
 # digest, so that runs keep their names. A new field belongs here.
-ADDED_LATER = ("messages",)
+ADDED_LATER = ("messages", "formatting")
+ADDED_TO_PARTS = ("share", "seed")
 
 
 def task_digest(task: Task) -> str:
@@ -367,4 +362,8 @@ def task_digest(task: Task) -> str:
     for name in ADDED_LATER:
         if content[name] == TaskSpec.model_fields[name].default:
             del content[name]
+    for split in content["splits"].values():
+        for part in SPLITS:
+            if split[part]["share"] is None:
+                split[part] = {k: v for k, v in split[part].items() if k not in ADDED_TO_PARTS}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

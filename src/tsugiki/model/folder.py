@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tsugiki.config.run import ModelChoice
 from tsugiki.errors import ModelError, first_line
+from tsugiki.network import offline
 from tsugiki.toml import Given
 
 BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"
@@ -46,6 +47,15 @@ LFS_POINTER = b"version https://git-lfs"
 def resolve(choice: ModelChoice) -> Path:
     """The local folder of a model: the built-in one, a folder, or a snapshot of a Hub repository
     (downloaded if needed)."""
+    return local_folder(choice) or _snapshot(choice)
+
+
+def local_folder(choice: ModelChoice) -> Path | None:
+    """The built-in model's folder, or the one that is named; None for a repository of the Hub.
+
+    Raises:
+        ModelError: it is neither, or no model folder.
+    """
     if choice.path == BUILTIN_NAME:
         return BUILTIN
     folder = Path(choice.path)
@@ -61,7 +71,7 @@ def resolve(choice: ModelChoice) -> Path:
             f'model "{choice.path}": no such folder, and not a Hub id (owner/name). The model '
             'inside the package is called "builtin"'
         )
-    return _snapshot(choice)
+    return None
 
 
 def _snapshot(choice: ModelChoice) -> Path:
@@ -80,6 +90,7 @@ def _snapshot(choice: ModelChoice) -> Path:
                 revision=choice.revision,
                 allow_patterns=WANTED_FILES,
                 ignore_patterns=UNWANTED_FILES,
+                local_files_only=offline() is not None,
             )
         )
     except GatedRepoError:
@@ -98,13 +109,10 @@ def _snapshot(choice: ModelChoice) -> Path:
             f"model {choice.path}: no such repository on the Hub ({token}){_by_way_of()}"
         ) from None
     except LocalEntryNotFoundError:
-        offline = (
-            "HF_HUB_OFFLINE is set"
-            if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
-            else "the Hub cannot be reached"
-        )
+        named = offline()
+        why = f"{named} is set" if named else "the Hub cannot be reached"
         raise ModelError(
-            f"model {choice.path}: not in the cache, and {offline}{_by_way_of()}. Run once with a "
+            f"model {choice.path}: not in the cache, and {why}{_by_way_of()}. Run once with a "
             "network, or give a folder"
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as broken:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tsugiki.config.run import Method, ModelChoice, Precision
-from tsugiki.errors import ModelError, RunError, first_line
+from tsugiki.errors import ModelError, RunError, first_line, how_to_install
 from tsugiki.model.folder import (
     check_settings,
     checksum_of,
@@ -101,7 +101,7 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer("一", add_special_tokens=False)
     except Exception as broken:  # transformers raises many kinds for a bad folder
         hint = (
-            ' A spiece.model needs: pip install "tsugiki[sentencepiece]".'
+            f" A spiece.model needs more. {how_to_install('sentencepiece', 'protobuf')}"
             if list(folder.glob("*.model"))
             else ""
         )

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from tsugiki.errors import ModelError
+from tsugiki.errors import ModelError, how_to_install
 
 BLOCK = 64
 KIND = "nf4"
@@ -50,7 +50,7 @@ def load_library() -> None:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise ModelError(
-            'model.base = "nf4": needs bitsandbytes: pip install "tsugiki[nf4]"'
+            f'model.base = "nf4": needs bitsandbytes. {how_to_install("bitsandbytes")}'
         ) from None
     finally:
         said.setLevel(before)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tsugiki.errors import ModelError, first_line
+from tsugiki.errors import ModelError, first_line, how_to_install
 
 # What Japanese text holds and tokenizers lose: line ends, full-width letters, half-width kana,
 # signs in circles, double spaces, rare characters.
@@ -67,8 +67,8 @@ def conversion_differences(
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         raise ModelError(
-            f"model {path}: comparing it needs sentencepiece. Run: pip install "
-            '"tsugiki[sentencepiece]"'
+            f"model {path}: comparing it needs sentencepiece. "
+            + how_to_install("sentencepiece", "protobuf")
         ) from None
     try:
         processor = SentencePieceProcessor(model_file=str(path))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 from tsugiki.errors import RunError
 from tsugiki.report.texts import score_text
@@ -45,6 +46,15 @@ class Comparison:
     seeds: int
     mcnemar: McNemar | None
     changed: tuple[Changed, ...]
+
+    def __str__(self) -> str:
+        """`accuracy: 0.710 - 0.650 = +0.060 [+0.010, +0.110], n = 300`"""
+        bounds = f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        p = "" if self.mcnemar is None else f", p = {self.mcnemar.p:.3g} (McNemar)"
+        return f"{self.score}: {self.first:.3f} - {self.second:.3f} = {bounds}, n = {self.n}{p}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(str(self))}</p>"
 
 
 def compare_runs(first: RunRecord, second: RunRecord, part: str) -> Comparison:
@@ -145,13 +155,20 @@ def against(records: Sequence[RunRecord], part: str, floor: Sequence[float]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """One run in a line: name, status, training seconds, scores."""
+    """One run in a line: name, what was trained on what, status, start (of runs from before starts
+    were kept: empty), training seconds, scores as text and the main ones as numbers."""
 
     run: str
+    task: str
+    model: str
+    method: str
     status: str
+    started: str
     train_s: float | None
     validation: str | None
     test: str | None
+    validation_score: float | None
+    test_score: float | None
 
 
 def list_row(record: RunRecord) -> Listed:
@@ -162,8 +179,27 @@ def list_row(record: RunRecord) -> Listed:
     texts = {part: score_text(score) if score else None for part, score in scores.items()}
     return Listed(
         run=record.folder.name,
+        task=record.config.task.label,
+        model=record.config.model.label,
+        method=record.config.method,
         status="stopped" if stopped else record.status,
+        started=record.outcome.started,
         train_s=mean * steps if mean and steps else None,
         validation=texts["validation"],
         test=texts["test"],
+        validation_score=record.main_score("validation"),
+        test_score=record.main_score("test"),
     )
+
+
+def _best_last(score: float | None) -> tuple[bool, float]:
+    return (score is not None, score or 0.0)
+
+
+SORTED: Mapping[str, Callable[[Listed], tuple[object, ...]]] = {
+    "time": lambda row: (row.started, row.run),
+    "validation": lambda row: (*_best_last(row.validation_score), row.run),
+    "test": lambda row: (*_best_last(row.test_score), row.run),
+    "name": lambda row: (row.run,),
+}
+"""By what runs are listed: what one looks for comes last, next to the prompt."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tsugiki.report.compare import pooled
 from tsugiki.report.finding import exclusive_cost, exclusive_step_s
 from tsugiki.report.headline import forest_plot
-from tsugiki.report.looks import Look, looks_of, told_apart
+from tsugiki.report.looks import COLOURS, Look, looks_of, told_apart
 from tsugiki.report.material import Material
 from tsugiki.report.shapes import bars, heat_map, stacked
 from tsugiki.report.standing import floor_of, lost_seeds
@@ -249,16 +249,45 @@ class _Figures:
             return []
         x_label = self.words("log_scale", label=labels[0]) if log else labels[0]
         x = axis_over([point.x for point in points], x_label, log=log)
-        bounds = [
-            value
-            for point in points
-            for value in (point.low, point.y, point.high)
-            if value is not None
-        ]
-        y = axis_over([*bounds, *([floor[1]] if floor else [])], labels[1])
+        y = axis_over([*_bounds(points), *([floor[1]] if floor else [])], labels[1])
         looks: dict[str, Look] = told_apart({key: methods[key] for key in series}, self.looks)
         svg = chart(series, looks, x, y, title, lines=lines, floor=floor)
         return [Figure(name=_file(*name), title=title, svg=svg)]
+
+
+def run_figures(record: RunRecord, language: Language) -> list[Figure]:
+    """Of one run: its loss over the steps, and the sample of validation where it was looked at."""
+    name = record.folder.name
+    watched = [_point(seen.step, seen.scores.main) for seen in record.validations]
+    metric = record.validations[0].scores.main.name if watched else ""
+    drawn = {
+        "loss": (_smoothed(record), say(language, "page.loss")),
+        "curve": (
+            watched,
+            say(language, "page.metric_validation", metric=called(language, "label", metric)),
+        ),
+    }
+    return [
+        Figure(
+            name=kind,
+            title=f"{name}: {label}",
+            svg=chart(
+                {name: points},
+                {name: Look(name=name, colour=COLOURS[0])},
+                axis_over([point.x for point in points], say(language, "page.step")),
+                axis_over(_bounds(points), label),
+                f"{name}: {label}",
+                lines=True,
+            ),
+        )
+        for kind, (points, label) in drawn.items()
+        if points
+    ]
+
+
+def _bounds(points: Sequence[Point]) -> list[float]:
+    every = (value for point in points for value in (point.low, point.y, point.high))
+    return [value for value in every if value is not None]
 
 
 def _file(*parts: str) -> str:

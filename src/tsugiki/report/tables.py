@@ -101,8 +101,10 @@ def data_table(tasks: Mapping[str, Task], unread: Mapping[str, str]) -> Table:
         main = METRICS[task.spec.metric].main
         rows.append((f"{label}{version}", *counts, main, split, task.template + "{answer}"))
         note = task.spec.splits[task.split].note
-        about = f"{task.spec.licence}; {task.spec.citation}.{' ' + note if note else ''}"
-        notes.append(_plain(f"{label}: {about}"))
+        about = "; ".join(filter(None, (task.spec.licence, task.spec.citation)))
+        if about or note:
+            sentences = filter(None, (f"{about}." if about else "", note))
+            notes.append(_plain(f"{label}: {' '.join(sentences)}"))
         for leak in _leaks(task):
             notes.append(Said(ja=f"{label}: {leak.ja}", en=f"{label}: {leak.en}"))
     rows += [(label, *[None] * (len(DATA) - 2), why) for label, why in unread.items()]

@@ -69,7 +69,7 @@ def _write_numbers(material: Material, folder: Path) -> None:
 
 
 def _write_figures(material: Material, folder: Path, language: Language) -> None:
-    """Each figure as SVG; as PDF too where `tsugiki[pdf]` is installed."""
+    """Each figure as SVG; as PDF too where cairosvg is installed."""
     to_pdf = pdf_writer()
     for figures in all_figures(material, language).values():
         for figure in figures:
@@ -80,7 +80,7 @@ def _write_figures(material: Material, folder: Path, language: Language) -> None
 
 
 def pdf_writer() -> Callable[[bytes], bytes] | None:
-    """What makes a PDF of an SVG; None without the extra `pdf`."""
+    """What makes a PDF of an SVG; None without cairosvg."""
     try:
         import cairosvg
     except (ImportError, OSError):  # not installed, or without the cairo library

@@ -199,7 +199,7 @@ def card_of(record: RunRecord, usage: Usage, adapter: LoraConfig) -> str:
         f"- **Base**: `{base.name}`{revision}; weights' sha256 `{base.sha256}`. Its licence holds "
         "for what is made of it.",
         *(["- **Precision**: trained over the base in 4 bits (bitsandbytes NF4)."] * four),
-        f"- **Data**: {usage.task} ({usage.licence}). {usage.citation}",
+        f"- **Data**: {usage.task} ({usage.licence or 'licence not given'}). {usage.citation}",
         f"- **Adapter**: rank {adapter.rank} on {adapter.targets}, α / r = {adapter.scale:g}. One "
         "rank is written for all modules, smaller ones padded with zero rows.",
         f"- **Prompt** ({form}): `{_in_code(prompt.template)}`",

@@ -77,6 +77,9 @@ def _score(record: RunRecord, task: Task, part: str, events: Events) -> None:
     for note in look_at_rows(folder, base.tokenizer, task, seen, record.config, vocab_rows=room):
         events.note(note)
     score_part(base, task, record.config, part, rows, Run(record.folder), events)
+    if events.on_scored is not None:
+        scored = read_record(record.folder).relabelled(record.config, record.wanted)
+        events.on_scored(scored, part)
 
 
 def _refuse_unfinished(record: RunRecord) -> None:

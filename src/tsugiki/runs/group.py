@@ -77,6 +77,7 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
             folders=handles.checkpoints,
             on_progress=events.on_train,
             callback=watch,
+            on_values=handles.values(events),
         )
         if step.kind != first_kind:
             handles.note_step(shared, step.kind)

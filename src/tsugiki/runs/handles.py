@@ -3,18 +3,21 @@ do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.config.run import RunConfig
+from tsugiki.runs.events import Events
 from tsugiki.runs.record import Provenance, Scores
 from tsugiki.runs.store import Run, RunBusy
 from tsugiki.train.checkpoint import latest_checkpoint, read_state, step_of
 from tsugiki.train.engine import PausedLane, is_end
 from tsugiki.train.lane import Lane
+from tsugiki.train.values import OnValues
 
 if TYPE_CHECKING:
+    from tsugiki.runs.reading import RunRecord
     from tsugiki.runs.shared import Shared
 
 Opened = Callable[[RunConfig], tuple[Run, Provenance]]
@@ -27,6 +30,8 @@ class Handles:
     def __init__(self, configs: Sequence[RunConfig], opened: Opened):
         self.configs, self.opened = configs, opened
         self.runs = [opened(config)[0] for config in configs]
+        self.begun_after = [0] * len(self.runs)
+        """After how many of its own steps each goes on."""
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -34,7 +39,7 @@ class Handles:
 
     def start_runs(self, shared: Shared, lanes: Sequence[Lane], base_size: int) -> None:
         """Writes what is asked and planned, and says which runs go on from a checkpoint."""
-        for lane, config in zip(lanes, self.configs, strict=True):
+        for number, (lane, config) in enumerate(zip(lanes, self.configs, strict=True)):
             run, provenance = self.opened(config)
             size = shared.method.plan(base_size, lane, config, run)
             sized = {name: getattr(size, name) for name in size.model_fields_set}
@@ -44,6 +49,26 @@ class Handles:
                 shared.events.note(
                     f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}"
                 )
+            self.begun_after[number] = _own_steps(run, kept)
+            if shared.events.on_begin is not None:
+                shared.events.on_begin(_as(run, config), self.begun_after[number])
+
+    def values(self, events: Events) -> OnValues | None:
+        """Whom to tell of the lanes' own numbers: of steps that were not made before."""
+        heard = events.on_values
+        if heard is None:
+            return None
+
+        def tell(number: int, step: int, values: Mapping[str, float]) -> None:
+            if step > self.begun_after[number]:
+                heard(self.configs[number], step, values)
+
+        return tell
+
+    def ended(self, number: int, events: Events) -> None:
+        """Says what is kept of a run that ended."""
+        if events.on_end is not None:
+            events.on_end(_as(self.runs[number], self.configs[number]))
 
     def all_at_their_end(self, lanes: Sequence[Lane]) -> bool:
         """Whether nothing is left to be trained."""
@@ -70,6 +95,20 @@ class Handles:
                     paused.save(run.checkpoints)
         except RunBusy:
             return
+
+
+def _as(run: Run, config: RunConfig) -> RunRecord:
+    """Its record under the labels of whoever asked."""
+    return run.record().relabelled(config, {})
+
+
+def _own_steps(run: Run, kept: Path | None) -> int:
+    """How many steps it made already; those that a longer run made for it, nobody heard of under
+    its name."""
+    branch = run.outcome.branch
+    if kept is None or (branch is not None and branch.steps == step_of(kept)):
+        return 0
+    return step_of(kept)
 
 
 def _at_its_end(lane: Lane, run: Run) -> bool:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tsugiki.config.fields import Record
 from tsugiki.config.task import TaskSpec
 from tsugiki.data.prompts import Tokens, check_ids, tokenize
-from tsugiki.data.sources import arrow_for, read_rows, row_of_line
+from tsugiki.data.rows import arrow_for, read_rows, row_of_line
 from tsugiki.data.tasks import Task, few_shots, load_task, task_digest, unanswered
 from tsugiki.data.text import normalise
 from tsugiki.errors import ConfigError, DataError, RunError, first_line

@@ -113,7 +113,7 @@ def look_at_rows(
     texts = [text for row in some for text in (*row.example.fields.values(), row.example.target)]
     texts = list(dict.fromkeys(texts))[:LINES]
     refuse_other_ids(folder, tokenizer, texts)
-    notes = _conversion(folder, tokenizer, texts)
+    notes = [*task.notes, *_conversion(folder, tokenizer, texts)]
     if len(tokenizer) > vocab_rows:
         notes.append(
             f"tokenizer: {len(tokenizer):,} tokens, the model has rows for {vocab_rows:,}; none of "

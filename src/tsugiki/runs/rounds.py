@@ -126,6 +126,7 @@ class Rounds:
             handles = Handles(open_ones, self.opened)
             for ended in train_group(self.shared, open_ones, handles):
                 self._keep(handles.runs[ended.number], ended)
+                handles.ended(ended.number, self.shared.events)
 
     def _keep(self, run: Run, ended: Ended) -> None:
         before, files = run.outcome, self.shared.task.files["train"]

@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING
 from tsugiki.config.fields import Record
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import RunError, TsugikiError
-from tsugiki.files import new_folder, write_atomically
+from tsugiki.files import file_name, new_folder, write_atomically
 from tsugiki.runs.identity import identity_of, old_identity
 from tsugiki.runs.reading import (
     RunRecord,
@@ -271,7 +271,7 @@ class Run:
         path = self.folder.parent.parent / "locks" / f"{name}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = path.open("a+")
+            handle = path.open("a+", encoding="utf-8")
         except OSError as broken:
             raise RunError(
                 f"{path}: cannot be made: {broken.strerror}. Choose another folder with --out"
@@ -322,7 +322,7 @@ class Store:
                 return Run(known[0])
         task, model = Path(config.task.name).stem, config.model.label
         name = f"{task}-{model}-{config.method}-{identity_of(provenance)}"
-        return Run(self.root / "runs" / name.replace("/", "_"))
+        return Run(self.root / "runs" / file_name(name))
 
     def read(self) -> tuple[list[RunRecord], list[str]]:
         """Every run that can be read; and of the others, what is to be said of each."""

@@ -67,7 +67,9 @@ class Watch:
             )
             seen = list(zip(due, evaluations, strict=True))
         for paused, evaluation in seen:
-            self.handles.watched(self.number[paused.lane], paused.lane.step, unkeyed(evaluation))
+            number, scores = self.number[paused.lane], unkeyed(evaluation)
+            self.handles.watched(number, paused.lane.step, scores)
+            shared.events.validation(self.configs[number], paused.lane.step, scores)
         end_the_lower_half(
             [
                 (paused, evaluation)

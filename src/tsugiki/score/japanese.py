@@ -8,12 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 
-from tsugiki.errors import ConfigError
-
-
-def _need(package: str) -> str:
-    return f'ROUGE for Japanese needs {package}. Run: pip install "tsugiki[ja]"'
-
+from tsugiki.errors import ConfigError, how_to_install
 
 # What lm-evaluation-harness takes out besides emoji: emoticons, symbols, transport, halves of
 # flags, and all of the dingbats (✓, ❶).
@@ -30,11 +25,9 @@ def clean_for_rouge(text: str) -> str:
     Source: lm-evaluation-harness, `lm_eval/tasks/japanese_leaderboard/ja_leaderboard_xlsum.py`
     (commit 8afb53b).
     """
-    try:
-        import emoji
-        import neologdn
-    except ImportError as missing:
-        raise ConfigError(_need(missing.name or "emoji and neologdn")) from None
+    import emoji
+    import neologdn
+
     kept = TAKEN_OUT.sub("", "".join(char for char in text if not emoji.is_emoji(char)))
     return " ".join(neologdn.normalize(kept).split())
 
@@ -42,11 +35,9 @@ def clean_for_rouge(text: str) -> str:
 @cache
 def segmenter() -> Callable[[str], list[str]]:
     """Words of a text by MeCab with the unidic-lite dictionary."""
-    try:
-        import fugashi
-        import unidic_lite
-    except ImportError as missing:
-        raise ConfigError(_need(missing.name or "fugashi and unidic-lite")) from None
+    import fugashi
+    import unidic_lite
+
     tagger = fugashi.Tagger(f'-Owakati -r "{unidic_lite.DICDIR}/dicrc" -d "{unidic_lite.DICDIR}"')
     return lambda text: tagger.parse(text).split()
 
@@ -57,14 +48,12 @@ def segment(text: str) -> list[str]:
 
 @cache
 def _ipadic() -> Callable[[str], list[str]]:
+    import fugashi
+
     try:
-        import fugashi
         import ipadic
-    except ImportError as missing:
-        raise ConfigError(
-            f"This rule needs {missing.name or 'fugashi and ipadic'}. Run: pip install "
-            '"tsugiki[ja,rules]"'
-        ) from None
+    except ImportError:
+        raise ConfigError(f"This rule needs ipadic. {how_to_install('ipadic')}") from None
     tagger = fugashi.GenericTagger(f"{ipadic.MECAB_ARGS} -Owakati")
     return lambda text: tagger.parse(text.strip()).strip().split(" ")
 

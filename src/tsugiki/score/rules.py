@@ -100,10 +100,8 @@ class _Segmented:
 
 @cache
 def _google(tokenize: Callable[[str], list[str]]) -> Any:
-    try:
-        from rouge_score import rouge_scorer
-    except ImportError:
-        raise ConfigError('ROUGE needs rouge-score. Run: pip install "tsugiki[ja]"') from None
+    from rouge_score import rouge_scorer
+
     return rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=_Segmented(tokenize))
 
 

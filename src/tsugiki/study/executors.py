@@ -161,7 +161,7 @@ class WorkerProcesses:
         this process as well.
         """
         codes = _workers([*self.arguments, "--worker", stage], self.jobs)
-        killed = [code for code in codes if code < 0]
+        killed = [code for code in codes if _was_killed(code)]
         if not killed:
             return {}
         self.this_process.events.note(
@@ -170,7 +170,7 @@ class WorkerProcesses:
         )
         start = time.time()
         [code] = _workers([*self.arguments, "--worker", stage], 1)
-        if code >= 0:
+        if not _was_killed(code):
             return {}
         begun = collect(self.this_process.study, self.this_process.store).begun()
         touched = [
@@ -203,7 +203,14 @@ def _workers(arguments: Sequence[str], jobs: int) -> list[int]:
         raise
 
 
+def _was_killed(code: int) -> bool:
+    """By a signal; or by Windows, where a fault's exit code is its status, 0xC0000000 or more."""
+    return code < 0 or code >= 0xC0000000
+
+
 def _signal(code: int) -> str:
+    if code > 0:
+        return f"exit code {code:#x}"
     known = -code in set(signal.Signals)
     return signal.Signals(-code).name if known else f"signal {-code}"
 
@@ -217,6 +224,9 @@ def stop_with_parent() -> None:
         # ends.
         while os.read(0, 4096):
             continue
-        os.kill(os.getpid(), signal.SIGTERM)
+        if sys.platform == "win32":  # there os.kill ends the process at once
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -138,7 +138,7 @@ def _part(
     }
     steps = _steps(open_cells, steps_of)
     steps += seeds * max(steps_of.values(), default=0)
-    alike = [record for record in on_device if _is_alike(record, first)]
+    alike = [record for record in on_device if is_alike(record, first)]
     step_s, answer_s = _measured(alike, first.config)
     measured = answer_s is not None and (step_s is not None or not method.trains)
     step_s = step_s if step_s is not None else look.step_s(first.config, key[1])
@@ -153,7 +153,7 @@ def _part(
         len(task.examples["test"])
     )
     lacking = seeds + untested + _not_scored_elsewhere(result, chosen)
-    other = lacking * (_elsewhere_s(alike) or elsewhere * answer_s)
+    other = lacking * (elsewhere_s(alike) or elsewhere * answer_s)
     size = max((method.num_trained(look.model, cell.config) for cell in cells), default=0)
     kept = 1 + seeds if method.moves_base else runs
     return Part(
@@ -217,7 +217,7 @@ def _is_finished(result: StudyResult, cell: Cell) -> bool:
     return record is not None and record.outcome.finished
 
 
-def _is_alike(record: RunRecord, cell: Cell) -> bool:
+def is_alike(record: RunRecord, cell: Cell) -> bool:
     """A run of the same method on the same task with the same model."""
     same_model = record.known_as.path == cell.model.path
     return (
@@ -233,7 +233,7 @@ def _measured(records: Sequence[RunRecord], config: RunConfig) -> tuple[float | 
     steps = [
         seconds * config.train.batch / record.config.train.batch / (record.outcome.steps or 1)
         for record in records
-        if (seconds := _wall_s(record)) is not None
+        if (seconds := wall_s(record)) is not None
     ]
     answers = [scores.answer_s for record in records for scores in record.outcome.scores]
     return (
@@ -242,7 +242,7 @@ def _measured(records: Sequence[RunRecord], config: RunConfig) -> tuple[float | 
     )
 
 
-def _wall_s(record: RunRecord) -> float | None:
+def wall_s(record: RunRecord) -> float | None:
     """A run's share of the seconds that it and its lanes took from start to end."""
     outcome = record.outcome
     if outcome.status != "done" or not outcome.started or not outcome.ended:
@@ -251,7 +251,7 @@ def _wall_s(record: RunRecord) -> float | None:
     return (end - start).total_seconds() / (outcome.lanes or 1)
 
 
-def _elsewhere_s(records: Sequence[RunRecord]) -> float | None:
+def elsewhere_s(records: Sequence[RunRecord]) -> float | None:
     """Seconds a run takes on everything that nothing is tuned on; None where that is not known."""
     measured = [
         sum(entry.seconds for entry in record.outcome.elsewhere)

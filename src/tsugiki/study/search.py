@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import MethodSpec, Range, Setting
-from tsugiki.errors import ConfigError
+from tsugiki.errors import ConfigError, how_to_install
 from tsugiki.runs.reading import RunRecord
 
 Lookup = Callable[[RunConfig], RunRecord | None]
@@ -77,8 +77,7 @@ def _learnt(method: MethodSpec, config_of: ConfigOf, lookup: Lookup) -> Iterator
         import optuna
     except ImportError:
         raise ConfigError(
-            f'method "{method.name}": search.kind = "tpe" needs Optuna. Install it with: pip '
-            'install "tsugiki[search]"'
+            f'method "{method.name}": search.kind = "tpe" needs Optuna. {how_to_install("optuna")}'
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trials, rounds = (

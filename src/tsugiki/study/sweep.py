@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import TYPE_CHECKING
 
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import TsugikiError, reason_of
+from tsugiki.model.numerics import pick_device
 from tsugiki.runs.elsewhere import read_all
 from tsugiki.runs.events import SILENT, Events
 from tsugiki.runs.reading import RunRecord
@@ -28,13 +29,19 @@ from tsugiki.study.cells import (
 )
 from tsugiki.study.chosen import keep_best_weights, test_the_chosen
 from tsugiki.study.executors import Done, Executor, ThisProcess, groups_of_cells
+from tsugiki.study.left import Left, Remaining
 from tsugiki.study.missing import elsewhere_of, keep_missing
 from tsugiki.study.preflight import look_first
 from tsugiki.study.way import OnCell, Way
+from tsugiki.train.meter import device_name
+
+if TYPE_CHECKING:
+    from tsugiki.train.engine import Progress
 
 # How long a cell is waited for that another process works on: workers of a killed study finish
 # their step first.
 BUSY_S = 30.0
+OnLeft = Callable[[Callable[[], Left | None]], None]
 
 
 def run_study(
@@ -43,13 +50,14 @@ def run_study(
     events: Events = SILENT,
     *,
     on_cell: OnCell | None = None,
+    on_left: OnLeft | None = None,
     workers: Callable[[ThisProcess], Executor] | None = None,
 ) -> StudyResult:
     """Runs what is missing, chooses by validation, scores each chosen cell on test, once. Resumable
     at any moment.
 
     What keeps a cell from its end stands in the result's `missing`, with the reason. `workers` puts
-    worker processes before this one.
+    worker processes before this one. `on_left` is given, once, what says how long the rest takes.
 
     Raises:
         ConfigError: the study itself is wrong.
@@ -57,7 +65,10 @@ def run_study(
         Interrupted: on Ctrl-C; the same call goes on.
     """
     result = StudyResult(study=study, cells=[])
-    heard = replace(events, on_start=partial(_announce, result, on_cell)) if on_cell else events
+    remaining = Remaining(result=result, known=_made_here(store))
+    if on_left:
+        on_left(remaining.now)
+    heard = _heard(events, result, on_cell, remaining)
     this_process = ThisProcess(study=study, store=store, events=heard)
     executor: Executor = workers(this_process) if workers else this_process
     way = Way(
@@ -66,6 +77,7 @@ def run_study(
         events=events,
         executor=executor,
         on_cell=on_cell,
+        remaining=remaining,
     )
     before = collect(study, store)
     result.cells, result.plan = before.cells, before.plan
@@ -83,6 +95,31 @@ def run_study(
     except (OSError, TsugikiError) as broken:
         events.note(f"what is missing could not be written down: {reason_of(broken)}")
     return result
+
+
+def _made_here(store: Store) -> list[RunRecord]:
+    """Runs from before, of any study, that say how long one takes on this device."""
+    own = device_name(pick_device())
+    return [record for record in store.records() if record.provenance.device == own]
+
+
+def _heard(
+    events: Events, result: StudyResult, on_cell: OnCell | None, remaining: Remaining
+) -> Events:
+    """The same events, from which the study also learns what is worked on and how fast."""
+
+    def start(configs: Sequence[RunConfig]) -> None:
+        remaining.begin(configs)
+        if on_cell:
+            _announce(result, on_cell, configs)
+        events.start(configs)
+
+    def train(now: Progress) -> None:
+        remaining.train(now)
+        if events.on_train:
+            events.on_train(now)
+
+    return replace(events, on_start=start, on_train=train)
 
 
 def _look_first(way: Way, before: StudyResult) -> None:

@@ -13,6 +13,7 @@ from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import StudyResult
 from tsugiki.study.executors import Executor
+from tsugiki.study.left import Remaining
 
 # Who is told what is worked on now: a key of the words under [progress], and their values.
 OnCell = Callable[[str, Mapping[str, object]], None]
@@ -27,10 +28,12 @@ class Way:
     events: Events
     executor: Executor
     on_cell: OnCell | None
+    remaining: Remaining
     elsewhere: list[Wanted] = field(default_factory=list)
     known: dict[RunConfig, RunRecord] = field(default_factory=dict)
 
     def say(self, key: str, **values: object) -> None:
+        self.remaining.begin()
         if self.on_cell:
             self.on_cell(key, values)
 

@@ -28,6 +28,7 @@ from tsugiki.train.interrupt import finish_step_on_interrupt
 from tsugiki.train.lane import DidNotLearn, Lane
 from tsugiki.train.meter import Meter
 from tsugiki.train.step import StepResult
+from tsugiki.train.values import OnValues, TellValues
 
 HEALTH_STEP = 3
 LOG_EVERY = 10
@@ -87,12 +88,14 @@ def fit(
     on_progress: Callable[[Progress], None] | None = None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     callback: Callable[[list[PausedLane]], None] | None = None,
+    on_values: OnValues | None = None,
 ) -> list[FitResult]:
     """Trains the lanes together, each to its own end, resuming from the checkpoints in their
     folders if there are any.
 
     A lane that diverges or does not learn leaves the others; its result says why. `callback`
     is called after each step that is among some lanes' `callback_steps`, outside what is measured.
+    `on_values` hears of every lane by itself: see `train/values`.
 
     Raises:
         Interrupted: on Ctrl-C, after the running step; the same call goes on from there, to the
@@ -100,7 +103,10 @@ def fit(
         RunError: a checkpoint cannot be written or read.
     """
     lane_runs = [_LaneRun(lane, folder) for lane, folder in zip(lanes, folders, strict=True)]
-    return _TrainingLoop(step, lane_runs, device, on_progress, checkpoint_every_s, callback).run()
+    tell = TellValues(len(lanes), LOG_EVERY, on_values)
+    return _TrainingLoop(
+        step, lane_runs, device, on_progress, checkpoint_every_s, callback, tell
+    ).run()
 
 
 def is_end(state: LaneState, lane: Lane) -> bool:
@@ -182,7 +188,9 @@ class _TrainingLoop:
         on_progress: Any,
         every_s: float,
         callback: Any,
+        tell: TellValues,
     ):
+        self.tell = tell
         self.step, self.lane_runs, self.on_progress, self.every_s, self.callback = (
             step,
             lane_runs,
@@ -214,6 +222,7 @@ class _TrainingLoop:
                 if self.group_step % LOG_EVERY == 0 or ended or interrupted:
                     self._fetch()
                     self._report_progress()
+                    self._tell_values()
                 due = self.going and time.monotonic() - saved > max(
                     self.every_s, 20 * self.saving_s
                 )
@@ -233,6 +242,7 @@ class _TrainingLoop:
                     raise Interrupted(
                         f"{self._name()}: stopped; {where}. Run the same command again to go on"
                     )
+        self._tell_values()  # of those that a look at their health ended
         if len(self.lane_runs) > 1:
             # their ends: while they are scored one after another, a kill must not send some of
             # them back
@@ -331,6 +341,9 @@ class _TrainingLoop:
                 left_s=pace * len(going) * (leading.lane.steps - leading.lane.step),
             )
         )
+
+    def _tell_values(self) -> None:
+        self.tell([(lane_run.history, not lane_run.going) for lane_run in self.lane_runs])
 
     def _cost(self, lane_run: _LaneRun) -> Cost:
         return self.meter.cost(

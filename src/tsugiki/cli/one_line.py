@@ -1,0 +1,160 @@
+"""`tsugiki study --model MODEL --task rows.csv`: the task and study files that it stands for,
+written into the current folder so that they can be read, changed and run again. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tsugiki.config.run import ModelChoice
+from tsugiki.data.new_task import columns_of, task_text
+from tsugiki.data.rows import is_data
+from tsugiki.data.task_file import read_task
+from tsugiki.data.tasks import builtin_tasks, find_task
+from tsugiki.errors import ConfigError, DataError, did_you_mean
+from tsugiki.files import write_atomically
+from tsugiki.model.folder import resolve
+from tsugiki.study.cells import builtin_studies
+
+LIKE = "recommended"  # the built-in study whose training and methods it takes
+# Its rates are those of models of 1B and more; small ones want larger ones (docs/results.md).
+SMALL_BYTES = 400e6
+RATES = {
+    "[2e-4, 5e-4, 1e-3]": "[5e-4, 1e-3, 2e-3]",
+    "[1e-5, 2e-5, 5e-5]": "[5e-5, 1e-4, 2e-4]",
+}
+
+
+def new_task_file(
+    data: Path, to: Path | None = None, fields: Sequence[str] = (), target: str | None = None
+) -> tuple[Path, list[str]]:
+    """Writes the task file of a data file; (where, lines of what was found).
+
+    Raises:
+        ConfigError: a file of this name is there.
+        DataError: the data cannot be read, or their columns do not say what is asked.
+    """
+    path = to or Path(f"{data.name.split('.')[0]}.toml")
+    if path.suffix != ".toml":
+        raise ConfigError(f"{path}: a task file ends in .toml")
+    if path.exists():
+        raise ConfigError(f"{path}: is there already. Name another file with --to, or move it away")
+    columns = columns_of(data, fields, target)
+    write_atomically(path, task_text(columns, path.parent).encode())
+    read_task(path)  # what was written is a task, or it is our fault
+    return path, list(said_of(data, fields, target))
+
+
+def said_of(data: Path, fields: Sequence[str] = (), target: str | None = None) -> Iterator[str]:
+    """What was found in a data file, in lines."""
+    columns = columns_of(data, fields, target)
+    yield f"{data}: {columns.rows:,} rows, columns {', '.join(columns.names)}"
+    for note in columns.notes:
+        yield f"  note: {note}"
+    if columns.formatting is not None:
+        yield f"rows as {columns.formatting} writes them: the answer is free text"
+        return
+    answer = f"{len(columns.labels)} labels: {', '.join(columns.labels)}"
+    yield (
+        f"answer: {columns.target} ({answer if columns.labels else 'free text'}); "
+        f"from: {', '.join(columns.fields)}"
+    )
+    yield "other columns are meant? --fields NAME,NAME --target NAME"
+
+
+def write_study(models: Sequence[str], tasks: Sequence[str]) -> tuple[Path, list[str]]:
+    """Writes the study of these models on these tasks (names, task files or data files), and a task
+    file for each data file; (the study file, lines of what was written).
+
+    Raises:
+        ConfigError: another study of this name is there, or there is no such task.
+    """
+    if not models or not tasks:
+        raise ConfigError(
+            "study: name a study file, or both --model MODEL and --task TASK (a data file, a task "
+            "file, or a built-in task)"
+        )
+    lines, named = list[str](), list[str]()
+    for task in tasks:
+        named.append(_task_of(task, lines))
+    path = Path(f"{Path(named[0]).stem}-study.toml")
+    text = study_text(models, named)
+    if not path.exists():
+        write_atomically(path, text.encode())
+        lines.append(f"{path}: written: what is compared, how it is trained")
+    elif path.read_text(encoding="utf-8") == text:
+        lines.append(f"{path}: is there already, the same")
+    else:
+        raise ConfigError(
+            f"{path}: is there already, and says something else. Run it with: tsugiki study "
+            f"{path}; or move it away"
+        )
+    return path, lines
+
+
+def _task_of(task: str, lines: list[str]) -> str:
+    """The name of a task for a study file; of a data file its task file is made."""
+    if task in builtin_tasks() or Path(task).suffix == ".toml":
+        find_task(task)
+        return task
+    if not is_data(Path(task)):
+        raise ConfigError(
+            f'task "{task}": no such task, and no data file.{did_you_mean(task, builtin_tasks())}'
+        )
+    path = Path(f"{Path(task).name.split('.')[0]}.toml")
+    if path.exists():
+        read_task(path)
+        lines.append(f"{path}: is there already, used as it is")
+        return str(path)
+    if not Path(task).exists():
+        raise DataError(f"{task}: no such file")
+    path, said = new_task_file(Path(task))
+    lines += [*said, f"{path}: written: which column is the answer, how rows are split"]
+    return str(path)
+
+
+def study_text(models: Sequence[str], tasks: Sequence[str]) -> str:
+    """A study file: these models and tasks under the built-in study's training and methods."""
+    like = builtin_studies()[LIKE].read_text(encoding="utf-8")
+    training, rest = like[like.index("[train]") :].split("\n[[models]]", 1)
+    methods = rest[rest.index("[[methods]]") :]
+    folders = [resolve(ModelChoice(path=model)) for model in models]
+    if all(_weight_bytes(folder) < SMALL_BYTES for folder in folders):
+        for large, small in RATES.items():
+            methods = methods.replace(large, small)
+    name = Path(tasks[0]).stem
+    head = [
+        "# Written by tsugiki study --model … --task …; change what is not meant, and run it with",
+        f"#   tsugiki study {name}-study.toml",
+        f"name = {_quoted(name)}",
+        f"title = {_quoted(name)}",
+        "seeds = 3                        # the chosen configurations are trained so many times",
+        "margin = 2                       # points within which methods count as equal",
+        "power = 0.8                      # how many rows and seeds that takes is said first",
+        "",
+    ]
+    named = [f"[[models]]\npath = {_quoted(model)}\n" for model in models]
+    chat = all(_has_template(folder) for folder in folders)
+    form = '\nformat = "chat"                  # the model\'s own template' if chat else ""
+    listed = [f"[[tasks]]\nname = {_quoted(task)}{form}\n" for task in tasks]
+    return "\n".join([*head, training, *named, *listed, methods])
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _has_template(folder: Path) -> bool:
+    """Whether a model says itself how it is spoken to."""
+    if (folder / "chat_template.jinja").exists():
+        return True
+    settings = folder / "tokenizer_config.json"
+    try:
+        return bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False  # what is wrong with it is said when it is loaded
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,162 @@
+"""A task file for a data file: which column is answered, from which, and all that follows from
+it, written down so that its owner can read and change it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tsugiki.config.task import Formatting
+from tsugiki.data.formatting import READS, as_ours, formatting_of
+from tsugiki.data.rows import encoding_notes, read_rows
+from tsugiki.data.task_file import are_labels, default_prompt, name_of
+from tsugiki.data.text import as_text
+from tsugiki.errors import DataError, did_you_mean
+
+# What the column with the answers is called, where nobody says.
+TARGETS = (
+    "label", "labels", "target", "answer", "output", "class", "category", "sentiment", "summary",
+    "ラベル", "正解", "答え", "回答", "出力", "分類", "カテゴリ", "カテゴリー", "評価", "要約",
+)  # fmt: skip
+NUMBERS = ("id", "no", "no.", "index", "番号", "通番", "連番")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What a data file holds, and what a task reads of it. `labels` are empty where answers are
+    free text."""
+
+    path: Path
+    rows: int
+    names: tuple[str, ...]
+    fields: tuple[str, ...]
+    target: str
+    labels: tuple[str, ...]
+    formatting: Formatting | None
+    notes: tuple[str, ...]
+
+
+def columns_of(path: Path, fields: Sequence[str] = (), target: str | None = None) -> Columns:
+    """Looks at every row of a data file.
+
+    Raises:
+        DataError: it cannot be read, has no rows, or which column is the answer's cannot be told.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    rows = [row for _, row in read_rows(path)]
+    if not rows:
+        raise DataError(f"{path}: no row in it")
+    names = tuple(dict.fromkeys(name for row in rows for name in row))
+    for name in (*fields, *([target] if target else [])):
+        if name not in names:
+            raise DataError(f"{path}: no column “{name}”.{did_you_mean(name, names)}")
+    formatting = None if fields or target else formatting_of(names)
+    if formatting is not None:
+        rows = [dict(as_ours(row, formatting, str(path))) for row in rows]
+        reads = READS[formatting]
+        asked, target = tuple(reads.get("fields", ())), reads.get("target", "")
+    else:
+        target = target or _target(path, names, rows, fields)
+        asked = tuple(fields) or _fields(names, rows, target)
+    if target and not asked:
+        raise DataError(f"{path}: no column is left beside “{target}” that an answer depends on")
+    answers = _texts(rows, target) if target else []
+    labels = sorted(set(answers)) if are_labels(answers) and formatting is None else []
+    return Columns(
+        path=path,
+        rows=len(rows),
+        names=names,
+        fields=asked,
+        target=target,
+        labels=tuple(labels),
+        formatting=formatting,
+        notes=tuple(encoding_notes(path)),
+    )
+
+
+def _texts(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    texts = []
+    for row in rows:
+        try:
+            texts.append(as_text(row.get(name), label=True))
+        except ValueError:  # an object, a list, nothing: what that is, a run says by row
+            continue
+    return [text for text in texts if text.strip()]
+
+
+def _target(
+    path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]], fields: Sequence[str]
+) -> str:
+    """The column that is called so, else the only one whose values come again as labels do."""
+    left = [name for name in names if name not in fields]
+    called = [name for name in left if name.strip().lower() in TARGETS]
+    few = [name for name in left if are_labels(_texts(rows, name))]
+    for found in (called, few, left):
+        if len(found) == 1:
+            return found[0]
+    raise DataError(
+        f"{path}: which of its columns is the answer? Name it: --target NAME (there are "
+        f"{', '.join(names)})"
+    )
+
+
+def _fields(
+    names: Sequence[str], rows: Sequence[Mapping[str, Any]], target: str
+) -> tuple[str, ...]:
+    """All columns but the answer's and those that only number the rows."""
+    return tuple(
+        name for name in names if name != target and not _numbers_rows(name, _texts(rows, name))
+    )
+
+
+def _numbers_rows(name: str, texts: Sequence[str]) -> bool:
+    return name.strip().lower() in NUMBERS and len(set(texts)) == len(texts)
+
+
+def task_text(columns: Columns, beside: Path) -> str:
+    """A task file for these columns, in the folder `beside`."""
+    file = _relative(columns.path, beside)
+    lines = [
+        f"# Made from {columns.path.name} ({columns.rows:,} rows). Change what is not meant.",
+        f"name = {_quoted(name_of(columns.path.name.split('.')[0]))}",
+        f"title = {_quoted(columns.path.name.split('.')[0])}",
+        f"files = {_quoted(file)}",
+        "ratio = [8, 1, 1]                # train, validation and test: shares of the rows",
+        "seed = 0                         # of which row goes where; equal rows stay together",
+    ]
+    if columns.formatting is not None:
+        lines.append(f"formatting = {_quoted(columns.formatting)}")
+        if columns.formatting == "alpaca":
+            prompt = default_prompt({"formatting": "alpaca"})
+            lines.append(f"prompt = {_quoted(prompt)}")
+        return "\n".join([*lines, ""])
+    prompt = default_prompt({"fields": columns.fields, "target": columns.target})
+    lines += [
+        f"fields = {_quoted(list(columns.fields))}",
+        f"target = {_quoted(columns.target)}",
+        f"prompt = {_quoted(prompt)}",
+    ]
+    if columns.labels:
+        lines += ["", "[labels]                         # value in the file -> what is answered"]
+        lines += [f"{_quoted(label)} = {_quoted(label)}" for label in columns.labels]
+    else:
+        lines.append(
+            'kind = "generation"              # free text; metric = "rouge" or "exact_match"'
+        )
+    return "\n".join([*lines, ""])
+
+
+def _relative(path: Path, beside: Path) -> str:
+    try:
+        return path.resolve().relative_to(beside.resolve()).as_posix()
+    except ValueError:
+        return path.resolve().as_posix()
+
+
+def _quoted(value: str | list[str]) -> str:
+    """As TOML writes it, which is as JSON does but for one sign."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

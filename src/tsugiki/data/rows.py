@@ -1,0 +1,309 @@
+"""Rows of one data file, as a mapping each: JSON, CSV and TSV (also as Excel for Japan saves them),
+Parquet and Arrow; text also packed by gzip."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from tsugiki.errors import DataError, first_line, how_to_install
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+TEXT = (".jsonl", ".json", ".csv", ".tsv")
+TABLES = (".parquet", ".arrow", ".feather")
+KNOWN = ", ".join((*TEXT, *TABLES))
+# A packed file that is larger than this is taken for one that was made to fill the memory.
+MOST_UNPACKED = 16 * 2**30
+CHUNK = 1 << 20
+# Half-width katakana: what EUC-JP looks like when it is read as CP932.
+HALF_WIDTH = ("｡", "ﾟ")
+
+
+def read_rows(path: Path, encoding: str | None = None) -> Rows:
+    """(row number from 1, row) of a data file; the format follows from the file's ending, a last
+    `.gz` apart. `encoding` is that of CSV and JSON (default: `encoding_of`, UTF-8)."""
+    ending = data_ending(path)
+    if ending == ".parquet":
+        yield from _read_parquet(path)
+    elif ending in TABLES:
+        yield from _read_arrow(path)
+    elif ending in (".csv", ".tsv"):
+        yield from _read_csv(path, encoding or encoding_of(path), tabs=ending == ".tsv")
+    elif ending in TEXT:
+        yield from _read_json(path, encoding or "utf-8")
+    else:
+        raise DataError(f'{path}: unknown ending "{ending}". Known: {KNOWN}; text also with .gz')
+
+
+def data_ending(path: Path) -> str:
+    """`.csv` of `a.csv` and of `a.CSV.gz`."""
+    name = Path(path.stem) if path.suffix.lower() == ".gz" else path
+    return name.suffix.lower()
+
+
+def is_data(path: Path) -> bool:
+    """Whether the ending is one that `read_rows` knows."""
+    return data_ending(path) in (*TEXT, *TABLES)
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a CSV file: UTF-8 or UTF-16 with a mark, UTF-8, or CP932, which Excel for
+    Japan saves.
+
+    Raises:
+        DataError: it is none of these, or CP932 would make of it what nobody writes.
+    """
+    with _opened(path) as file:
+        head = file.read(4)
+    if head.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if _decodes(path, "utf-8") is not None:
+        return "utf-8"
+    seen = _decodes(path, "cp932")
+    if seen is None or 4 * seen[1] > seen[0]:
+        raise DataError(
+            f"{path}: is neither UTF-8 nor CP932 (Shift_JIS). Save it as “CSV UTF-8”, or name its "
+            'encoding in the task file: encoding = "euc_jp"'
+        )
+    return "cp932"
+
+
+def encoding_notes(path: Path, encoding: str | None = None) -> list[str]:
+    """What to say of a file that was read in an encoding that nobody named."""
+    if encoding is None and data_ending(path) in (".csv", ".tsv") and encoding_of(path) == "cp932":
+        return [
+            f"{path.name}: is not UTF-8; read as CP932 (Shift_JIS), as Excel for Japan saves CSV"
+        ]
+    return []
+
+
+def _decodes(path: Path, encoding: str) -> tuple[int, int] | None:
+    """(characters beyond ASCII, those of half-width katakana); None for bytes that are no text of
+    this encoding."""
+    decoder, beyond, half = codecs.getincrementaldecoder(encoding)("strict"), 0, 0
+    with _opened(path) as file:
+        try:
+            while chunk := file.read(CHUNK):
+                text = decoder.decode(chunk)
+                if encoding == "cp932" and any(_unused(sign) for sign in text):
+                    return None
+                beyond += sum(not sign.isascii() for sign in text)
+                half += sum(HALF_WIDTH[0] <= sign <= HALF_WIDTH[1] for sign in text)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return None
+    return beyond, half
+
+
+def _unused(sign: str) -> bool:
+    """What Python's CP932 makes of bytes that stand for nothing."""
+    return "\x80" <= sign <= "\xa0" or "\uf8f0" <= sign <= "\uf8ff"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, unpacked."""
+    if path.suffix.lower() != ".gz":
+        with path.open("rb") as file:
+            yield file
+        return
+    try:
+        with gzip.open(path) as packed:
+            yield cast("BinaryIO", io.BufferedReader(_Bounded(path, packed)))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as broken:
+        raise DataError(
+            f"{path}: damaged or cut short, or not packed by gzip: {first_line(broken)}"
+        ) from None
+
+
+class _Bounded(io.RawIOBase):
+    """Refuses to unpack without end."""
+
+    def __init__(self, path: Path, packed: Any):
+        self.path, self.packed, self.count = path, packed, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        got = self.packed.read(len(buffer))
+        self.count += len(got)
+        if self.count > MOST_UNPACKED:
+            raise DataError(
+                f"{self.path}: unpacks to more than {MOST_UNPACKED / 2**30:g} GiB. Unpack it "
+                "yourself if it is meant"
+            )
+        buffer[: len(got)] = got
+        return len(got)
+
+
+def _read_json(path: Path, encoding: str) -> Rows:
+    """One object a line, or one array of objects: which of them is seen by the first sign."""
+    first_codec = "utf-8-sig" if encoding == "utf-8" else encoding
+    if _first_sign(path, first_codec) == "[":
+        with _opened(path) as file:
+            rows = _parsed(file.read(), str(path), codec=first_codec)
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: must be one JSON array of objects, or one object a line")
+        for number, row in enumerate(rows, 1):
+            yield number, _object(row, f"{path} row {number}")
+        return
+    with _opened(path) as file:
+        number = 0
+        for line in file:
+            if line.strip():
+                number += 1
+                where = f"{path} row {number}"
+                codec = first_codec if number == 1 else encoding
+                yield number, _object(_parsed(line, where, codec=codec), where)
+
+
+def _first_sign(path: Path, codec: str) -> str:
+    with _opened(path) as file:
+        return file.read(64).decode(codec, errors="ignore").lstrip()[:1]
+
+
+def row_of_line(line: bytes, where: str) -> dict[str, Any]:
+    """One JSON object. Raises `DataError` for anything else."""
+    return _object(_parsed(line, where, codec="utf-8-sig"), where)
+
+
+def _parsed(content: bytes, where: str, codec: str) -> Any:
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(items)
+        if len(made) < len(items):
+            names = [name for name, _ in items]
+            raise DataError(
+                f'{where}: the key "{next(name for name in names if names.count(name) > 1)}" '
+                "stands there twice"
+            )
+        return made
+
+    try:
+        return json.loads(content.decode(codec), object_pairs_hook=pairs)
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply to be a row of text") from None
+    except (ValueError, UnicodeDecodeError) as broken:
+        written = "UTF-8" if codec.startswith("utf-8") else codec
+        raise DataError(
+            f"{where}: not a JSON object in {written}: {broken}. Known: one object a line, or one "
+            "array of objects"
+        ) from None
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be a JSON object, is {type(row).__name__}")
+    return row
+
+
+def _read_csv(path: Path, encoding: str, *, tabs: bool) -> Rows:
+    # Of the whole process; Python's own limit is 131,072 characters, which articles exceed.
+    csv.field_size_limit(2**31 - 1)
+    codec = "utf-8-sig" if encoding == "utf-8" else encoding
+    try:
+        with _opened(path) as file:
+            text = io.TextIOWrapper(file, encoding=codec, newline="")
+            head = text.readline()
+            # Excel's “Unicode text” and a pasted table have tabs under any ending.
+            tabs = tabs or ("\t" in head and "," not in head)
+            reader = csv.reader(_again(head, text), strict=True, delimiter="\t" if tabs else ",")
+            names = next(reader, [])
+            _refuse_equal_columns(path, [name for name in names if name.strip()])
+            number = 0
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue  # a spreadsheet saves rows that were emptied
+                number += 1
+                yield number, _row(f"{path} row {number} (line {reader.line_num})", names, cells)
+    except (UnicodeDecodeError, LookupError) as broken:
+        raise DataError(f"{path}: not in the encoding {encoding}: {first_line(broken)}") from None
+    except csv.Error as broken:
+        raise DataError(f"{path}: not valid CSV: {broken}") from None
+
+
+def _again(head: str, rest: Iterator[str]) -> Iterator[str]:
+    yield head
+    yield from rest
+
+
+def _row(where: str, names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    """A row by its columns' names. Columns without a name are a spreadsheet's empty ones."""
+    if len(cells) != len(names):
+        raise DataError(
+            f"{where}: {len(names)} columns expected, as in the header, {len(cells)} found. "
+            "A text with commas needs double quotes"
+        )
+    pairs = list(zip(names, cells, strict=True))
+    for at, (name, cell) in enumerate(pairs, 1):
+        if not name.strip() and cell.strip():
+            raise DataError(f"{where}: column {at} has a value, and no name in the header")
+    return {name: cell for name, cell in pairs if name.strip()}
+
+
+def _refuse_equal_columns(path: Path, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f'{path}: two columns are called "{twice[0]}". Rename one: only the last would be read'
+        )
+
+
+def arrow_for(path: Path) -> Any:
+    """The module `pyarrow` with its `parquet`. Raises `DataError` where it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path}: needs pyarrow. {how_to_install('pyarrow')}") from None
+    return pyarrow
+
+
+def _read_parquet(path: Path) -> Rows:
+    arrow, number = arrow_for(path), 0
+    try:
+        file = arrow.parquet.ParquetFile(path)
+        _refuse_equal_columns(path, list(file.schema_arrow.names))
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as broken:
+        raise DataError(
+            f"{path}: damaged or cut short, or no Parquet file: {first_line(broken)}"
+        ) from None
+
+
+def _read_arrow(path: Path) -> Rows:
+    """An Arrow file, or the stream that `datasets` keeps."""
+    arrow, number = arrow_for(path), 0
+    try:
+        with arrow.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            reader = (arrow.ipc.open_file if is_file else arrow.ipc.open_stream)(source)
+            _refuse_equal_columns(path, list(reader.schema.names))
+            batches = (
+                (reader.get_batch(at) for at in range(reader.num_record_batches))
+                if is_file
+                else reader
+            )
+            for batch in batches:
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as broken:
+        raise DataError(
+            f"{path}: damaged or cut short, or no Arrow file: {first_line(broken)}"
+        ) from None

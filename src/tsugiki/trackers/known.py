@@ -1,0 +1,41 @@
+"""The trackers by name, as `--track` and `listeners` take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from tsugiki.errors import ConfigError, did_you_mean, first_line
+
+# Name: (module, class, what of the package proves that it is installed).
+TRACKERS = {
+    "tensorboard": ("tsugiki.trackers.tensorboard", "TensorBoard"),
+    "wandb": ("tsugiki.trackers.wandb", "WandB"),
+    "mlflow": ("tsugiki.trackers.mlflow", "MLflow"),
+}
+
+
+def listener_of(given: object) -> object:
+    """The tracker of that name; what is no name is a listener already.
+
+    Raises:
+        ConfigError: there is no such tracker, its package is not installed, or it cannot be used as
+            it is set up: said before anything runs.
+    """
+    if not isinstance(given, str):
+        return given
+    if given not in TRACKERS:
+        raise ConfigError(f'tracker "{given}": not known.{did_you_mean(given, TRACKERS)}')
+    module, name = TRACKERS[given]
+    try:
+        return getattr(import_module(module), name)()
+    except ImportError as missing:
+        raise ConfigError(
+            f'tracker "{given}": its package cannot be imported ({first_line(missing)}). Install '
+            f'it: pip install "tsugiki[{given}]"'
+        ) from None
+
+
+def listeners_of(given: Sequence[object]) -> list[object]:
+    """Listeners, trackers by name among them."""
+    return [listener_of(each) for each in given]

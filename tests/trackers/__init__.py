@@ -1,0 +1,1 @@
+"""Runs in TensorBoard, Weights & Biases and MLflow: what the services read back."""
