@@ -34,6 +34,7 @@ def contents(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
         ("a.csv.gz", gzip.compress(TABLE.encode("cp932")), "cp932"),
         ("a.csv", b"a,b\r\n1,2\r\n", "utf-8"),
     ],
+    ids=["UTF-8", "with a mark", "CP932", "UTF-16", "TSV", "gzip", "ASCII"],
 )
 def test_a_spreadsheets_file_is_read_in_the_encoding_that_it_has(
     name: str, content: bytes, encoding: str, tmp_path: Path
