@@ -250,14 +250,13 @@ def _run_tables(run: RunResult) -> list[Table]:
 
 
 def _html(table: Table, language: Language) -> str:
-    """A table with everything escaped, as the report's page has it."""
+    """A table with everything escaped; its notes stand in the report."""
     [drawn] = drawn_tables([table], language)
     head = "".join(f"<th>{escape(name)}</th>" for name in drawn.header)
     body = "".join(
         "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in drawn.rows
     )
-    notes = "".join(f"<p><small>{escape(note)}</small></p>" for note in drawn.notes)
-    return f"<table><caption>{escape(drawn.title)}</caption><tr>{head}</tr>{body}</table>{notes}"
+    return f"<table><caption>{escape(drawn.title)}</caption><tr>{head}</tr>{body}</table>"
 
 
 def _svgs(figures: Sequence[Figure]) -> dict[str, Svg]:

@@ -45,18 +45,15 @@ class _Run:
             self.client.log_batch(self.run, params=params)
         self.client.update_run(self.run, status="RUNNING")
 
-    def numbers(self, values: Numbers, step: int) -> None:
+    def numbers(self, values: Numbers, step: int, *, at_once: bool = False) -> None:
         now = int(time.time() * 1000)
         self.waiting += [Metric(name, value, now, step) for name, value in values.items()]
-        if time.monotonic() - self.sent > EVERY_S or len(self.waiting) > MOST:
-            self._send()
-
-    def _send(self) -> None:
-        self.client.log_batch(self.run, metrics=self.waiting)
-        self.waiting, self.sent = [], time.monotonic()
+        if at_once or time.monotonic() - self.sent > EVERY_S or len(self.waiting) > MOST:
+            self.client.log_batch(self.run, metrics=self.waiting)
+            self.waiting, self.sent = [], time.monotonic()
 
     def end(self, status: str, reason: str, settings: Settings, values: Numbers) -> None:
-        self._send()
+        self.numbers({}, 0, at_once=True)
         self.client.set_tag(self.run, "tsugiki.status", f"{status}: {reason}" if reason else status)
         ended = {"failed": "FAILED", "stopped": "KILLED"}.get(status, "FINISHED")
         self.client.set_terminated(self.run, ended)

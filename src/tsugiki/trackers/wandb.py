@@ -10,6 +10,9 @@ from tsugiki.errors import ConfigError
 from tsugiki.runs.reading import RunRecord
 from tsugiki.trackers.tracker import Numbers, Settings, Tracker, key_of
 
+# What was not sent a minute after a run's end lies in the folder, for wandb sync.
+PATIENCE = {"init_timeout": 30, "finish_timeout": 60, "finish_timeout_raises": True}
+
 
 class WandB(Tracker):
     """Sends runs to Weights & Biases, or keeps them under OUT/wandb (`WANDB_MODE=offline`).
@@ -22,7 +25,9 @@ class WandB(Tracker):
         super().__init__()
         self.project = project or os.environ.get("WANDB_PROJECT", "tsugiki")
         online = os.environ.get("WANDB_MODE", "online") == "online"
-        if online and not wandb.api.api_key:  # it would ask for one in the middle of the night
+        if online and not wandb.login(
+            prompt=False, verify=False
+        ):  # it would ask for one in the middle of the night
             raise ConfigError("wandb: no API key. Run: wandb login; or set WANDB_MODE=offline")
 
     def open(self, record: RunRecord, after: int | None) -> _Run:
@@ -34,7 +39,7 @@ class WandB(Tracker):
             dir=record.folder.parents[1].resolve(),
             resume="allow",
             reinit="create_new",  # lanes are open side by side
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            settings=wandb.Settings(silent=True, console="off", **PATIENCE),
         )
         return _Run(run)
 
