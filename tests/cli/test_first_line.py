@@ -64,7 +64,6 @@ def until_torch(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
         f"show {RUN}",
         f"compare {RUN} {RUN}",
         "report kept.toml --out out",
-        "study kept.toml --out out --dry-run",
         "study paper --dry-run",
         "tasks list",
         "tasks show sample_nli",

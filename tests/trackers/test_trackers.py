@@ -315,7 +315,7 @@ def log_records(content: bytes) -> Iterator[bytes]:
 
 def test_a_tracker_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TRACKERS, "tensorboard", ("tsugiki.trackers.not_there", "TensorBoard"))
-    with pytest.raises(ConfigError, match=r'pip install "tsugiki\[tensorboard\]"'):
+    with pytest.raises(ConfigError, match=r"pip install tensorboard"):
         listener_of("tensorboard")
     with pytest.raises(ConfigError, match='Did you mean "tensorboard"'):
         listener_of("tensorbord")

@@ -97,9 +97,9 @@ def _device() -> Iterator[str]:
 
 
 def _caches() -> Iterator[str]:
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub import constants
 
-    for name, folder in (("tsugiki", cache_dir()), ("Hub", Path(HF_HUB_CACHE))):
+    for name, folder in (("tsugiki", cache_dir()), ("Hub", Path(constants.HF_HUB_CACHE))):
         if not folder.exists():
             yield f"cache of {name}: {_shown(str(folder))} (empty)"
             continue

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, how_to_install
 from tsugiki.report.compare import Comparison, compare_runs
 from tsugiki.report.figures import Figure, all_figures, run_figures
 from tsugiki.report.headline import headline
@@ -282,5 +282,5 @@ def _frame(rows: Rows) -> pandas.DataFrame:
     try:
         import pandas
     except ImportError:
-        raise TsugikiError("a data frame needs pandas. Install it: pip install pandas") from None
+        raise TsugikiError(f"a data frame needs pandas. {how_to_install('pandas')}") from None
     return pandas.DataFrame.from_records([dict(row) for row in rows])

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from tsugiki.errors import ConfigError, did_you_mean, first_line
+from tsugiki.errors import ConfigError, did_you_mean, first_line, how_to_install
 
 # Name: (module, class, what of the package proves that it is installed).
 TRACKERS = {
     "tensorboard": ("tsugiki.trackers.tensorboard", "TensorBoard"),
     "wandb": ("tsugiki.trackers.wandb", "WandB"),
     "mlflow": ("tsugiki.trackers.mlflow", "MLflow"),
+}
+PACKAGES = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow-skinny", "sqlalchemy", "alembic"),
 }
 
 
@@ -31,8 +36,8 @@ def listener_of(given: object) -> object:
         return getattr(import_module(module), name)()
     except ImportError as missing:
         raise ConfigError(
-            f'tracker "{given}": its package cannot be imported ({first_line(missing)}). Install '
-            f'it: pip install "tsugiki[{given}]"'
+            f'tracker "{given}": its package cannot be imported ({first_line(missing)}). '
+            f"{how_to_install(*PACKAGES[given])}"
         ) from None
 
 
