@@ -74,7 +74,8 @@ def test_a_wrong_language_is_refused_by_the_name_of_its_setting(
 
 
 @pytest.mark.parametrize(
-    "command", ["ls --out out", "show RUN", "compare RUN RUN", "study demo --dry-run", "tasks list"]
+    "command",
+    ["ls --out out", "show RUN", "compare RUN RUN", "study paper --dry-run", "tasks list"],
 )
 def test_commands_speak_both_languages_and_a_pipe_english(
     command: str, monkeypatch: pytest.MonkeyPatch

@@ -170,15 +170,7 @@ def study(
         work(spec, out, worker, track or [])
         return
     if dry_run:
-        from tsugiki.study.cells import expand
-
-        cells = expand(spec)
-        if as_json:
-            print_json([cell.config.model_dump(mode="json", exclude_none=True) for cell in cells])
-            return
-        print("\n".join(cell.label for cell in cells), flush=True)
-        _check_if_local(file, changes, out, [cell.config for cell in cells], language)
-        print(say(language, "terminal.dry_run", count=len(cells), file=file))
+        _print_cells(spec, file, changes, out, as_json, language)
         return
     from tsugiki.cli.running import run_and_report
 
@@ -202,6 +194,26 @@ def _file_of(file: str | None, model: list[str] | None, task: list[str] | None) 
     path, lines = write_study(model or [], task or [])
     print("\n".join(lines), file=sys.stderr, flush=True)
     return str(path)
+
+
+def _print_cells(
+    spec: StudySpec,
+    file: str,
+    changes: list[str] | None,
+    out: Path,
+    as_json: bool,
+    language: Language,
+) -> None:
+    """The configurations of a study, and what `check` says of it where that fetches nothing."""
+    from tsugiki.study.cells import expand
+
+    cells = expand(spec)
+    if as_json:
+        print_json([cell.config.model_dump(mode="json", exclude_none=True) for cell in cells])
+        return
+    print("\n".join(cell.label for cell in cells), flush=True)
+    _check_if_local(file, changes, out, [cell.config for cell in cells], language)
+    print(say(language, "terminal.dry_run", count=len(cells), file=file))
 
 
 def _check_if_local(

@@ -58,8 +58,7 @@ def check(
     memory: Annotated[
         Optional[float],
         typer.Option(
-            min=0.1,
-            help="Say what fits on a CUDA device of so many GiB, not on this machine's.",
+            min=0.1, help="Say what fits on a CUDA device of so many GiB, not on this machine's."
         ),
     ] = None,
     out: Out = DEFAULT_OUT,
@@ -68,15 +67,12 @@ def check(
 ) -> None:
     """Check a file and everything it names, without training: keys, data, splits, labels, every
     prompt, the models' tensors by name, memory item by item; of a study also hours, disk, and what
-    it can find. Without a file: this machine, for an issue or for yourself."""
+    it can find. Without a file: this machine."""
     from tsugiki.cli.first_look import look_at_file, opening
 
     language = language_of(lang, as_json)
-    if file is None:
-        _check_machine(out, language, as_json)
-        return
-    if is_data(file):
-        _check_data(file, language, as_json)
+    if file is None or is_data(file):
+        _check_other(file, out, language, as_json)
         return
     look_at_file(file, changes or [])
     opening(str(file), language)
@@ -84,12 +80,16 @@ def check(
 
     planned = Planned(out=out, margin=margin, power=power)
     said = check_file(file, changes or [], load=load, planned=planned, memory_gib=memory)
-    if as_json:
-        print_json({"file": str(file), "lines": list(said)})
+    if _print_lines(said, as_json, file):
         return
-    for line in said:
-        print(line)
     print(say(language, "terminal.next", command=next_command(file)))
+
+
+def _check_other(file: Path | None, out: Path, language: Language, as_json: bool) -> None:
+    if file is None:
+        _check_machine(out, language, as_json)
+    else:
+        _check_data(file, language, as_json)
 
 
 def _check_machine(out: Path, language: Language, as_json: bool) -> None:
@@ -110,12 +110,15 @@ def _check_data(file: Path, language: Language, as_json: bool) -> None:
         print(say(language, "terminal.next", command=command))
 
 
-def _print_lines(lines: Iterable[str], as_json: bool) -> None:
+def _print_lines(lines: Iterable[str], as_json: bool, file: Path | None = None) -> bool:
+    """Whether they were printed as JSON."""
     if as_json:
-        print_json({"lines": list(lines)})
-        return
+        named = {} if file is None else {"file": str(file)}
+        print_json({**named, "lines": list(lines)})
+        return True
     for line in lines:
         print(line, flush=True)
+    return False
 
 
 @tasks_app.command(

@@ -58,11 +58,11 @@ def columns_of(path: Path, fields: Sequence[str] = (), target: str | None = None
     if formatting is not None:
         rows = [dict(as_ours(row, formatting, str(path))) for row in rows]
         reads = READS[formatting]
-        asked, target = tuple(reads.get("fields", ())), reads.get("target", "")
+        read, target = tuple(reads.get("fields", ())), reads.get("target", "")
     else:
         target = target or _target(path, names, rows, fields)
-        asked = tuple(fields) or _fields(names, rows, target)
-    if target and not asked:
+        read = tuple(fields) or _fields(names, rows, target)
+    if target and not read:
         raise DataError(f"{path}: no column is left beside “{target}” that an answer depends on")
     answers = _texts(rows, target) if target else []
     labels = sorted(set(answers)) if are_labels(answers) and formatting is None else []
@@ -70,7 +70,7 @@ def columns_of(path: Path, fields: Sequence[str] = (), target: str | None = None
         path=path,
         rows=len(rows),
         names=names,
-        fields=asked,
+        fields=read,
         target=target,
         labels=tuple(labels),
         formatting=formatting,
@@ -95,9 +95,9 @@ def _target(
     left = [name for name in names if name not in fields]
     called = [name for name in left if name.strip().lower() in TARGETS]
     few = [name for name in left if are_labels(_texts(rows, name))]
-    for found in (called, few, left):
-        if len(found) == 1:
-            return found[0]
+    for candidates in (called, few, left):
+        if len(candidates) == 1:
+            return candidates[0]
     raise DataError(
         f"{path}: which of its columns is the answer? Name it: --target NAME (there are "
         f"{', '.join(names)})"

@@ -118,7 +118,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
         return
     try:
-        with gzip.open(path) as packed:
+        with gzip.open(path, "rb") as packed:
             yield cast("BinaryIO", io.BufferedReader(_Bounded(path, packed)))
     except (gzip.BadGzipFile, EOFError, zlib.error) as broken:
         raise DataError(

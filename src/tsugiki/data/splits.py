@@ -47,16 +47,16 @@ def _share(rows: list[Example], part: PartSpec, *, by_group: bool) -> list[Examp
     seed."""
     if part.share is None:
         return rows
-    pieces: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     names = [row.group if by_group else _text_of(row) for row in rows]
     for name in names:
-        pieces[name] = pieces.get(name, 0) + 1
+        sizes[name] = sizes.get(name, 0) + 1
     start, end = (round(share * len(rows)) for share in part.share)
     taken, before = set[str](), 0
-    for name in sorted(pieces, key=lambda name: _drawn_key(part.seed, name)):
+    for name in sorted(sizes, key=lambda name: _drawn_key(part.seed, name)):
         if start <= before < end:
             taken.add(name)
-        before += pieces[name]
+        before += sizes[name]
     return [row for row, name in zip(rows, names, strict=True) if name in taken]
 
 
@@ -73,10 +73,10 @@ def stretch_of(part: PartSpec) -> str:
     return "" if part.share is None else " share {}-{} seed {}".format(*part.share, part.seed)
 
 
-def may_overlap(one: str, other: str) -> bool:
+def may_overlap(first: str, other: str) -> bool:
     """Whether two stretches of files (a git blob id, and of which share) may hold a row in
     common."""
-    (file, share, seed), (other_file, other_share, other_seed) = _stretch(one), _stretch(other)
+    (file, share, seed), (other_file, other_share, other_seed) = _stretch(first), _stretch(other)
     if file != other_file:
         return False
     if seed != other_seed or None in (seed, other_seed):

@@ -39,14 +39,14 @@ def read_task(path: Path, data_dir: Path | None = None) -> TaskSpec:
     """
     given = read_toml(path, DataError)
     _refuse_unknown(given, path)
-    plain = _with_splits(_with_files(_with_name(given, path)), path)
-    if not _left_open(plain):
-        return _whole(plain, path)
-    files = [(spec, locate(spec, path.parent, data_dir)) for spec in _file_specs(plain, path)]
+    written = _with_splits(_with_files(_with_name(given, path)), path)
+    if not _left_open(written):
+        return _whole(written, path)
+    files = [(spec, locate(spec, path.parent, data_dir)) for spec in _file_specs(written, path)]
     seen = [(str(there), there.stat().st_mtime_ns, there.stat().st_size) for _, there in files]
     key = (str(path.resolve()), sha256(path.read_bytes()).digest(), *seen)
     if key not in _FOUND:
-        _FOUND[key] = _whole(_with_what_data_tell(plain, _rows(plain, files), path), path)
+        _FOUND[key] = _whole(_with_what_data_tell(written, _rows(written, files), path), path)
     return _FOUND[key]
 
 
@@ -243,7 +243,7 @@ def _longest(given: Mapping[str, Any], rows: list[Any], answers: list[str]) -> i
         longest = max((len(answer) for answer in answers), default=LONGEST_FREE // 4)
         return min(LONGEST_FREE, max(16, 2 * longest))
     words = _values(rows, given["choices"]) if given.get("choices") else given["labels"].values()
-    return 2 + max((len(word.encode()) for word in words), default=6)
+    return 2 + max((len(text.encode()) for text in words), default=6)
 
 
 def default_prompt(given: Mapping[str, Any]) -> str:
