@@ -102,3 +102,12 @@ def test_every_command_that_prints_words_takes_a_language() -> None:
     for command in commands:
         assert command.callback is not None
         assert "lang" in command.callback.__annotations__, command.callback
+
+
+def test_check_speaks_japanese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of runs (notes, memory) stays as it is written there."""
+    out = str(tmp_path / "out")
+    done = in_this_process(monkeypatch, "check", "demo", "--lang", "ja", "--out", out)
+    assert done.returncode == 0, done.stderr
+    for said in ("スタディ demo: 6 設定", "全体で", "計画: --power 0.8", "重みは読み込んでいません"):
+        assert said in done.stdout

@@ -20,6 +20,7 @@ from tsugiki.model.look import WITHOUT_CACHE, look_of
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.report.notes import leak_notes
 from tsugiki.report.planned import basis_text, needed_text, plan_text
+from tsugiki.report.words import Language, say
 from tsugiki.runs.elsewhere import read_wanted
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import collect, expand, parse_study
@@ -31,10 +32,10 @@ from tsugiki.toml import beside, is_task_file, override, parse, read_toml
 from tsugiki.train.memory import NoRoom
 
 
-def overlaps(task: Task) -> Iterator[str]:
+def overlaps(task: Task, language: Language) -> Iterator[str]:
     """A line for each part that shares rows with another one."""
-    for said in leak_notes(task, "en"):
-        yield f"  note: {said}"
+    for said in leak_notes(task, language):
+        yield say(language, "check.note", note=said)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ def check_file(
     load: bool = False,
     planned: Planned | None = None,
     memory_gib: float | None = None,
+    language: Language = "en",
 ) -> Iterator[str]:
     """Checks a task, run or study file and all it names; yields what was found in order. Raises
     the first error.
@@ -70,151 +72,163 @@ def check_file(
     if is_task_file(given):
         task = check_task(TaskChoice(name=str(path)))
         yield describe(task)
-        yield from (f"  note: {note}" for note in task.notes)
-        yield from overlaps(task)
+        yield from (say(language, "check.note", note=note) for note in task.notes)
+        yield from overlaps(task, language)
         yield "ok"
         return
     study = None
     if "methods" in given:
         study = parse_study(given, str(path))
         configs = [cell.config for cell in expand(study)]
-        yield f"study {study.name}: {len(configs)} configurations"
+        yield say(language, "check.study", name=study.name, count=len(configs))
     else:
         configs = [parse(RunConfig, given, str(path))]
     choices = dict.fromkeys(config.task for config in configs)
     tasks = {choice: check_task(choice) for choice in choices}
     for task in tasks.values():
         yield describe(task)
-        yield from overlaps(task)
+        yield from overlaps(task, language)
     device = device_for(memory_gib)
     for choice in {config.model: None for config in configs}:
         own_configs = [config for config in configs if config.model == choice]
         no_room = list[str]()
-        refuse = _collect_no_room(no_room) if study is not None else raise_it
+        refuse = _collect_no_room(no_room, language) if study is not None else raise_it
         yield from check_model(choice, own_configs, tasks, refuse, device)
         yield from no_room
         yield from tokenizer_notes(
             resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values())
         )
         if load:
-            yield from _load(choice, own_configs)
+            yield from _load(choice, own_configs, language)
     if study is not None and planned is not None:
-        yield from study_lines(study, planned, tasks)
+        yield from study_lines(study, planned, tasks, language)
     if not load:
-        yield "the weights were not loaded: --load looks at what they do, too"
+        yield say(language, "check.not_loaded")
     yield "ok"
 
 
-def _collect_no_room(lines: list[str]) -> Callable[[TsugikiError, Sequence[RunConfig]], None]:
+def _collect_no_room(
+    lines: list[str], language: Language
+) -> Callable[[TsugikiError, Sequence[RunConfig]], None]:
     """What does not fit on this device is a row of the study's report with its reason: here it is
     a line, and the rest is looked at."""
 
     def refuse(error: TsugikiError, affected: Sequence[RunConfig]) -> None:
         if not isinstance(error, NoRoom):
             raise error
-        lines.append(f"  does not fit here: {len(affected)} configurations: {error}")
+        lines.append(say(language, "check.no_room", count=len(affected), error=error))
 
     return refuse
 
 
 def study_lines(
-    study: StudySpec, planned: Planned, tasks: Mapping[TaskChoice, Task]
+    study: StudySpec, planned: Planned, tasks: Mapping[TaskChoice, Task], language: Language
 ) -> Iterator[str]:
     """How long a study will take, how much disk, and what its comparisons can find."""
     store = Store(planned.out)
     for choice in study.forgetting:
         content = read_wanted(choice).content
         if isinstance(content, Task):
-            yield f"forgetting: {describe(content)}"
+            yield say(language, "check.forgetting", what=describe(content))
         else:
-            yield f"forgetting: {content.name}: {len(content.texts):,} texts"
+            values = {"name": content.name, "count": len(content.texts)}
+            yield say(language, "check.forgetting_texts", **values)
     result = collect(study, store)
     by_label = {choice.label: task for choice, task in tasks.items()}
-    yield from _forecast_lines(forecast(result, store, by_label))
+    yield from _forecast_lines(forecast(result, store, by_label), language)
     wanted = planned.power or study.power
     if wanted is None and planned.margin is None:
-        yield "plan: add --power 0.8 (or power = 0.8 to the file): how many rows and seeds it takes"
+        yield say(language, "check.no_plan")
         return
     plan = plan_of(result, planned.margin or study.margin, wanted or 0.8)
     for pair in plan.pairs:
-        yield f"plan: {plan_text(pair, plan.alpha, 'en')}"
-        wanted_power = f"  for {pair.power:.0%} power"
-        yield f"{wanted_power}, calling equal methods equal takes {needed_text(pair.equal, 'en')}"
-        yield f"{wanted_power}, detecting such a difference takes {needed_text(pair.detect, 'en')}"
-        yield f"  {basis_text(pair, 'en')}"
+        yield say(language, "check.plan", text=plan_text(pair, plan.alpha, language))
+        equal, detect = needed_text(pair.equal, language), needed_text(pair.detect, language)
+        yield say(language, "check.plan_equal", power=pair.power, needed=equal)
+        yield say(language, "check.plan_detect", power=pair.power, needed=detect)
+        yield f"  {basis_text(pair, language)}"
     if not planned.keep:
         return
     if kept := keep_new(result, store.root, plan):
-        yield f"kept with the study: {kept}"
+        yield say(language, "check.plan_kept", path=kept)
     elif plan.pairs:
-        yield "not kept: test was read already"
+        yield say(language, "check.plan_not_kept")
 
 
-def _forecast_lines(parts: Sequence[Part]) -> Iterator[str]:
+def _forecast_lines(parts: Sequence[Part], language: Language) -> Iterator[str]:
     if not parts:
-        yield "everything of it was run: no time and no disk is needed"
+        yield say(language, "check.all_run")
         return
     for part in parts:
-        basis = "about" if part.measured else "at least"
-        yield (
-            f"time: {' · '.join(part.key)}: {part.runs} runs, {part.steps:,} steps: {basis} "
-            f"{duration(part.seconds)}"
+        yield say(
+            language,
+            "check.time",
+            name=" · ".join(part.key),
+            runs=part.runs,
+            steps=part.steps,
+            duration=_about(part.seconds, part.measured, language),
         )
-    guessed = not all(part.measured for part in parts)
-    if guessed:
-        yield (
-            "  at least: nothing of the kind was run on this device yet; guessed from a matmul "
-            "that was timed now (small models take longer: starting and loading are not in it)"
-        )
-    whole = duration(sum(part.seconds for part in parts))
-    kept = sum(part.kept_bytes for part in parts)
-    passing = max(part.passing_bytes for part in parts)
-    yield (
-        f"in all {'at least' if guessed else 'about'} {whole}, one after another; disk: "
-        f"{kept / 2**30:.2f} GiB of weights, and {passing / 2**30:.2f} GiB for the checkpoint of "
-        "what trains"
+    measured = all(part.measured for part in parts)
+    if not measured:
+        yield say(language, "check.guessed")
+    yield say(
+        language,
+        "check.in_all",
+        duration=_about(sum(part.seconds for part in parts), measured, language),
+        kept=sum(part.kept_bytes for part in parts) / 2**30,
+        passing=max(part.passing_bytes for part in parts) / 2**30,
     )
-    yield from _halved_lines(parts, guessed)
+    yield from _halved_lines(parts, measured, language)
 
 
-def _halved_lines(parts: Sequence[Part], guessed: bool) -> Iterator[str]:
+def _halved_lines(parts: Sequence[Part], measured: bool, language: Language) -> Iterator[str]:
     """What successive halving would save, where a search could do it."""
     halved = [part for part in parts if part.halved_s is not None]
-    if not halved:
-        return
     saved = sum(part.train_s - part.halved_s for part in halved if part.halved_s is not None)
     left = sum(part.seconds for part in parts) - saved
-    if saved > 0:
-        names = ", ".join(dict.fromkeys(part.key[2] for part in halved))
-        runs = " + ".join(str(part.halved_runs) for part in halved)
-        basis = "at least" if guessed else "about"
-        yield (
-            f"with successive halving of {names} (search.prune; epochs and batch at their largest; "
-            f"{runs} configurations): in all {basis} {duration(left)}"
+    if halved and saved > 0:
+        yield say(
+            language,
+            "check.halved",
+            names=", ".join(dict.fromkeys(part.key[2] for part in halved)),
+            runs=" + ".join(str(part.halved_runs) for part in halved),
+            duration=_about(left, measured, language),
         )
 
 
-def duration(seconds: float) -> str:
+def _about(seconds: float, measured: bool, language: Language) -> str:
+    key = "check.about" if measured else "check.at_least"
+    return say(language, key, duration=duration(seconds, language))
+
+
+def duration(seconds: float, language: Language = "en") -> str:
     """`40 s`, `3 min 20 s`, `2 h 5 min`, as exact as a guess may be."""
     if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+        return say(language, "check.seconds", seconds=max(1, round(seconds)))
+    hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
+    if not hours:
+        rest = int(seconds % 60)
+        return say(language, "check.minutes_seconds", minutes=minutes, seconds=rest)
+    return say(language, "progress.hours", hours=hours, minutes=minutes)
 
 
-def _load(choice: ModelChoice, configs: Sequence[RunConfig]) -> Iterator[str]:
+def _load(choice: ModelChoice, configs: Sequence[RunConfig], language: Language) -> Iterator[str]:
     for method, precision in {(config.method, config.train.precision): None for config in configs}:
         source = find_base(choice, method, precision)
         base = load_base(source)
-        yield (
-            f"model {choice.label} for {method}: loaded, its weights in {source.numerics.base}, "
-            f"matmuls in {source.numerics.compute}, {source.device}"
+        yield say(
+            language,
+            "check.loaded",
+            model=choice.label,
+            method=method,
+            base=source.numerics.base,
+            compute=source.numerics.compute,
+            device=source.device,
         )
         if not look_of(base.model).cached:
-            yield f"  note: {WITHOUT_CACHE}"
+            yield say(language, "check.note", note=WITHOUT_CACHE)
         if (said := why_eager(base.model, base.device, base.numerics, "auto")) is not None:
-            yield f"  note: {said}"
+            yield say(language, "check.note", note=said)
 
 
 def _lines_of(tasks: Iterable[Task], most: int = 1000) -> list[str]:

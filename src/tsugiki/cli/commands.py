@@ -232,7 +232,8 @@ def _check_if_local(
     opening(file, language)
     from tsugiki.cli.check import Planned, check_file
 
-    for line in check_file(Path(file), changes or [], planned=Planned(out=out, keep=False)):
+    planned = Planned(out=out, keep=False)
+    for line in check_file(Path(file), changes or [], planned=planned, language=language):
         print(line)
 
 

@@ -65,9 +65,8 @@ def check(
     as_json: AsJson = False,
     lang: Lang = None,
 ) -> None:
-    """Check a file and everything it names, without training: keys, data, splits, labels, every
-    prompt, the models' tensors by name, memory item by item; of a study also hours, disk, and what
-    it can find. Without a file: this machine."""
+    """Check a file and all it names, without training: keys, data, every prompt, models, memory; of
+    a study also hours, disk, and what it can find. Without a file: this machine."""
     from tsugiki.cli.first_look import look_at_file, opening
 
     language = language_of(lang, as_json)
@@ -79,10 +78,11 @@ def check(
     from tsugiki.cli.check import Planned, check_file, next_command
 
     planned = Planned(out=out, margin=margin, power=power)
-    said = check_file(file, changes or [], load=load, planned=planned, memory_gib=memory)
-    if _print_lines(said, as_json, file):
-        return
-    print(say(language, "terminal.next", command=next_command(file)))
+    said = check_file(
+        file, changes or [], load=load, planned=planned, memory_gib=memory, language=language
+    )
+    if not _print_lines(said, as_json, file):
+        print(say(language, "terminal.next", command=next_command(file)))
 
 
 def _check_other(file: Path | None, out: Path, language: Language, as_json: bool) -> None:
