@@ -109,5 +109,5 @@ def test_check_speaks_japanese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     out = str(tmp_path / "out")
     done = in_this_process(monkeypatch, "check", "demo", "--lang", "ja", "--out", out)
     assert done.returncode == 0, done.stderr
-    for said in ("スタディ demo: 6 設定", "全体で", "計画: --power 0.8", "重みは読み込んでいません"):
+    for said in ("スタディ demo: 6 設定", "全体で", "計画: --power 0.8", "重みは読み込んで"):
         assert said in done.stdout
