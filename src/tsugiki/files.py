@@ -17,7 +17,6 @@ ABSOLUTE = re.compile(r"(?<![\w./~:…-])(?:/|[A-Za-z]:[\\/])(?:[^\s'\"/\\,;=]+[
 
 
 NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # by Windows, and the slash by all
-NO = ("", "0", "false", "no", "off")
 
 
 def file_name(text: str) -> str:

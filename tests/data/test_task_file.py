@@ -8,12 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tsugiki.cli.first_look import look_at_task
 from tsugiki.config.run import TaskChoice
 from tsugiki.data.leaks import refuse_leak
 from tsugiki.data.new_task import columns_of, task_text
 from tsugiki.data.splits import may_overlap
 from tsugiki.data.task_file import read_task
-from tsugiki.data.tasks import SPLITS, Task, load_task, task_digest, unanswered
+from tsugiki.data.tasks import (
+    SPLITS,
+    Task,
+    all_at_hand,
+    load_task,
+    task_digest,
+    unanswered,
+)
 from tsugiki.errors import DataError
 
 WORDS = ["良い", "悪い", "普通"]
@@ -227,3 +235,15 @@ def test_a_column_that_cannot_be_told_is_asked_for(tmp_path: Path) -> None:
     found = columns_of(path, fields=["a"], target="c")
     task = load(tmp_path, task_text(found, tmp_path), "t.toml")
     assert (task.spec.kind, task.spec.fields, task.spec.target) == ("generation", ("a",), "c")
+
+
+def test_data_of_a_short_task_lie_where_data_dir_says(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    write_csv(tmp_path / "rows" / "a.csv")
+    (tmp_path / "t.toml").write_text(SHORT, encoding="utf-8")
+    choice = TaskChoice(name=str(tmp_path / "t.toml"), data_dir=str(tmp_path / "rows"))
+    look_at_task(choice)
+    assert all_at_hand(choice)
+    assert len(load_task(choice).examples["train"]) == 80
+    with pytest.raises(DataError, match=r"a\.csv: no such file"):
+        look_at_task(TaskChoice(name=str(tmp_path / "t.toml")))

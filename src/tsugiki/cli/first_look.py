@@ -10,7 +10,7 @@ from pathlib import Path
 from tsugiki.config.run import RunConfig, TaskChoice
 from tsugiki.config.study import StudySpec
 from tsugiki.data.sources import locate
-from tsugiki.data.tasks import all_at_hand, builtin_tasks, find_task, task_without_data
+from tsugiki.data.tasks import all_at_hand, builtin_tasks, files_of_split
 from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 from tsugiki.model.folder import local_folder
 from tsugiki.report.words import Language, say
@@ -64,13 +64,9 @@ def look_at_names(configs: Iterable[RunConfig]) -> None:
 def look_at_task(choice: TaskChoice) -> None:
     """Raises where a task, a version, split or format of it, or a data file that only this machine
     could have is not there."""
-    task = task_without_data(choice)
-    spec, folder = task.spec, find_task(choice.name)[1]
-    files = {**spec.files, **(spec.versions[task.version] if task.version else {})}
+    files, folder = files_of_split(choice)
     root = Path(choice.data_dir) if choice.data_dir else None
-    parts = spec.splits[task.split]
-    for name in dict.fromkeys([*parts.train.files, *parts.validation.files, *parts.test.files]):
-        file = files.get(name)
+    for file in files.values():
         if file is None or not file.path or file.url or file.hub:
             continue
         if not ((root or folder) / file.path).exists():

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tsugiki.cli.progress import Display
 from tsugiki.report.words import Language
@@ -79,18 +78,12 @@ class NotebookDisplay(Display):
         self.line: Any = None
         self.updated_at = 0.0
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         from IPython.display import display
 
-        self.line, self.head = display(Line(self.head), display_id=True), ""
-        return self
+        self.line = display(Line(self.head), display_id=True)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _close(self) -> None:
         if self.line is not None:
             self.line.update(Line(""))
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tsugiki.config.run import ModelChoice
-from tsugiki.data.new_task import columns_of, task_text
+from tsugiki.data.new_task import Columns, columns_of, quoted, task_text
 from tsugiki.data.rows import is_data
-from tsugiki.data.task_file import read_task
+from tsugiki.data.task_file import read_task, stem_of
 from tsugiki.data.tasks import builtin_tasks, find_task
 from tsugiki.errors import ConfigError, DataError, did_you_mean
 from tsugiki.files import write_atomically
@@ -35,7 +35,7 @@ def new_task_file(
         ConfigError: a file of this name is there.
         DataError: the data cannot be read, or their columns do not say what is asked.
     """
-    path = to or Path(f"{data.name.split('.')[0]}.toml")
+    path = to or Path(f"{stem_of(data)}.toml")
     if path.suffix != ".toml":
         raise ConfigError(f"{path}: a task file ends in .toml")
     if path.exists():
@@ -43,13 +43,12 @@ def new_task_file(
     columns = columns_of(data, fields, target)
     write_atomically(path, task_text(columns, path.parent).encode())
     read_task(path)  # what was written is a task, or it is our fault
-    return path, list(said_of(data, fields, target))
+    return path, list(said_of(columns))
 
 
-def said_of(data: Path, fields: Sequence[str] = (), target: str | None = None) -> Iterator[str]:
+def said_of(columns: Columns) -> Iterator[str]:
     """What was found in a data file, in lines."""
-    columns = columns_of(data, fields, target)
-    yield f"{data}: {columns.rows:,} rows, columns {', '.join(columns.names)}"
+    yield f"{columns.path}: {columns.rows:,} rows, columns {', '.join(columns.names)}"
     for note in columns.notes:
         yield f"  note: {note}"
     if columns.formatting is not None:
@@ -102,7 +101,7 @@ def _task_of(task: str, lines: list[str]) -> str:
         raise ConfigError(
             f'task "{task}": no such task, and no data file.{did_you_mean(task, builtin_tasks())}'
         )
-    path = Path(f"{Path(task).name.split('.')[0]}.toml")
+    path = Path(f"{stem_of(Path(task))}.toml")
     if path.exists():
         read_task(path)
         lines.append(f"{path}: is there already, used as it is")
@@ -127,17 +126,17 @@ def study_text(models: Sequence[str], tasks: Sequence[str]) -> str:
     head = [
         "# Written by tsugiki study --model … --task …; change what is not meant, and run it with",
         f"#   tsugiki study {name}-study.toml",
-        f"name = {_quoted(name)}",
-        f"title = {_quoted(name)}",
+        f"name = {quoted(name)}",
+        f"title = {quoted(name)}",
         "seeds = 3                        # the chosen configurations are trained so many times",
         "margin = 2                       # points within which methods count as equal",
         "power = 0.8                      # how many rows and seeds that takes is said first",
         "",
     ]
-    named = [f"[[models]]\npath = {_quoted(model)}\n" for model in models]
+    named = [f"[[models]]\npath = {quoted(model)}\n" for model in models]
     chat = all(_has_template(folder) for folder in folders)
     form = '\nformat = "chat"                  # the model\'s own template' if chat else ""
-    listed = [f"[[tasks]]\nname = {_quoted(task)}{form}\n" for task in tasks]
+    listed = [f"[[tasks]]\nname = {quoted(task)}{form}\n" for task in tasks]
     return "\n".join([*head, training, *named, *listed, methods])
 
 
@@ -154,7 +153,3 @@ def _has_template(folder: Path) -> bool:
         return bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
     except (OSError, ValueError, AttributeError):
         return False  # what is wrong with it is said when it is loaded
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

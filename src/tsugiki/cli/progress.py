@@ -72,11 +72,7 @@ class Display:
         )
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self.status = self.console.status(self.head.replace("[", r"\["))
-            self.status.start()
-        elif self.head:
-            self._print(self.head)
+        self._open()
         self.head = ""
         return self
 
@@ -86,6 +82,16 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _open(self) -> None:
+        if self.console.is_terminal:
+            self.status = self.console.status(self.head.replace("[", r"\["))
+            self.status.start()
+        elif self.head:
+            self._print(self.head)
+
+    def _close(self) -> None:
         if self.status:
             self.status.stop()
 

@@ -86,26 +86,19 @@ def check(
 
 
 def _check_other(file: Path | None, out: Path, language: Language, as_json: bool) -> None:
+    """This machine, or a data file."""
     if file is None:
-        _check_machine(out, language, as_json)
-    else:
-        _check_data(file, language, as_json)
+        from tsugiki.cli.first_look import opening
 
+        opening("check", language)
+        from tsugiki.cli.machine import machine_lines
 
-def _check_machine(out: Path, language: Language, as_json: bool) -> None:
-    from tsugiki.cli.first_look import opening
-
-    opening("check", language)
-    from tsugiki.cli.machine import machine_lines
-
-    _print_lines(machine_lines(out), as_json)
-
-
-def _check_data(file: Path, language: Language, as_json: bool) -> None:
+        _print_lines(machine_lines(out), as_json)
+        return
     from tsugiki.cli.one_line import said_of
+    from tsugiki.data.new_task import columns_of
 
-    _print_lines(said_of(file), as_json)
-    if not as_json:
+    if not _print_lines(said_of(columns_of(file)), as_json):
         command = f"tsugiki study --model builtin --task {shlex.quote(str(file))}"
         print(say(language, "terminal.next", command=command))
 

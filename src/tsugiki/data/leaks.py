@@ -4,13 +4,13 @@ elsewhere. No torch here.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tsugiki.data.example import Example
 from tsugiki.data.splits import may_overlap
 from tsugiki.data.tasks import Task
+from tsugiki.data.text import without_spaces
 from tsugiki.errors import DataError
 
 
@@ -29,10 +29,7 @@ def shared_rows(task: Task, part: str, other: str = "train") -> Shared:
     are compared after NFKC and without white space."""
 
     def key(example: Example) -> tuple[str, ...]:
-        return tuple(
-            "".join(unicodedata.normalize("NFKC", value).split())
-            for value in example.fields.values()
-        )
+        return tuple(map(without_spaces, example.fields.values()))
 
     trained = {key(example) for example in task.examples[other]}
     groups = {example.group for example in task.examples[other]} if task.spec.group else set()

@@ -11,9 +11,8 @@ from typing import Any
 
 from tsugiki.config.task import Formatting
 from tsugiki.data.formatting import READS, as_ours, formatting_of
-from tsugiki.data.rows import encoding_notes, read_rows
-from tsugiki.data.task_file import are_labels, default_prompt, name_of
-from tsugiki.data.text import as_text
+from tsugiki.data.rows import found_encoding, read_rows
+from tsugiki.data.task_file import are_labels, default_prompt, name_of, stem_of, values_of
 from tsugiki.errors import DataError, did_you_mean
 
 # What the column with the answers is called, where nobody says.
@@ -47,7 +46,8 @@ def columns_of(path: Path, fields: Sequence[str] = (), target: str | None = None
     """
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    rows = [row for _, row in read_rows(path)]
+    encoding, notes = found_encoding(path)
+    rows = [row for _, row in read_rows(path, encoding)]
     if not rows:
         raise DataError(f"{path}: no row in it")
     names = tuple(dict.fromkeys(name for row in rows for name in row))
@@ -74,18 +74,13 @@ def columns_of(path: Path, fields: Sequence[str] = (), target: str | None = None
         target=target,
         labels=tuple(labels),
         formatting=formatting,
-        notes=tuple(encoding_notes(path)),
+        notes=tuple(notes),
     )
 
 
 def _texts(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
-    texts = []
-    for row in rows:
-        try:
-            texts.append(as_text(row.get(name), label=True))
-        except ValueError:  # an object, a list, nothing: what that is, a run says by row
-            continue
-    return [text for text in texts if text.strip()]
+    """What is no text (an object, a list, nothing) is named by row when it is run."""
+    return [text for text in values_of(rows, name) if text.strip()]
 
 
 def _target(
@@ -122,27 +117,27 @@ def task_text(columns: Columns, beside: Path) -> str:
     file = _relative(columns.path, beside)
     lines = [
         f"# Made from {columns.path.name} ({columns.rows:,} rows). Change what is not meant.",
-        f"name = {_quoted(name_of(columns.path.name.split('.')[0]))}",
-        f"title = {_quoted(columns.path.name.split('.')[0])}",
-        f"files = {_quoted(file)}",
+        f"name = {quoted(name_of(stem_of(columns.path)))}",
+        f"title = {quoted(stem_of(columns.path))}",
+        f"files = {quoted(file)}",
         "ratio = [8, 1, 1]                # train, validation and test: shares of the rows",
         "seed = 0                         # of which row goes where; equal rows stay together",
     ]
     if columns.formatting is not None:
-        lines.append(f"formatting = {_quoted(columns.formatting)}")
+        lines.append(f"formatting = {quoted(columns.formatting)}")
         if columns.formatting == "alpaca":
             prompt = default_prompt({"formatting": "alpaca"})
-            lines.append(f"prompt = {_quoted(prompt)}")
+            lines.append(f"prompt = {quoted(prompt)}")
         return "\n".join([*lines, ""])
     prompt = default_prompt({"fields": columns.fields, "target": columns.target})
     lines += [
-        f"fields = {_quoted(list(columns.fields))}",
-        f"target = {_quoted(columns.target)}",
-        f"prompt = {_quoted(prompt)}",
+        f"fields = {quoted(list(columns.fields))}",
+        f"target = {quoted(columns.target)}",
+        f"prompt = {quoted(prompt)}",
     ]
     if columns.labels:
         lines += ["", "[labels]                         # value in the file -> what is answered"]
-        lines += [f"{_quoted(label)} = {_quoted(label)}" for label in columns.labels]
+        lines += [f"{quoted(label)} = {quoted(label)}" for label in columns.labels]
     else:
         lines.append(
             'kind = "generation"              # free text; metric = "rouge" or "exact_match"'
@@ -157,6 +152,6 @@ def _relative(path: Path, beside: Path) -> str:
         return path.resolve().as_posix()
 
 
-def _quoted(value: str | list[str]) -> str:
+def quoted(value: str | list[str]) -> str:
     """As TOML writes it, which is as JSON does but for one sign."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

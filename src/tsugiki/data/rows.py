@@ -8,8 +8,9 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,8 +24,9 @@ KNOWN = ", ".join((*TEXT, *TABLES))
 # A packed file that is larger than this is taken for one that was made to fill the memory.
 MOST_UNPACKED = 16 * 2**30
 CHUNK = 1 << 20
-# Half-width katakana: what EUC-JP looks like when it is read as CP932.
-HALF_WIDTH = ("｡", "ﾟ")
+BEYOND_ASCII = re.compile("[^\0-\x7f]")
+HALF_WIDTH = re.compile("[｡-ﾟ]")  # katakana: what EUC-JP looks like when it is read as CP932
+UNUSED = re.compile("[\x80-\xa0\uf8f0-\uf8ff]")  # Python's CP932 of bytes that stand for nothing
 
 
 def read_rows(path: Path, encoding: str | None = None) -> Rows:
@@ -67,10 +69,9 @@ def encoding_of(path: Path) -> str:
         return "utf-8-sig"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    if _decodes(path, "utf-8") is not None:
+    if _is_utf_8(path):
         return "utf-8"
-    seen = _decodes(path, "cp932")
-    if seen is None or 4 * seen[1] > seen[0]:
+    if not _is_cp932(path):
         raise DataError(
             f"{path}: is neither UTF-8 nor CP932 (Shift_JIS). Save it as “CSV UTF-8”, or name its "
             'encoding in the task file: encoding = "euc_jp"'
@@ -78,36 +79,45 @@ def encoding_of(path: Path) -> str:
     return "cp932"
 
 
-def encoding_notes(path: Path, encoding: str | None = None) -> list[str]:
-    """What to say of a file that was read in an encoding that nobody named."""
-    if encoding is None and data_ending(path) in (".csv", ".tsv") and encoding_of(path) == "cp932":
-        return [
-            f"{path.name}: is not UTF-8; read as CP932 (Shift_JIS), as Excel for Japan saves CSV"
-        ]
-    return []
+def found_encoding(path: Path) -> tuple[str | None, list[str]]:
+    """The encoding of a file that nobody named one for (None where there is nothing to find), and
+    what to say of it."""
+    if data_ending(path) not in (".csv", ".tsv"):
+        return None, []
+    encoding = encoding_of(path)
+    said = f"{path.name}: is not UTF-8; read as CP932 (Shift_JIS), as Excel for Japan saves CSV"
+    return encoding, [said] if encoding == "cp932" else []
 
 
-def _decodes(path: Path, encoding: str) -> tuple[int, int] | None:
-    """(characters beyond ASCII, those of half-width katakana); None for bytes that are no text of
-    this encoding."""
-    decoder, beyond, half = codecs.getincrementaldecoder(encoding)("strict"), 0, 0
+def _is_utf_8(path: Path) -> bool:
+    try:
+        for _ in _texts(path, "utf-8"):
+            pass
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_cp932(path: Path) -> bool:
+    """Whether the bytes are CP932, and not mostly half-width katakana."""
+    beyond = half = 0
+    try:
+        for text in _texts(path, "cp932"):
+            if UNUSED.search(text):
+                return False
+            beyond += len(BEYOND_ASCII.findall(text))
+            half += len(HALF_WIDTH.findall(text))
+    except UnicodeDecodeError:
+        return False
+    return 4 * half <= beyond
+
+
+def _texts(path: Path, encoding: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)("strict")
     with _opened(path) as file:
-        try:
-            while chunk := file.read(CHUNK):
-                text = decoder.decode(chunk)
-                if encoding == "cp932" and any(_unused(sign) for sign in text):
-                    return None
-                beyond += sum(not sign.isascii() for sign in text)
-                half += sum(HALF_WIDTH[0] <= sign <= HALF_WIDTH[1] for sign in text)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return None
-    return beyond, half
-
-
-def _unused(sign: str) -> bool:
-    """What Python's CP932 makes of bytes that stand for nothing."""
-    return "\x80" <= sign <= "\xa0" or "\uf8f0" <= sign <= "\uf8ff"
+        while chunk := file.read(CHUNK):
+            yield decoder.decode(chunk)
+        decoder.decode(b"", final=True)
 
 
 @contextmanager
@@ -271,39 +281,34 @@ def arrow_for(path: Path) -> Any:
 
 
 def _read_parquet(path: Path) -> Rows:
-    arrow, number = arrow_for(path), 0
-    try:
+    arrow = arrow_for(path)
+    with _named(path, arrow, "Parquet"):
         file = arrow.parquet.ParquetFile(path)
         _refuse_equal_columns(path, list(file.schema_arrow.names))
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (arrow.ArrowException, OSError, ValueError, OverflowError) as broken:
-        raise DataError(
-            f"{path}: damaged or cut short, or no Parquet file: {first_line(broken)}"
-        ) from None
+        yield from _numbered(file.iter_batches())
 
 
 def _read_arrow(path: Path) -> Rows:
     """An Arrow file, or the stream that `datasets` keeps."""
-    arrow, number = arrow_for(path), 0
+    arrow = arrow_for(path)
+    with _named(path, arrow, "Arrow"), arrow.memory_map(str(path)) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        reader = (arrow.ipc.open_file if is_file else arrow.ipc.open_stream)(source)
+        _refuse_equal_columns(path, list(reader.schema.names))
+        numbers = range(reader.num_record_batches) if is_file else ()
+        yield from _numbered(map(reader.get_batch, numbers) if is_file else reader)
+
+
+@contextmanager
+def _named(path: Path, arrow: Any, kind: str) -> Iterator[None]:
     try:
-        with arrow.memory_map(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            reader = (arrow.ipc.open_file if is_file else arrow.ipc.open_stream)(source)
-            _refuse_equal_columns(path, list(reader.schema.names))
-            batches = (
-                (reader.get_batch(at) for at in range(reader.num_record_batches))
-                if is_file
-                else reader
-            )
-            for batch in batches:
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+        yield
     except (arrow.ArrowException, OSError, ValueError, OverflowError) as broken:
         raise DataError(
-            f"{path}: damaged or cut short, or no Arrow file: {first_line(broken)}"
+            f"{path}: damaged or cut short, or no {kind} file: {first_line(broken)}"
         ) from None
+
+
+def _numbered(batches: Iterable[Any]) -> Rows:
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)

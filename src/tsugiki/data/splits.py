@@ -4,11 +4,12 @@ seed."""
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 from tsugiki.config.task import PartSpec, TaskSpec
 from tsugiki.data.example import Example
-from tsugiki.data.text import normalise
+from tsugiki.data.text import without_spaces
 
 
 def rows_of_part(rows: Sequence[Example], part: PartSpec, spec: TaskSpec) -> list[Example]:
@@ -28,9 +29,7 @@ def _half(rows: list[Example], part: PartSpec, whole_groups: bool = False) -> li
     cut = (len(rows) + 1) // 2
     if part.by == "row" and not whole_groups:
         return rows[:cut] if part.half == "first" else rows[cut:]
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row.group] = sizes.get(row.group, 0) + 1
+    sizes = Counter(row.group for row in rows)
     first: set[str] = set()
     taken = 0
     for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
@@ -47,10 +46,8 @@ def _share(rows: list[Example], part: PartSpec, *, by_group: bool) -> list[Examp
     seed."""
     if part.share is None:
         return rows
-    sizes: dict[str, int] = {}
     names = [row.group if by_group else _text_of(row) for row in rows]
-    for name in names:
-        sizes[name] = sizes.get(name, 0) + 1
+    sizes = Counter(names)
     start, end = (round(share * len(rows)) for share in part.share)
     taken, before = set[str](), 0
     for name in sorted(sizes, key=lambda name: _drawn_key(part.seed, name)):
@@ -61,7 +58,7 @@ def _share(rows: list[Example], part: PartSpec, *, by_group: bool) -> list[Examp
 
 
 def _text_of(row: Example) -> str:
-    return "\0".join(sorted("".join(normalise(text).split()) for text in row.fields.values()))
+    return "\0".join(sorted(map(without_spaces, row.fields.values())))
 
 
 def _drawn_key(seed: int, name: str) -> str:

@@ -87,6 +87,11 @@ def _with_name(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return made
 
 
+def stem_of(path: Path) -> str:
+    """`rows` of `rows.csv` and of `rows.csv.gz`."""
+    return path.name.split(".")[0]
+
+
 def name_of(stem: str) -> str:
     """A task's name from a file's: small letters, digits and `_`."""
     name = re.sub("[^a-z0-9]+", "_", stem.lower()).strip("_")
@@ -184,7 +189,7 @@ def _rows(given: Mapping[str, Any], files: Iterable[tuple[FileSpec, Path]]) -> l
 
 def _with_what_data_tell(given: Mapping[str, Any], rows: list[Any], path: Path) -> dict[str, Any]:
     made = dict(given)
-    answers = [] if made.get("messages") else _values(rows, [made["target"]])
+    answers = [] if made.get("messages") else values_of(rows, made["target"])
     if not made.get("messages") and not made.get("choices") and not made.get("labels"):
         few = "classification" if are_labels(answers) else "generation"
         if made.setdefault("kind", few) == "classification":
@@ -208,7 +213,7 @@ def _whole(given: Mapping[str, Any], path: Path) -> TaskSpec:
     return parse(TaskSpec, made, str(path), DataError)
 
 
-def _values(rows: Iterable[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+def values_of(rows: Iterable[Mapping[str, Any]], *names: str) -> list[str]:
     """The texts of these fields; what is no text is named when its row is read."""
     texts = []
     for row in rows:
@@ -242,7 +247,7 @@ def _longest(given: Mapping[str, Any], rows: list[Any], answers: list[str]) -> i
     if not given.get("choices") and not given.get("labels"):
         longest = max((len(answer) for answer in answers), default=LONGEST_FREE // 4)
         return min(LONGEST_FREE, max(16, 2 * longest))
-    words = _values(rows, given["choices"]) if given.get("choices") else given["labels"].values()
+    words = values_of(rows, *given["choices"]) if given.get("choices") else given["labels"].values()
     return 2 + max((len(text.encode()) for text in words), default=6)
 
 

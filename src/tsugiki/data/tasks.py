@@ -23,8 +23,8 @@ from tsugiki.config.task import FileSpec, PartSpec, TaskSpec
 from tsugiki.data.conversations import conversation, open_turn
 from tsugiki.data.example import Example, equal_candidates
 from tsugiki.data.formatting import as_ours
-from tsugiki.data.rows import encoding_notes, read_rows
-from tsugiki.data.sources import at_hand, git_blob_id, locate
+from tsugiki.data.rows import found_encoding, read_rows
+from tsugiki.data.sources import at_hand, git_blob_of, locate
 from tsugiki.data.splits import rows_of_part, stretch_of
 from tsugiki.data.task_file import read_task
 from tsugiki.data.text import as_text
@@ -85,13 +85,23 @@ def version_at_hand(choice: TaskChoice, version: str) -> bool:
 
 def all_at_hand(choice: TaskChoice) -> bool:
     """The same of the version that is chosen."""
-    spec, folder = find_task(choice.name, choice.data_dir)
-    version = choice.version or spec.default_version
-    files = {**spec.files, **(spec.versions[version] if version else {})}
-    parts = spec.splits[choice.split or spec.default_split]
-    names = {name for part in (parts.train, parts.validation, parts.test) for name in part.files}
+    files, folder = files_of_split(choice)
     data_dir = Path(choice.data_dir) if choice.data_dir else None
-    return all(name in files and at_hand(files[name], folder, data_dir) for name in names)
+    return all(file is not None and at_hand(file, folder, data_dir) for file in files.values())
+
+
+def files_of_split(choice: TaskChoice) -> tuple[dict[str, FileSpec | None], Path]:
+    """The data files that the chosen split is cut from, by name (None for one that the task file
+    does not have), and the folder that their paths start from. Raises as `task_without_data`."""
+    task, folder = _chosen_task(choice)
+    parts, files = task.spec.splits[task.split], _files(task)
+    names = [name for part in SPLITS for name in getattr(parts, part).files]
+    return {name: files.get(name) for name in names}, folder
+
+
+def _files(task: Task) -> dict[str, FileSpec]:
+    """Those of the chosen version."""
+    return {**task.spec.files, **(task.spec.versions[task.version] if task.version else {})}
 
 
 def _pick(given: str | None, default: str, known: Mapping[str, Any], what: str, task: str) -> str:
@@ -134,7 +144,7 @@ def load_task(choice: TaskChoice) -> Task:
     """
     task, folder = _chosen_task(choice)
     spec, split = task.spec, task.split
-    files = {**spec.files, **(spec.versions[task.version] if task.version else {})}
+    files = _files(task)
     data_dir = Path(choice.data_dir) if choice.data_dir else None
     loaded: dict[str, tuple[list[Example], str]] = {}
     notes = list[str]()
@@ -199,11 +209,14 @@ def _load_file(
     spec: TaskSpec, file: FileSpec, folder: Path, data_dir: Path | None, notes: list[str]
 ) -> tuple[list[Example], str]:
     path = locate(file, folder, data_dir)
-    notes += encoding_notes(path, file.encoding)
+    encoding = file.encoding
+    if encoding is None:
+        encoding, said = found_encoding(path)
+        notes += said
     build = _builder(spec, spec.group if file.has_group else None)
     rows = [
         (number, as_ours(row, spec.formatting, f"{path} row {number}"))
-        for number, row in read_rows(path, file.encoding)
+        for number, row in read_rows(path, encoding)
     ]
     if file.rows and len(rows) != file.rows:
         raise DataError(
@@ -219,7 +232,7 @@ def _load_file(
         examples = [
             build(f"{path} row {number}", f"{path.stem}:{number}", row) for number, row in rows
         ]
-    return examples, git_blob_id(path.read_bytes())
+    return examples, git_blob_of(path)
 
 
 def unanswered(

@@ -60,6 +60,11 @@ def _kind(value: Any) -> str:
     return "a list" if isinstance(value, (list, tuple)) else f"of the type {type(value).__name__}"
 
 
+def without_spaces(text: str) -> str:
+    """NFKC, and no white space at all: two texts that are written differently are one."""
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
 def normalise(text: str) -> str:
     """NFKC, then white space off both ends: the rule under which an answer matches."""
     return unicodedata.normalize("NFKC", text).strip()

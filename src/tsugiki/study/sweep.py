@@ -65,7 +65,8 @@ def run_study(
         Interrupted: on Ctrl-C; the same call goes on.
     """
     result = StudyResult(study=study, cells=[])
-    remaining = Remaining(result=result, known=_made_here(store))
+    # Every run there is read for it: only where somebody asks.
+    remaining = Remaining(result=result, known=_made_here(store) if on_left else [])
     if on_left:
         on_left(remaining.now)
     heard = _heard(events, result, on_cell, remaining)

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from tsugiki.errors import ConfigError, did_you_mean, first_line, how_to_install
 
-# Name: (module, class, what of the package proves that it is installed).
+# Name: (module, class).
 TRACKERS = {
     "tensorboard": ("tsugiki.trackers.tensorboard", "TensorBoard"),
     "wandb": ("tsugiki.trackers.wandb", "WandB"),
