@@ -47,8 +47,3 @@ def testdata() -> Path:
     if not given or not Path(given, "jcommonsenseqa").exists():
         pytest.skip("TSUGIKI_TESTDATA does not name a folder with the real task data")
     return Path(given)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes over a minute starts first: at the end one worker would wait for it alone."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -35,7 +35,7 @@ def test_a_notebook_is_kept_without_outputs(path: Path) -> None:
     assert len(content["cells"]) > 10
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_introduction_to_lora_runs_and_shows_what_it_says(tmp_path: Path) -> None:
     """In a kernel where there is one, else cell after cell in one program."""
