@@ -10,13 +10,13 @@ from typing import Literal
 
 from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against
-from tsugiki.report.words import Language, say, texts
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.baselines import baselines, guessing_nats
 from tsugiki.score.statistics import Estimate
 from tsugiki.study.cells import Cell, Key, StudyResult
 from tsugiki.study.missing import seed_of, test_of
+from tsugiki.words import Language, say, texts
 
 Kind = Literal["learned", "no better", "seeds failed", "failed", "missing"]
 # of the labels' entropy: a loss above it has learned nothing but how often each label comes

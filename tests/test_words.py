@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.report.words import LANGUAGES, say, texts
+from tsugiki.words import LANGUAGES, say, texts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 # Old spellings are read there, and by a hidden option; nowhere else.
 OLD = {"src/tsugiki/config/old_spellings.py"}
