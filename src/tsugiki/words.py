@@ -8,15 +8,18 @@ and values. `say` puts it in another language, also as a value of another text.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, reduce
 from pathlib import Path
+from string import Formatter
 from typing import Literal, Self, get_args
 
 Language = Literal["ja", "en"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 FOLDER = Path(__file__).parent / "presets"
+KEPT = ("error", "memory", "reason", "system")  # sections of what records keep in English
 
 
 @cache
@@ -64,7 +67,14 @@ class Message(str):
 def _changed(value: object, change: Callable[[str], str]) -> object:
     if isinstance(value, (int, float)):
         return value
-    return value.changed(change) if isinstance(value, Message) else change(str(value))
+    return value.changed(change) if isinstance(value, Message) else _Written(change(str(value)))
+
+
+class _Written(str):
+    """A value that is a text already, whatever form the sentence asks numbers to have."""
+
+    def __format__(self, form: str) -> str:
+        return str(self)
 
 
 def in_language(language: Language, text: str) -> str:
@@ -74,6 +84,42 @@ def in_language(language: Language, text: str) -> str:
 
 def _in_language(value: object, language: Language) -> object:
     return in_language(language, value) if isinstance(value, str) else value
+
+
+def recognised(text: str, items: bool = False) -> str:
+    """The message that a sentence in a record was, its values as they are written there; any other
+    text as it is. `items`: the text stands in a line of memory, where nothing but its items does."""
+    if isinstance(text, Message):
+        return text
+    for key, pattern in _patterns(items):
+        if (match := pattern.fullmatch(text)) is not None:
+            inner, values = key.partition(".")[0] in ("memory", "list"), match.groupdict()
+            return Message(key, **{n: recognised(_Written(v), inner) for n, v in values.items()})
+    return text
+
+
+@cache
+def _patterns(items: bool) -> list[tuple[str, re.Pattern[str]]]:
+    """Keys with what matches their English text, the longest first: whole sentences, since a label
+    or a name may be any word; or with the items of a line of memory."""
+    known = list[tuple[int, str, re.Pattern[str]]]()
+    for key, text in texts("en").items():
+        parts, section = list(Formatter().parse(text)), key.partition(".")[0]
+        letters = "".join(literal for literal, *_ in parts)
+        whole = letters.count(" ") > 2 or (section in ("reason", "system") and letters == text)
+        if (section in KEPT and whole) or (items and (section == "memory" or key == "list.comma")):
+            known.append((len(letters), key, re.compile(_pattern(parts), re.DOTALL)))
+    return [(key, pattern) for _, key, pattern in sorted(known, key=lambda each: -each[0])]
+
+
+def _pattern(parts: Iterable[tuple[str, str | None, str | None, str | None]]) -> str:
+    made, named = "", set[str]()
+    for literal, name, *_ in parts:
+        made += re.escape(literal)
+        if name is not None:
+            made += f"(?P={name})" if name in named else f"(?P<{name}>.*)"
+            named.add(name)
+    return made
 
 
 def joined(key: str, parts: Iterable[str]) -> str:

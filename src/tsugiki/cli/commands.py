@@ -34,7 +34,7 @@ from tsugiki.cli.printing import (
 )
 from tsugiki.config.old_spellings import OldSpelling
 from tsugiki.errors import ConfigError, TsugikiError, reason_of, without_secrets
-from tsugiki.words import Language, Message, in_language, say
+from tsugiki.words import Language, Message, in_language, recognised, say
 
 if TYPE_CHECKING:
     from tsugiki.config.run import RunConfig
@@ -266,7 +266,7 @@ def run(
     if as_json:
         print_json(record_json(record))
     if record.status != "done":
-        raise TsugikiError(record.outcome.reason)
+        raise TsugikiError(recognised(record.outcome.reason))
     if not as_json:
         print_scores(record, "validation", language)
         print(say(language, "terminal.run", folder=record.folder))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.errors import ConfigError, TsugikiError, reason_of
-from tsugiki.words import Language, called, in_language, say
+from tsugiki.words import Language, called, in_language, recognised, say
 
 if TYPE_CHECKING:
     from tsugiki.report.compare import Comparison
@@ -193,7 +193,8 @@ def print_record(record: RunRecord, as_json: bool, language: Language) -> None:
     if as_json:
         print_json(record_json(record))
         return
-    there, reason = record.provenance, record.outcome.reason
+    there = record.provenance
+    reason = in_language(language, recognised(record.outcome.reason))
     status = say(language, f"run_status.{record.status}")
     print(f"{record.folder}: {status}" + (f" ({reason})" if reason else ""))
     sections = record.config.model_dump(mode="json", exclude_none=True)

@@ -27,7 +27,7 @@ from tsugiki.train.cost import Cost
 from tsugiki.train.engine import fit
 from tsugiki.train.meter import free_memory
 from tsugiki.train.open_step import open_step
-from tsugiki.words import Message
+from tsugiki.words import Message, recognised
 
 PAPER_BATCH = 8
 PROBE_STEPS = 40
@@ -109,7 +109,8 @@ def has_weights(record: RunRecord) -> bool:
 
 def _why_not_done(record: RunRecord) -> str:
     if record.status == "failed":
-        return Message("error.run_failed", run=record.folder, reason=record.outcome.reason)
+        reason = recognised(record.outcome.reason)
+        return Message("error.run_failed", run=record.folder, reason=reason)
     kept = latest_checkpoint(record.folder / "checkpoint")
     if kept is None:
         return Message("error.unfinished", run=record.folder)

@@ -150,7 +150,7 @@ class _LaneRun:
         try:
             self.lane.check_health()
         except DidNotLearn as unmoved:
-            self.failure = str(unmoved)
+            self.failure = unmoved.message
 
     def save(
         self, folder: Path, *, group: str | None = None, group_step: int = 0, keep: bool = False
