@@ -217,7 +217,7 @@ def test_a_message_is_its_english_and_knows_its_japanese() -> None:
         assert in_language("en", same) == message
     assert say("ja", "check.note", note=message) == f"  注意: {japanese}"
     assert in_language("ja", "any text") == "any text"
-    parts = (Message("memory.item", name=name, gib="1") for name in ("x", "y", "z"))
+    parts = (Message("memory.item", name=name, size="1") for name in ("x", "y", "z"))
     assert in_language("ja", joined("list.comma", parts)) == "x 1、y 1、z 1"
 
 
@@ -256,7 +256,7 @@ def test_a_sentence_in_a_record_is_recognised(key: str) -> None:
 
 
 def test_a_line_of_memory_is_recognised_with_its_items_and_a_label_is_none() -> None:
-    items = [Message("memory.item", name=Message(f"memory.{name}"), gib="1.5")
+    items = [Message("memory.item", name=Message(f"memory.{name}"), size="1.5")
              for name in ("moments", "activations", "weights")]  # fmt: skip
     held = Message("memory.total_of", gib="4.5", items=joined("list.comma", items))
     message = Message("memory.lower_length", taken="x", held=held, length=2048, instead="LoRA")

@@ -88,7 +88,7 @@ def _in_language(value: object, language: Language) -> object:
 
 def recognised(text: str, items: bool = False) -> str:
     """The message that a sentence in a record was, its values as they are written there; any other
-    text as it is. `items`: the text stands in a line of memory, where nothing but its items does."""
+    text as it is. `items`: it stands in a line of memory, where nothing else does."""
     if isinstance(text, Message):
         return text
     for key, pattern in _patterns(items):

@@ -42,7 +42,7 @@ def machine_lines(out: Path) -> Iterator[str]:
     yield f"tsugiki {__version__}, Python {platform.python_version()}, {platform.platform()}"
     missing = Message("machine.missing")
     versions = [(name, _version(name) or missing) for name in CORE]
-    yield _listed(Message("memory.item", name=name, gib=version) for name, version in versions)
+    yield _listed(Message("memory.item", name=name, size=version) for name, version in versions)
     yield from _device()
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(_existing(out))
     sizes = {"free": memory.available / GIB, "total": memory.total / GIB, "disk": disk.free / GIB}

@@ -47,7 +47,7 @@ def in_words(ledger: Ledger) -> str:
     out."""
     items = sorted(ledger.items().items(), key=lambda item: -item[1])
     parts = [
-        Message("memory.item", name=Message(f"memory.{name}"), gib=_gib(size))
+        Message("memory.item", name=Message(f"memory.{name}"), size=_gib(size))
         for name, size in items
         if size >= 0.05 * 2**30
     ]
