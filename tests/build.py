@@ -28,8 +28,8 @@ from tsugiki.config.run import RunConfig
 from tsugiki.report.material import Material
 from tsugiki.report.table import InWords
 from tsugiki.report.tables import all_tables
-from tsugiki.report.words import Language
 from tsugiki.toml import parse
+from tsugiki.words import Language
 
 SENTENCES = [
     "文1: 犬が公園を走っています。[SEP]文2: 動物が外にいます。",

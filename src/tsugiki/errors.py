@@ -4,9 +4,12 @@ is a bug of ours."""
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import traceback
 from collections.abc import Iterable
+
+from tsugiki.words import Message, say
 
 # What stands before a host (a user's name may be a token, too), in a query, after `Bearer`, and
 # tokens of the Hub wherever they are.
@@ -20,10 +23,24 @@ _QUERY = re.compile(
 _BEARER = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
+# What the system says that a newcomer meets: errno → its key under [system].
+SYSTEM_REASONS = {
+    errno.ENOENT: "no_file",
+    errno.EACCES: "no_permission",
+    errno.ENOSPC: "disk_full",
+    errno.EISDIR: "is_folder",
+    errno.ENOTDIR: "no_folder",
+    errno.EEXIST: "exists",
+    errno.EROFS: "read_only",
+}
+
 
 def without_secrets(text: str) -> str:
     """A text without passwords and tokens, for all that is printed or kept: those in addresses
-    (`https://user:password@host`, `?token=…`, `&sig=…`) and in headers, and tokens of the Hub."""
+    (`https://user:password@host`, `?token=…`, `&sig=…`) and in headers, and tokens of the Hub. A
+    message stays one."""
+    if isinstance(text, Message):
+        return text.changed(without_secrets)
     text = _LOGIN.sub("…@", text)
     text = _QUERY.sub(r"\1…", text)
     return _HUB_TOKEN.sub("hf_…", _BEARER.sub(r"\1\2…", text))
@@ -32,11 +49,18 @@ def without_secrets(text: str) -> str:
 class TsugikiError(Exception):
     """A fault that the user can fix. The command line prints its one line and exits with code 2.
 
-    What it says is free of secrets wherever it ends up: a terminal, a log, a report.
+    What it says is free of secrets wherever it ends up: a terminal, a log, a report. What a
+    newcomer meets is a `Message`, which the terminal says in its language.
     """
 
     def __str__(self) -> str:
-        return without_secrets(super().__str__())
+        return str(self.message)
+
+    @property
+    def message(self) -> str:
+        """What it says: in English as a string, as a `Message` where it is one."""
+        given = self.args[0] if len(self.args) == 1 else super().__str__()
+        return without_secrets(given if isinstance(given, str) else str(given))
 
 
 class ConfigError(TsugikiError):
@@ -64,7 +88,13 @@ def first_line(broken: BaseException) -> str:
 def how_to_install(*libraries: str) -> str:
     """What to type for libraries that one feature alone needs. Their names and no extra of ours:
     that works from wherever tsugiki was installed."""
-    return f"Run: pip install {' '.join(libraries)}"
+    return Message("error.install", libraries=" ".join(libraries))
+
+
+def needs(what: object, library: str) -> str:
+    """What to say where one feature's only library is not there."""
+    install = how_to_install(library)
+    return Message("error.needs", what=str(what), library=library, install=install)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -72,18 +102,28 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     near."""
     names = sorted(known)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    hint = f' Did you mean "{close[0]}"?' if close else ""
-    return f"{hint} Known: {', '.join(names)}"
+    known_names = Message("error.known", names=", ".join(names))
+    return Message("error.did_you_mean", name=close[0], known=known_names) if close else known_names
 
 
 def reason_of(broken: BaseException) -> str:
     """Why something could not be done, in one line."""
     if isinstance(broken, TsugikiError):
-        return str(broken)
+        return broken.message
     if isinstance(broken, OSError):
-        said = str(broken.strerror or broken)
-        return without_secrets(f"{broken.filename}: {said}" if broken.filename else said)
+        said = system_reason(broken)
+        if not broken.filename:
+            return without_secrets(said)
+        return without_secrets(Message("error.at", where=str(broken.filename)[:200], reason=said))
     return f"{type(broken).__name__}: {first_line(broken)}"
+
+
+def system_reason(broken: OSError) -> str:
+    """What the system says, without the file's name."""
+    said = str(broken.strerror or broken)
+    known = SYSTEM_REASONS.get(broken.errno or 0)
+    # What a program raises itself may have words of its own.
+    return Message(f"system.{known}") if known and say("en", f"system.{known}") == said else said
 
 
 def message_of(broken: BaseException) -> str:

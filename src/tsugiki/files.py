@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tsugiki.errors import DataError, without_secrets
+from tsugiki.errors import DataError, system_reason, without_secrets
+from tsugiki.words import Message
 
 ABSOLUTE = re.compile(r"(?<![\w./~:…-])(?:/|[A-Za-z]:[\\/])(?:[^\s'\"/\\,;=]+[\\/])+")
 
@@ -46,10 +47,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as broken:
         if name is not None:
             Path(name).unlink(missing_ok=True)
-        raise DataError(
-            f"{path}: cannot be written: {broken.strerror}. Free some space or choose another "
-            "folder"
-        ) from None
+        said = system_reason(broken)
+        raise DataError(Message("error.not_written", path=path, reason=said)) from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tsugiki.errors import DataError
 from tsugiki.files import umask
+from tsugiki.words import Message
 
 SILENT_S = 60.0  # seconds without a byte, after which a download is given up
 GIB = 2**30
@@ -69,10 +70,7 @@ def download(url: str, folder: Path) -> Path:
         with os.fdopen(handle, "wb") as file:
             _stream(url, file.fileno(), most)
         if is_page(path):
-            raise DataError(
-                f"{url}: what came is an HTML page (an error, or a login), not data. Nothing was "
-                "kept. Look at the address in a browser"
-            )
+            raise DataError(Message("error.page_came", url=url))
         os.chmod(path, 0o666 & ~umask())
         kept = True
     finally:
@@ -105,17 +103,11 @@ def _stream(url: str, file: int, most: int) -> None:
     except http.client.IncompleteRead:  # of a body in chunks, whose length nobody announced
         promised = -1
     except TimeoutError:
-        raise DataError(
-            f"{url}: no byte came for {SILENT_S:g} s, after {done:,} bytes. Run again, or put a "
-            "copy there and name its folder with data_dir"
-        ) from None
+        raise DataError(Message("error.silent", url=url, seconds=SILENT_S, done=done)) from None
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as broken:
-        raise DataError(
-            f"{url}: cannot be fetched: {broken}. Check the network, or put a copy there and "
-            "name its folder with data_dir"
-        ) from None
+        raise DataError(Message("error.not_fetched", url=url, reason=broken)) from None
     if promised is not None and promised != done:
-        raise DataError(f"{url}: the download broke off after {done:,} bytes. Run again")
+        raise DataError(Message("error.broke_off", url=url, done=done))
 
 
 def _request(url: str) -> urllib.request.Request:

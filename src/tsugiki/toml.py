@@ -11,9 +11,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
+from tsugiki.errors import ConfigError, TsugikiError, did_you_mean, system_reason
+from tsugiki.words import Message, joined
 
 T = TypeVar("T", bound=BaseModel)
+# Of pydantic's kinds of mistakes, those whose sentence stands under [must], with their own values.
+PLAIN_RULES = (
+    "missing", "int_type", "int_parsing", "int_from_float", "float_type", "float_parsing",
+    "finite_number", "string_type", "bool_type", "bool_parsing", "literal_error", "greater_than",
+    "greater_than_equal", "less_than", "less_than_equal", "tuple_type",
+)  # fmt: skip
 Given = Mapping[str, Any]
 """What a TOML file says, before a schema has read it."""
 
@@ -36,9 +43,13 @@ def parse(
                 for other in mistakes
             )
         ]
-        lines = [_say(schema, mistake) for mistake in inner]
-        head = f"{where}: {len(lines)} mistakes. " if len(lines) > 1 else f"{where}: "
-        raise error(head + " | ".join(lines)) from None
+        lines = [_said(schema, mistake) for mistake in inner]
+        if len(lines) == 1:
+            raise error(Message("error.at", where=where, reason=lines[0])) from None
+        mistakes_text = joined("list.bar", lines)
+        raise error(
+            Message("error.mistakes", where=where, count=len(lines), mistakes=mistakes_text)
+        ) from None
 
 
 def _refuse_broken_text(given: Any, where: str, error: type[TsugikiError]) -> None:
@@ -54,35 +65,43 @@ def _refuse_broken_text(given: Any, where: str, error: type[TsugikiError]) -> No
     elif isinstance(given, str) and any(
         char == "\0" or "\ud800" <= char <= "\udfff" for char in given
     ):
-        raise error(f"{where}: {given!r} holds a NUL, or bytes that are not UTF-8")
+        raise error(Message("must.broken_text", where=where, given=repr(given)))
 
 
-def _say(schema: type[BaseModel], mistake: Mapping[str, Any]) -> str:
+def _said(schema: type[BaseModel], mistake: Mapping[str, Any]) -> str:
+    """One mistake with its place."""
+    said, kind = _rule(schema, mistake), mistake["type"]
+    if kind not in ("extra_forbidden", "missing", "value_error"):
+        said = Message("must.got", rule=said, given=_short(mistake["input"]))
     where = ".".join(str(part) for part in mistake["loc"])
-    if mistake["type"] == "extra_forbidden":
-        return (
-            f"{where}: unknown "
-            f"key.{did_you_mean(str(mistake['loc'][-1]), _keys_at(schema, mistake['loc'][:-1]))}"
-        )
-    if mistake["type"] == "missing":
-        return f"{where}: missing, must be given"
-    message = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if mistake["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        message = "must be a table with keys of its own, like name = …"
-    elif mistake["type"] in ("too_long", "too_short"):
-        most, least = mistake["ctx"].get("max_length"), mistake["ctx"].get("min_length")
-        message = f"must have at most {most} entries" if most else f"needs at least {least}"
-    elif mistake["type"] == "tuple_type":
-        message = "must be a list in square brackets"
-    given = "" if mistake["type"] == "value_error" else f", got {_short(mistake['input'])}"
-    return f"{where}: {message}{given}" if where else f"{message}{given}"
+    return Message("error.at", where=where, reason=said) if where else said
+
+
+def _rule(schema: type[BaseModel], mistake: Mapping[str, Any]) -> str:
+    """What must hold."""
+    kind, values = mistake["type"], mistake.get("ctx", {})
+    if kind == "extra_forbidden":
+        *path, name = mistake["loc"]
+        return Message("must.unknown_key", hint=did_you_mean(str(name), _keys_at(schema, path)))
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return Message("must.table")
+    if kind == "too_long":
+        return Message("must.too_long", most=values["max_length"])
+    if kind == "too_short":
+        return Message("must.too_short", least=values["min_length"])
+    if kind in PLAIN_RULES:
+        return Message(f"must.{kind}", **values)
+    if kind == "value_error" and isinstance(said := values["error"].args[0], Message):
+        return said
+    message: str = mistake["msg"]
+    return message.removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 def _short(value: Any) -> str:
     try:
         said = repr(value)
     except ValueError:  # an integer of thousands of digits
-        return f"a value of the type {type(value).__name__}"
+        return Message("must.value_of_type", kind=type(value).__name__)
     return said if len(said) <= 80 else said[:77] + "…"
 
 
@@ -121,22 +140,18 @@ def read_toml(path: Path, error: type[TsugikiError] = ConfigError) -> dict[str, 
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
+        raise error(Message("error.no_file", path=path)) from None
     except OSError as broken:
-        raise error(f"{path}: cannot be read: {broken.strerror}") from None
+        said = system_reason(broken)
+        raise error(Message("error.unreadable", path=path, reason=said)) from None
     except UnicodeDecodeError:
-        raise error(
-            f"{path}: must be UTF-8 (it looks like CP932 or another encoding). Save it as UTF-8"
-        ) from None
+        raise error(Message("error.toml_encoding", path=path)) from None
     except RecursionError:
-        raise error(f"{path}: nested too deeply") from None
+        raise error(Message("error.toml_nested", path=path)) from None
     except ValueError as broken:  # TOMLDecodeError, or a number of thousands of digits
-        raise error(
-            f"{path}: not valid TOML: {broken}. Look for full-width or curly signs, a missing "
-            "quote or bracket there"
-        ) from None
+        raise error(Message("error.toml_syntax", path=path, reason=broken)) from None
     if not content:
-        raise error(f"{path}: empty")
+        raise error(Message("error.empty_file", path=path))
     return content
 
 
@@ -149,10 +164,7 @@ def is_task_file(given: Mapping[str, Any]) -> bool:
 def refuse_task_file(given: Mapping[str, Any], where: str) -> None:
     """Raises `ConfigError` with what to do when a task file was given for a run or study file."""
     if is_task_file(given):
-        raise ConfigError(
-            f"{where}: this is a task file. Check it with: tsugiki check {where}; use it with name "
-            f'= "{where}" under [task] or [[tasks]]'
-        )
+        raise ConfigError(Message("error.task_file", where=where))
 
 
 def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -195,18 +207,18 @@ def override(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals:
-            raise ConfigError(f"--set {change}: must read key=value, like train.learning_rate=2e-4")
+            raise ConfigError(Message("error.set_form", change=change))
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):
             value = text
         *parents, last = name.strip().split(".")
         if not all([*parents, last]):
-            raise ConfigError(f"--set {change}: must read key=value, like train.learning_rate=2e-4")
+            raise ConfigError(Message("error.set_form", change=change))
         target = result
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise ConfigError(f"--set {change}: {parent} is a value, not a table")
+                raise ConfigError(Message("error.set_table", change=change, name=parent))
         target[last] = value
     return result

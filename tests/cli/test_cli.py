@@ -41,13 +41,23 @@ def tsugiki(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
     )
 
 
+class Terminal(io.StringIO):
+    """What a command writes to as if somebody sat there."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def in_this_process(
-    patch: pytest.MonkeyPatch, *arguments: str, cwd: Path | None = None
+    patch: pytest.MonkeyPatch,
+    *arguments: str,
+    cwd: Path | None = None,
+    stream: type[io.StringIO] = io.StringIO,
 ) -> subprocess.CompletedProcess[str]:
     """The same without a process of its own, which takes five seconds to load PyTorch."""
     from tsugiki.cli.commands import main
 
-    out, err = io.StringIO(), io.StringIO()
+    out, err = stream(), stream()
     patch.setattr(sys, "argv", ["tsugiki", *arguments])
     patch.setattr(warnings, "showwarning", warnings.showwarning)
     patch.setenv("OPENBLAS_NUM_THREADS", "1")  # a command may set it for itself

@@ -19,10 +19,10 @@ from tsugiki.report.latex import COLUMNS, paper_table, to_latex
 from tsugiki.report.material import Material, gather
 from tsugiki.report.svg import stand_alone
 from tsugiki.report.table import InWords, markdown, spreadsheet, visible
-from tsugiki.report.words import texts
 from tsugiki.report.write import pdf_writer
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import collect, find_study, parse_study
+from tsugiki.words import texts
 
 PAGES = make.HERE / make.PAGES
 Rows = list[dict[str, str]]

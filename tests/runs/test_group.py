@@ -21,7 +21,6 @@ import torch
 from tests.build import TRAIN, run_config, study_of
 from tsugiki.config.run import RunConfig
 from tsugiki.report.material import gather
-from tsugiki.report.words import say
 from tsugiki.report.write import write_report
 from tsugiki.runs import shared as run_module
 from tsugiki.runs.events import Events
@@ -34,6 +33,7 @@ from tsugiki.study.cells import parse_study
 from tsugiki.study.sweep import run_study
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 from tsugiki.train.lane import DoesNotFit, Lane
+from tsugiki.words import say
 
 
 def weights(record: RunRecord) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ from tsugiki.runs.identity import SEMANTICS
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Run, Store
 from tsugiki.study.preflight import look_first
+from tsugiki.words import Message
 
 CHAT = (
     "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '[SEP]' }}{% endfor %}{% if "
@@ -409,14 +410,13 @@ def test_a_model_that_writes_without_a_cache_says_so_and_is_trained_and_scored(
     task_file: Path, tmp_path: Path
 ) -> None:
     from tests.model.test_look import TAKEN, saved
-    from tsugiki.model.look import WITHOUT_CACHE
 
     folder = saved(TAKEN["mamba"], tmp_path / "model")
     record, notes = run_of(
         run_config(folder, task_file, method="full", lora=None, train={**TRAIN, "max_length": 128}),
         tmp_path,
     )
-    assert WITHOUT_CACHE in notes
+    assert Message("note.without_cache") in notes
     assert score_run(record, "test").scores("test") is not None  # type: ignore[arg-type]
 
 

@@ -16,11 +16,10 @@ from tsugiki.errors import ConfigError, TsugikiError
 from tsugiki.fast.cuda_graphs import why_eager
 from tsugiki.model.folder import resolve
 from tsugiki.model.loading import find_base, load_base, load_tokenizer
-from tsugiki.model.look import WITHOUT_CACHE, look_of
+from tsugiki.model.look import look_of
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.report.notes import leak_notes
 from tsugiki.report.planned import basis_text, needed_text, plan_text
-from tsugiki.report.words import Language, say
 from tsugiki.runs.elsewhere import read_wanted
 from tsugiki.runs.request import run_config
 from tsugiki.runs.store import Store
@@ -31,6 +30,7 @@ from tsugiki.study.plan import keep_new, plan_of
 from tsugiki.study.preflight import check_model, check_task, raise_it
 from tsugiki.toml import beside, is_task_file, override, read_toml
 from tsugiki.train.memory import NoRoom
+from tsugiki.words import Language, in_language, say
 
 
 def overlaps(task: Task, language: Language) -> Iterator[str]:
@@ -72,7 +72,7 @@ def check_file(
         raise ConfigError("--margin, --power: a comparison is planned of a study: name its file")
     if is_task_file(given):
         task = check_task(TaskChoice(name=str(path)))
-        yield describe(task)
+        yield in_language(language, describe(task))
         yield from (say(language, "check.note", note=note) for note in task.notes)
         yield from overlaps(task, language)
         yield "ok"
@@ -88,18 +88,19 @@ def check_file(
     choices = dict.fromkeys(config.task for config in configs)
     tasks = {choice: check_task(choice) for choice in choices}
     for task in tasks.values():
-        yield describe(task)
+        yield in_language(language, describe(task))
         yield from overlaps(task, language)
     device = device_for(memory_gib)
     for choice in {config.model: None for config in configs}:
         own_configs = [config for config in configs if config.model == choice]
         no_room = list[str]()
         refuse = _collect_no_room(no_room, language) if study is not None else raise_it
-        yield from check_model(choice, own_configs, tasks, refuse, device)
+        for line in check_model(choice, own_configs, tasks, refuse, device):
+            yield in_language(language, line)
         yield from no_room
-        yield from tokenizer_notes(
-            resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values())
-        )
+        folder = resolve(choice)
+        for line in tokenizer_notes(folder, load_tokenizer(folder), _lines_of(tasks.values())):
+            yield in_language(language, line)
         if load:
             yield from _load(choice, own_configs, language)
     if study is not None and planned is not None:
@@ -118,7 +119,7 @@ def _collect_no_room(
     def refuse(error: TsugikiError, affected: Sequence[RunConfig]) -> None:
         if not isinstance(error, NoRoom):
             raise error
-        lines.append(say(language, "check.no_room", count=len(affected), error=error))
+        lines.append(say(language, "check.no_room", count=len(affected), error=error.message))
 
     return refuse
 
@@ -227,8 +228,8 @@ def _load(choice: ModelChoice, configs: Sequence[RunConfig], language: Language)
             compute=source.numerics.compute,
             device=source.device,
         )
-        if not look_of(base.model).cached:
-            yield say(language, "check.note", note=WITHOUT_CACHE)
+        for note in look_of(base.model).notes:
+            yield say(language, "check.note", note=note)
         if (said := why_eager(base.model, base.device, base.numerics, "auto")) is not None:
             yield say(language, "check.note", note=said)
 

@@ -22,18 +22,19 @@ from tsugiki.cli.app import (
     end,
     reads_records_alone,
 )
-from tsugiki.cli.language import Lang, language_of
+from tsugiki.cli.language import Lang, language_of, language_of_errors
 from tsugiki.cli.printing import (
     print_damaged,
     print_json,
+    print_note,
     print_paper,
     print_report,
     print_scores,
     record_json,
 )
 from tsugiki.config.old_spellings import OldSpelling
-from tsugiki.errors import ConfigError, RunError, TsugikiError, without_secrets
-from tsugiki.report.words import Language, say
+from tsugiki.errors import ConfigError, TsugikiError, reason_of, without_secrets
+from tsugiki.words import Language, Message, in_language, recognised, say
 
 if TYPE_CHECKING:
     from tsugiki.config.run import RunConfig
@@ -53,16 +54,14 @@ def main() -> None:
     assert there == {app}, "their commands are there when imported"
     try:
         app(standalone_mode=True)
-    except RunError as error:
-        _fail(error, 130 if type(error).__name__ == "Interrupted" else 2)
     except TsugikiError as error:
-        _fail(error, 2)
+        _fail(error.message, 130 if type(error).__name__ == "Interrupted" else 2)
     except OSError as broken:
         if broken.filename is None:
             _crash(broken)
-        _fail(TsugikiError(f"{str(broken.filename)[:200]}: {broken.strerror}"), 2)
+        _fail(reason_of(broken), 2)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print(say(language_of_errors(sys.argv), "terminal.stopped"), file=sys.stderr)
         sys.exit(130)
     except Exception as broken:
         _crash(broken)
@@ -82,14 +81,15 @@ def _show_warning(
     """A setting under an old name is one line; other warnings stay as Python writes them."""
     if issubclass(category, OldSpelling):
         if str(message) not in _SAID:  # Python forgets what it said whenever a filter changes
-            print(f"note: {message}", file=sys.stderr)
+            said = message.args[0] if isinstance(message, Warning) else message
+            print_note(said, language_of_errors(sys.argv))
         _SAID.add(str(message))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
-def _fail(error: Exception, code: int) -> None:
-    print(f"tsugiki: {without_secrets(str(error))}", file=sys.stderr)
+def _fail(said: str, code: int) -> None:
+    print(f"tsugiki: {in_language(language_of_errors(sys.argv), said)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -162,12 +162,12 @@ def study(
     """Run what is missing of a study, choose by validation, score on test once, print the
     tables."""
     language = language_of(lang, as_json)
-    file = _file_of(file, model, task)
+    file = _file_of(file, model, task, language)
     spec = _study(file, changes)
     if worker:
         from tsugiki.cli.running import work
 
-        work(spec, out, worker, track or [])
+        work(spec, out, worker, language, track or [])
         return
     if dry_run:
         _print_cells(spec, file, changes, out, as_json, language)
@@ -183,16 +183,19 @@ def study(
     end(run_and_report(spec, arguments, out, jobs, as_json, language, track or []))
 
 
-def _file_of(file: str | None, model: list[str] | None, task: list[str] | None) -> str:
+def _file_of(
+    file: str | None, model: list[str] | None, task: list[str] | None, language: Language
+) -> str:
     """The study file that is meant; of --model and --task it is written first."""
     if file is not None:
         if model or task:
-            raise ConfigError("--model, --task: a study file names its own; use --set, or drop it")
+            raise ConfigError(Message("error.own_files"))
         return file
     from tsugiki.cli.one_line import write_study
 
     path, lines = write_study(model or [], task or [])
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    for line in lines:
+        print(in_language(language, line), file=sys.stderr, flush=True)
     return str(path)
 
 
@@ -269,7 +272,7 @@ def run(
     if as_json:
         print_json(record_json(record))
     if record.status != "done":
-        raise TsugikiError(record.outcome.reason)
+        raise TsugikiError(recognised(record.outcome.reason))
     if not as_json:
         print_scores(record, "validation", language)
         print(say(language, "terminal.run", folder=record.folder))
@@ -349,9 +352,9 @@ def report(
     options = "".join(f" --set '{change}'" for change in changes or [])
     again = f"tsugiki study {file} --out {out}{options}"
     if not result.records and not result.missing:
-        raise TsugikiError(f"{out}: no finished run of this study there. Run: {again}")
+        raise TsugikiError(Message("error.no_finished_run", out=out, command=again))
     opening(Path(file).stem, language)  # its tables and figures take seconds
-    print_damaged(result.damaged)
+    print_damaged(result.damaged, language)
     wanted = [name.strip() for name in columns.split(",") if name.strip()]
     whole = print_report(result, out, again, as_json, language, wanted)
     if paper:

@@ -11,12 +11,12 @@ import typer
 from tsugiki.cli.app import app, run_folder
 from tsugiki.cli.language import Lang, language_of, page_language
 from tsugiki.errors import ConfigError, without_secrets
-from tsugiki.report.words import say
+from tsugiki.words import say
 
 if TYPE_CHECKING:
-    from tsugiki.report.words import Language
     from tsugiki.runs.reading import RunRecord
     from tsugiki.runs.use import Stored
+    from tsugiki.words import Language
 
 Merge = Annotated[
     bool,
@@ -161,10 +161,10 @@ def try_runs(
     same text, side by side."""
     from tsugiki.runs.reading import read_record
 
-    language = page_language(lang)
+    language, spoken = page_language(lang), language_of(lang)
     records = [read_record(run_folder(folder)) for folder in folders]
-    _opening(records[0], language_of(lang))
+    _opening(records[0], spoken)
     from tsugiki.cli.try_page import serve
     from tsugiki.runs.side_by_side import SideBySide
 
-    serve(SideBySide(records), language, port)
+    serve(SideBySide(records), language, port, spoken)

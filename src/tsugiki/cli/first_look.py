@@ -14,11 +14,11 @@ from tsugiki.data.tasks import all_at_hand, builtin_tasks, files_of_split
 from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 from tsugiki.model.folder import local_folder
 from tsugiki.model.width import known_width
-from tsugiki.report.words import Language, say
 from tsugiki.runs.request import run_config
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import builtin_studies, expand, parse_study
 from tsugiki.toml import Given, beside, is_task_file, override, read_toml
+from tsugiki.words import Language, Message, say
 
 
 def opening(what: str, language: Language) -> None:
@@ -31,9 +31,8 @@ def named_file(path: Path) -> Path:
     """The file itself, or that of the built-in task or study of this name."""
     known = {**builtin_studies(), **builtin_tasks()}
     if str(path) not in known and not path.exists() and path.suffix != ".toml":
-        raise ConfigError(
-            f"{path}: no such file, and no built-in task or study.{did_you_mean(str(path), known)}"
-        )
+        hint = did_you_mean(str(path), known)
+        raise ConfigError(Message("error.neither_file_nor_name", path=path, hint=hint))
     return known.get(str(path), path)
 
 
@@ -85,7 +84,7 @@ def not_here(configs: Iterable[RunConfig]) -> str | None:
         try:
             look_at_task(choice)
         except TsugikiError as broken:
-            return str(broken)
+            return broken.message
         if not all_at_hand(choice):
             return choice.label
     return None

@@ -9,12 +9,14 @@ from __future__ import annotations
 import locale
 import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Optional
 
 import typer
 
 from tsugiki.errors import ConfigError
-from tsugiki.report.words import LANGUAGES, Language
+from tsugiki.words import LANGUAGES, Language, Message
 
 Lang = Annotated[
     Optional[str],
@@ -37,6 +39,22 @@ def language_of(given: str | None, as_json: bool = False) -> Language:
     return "en" if given is None and programs else wanted
 
 
+def language_of_errors(arguments: Sequence[str]) -> Language:
+    """The language of an error or a remark on standard error, which may come before a command has
+    read its own options: from what was typed."""
+    given = None
+    for argument, following in pairwise([*arguments, ""]):
+        name, equals, value = argument.partition("=")
+        if name == "--lang":
+            given = value if equals else following
+    if given is None and not sys.stderr.isatty():
+        return "en"
+    try:
+        return language_of(given, "--json" in arguments)
+    except ConfigError:  # which is the very error
+        return "en"
+
+
 def page_language(given: str | None) -> Language:
     """The same for a page, which a person reads wherever the command writes to."""
     if given is not None:
@@ -50,7 +68,7 @@ def _known(name: str, where: str) -> Language:
     for language in LANGUAGES:
         if name == language:
             return language
-    raise ConfigError(f'{where} "{name}": must be en or ja')
+    raise ConfigError(Message("error.language", where=where, name=name))
 
 
 def _of_the_system() -> Language:

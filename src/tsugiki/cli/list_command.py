@@ -15,11 +15,11 @@ from tsugiki.cli.app import DEFAULT_OUT, AsJson, Out, app, reads_records_alone
 from tsugiki.cli.language import Lang, language_of
 from tsugiki.cli.printing import print_damaged, print_json
 from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
-from tsugiki.report.words import say
+from tsugiki.words import Message, say
 
 if TYPE_CHECKING:
     from tsugiki.report.compare import Listed
-    from tsugiki.report.words import Language
+    from tsugiki.words import Language
 
 Sort = Annotated[
     str,
@@ -54,17 +54,18 @@ def list_runs(
 
     language = language_of(lang, as_json)
     if sort not in SORTED:
-        raise ConfigError(f'--sort "{sort}": no such order.{did_you_mean(sort, SORTED)}')
+        hint = did_you_mean(sort, SORTED)
+        raise ConfigError(Message("error.no_order", name=sort, hint=hint))
     records, damaged = Store(out).read()
     every = [list_row(record) for record in records]
     wanted = {"task": task, "model": model, "method": method, "status": status}
     rows = sorted(_chosen(every, wanted), key=SORTED[sort])
-    print_damaged(damaged)
+    print_damaged(damaged, language)
     if as_json:
         print_json([asdict(row) for row in rows])
         return
     if not rows:
-        raise TsugikiError(say(language, "terminal.no_runs", out=out))
+        raise TsugikiError(Message("terminal.no_runs", out=out))
     _print(rows, out, language)
     last = rows[-1].run
     there = last if out == DEFAULT_OUT else shlex.quote(str(out / "runs" / last))
@@ -77,11 +78,12 @@ def _chosen(rows: Sequence[Listed], wanted: dict[str, str | None]) -> list[Liste
     for name, value in wanted.items():
         known = {str(getattr(row, name)) for row in rows}
         if value is not None and rows and value not in known:
-            raise ConfigError(f'--{name} "{value}": no run has it.{did_you_mean(value, known)}')
+            hint = did_you_mean(value, known)
+            raise ConfigError(Message("error.no_such_run", option=name, value=value, hint=hint))
         kept = [row for row in kept if value is None or getattr(row, name) == value]
     if rows and not kept:
         given = " ".join(f"--{name} {value}" for name, value in wanted.items() if value)
-        raise ConfigError(f"{given}: no run has all of these")
+        raise ConfigError(Message("error.no_run_of_all", given=given))
     return kept
 
 

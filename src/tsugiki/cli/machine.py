@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -19,19 +19,20 @@ from tsugiki.errors import RunError, without_secrets
 from tsugiki.fast.cuda_graphs import missing_tools
 from tsugiki.model.numerics import pick_device, pick_numerics
 from tsugiki.network import offline
+from tsugiki.words import Message, joined
 
 GIB = 2**30
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy")
-EXTRAS = {  # what a feature needs: the package that is looked for
-    "Parquet and Arrow files": "pyarrow",
-    "SentencePiece models": "sentencepiece",
-    "a base in 4 bits": "bitsandbytes",
-    "search by TPE": "optuna",
-    "tsugiki try": "starlette",
-    "figures as PDF": "cairosvg",
-    "TensorBoard": "tensorboard",
-    "Weights & Biases": "wandb",
-    "MLflow": "mlflow",
+EXTRAS = {  # what a feature is called under [machine]: the package that is looked for
+    "tables": "pyarrow",
+    "sentencepiece": "sentencepiece",
+    "nf4": "bitsandbytes",
+    "tpe": "optuna",
+    "try": "starlette",
+    "pdf": "cairosvg",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
 }
 VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HTTPS_PROXY", "HTTP_PROXY", "CUDA_VISIBLE_DEVICES")
 
@@ -39,26 +40,39 @@ VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HTTPS_PROXY", "HTTP_PROXY", "CUDA_VISIBL
 def machine_lines(out: Path) -> Iterator[str]:
     """Versions, device, precision, fast paths, memory, extras, caches, network."""
     yield f"tsugiki {__version__}, Python {platform.python_version()}, {platform.platform()}"
-    yield ", ".join(f"{name} {_version(name) or 'missing'}" for name in CORE)
+    missing = Message("machine.missing")
+    versions = [(name, _version(name) or missing) for name in CORE]
+    yield _listed(Message("memory.item", name=name, size=version) for name, version in versions)
     yield from _device()
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(_existing(out))
-    yield (
-        f"memory: {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free; disk for "
-        f"runs: {disk.free / GIB:.0f} GiB free"
-    )
-    there = [name for name, package in EXTRAS.items() if _version(package)]
-    lacking = [f"{name} ({package})" for name, package in EXTRAS.items() if not _version(package)]
-    yield f"extras: {', '.join(there) or 'none'}"
-    if lacking:
-        yield f"  not installed: {', '.join(lacking)}: pip install PACKAGE"
+    sizes = {"free": memory.available / GIB, "total": memory.total / GIB, "disk": disk.free / GIB}
+    yield Message("machine.memory", **sizes)
+    yield from _extras()
     yield from _caches()
     named = offline()
-    yield f"network: {f'not used, since {named} is set' if named else 'used for what is missing'}"
+    yield Message("machine.no_network", name=named) if named else Message("machine.network")
     set_ones = [name for name in sorted(os.environ) if name.startswith("TSUGIKI_")]
     shown = [f"{name}={_shown(os.environ[name])}" for name in (*set_ones, *VARIABLES)
              if os.environ.get(name)]  # fmt: skip
     if shown:
-        yield f"environment: {', '.join(shown)}"
+        yield Message("machine.environment", variables=", ".join(shown))
+
+
+def _extras() -> Iterator[str]:
+    there, lacking = list[str](), list[str]()
+    for key, package in EXTRAS.items():
+        name = Message(f"machine.{key}")
+        if _version(package):
+            there.append(name)
+        else:
+            lacking.append(Message("machine.extra", name=name, package=package))
+    yield Message("machine.extras", names=_listed(there or [Message("machine.none")]))
+    if lacking:
+        yield Message("machine.not_installed", names=_listed(lacking))
+
+
+def _listed(parts: Iterable[str]) -> str:
+    return joined("list.comma", parts)
 
 
 def _version(package: str) -> str | None:
@@ -73,27 +87,32 @@ def _device() -> Iterator[str]:
         device = pick_device()
         numerics = pick_numerics("lora", "auto", device)
     except RunError as broken:
-        yield f"device: {broken}"
+        yield Message("machine.no_device", reason=broken.message)
         return
     if device.type == "cuda":
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
             kind = torch.cuda.get_device_capability(index)
-            yield (
-                f"device cuda:{index}: {torch.cuda.get_device_name(index)}, "
-                f"{free / GIB:.1f} of {total / GIB:.1f} GiB free, compute capability "
-                f"{kind[0]}.{kind[1]}, CUDA {torch.version.cuda}"
+            yield Message(
+                "machine.cuda",
+                device=f"cuda:{index}",
+                name=torch.cuda.get_device_name(index),
+                free=free / GIB,
+                total=total / GIB,
+                capability=f"{kind[0]}.{kind[1]}",
+                version=torch.version.cuda,
             )
     else:
-        yield f"device: {device}, {torch.get_num_threads()} threads; no CUDA device is visible"
-    yield f'precision: "auto" computes in {numerics.compute} here'
+        yield Message("machine.cpu", device=device, threads=torch.get_num_threads())
+    yield Message("machine.precision", compute=numerics.compute)
+    why: str | None
     if device.type != "cuda":
-        why = "they need a CUDA device"
+        why = Message("machine.why_cuda")
     elif numerics.compute != "bf16":
-        why = "they need fast bf16 matmuls"
+        why = Message("machine.why_bf16")
     else:
-        why = missing_tools() or ""
-    yield f"fast paths (CUDA graphs, lanes, fused kernels): {f'off: {why}' if why else 'on'}"
+        why = missing_tools()
+    yield Message("machine.not_fast", why=why) if why else Message("machine.fast")
 
 
 def _caches() -> Iterator[str]:
@@ -101,11 +120,12 @@ def _caches() -> Iterator[str]:
 
     for name, folder in (("tsugiki", cache_dir()), ("Hub", Path(constants.HF_HUB_CACHE))):
         if not folder.exists():
-            yield f"cache of {name}: {_shown(str(folder))} (empty)"
+            yield Message("machine.empty_cache", name=name, folder=_shown(str(folder)))
             continue
         sizes = [path.lstat().st_size for path in folder.rglob("*") if path.is_file()
                  and not path.is_symlink()]  # fmt: skip
-        yield f"cache of {name}: {_shown(str(folder))}, {sum(sizes) / GIB:.1f} GiB"
+        values = {"folder": _shown(str(folder)), "gib": sum(sizes) / GIB}
+        yield Message("machine.cache", name=name, **values)
 
 
 def _shown(text: str) -> str:

@@ -13,9 +13,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.cli.progress import Display
-from tsugiki.report.words import Language
 from tsugiki.runs.events import SILENT, Events, listening
 from tsugiki.trackers.known import listeners_of
+from tsugiki.words import Language, in_language
 
 if TYPE_CHECKING:
     from tsugiki.study.left import Left
@@ -88,7 +88,7 @@ class NotebookDisplay(Display):
             self.line.update(Line(""))
 
     def _on_note(self, text: str) -> None:
-        print(text)
+        print(in_language(self.language, text))
 
     def _show(self, text: str) -> None:
         now = time.monotonic()

@@ -16,6 +16,7 @@ from tsugiki.errors import ConfigError, DataError, did_you_mean
 from tsugiki.files import write_atomically
 from tsugiki.model.folder import resolve
 from tsugiki.study.cells import builtin_studies
+from tsugiki.words import Message
 
 LIKE = "recommended"  # the built-in study whose training and methods it takes
 
@@ -33,7 +34,7 @@ def new_task_file(
     if path.suffix != ".toml":
         raise ConfigError(f"{path}: a task file ends in .toml")
     if path.exists():
-        raise ConfigError(f"{path}: is there already. Name another file with --to, or move it away")
+        raise ConfigError(Message("error.is_there", path=path))
     columns = columns_of(data, fields, target)
     write_atomically(path, task_text(columns, path.parent).encode())
     read_task(path)  # what was written is a task, or it is our fault
@@ -42,18 +43,21 @@ def new_task_file(
 
 def said_of(columns: Columns) -> Iterator[str]:
     """What was found in a data file, in lines."""
-    yield f"{columns.path}: {columns.rows:,} rows, columns {', '.join(columns.names)}"
+    names = ", ".join(columns.names)
+    yield Message("terminal.columns", path=columns.path, rows=columns.rows, names=names)
     for note in columns.notes:
-        yield f"  note: {note}"
+        yield Message("check.note", note=note)
     if columns.formatting is not None:
-        yield f"rows as {columns.formatting} writes them: the answer is free text"
+        yield Message("terminal.formatted", formatting=columns.formatting)
         return
-    answer = f"{len(columns.labels)} labels: {', '.join(columns.labels)}"
-    yield (
-        f"answer: {columns.target} ({answer if columns.labels else 'free text'}); "
-        f"from: {', '.join(columns.fields)}"
-    )
-    yield "other columns are meant? --fields NAME,NAME --target NAME"
+    answer = {"target": columns.target, "fields": ", ".join(columns.fields)}
+    if columns.labels:
+        labels = ", ".join(columns.labels)
+        count = len(columns.labels)
+        yield Message("terminal.answer_labels", labels=labels, count=count, **answer)
+    else:
+        yield Message("terminal.answer_text", **answer)
+    yield Message("terminal.other_columns")
 
 
 def write_study(models: Sequence[str], tasks: Sequence[str]) -> tuple[Path, list[str]]:
@@ -64,10 +68,7 @@ def write_study(models: Sequence[str], tasks: Sequence[str]) -> tuple[Path, list
         ConfigError: another study of this name is there, or there is no such task.
     """
     if not models or not tasks:
-        raise ConfigError(
-            "study: name a study file, or both --model MODEL and --task TASK (a data file, a task "
-            "file, or a built-in task)"
-        )
+        raise ConfigError(Message("error.model_and_task"))
     lines, named = list[str](), list[str]()
     for task in tasks:
         named.append(_task_of(task, lines))
@@ -75,14 +76,11 @@ def write_study(models: Sequence[str], tasks: Sequence[str]) -> tuple[Path, list
     text = study_text(models, named)
     if not path.exists():
         write_atomically(path, text.encode())
-        lines.append(f"{path}: written: what is compared, how it is trained")
+        lines.append(Message("terminal.study_written", path=path))
     elif path.read_text(encoding="utf-8") == text:
-        lines.append(f"{path}: is there already, the same")
+        lines.append(Message("terminal.there_same", path=path))
     else:
-        raise ConfigError(
-            f"{path}: is there already, and says something else. Run it with: tsugiki study "
-            f"{path}; or move it away"
-        )
+        raise ConfigError(Message("error.other_study", path=path))
     return path, lines
 
 
@@ -92,18 +90,17 @@ def _task_of(task: str, lines: list[str]) -> str:
         find_task(task)
         return task
     if not is_data(Path(task)):
-        raise ConfigError(
-            f'task "{task}": no such task, and no data file.{did_you_mean(task, builtin_tasks())}'
-        )
+        hint = did_you_mean(task, builtin_tasks())
+        raise ConfigError(Message("error.no_task_or_data", name=task, hint=hint))
     path = Path(f"{stem_of(Path(task))}.toml")
     if path.exists():
         read_task(path)
-        lines.append(f"{path}: is there already, used as it is")
+        lines.append(Message("terminal.there_used", path=path))
         return str(path)
     if not Path(task).exists():
-        raise DataError(f"{task}: no such file")
+        raise DataError(Message("error.no_file", path=task))
     path, said = new_task_file(Path(task))
-    lines += [*said, f"{path}: written: which column is the answer, how rows are split"]
+    lines += [*said, Message("terminal.task_written", path=path)]
     return str(path)
 
 

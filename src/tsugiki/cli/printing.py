@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.errors import ConfigError, TsugikiError, reason_of
-from tsugiki.report.words import Language, called, say
+from tsugiki.words import Language, called, in_language, recognised, say
 
 if TYPE_CHECKING:
     from tsugiki.report.compare import Comparison
@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from tsugiki.study.cells import StudyResult
 
 
-def print_damaged(damaged: Sequence[str]) -> None:
+def print_damaged(damaged: Sequence[str], language: Language) -> None:
     """Runs that cannot be read, on standard error: what is printed of the others stays whole."""
     for said in damaged:
-        print(f"tsugiki: {said}", file=sys.stderr)
+        print(f"tsugiki: {in_language(language, said)}", file=sys.stderr)
+
+
+def print_note(said: str, language: Language) -> None:
+    """A remark, on standard error."""
+    print(say(language, "terminal.note", note=said), file=sys.stderr)
 
 
 def print_json(content: object) -> None:
@@ -188,8 +193,10 @@ def print_record(record: RunRecord, as_json: bool, language: Language) -> None:
     if as_json:
         print_json(record_json(record))
         return
-    there, reason = record.provenance, record.outcome.reason
-    print(f"{record.folder}: {record.status}" + (f" ({reason})" if reason else ""))
+    there = record.provenance
+    reason = in_language(language, recognised(record.outcome.reason))
+    status = say(language, f"run_status.{record.status}")
+    print(f"{record.folder}: {status}" + (f" ({reason})" if reason else ""))
     sections = record.config.model_dump(mode="json", exclude_none=True)
     for name, settings in sections.items():
         text = settings

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tsugiki.report.table import Table
-from tsugiki.report.words import Language, say
 from tsugiki.runs.events import Events
+from tsugiki.words import Language, in_language, say
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -123,7 +123,7 @@ class Display:
         self._show(say(self.language, "progress.answers", part=part, done=done, total=total))
 
     def _on_note(self, text: str) -> None:
-        self._print(text)
+        self._print(in_language(self.language, text))
 
     def _show(self, text: str) -> None:
         parts = [f"{self.head} {text}".strip(), self._left_in_all()]

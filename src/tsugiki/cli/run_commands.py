@@ -17,16 +17,17 @@ from tsugiki.cli.printing import (
     print_answer_modes,
     print_comparison,
     print_json,
+    print_note,
     print_record,
     print_rules,
     print_scores,
 )
 from tsugiki.errors import ConfigError, did_you_mean
-from tsugiki.report.words import say
+from tsugiki.words import Message, say
 
 if TYPE_CHECKING:
-    from tsugiki.report.words import Language
     from tsugiki.runs.reading import RunRecord
+    from tsugiki.words import Language
 
 
 OtherModel = Annotated[
@@ -83,11 +84,10 @@ def score(
 
     language = language_of(lang, as_json)
     if part not in SPLITS:
-        raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
+        hint = did_you_mean(part, SPLITS)
+        raise ConfigError(Message("error.no_part", name=part, hint=hint))
     if old_option:
-        print(
-            "note: --ways is called --answer-modes now; the old name is still read", file=sys.stderr
-        )
+        print_note(Message("note.renamed", old="--ways", new="--answer-modes"), language)
     if rules and (modes or old_option):
         raise ConfigError(
             "--rules, --answer-modes: one of them at a time: the first scores kept answers, the "
@@ -99,9 +99,7 @@ def score(
         given = _run_of(model, task, adapter, shots)
         folder = run_one(given, "score", changes, out, language).folder
     elif model or task or adapter or shots or changes:
-        raise ConfigError(
-            "--model, --task, --adapter, --shots, --set: a run has its own; drop them"
-        )
+        raise ConfigError(Message("error.run_has_own"))
     if rules:
         from tsugiki.runs.rescore import rescore
 
@@ -115,7 +113,7 @@ def _run_of(
 ) -> dict[str, object]:
     """What `score --model` asks for, as a run file would."""
     if model is None or task is None:
-        raise ConfigError("score: name a run folder, or --model and --task")
+        raise ConfigError(Message("error.run_or_model"))
     kind = {"adapter": str(adapter)} if adapter else {"method": "base"}
     given: dict[str, object] = {"model": {"path": model}, "task": {"name": task}, **kind}
     return {**given, "shots": shots} if shots else given
@@ -219,7 +217,7 @@ def predict(
     if piped and to is not None:
         raise ConfigError("--to: rows from standard input are answered on standard output")
     if not piped and not source.exists():
-        raise ConfigError(f"{source}: no such file")
+        raise ConfigError(Message("error.no_file", path=source))
     if piped:
         from tsugiki.cli.first_look import opening
 
@@ -281,10 +279,10 @@ def generate(
     language = language_of(lang)
     record = read_record(run_folder(folder))
     if field and text is not None:
-        raise ConfigError("--text, --field: one of them: --text is the whole prompt")
+        raise ConfigError(Message("error.text_or_field"))
     lines = [] if field else [text] if text is not None else _lines_of_input()
     if not field and not any(line.strip() for line in lines):
-        raise ConfigError("generate: no text given. Use --text, or write lines to standard input")
+        raise ConfigError(Message("error.no_text"))
     opening(record.folder.name, language)
     if field:
         print(_answer_of_fields(record, field))
@@ -292,7 +290,7 @@ def generate(
     from tsugiki.runs.use import answer_texts, other_ending
 
     if (said := other_ending(record, lines)) is not None:
-        print(f"note: {said}", file=sys.stderr)
+        print_note(said, language)
     for answer in answer_texts(record, lines, max_new_tokens):
         print(answer)
 
@@ -308,10 +306,10 @@ def _answer_of_fields(record: RunRecord, given: list[str]) -> str:
     for pair in given:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError(f'--field "{pair}": write name=value')
+            raise ConfigError(Message("error.field_form", given=pair))
         if name not in task.spec.fields:
-            known = did_you_mean(name, task.spec.fields)
-            raise ConfigError(f'--field "{name}": no such field.{known}')
+            hint = did_you_mean(name, task.spec.fields)
+            raise ConfigError(Message("error.no_option_field", name=name, hint=hint))
         row[name] = value
     answerer = Answerer(record, task)
     tokens, left_out = answerer.tokens([(1, row)], "--field")

@@ -19,11 +19,12 @@ from tsugiki.runs.request import run_config
 from tsugiki.runs.store import Store
 from tsugiki.toml import Given, override
 from tsugiki.trackers.known import listeners_of
+from tsugiki.words import Message
 
 if TYPE_CHECKING:
     from tsugiki.config.study import StudySpec
-    from tsugiki.report.words import Language
     from tsugiki.study.executors import Stage
+    from tsugiki.words import Language
 
 
 def run_one(
@@ -68,7 +69,10 @@ def run_and_report(
         from tsugiki.study.executors import WorkerProcesses
         from tsugiki.study.sweep import run_study
 
-        many = partial(WorkerProcesses, arguments=whole, jobs=jobs) if jobs > 1 else None
+        many = None
+        if jobs > 1:
+            # Their notes are read on the same terminal.
+            many = partial(WorkerProcesses, arguments=[*whole, "--lang", lang], jobs=jobs)
         try:
             result = run_study(
                 spec,
@@ -80,14 +84,16 @@ def run_and_report(
             )
         except RunError as stopped:
             if type(stopped).__name__ == "Interrupted":
-                stopped.args = (
-                    f"{stopped}. What is finished: tsugiki report {shlex.join(arguments)}",
-                )
+                command = f"tsugiki report {shlex.join(arguments)}"
+                said = Message("error.stopped_study", stopped=stopped.message, command=command)
+                stopped.args = (said,)
             raise
     return print_report(result, out, f"tsugiki study {shlex.join(whole)}", as_json, lang)
 
 
-def work(spec: StudySpec, out: Path, stage: str, track: Sequence[str] = ()) -> None:
+def work(
+    spec: StudySpec, out: Path, stage: str, lang: Language = "en", track: Sequence[str] = ()
+) -> None:
     """What a worker of `--jobs` does until nothing of its stage is left, or until the process that
     started it ends."""
     from tsugiki.study.executors import stop_with_parent
@@ -95,5 +101,8 @@ def work(spec: StudySpec, out: Path, stage: str, track: Sequence[str] = ()) -> N
 
     stop_with_parent()
     trackers = listeners_of(track)
-    with Display() as display, listening(display.events, trackers, display.events.note) as events:
+    with (
+        Display(lang) as display,
+        listening(display.events, trackers, display.events.note) as events,
+    ):
         run_stage(spec, Store(out), cast("Stage", stage), events)

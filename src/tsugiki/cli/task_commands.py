@@ -13,7 +13,7 @@ from tsugiki.cli.app import DEFAULT_OUT, AsJson, Changes, Out, app, tasks_app
 from tsugiki.cli.language import Lang, language_of
 from tsugiki.cli.printing import print_json
 from tsugiki.data.rows import is_data
-from tsugiki.report.words import Language, say
+from tsugiki.words import Language, Message, in_language, say
 
 app.add_typer(tasks_app, name="tasks")
 
@@ -81,7 +81,7 @@ def check(
     said = check_file(
         file, changes or [], load=load, planned=planned, memory_gib=memory, language=language
     )
-    if not _print_lines(said, as_json, file):
+    if not _print_lines(said, as_json, language, file):
         print(say(language, "terminal.next", command=next_command(file)))
 
 
@@ -93,24 +93,26 @@ def _check_other(file: Path | None, out: Path, language: Language, as_json: bool
         opening("check", language)
         from tsugiki.cli.machine import machine_lines
 
-        _print_lines(machine_lines(out), as_json)
+        _print_lines(machine_lines(out), as_json, language)
         return
     from tsugiki.cli.one_line import said_of
     from tsugiki.data.new_task import columns_of
 
-    if not _print_lines(said_of(columns_of(file)), as_json):
+    if not _print_lines(said_of(columns_of(file)), as_json, language):
         command = f"tsugiki study --model builtin --task {shlex.quote(str(file))}"
         print(say(language, "terminal.next", command=command))
 
 
-def _print_lines(lines: Iterable[str], as_json: bool, file: Path | None = None) -> bool:
+def _print_lines(
+    lines: Iterable[str], as_json: bool, language: Language, file: Path | None = None
+) -> bool:
     """Whether they were printed as JSON."""
     if as_json:
         named = {} if file is None else {"file": str(file)}
-        print_json({**named, "lines": list(lines)})
+        print_json({**named, "lines": [in_language(language, line) for line in lines]})
         return True
     for line in lines:
-        print(line, flush=True)
+        print(in_language(language, line), flush=True)
     return False
 
 
@@ -142,10 +144,12 @@ def tasks_new(
     rows are split. Nothing is overwritten."""
     from tsugiki.cli.one_line import new_task_file
 
+    language = language_of(lang)
     names = [name.strip() for name in fields.split(",") if name.strip()]
     path, lines = new_task_file(data, to, names, target)
-    print("\n".join([*lines, f"{path}: written"]))
-    print(say(language_of(lang), "terminal.next", command=f"tsugiki check {path}"))
+    for line in [*lines, Message("terminal.written", path=path)]:
+        print(in_language(language, line))
+    print(say(language, "terminal.next", command=f"tsugiki check {path}"))
 
 
 @tasks_app.command("list")
@@ -170,10 +174,9 @@ def tasks_list(as_json: AsJson = False, lang: Lang = None) -> None:
         )
         return
     for name, spec in specs.items():
-        print(
-            f"{name:16} {spec.kind:15} {spec.metric:12} formats: {', '.join(spec.formats)}; "
-            f"splits: {', '.join(spec.splits)}; {spec.licence}"
-        )
+        values = {"kind": spec.kind, "metric": spec.metric, "licence": spec.licence}
+        lists = {"formats": ", ".join(spec.formats), "splits": ", ".join(spec.splits)}
+        print(say(language, "terminal.task_row", name=name, **values, **lists))
     print(say(language, "terminal.next", command="tsugiki tasks show NAME"))
 
 
@@ -204,7 +207,7 @@ def tasks_show(
         look_at_task(choice)
         opening(name, language)
     for line in show_task(choice, part, rows, model if tokens else None):
-        print(line)
+        print(in_language(language, line))
     own = Path(name).suffix == ".toml"
     command = f"tsugiki check {name}" if own else say(language, "terminal.use_task")
     print(say(language, "terminal.next", command=command))

@@ -10,12 +10,14 @@ from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.model.folder import resolve, stop_ids_of
+from tsugiki.words import Message
 
 
 def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -> Iterator[str]:
     """Lines that show rows of one part; with a model, its ids and what of them is trained."""
     if part not in SPLITS:
-        raise ConfigError(f'--part "{part}": no such part.{did_you_mean(part, SPLITS)}')
+        hint = did_you_mean(part, SPLITS)
+        raise ConfigError(Message("error.no_part", name=part, hint=hint))
     task = load_task(choice)
     yield describe(task)
     examples = task.examples[part][:num_rows]
@@ -35,7 +37,8 @@ def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -
 def describe(task: Task) -> str:
     counts = ", ".join(f"{part} {len(task.examples[part]):,}" for part in SPLITS)
     version = f" v{task.version}" if task.version else ""
-    return f"{task.name}{version}, split {task.split}, format {task.format}: {counts}"
+    chosen = {"split": task.split, "format": task.format}
+    return Message("check.task", name=f"{task.name}{version}", counts=counts, **chosen)
 
 
 def show_tokens(tokenizer: Tokenizer, row: Tokens) -> Iterator[str]:
@@ -43,10 +46,9 @@ def show_tokens(tokenizer: Tokenizer, row: Tokens) -> Iterator[str]:
     ids = [*row.prompt_ids, *row.target_ids]
     shown = [token.replace("\n", "⏎") for token in tokenizer.convert_ids_to_tokens(ids)]
     trained = ["." for _ in row.prompt_ids] + ["x" for _ in row.target_ids]
-    yield (
-        f"{row.example.id}: {len(row.prompt_ids)} prompt + {len(row.target_ids)} answer "
-        f"tokens{', text cut to fit' if row.was_cut else ''}"
-    )
+    key = "terminal.row_tokens_cut" if row.was_cut else "terminal.row_tokens"
+    counts = {"prompt": len(row.prompt_ids), "answer": len(row.target_ids)}
+    yield Message(key, id=row.example.id, **counts)
     yield "  tokens " + " ".join(shown)
     yield "  ids    " + " ".join(map(str, ids))
     yield "  loss   " + " ".join(trained)

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tsugiki.errors import ConfigError, TsugikiError, how_to_install
 from tsugiki.report.page import template
-from tsugiki.report.words import Language, called, say
+from tsugiki.words import Language, Message, called, say
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -42,9 +42,8 @@ def app_of(runs: SideBySide, language: Language) -> Starlette:
         from starlette.responses import HTMLResponse
         from starlette.routing import Route
     except ImportError:
-        raise ConfigError(
-            f"try: needs a server. {how_to_install('starlette', 'uvicorn')}"
-        ) from None
+        install = how_to_install("starlette", "uvicorn")
+        raise ConfigError(Message("error.needs_server", install=install)) from None
     one_at_a_time = Lock()
 
     def page(given: dict[str, str], status: int = 200, **more: Any) -> Response:
@@ -90,10 +89,10 @@ def app_of(runs: SideBySide, language: Language) -> Starlette:
     return Starlette(routes=[Route("/", root, methods=["GET", "POST"])], middleware=[hosts])
 
 
-def serve(runs: SideBySide, language: Language, port: int) -> None:
-    """Serves the page until Ctrl-C."""
+def serve(runs: SideBySide, language: Language, port: int, spoken: Language) -> None:
+    """Serves the page until Ctrl-C; its address is printed in the language `spoken`."""
     app = app_of(runs, language)
     import uvicorn
 
-    print(f"http://{HOST}:{port}/   (Ctrl-C ends it)", flush=True)
+    print(say(spoken, "terminal.serving", address=f"http://{HOST}:{port}/"), flush=True)
     uvicorn.run(app, host=HOST, port=port, log_level="warning", server_header=False)

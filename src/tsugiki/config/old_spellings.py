@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from tsugiki.words import Message
+
 # Settings of a run or study file, by table: old key → key; old value → value.
 SETTINGS = {"score": {"during": "validations", "during_rows": "validation_rows"}}
 VALUES = {"step": {"captured": "cuda_graph"}, "decode": {"captured": "cuda_graph"}}
@@ -47,11 +49,10 @@ def in_new_spelling(table: str, given: Any) -> Any:
         if name in result or (name != key and name in given):
             raise ValueError(f"{key}: is the old name of {name}, which is given too; remove it")
         if name != key:
-            _warn(f"{table}.{key} is called {table}.{name} now; the old name is still read")
+            _warn(Message("note.renamed", old=f"{table}.{key}", new=f"{table}.{name}"))
         if spelled is not value and spelled != value:  # NaN is not equal to itself
-            _warn(
-                f'{table}.{key} = "{value}" is called "{spelled}" now; the old name is still read'
-            )
+            old, new = f'{table}.{key} = "{value}"', f'"{spelled}"'
+            _warn(Message("note.renamed", old=old, new=new))
         result[name] = spelled
     return result
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tsugiki.config.fields import Positive, Record, Seed, Share, Word
 from tsugiki.errors import did_you_mean
+from tsugiki.words import Message
 
 TaskKind = Literal["classification", "choice", "generation"]
 MetricName = Literal["accuracy", "exact_match", "macro_f1", "mcc", "rouge", "char_f1", "number"]
@@ -182,13 +183,11 @@ class TaskSpec(Record):
         for name, template in self.formats.items():
             _check_format(name, template, self.fields)
         if self.default_format not in self.formats:
-            raise ValueError(
-                f"default_format: no such format.{did_you_mean(self.default_format, self.formats)}"
-            )
+            hint = did_you_mean(self.default_format, self.formats)
+            raise ValueError(Message("error.no_default_format", hint=hint))
         if self.default_split not in self.splits:
-            raise ValueError(
-                f"default_split: no such split.{did_you_mean(self.default_split, self.splits)}"
-            )
+            hint = did_you_mean(self.default_split, self.splits)
+            raise ValueError(Message("error.no_default_split", hint=hint))
         if (
             any(
                 part.by == "group"
@@ -225,7 +224,8 @@ def _check_format(name: str, template: str, fields: tuple[str, ...]) -> None:
         )
     for field, spec, conversion in parts:
         if field not in fields:
-            raise ValueError(f'{where}: no field "{field}".{did_you_mean(field, fields)}')
+            hint = did_you_mean(field, fields)
+            raise ValueError(Message("error.format_field", where=where, name=field, hint=hint))
         if spec or conversion:
             raise ValueError(
                 f"{where}: only the field's name may stand between the brackets, as in {{{field}}}"

@@ -11,6 +11,7 @@ from typing import Any
 from tsugiki.data.example import Example
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import ModelError, first_line
+from tsugiki.words import Message
 
 TEMPLATE_DATE = datetime(
     2024,
@@ -55,10 +56,7 @@ def conversation_text(
     """The template's text of these turns; `opened` for an answer. Raises `ModelError` where there
     is no template, or where it refuses `what`."""
     if not tokenizer.chat_template:
-        raise ModelError(
-            f'tokenizer {tokenizer.name_or_path}: has no chat template, so format = "chat" cannot '
-            "be used. Choose another format"
-        )
+        raise ModelError(Message("error.no_chat_template", name=tokenizer.name_or_path))
     try:
         with _stopped_clock():
             said: str = tokenizer.apply_chat_template(

@@ -10,6 +10,7 @@ from tsugiki.config.task import TaskSpec
 from tsugiki.data.example import Example
 from tsugiki.data.text import as_text
 from tsugiki.errors import DataError, did_you_mean
+from tsugiki.words import Message
 
 ROLES = ("system", "user", "assistant")
 
@@ -69,7 +70,8 @@ def _turns(where: str, row: Mapping[str, Any], spec: TaskSpec) -> list[tuple[str
         try:
             as_text(content)
         except ValueError as said:
-            raise DataError(f"{where}: turn {index} {said}") from None
+            bad = {"turn": index, "reason": said.args[0]}
+            raise DataError(Message("error.bad_turn", where=where, **bad)) from None
     for role, _ in turns:
         if role not in ROLES:
             raise DataError(

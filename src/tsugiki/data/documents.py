@@ -13,6 +13,7 @@ from tsugiki.data.rows import read_rows
 from tsugiki.data.tasks import drawn
 from tsugiki.data.text import as_text, refuse_broken
 from tsugiki.errors import DataError
+from tsugiki.words import Message
 
 FIELDS = ("text", "content", "body")  # what a row's text is called, where nobody says
 
@@ -34,7 +35,8 @@ def read_documents(choice: TextChoice) -> Documents:
     """
     path = Path(choice.text)
     if not path.is_file():
-        raise DataError(f"forgetting: {path}: no such file")
+        said = Message("error.no_file", path=path)
+        raise DataError(Message("error.at", where="forgetting", reason=said))
     texts = [text for text in (each.strip() for each in _texts(path, choice)) if text]
     if not texts:
         raise DataError(f"forgetting: {path}: holds no text")

@@ -12,6 +12,7 @@ from tsugiki.data.splits import may_overlap
 from tsugiki.data.tasks import Task
 from tsugiki.data.text import without_spaces
 from tsugiki.errors import DataError
+from tsugiki.words import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,4 @@ def refuse_leak(task: Task, trained_on: Mapping[str, str], part: str) -> None:
     -> git blob id)."""
     for name, rows in task.files[part].items():
         if any(may_overlap(rows, trained) for trained in trained_on.values()):
-            same = f'{part} is cut from the same rows as the training data (file "{name}")'
-            raise DataError(
-                f'task "{task.name}": {same}. Give {part} rows of its own, or choose another split'
-            )
+            raise DataError(Message("error.same_rows", task=task.name, part=part, file=name))

@@ -14,6 +14,7 @@ from tsugiki.data.formatting import READS, as_ours, formatting_of
 from tsugiki.data.rows import found_encoding, read_rows
 from tsugiki.data.task_file import are_labels, default_prompt, name_of, stem_of, values_of
 from tsugiki.errors import DataError, did_you_mean
+from tsugiki.words import Message
 
 # What the column with the answers is called, where nobody says.
 TARGETS = (
@@ -45,15 +46,16 @@ def columns_of(path: Path, fields: Sequence[str] = (), target: str | None = None
         DataError: it cannot be read, has no rows, or which column is the answer's cannot be told.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such file")
+        raise DataError(Message("error.no_file", path=path))
     encoding, notes = found_encoding(path)
     rows = [row for _, row in read_rows(path, encoding)]
     if not rows:
-        raise DataError(f"{path}: no row in it")
+        raise DataError(Message("error.no_row", path=path))
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     for name in (*fields, *([target] if target else [])):
         if name not in names:
-            raise DataError(f"{path}: no column “{name}”.{did_you_mean(name, names)}")
+            hint = did_you_mean(name, names)
+            raise DataError(Message("error.no_column", path=path, name=name, hint=hint))
     formatting = None if fields or target else formatting_of(names)
     if formatting is not None:
         rows = [dict(as_ours(row, formatting, str(path))) for row in rows]
@@ -63,7 +65,7 @@ def columns_of(path: Path, fields: Sequence[str] = (), target: str | None = None
         target = target or _target(path, names, rows, fields)
         read = tuple(fields) or _fields(names, rows, target)
     if target and not read:
-        raise DataError(f"{path}: no column is left beside “{target}” that an answer depends on")
+        raise DataError(Message("error.no_column_left", path=path, name=target))
     answers = _texts(rows, target) if target else []
     labels = sorted(set(answers)) if are_labels(answers) and formatting is None else []
     return Columns(
@@ -93,10 +95,7 @@ def _target(
     for candidates in (called, few, left):
         if len(candidates) == 1:
             return candidates[0]
-    raise DataError(
-        f"{path}: which of its columns is the answer? Name it: --target NAME (there are "
-        f"{', '.join(names)})"
-    )
+    raise DataError(Message("error.which_column", path=path, names=", ".join(names)))
 
 
 def _fields(

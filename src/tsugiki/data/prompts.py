@@ -19,6 +19,7 @@ from tsugiki.data.example import Example
 from tsugiki.data.tasks import CHAT, Task
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import DataError, ModelError, did_you_mean
+from tsugiki.words import Message, joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,7 @@ class TooLong(DataError):
 def check_tokenizer(tokenizer: Tokenizer) -> None:
     """Raises `ModelError` for a tokenizer that cannot end an answer."""
     if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"tokenizer {tokenizer.name_or_path}: has no EOS token (eos_token), so an answer could "
-            "never end. Set one in tokenizer_config.json"
-        )
+        raise ModelError(Message("error.no_eos", name=tokenizer.name_or_path))
 
 
 def check_ids(tokenizer: Tokenizer, rows: Sequence[Tokens], vocab_size: int) -> None:
@@ -96,8 +94,9 @@ def render(template: str, example: Example) -> str:
         if name is None:
             continue
         if name not in example.fields:
+            hint = did_you_mean(name, example.fields)
             raise DataError(
-                f'format "{template}": no field "{name}".{did_you_mean(name, example.fields)}'
+                Message("error.template_field", template=template, name=name, hint=hint)
             )
         said.append(example.fields[name])
     return "".join(said)
@@ -261,18 +260,14 @@ def tokenize_one(
     ending = ending or ending_of(tokenizer, chat=task.format == CHAT)
     target = target_ids_of(tokenizer, example.target, ending)
     allowed = max_new_tokens or task.spec.max_new_tokens
+    named = {"task": task.name, "row": example.id}
     if task.spec.closed and len(target) > allowed:
-        raise DataError(
-            f'task "{task.name}" row {example.id}: the answer “{example.target}” has {len(target)} '
-            f"tokens, but max_new_tokens is {allowed}. Raise it"
-        )
+        counts = {"tokens": len(target), "allowed": allowed}
+        raise DataError(Message("error.answer_too_long", answer=example.target, **counts, **named))
     room = max_length - max(allowed + 1, len(target))
     prompt = _prompt_ids(tokenizer, task, example)
     if not prompt:
-        raise DataError(
-            f'task "{task.name}" row {example.id}: its prompt has no token at all. Give the format '
-            "or the row a text"
-        )
+        raise DataError(Message("error.no_prompt", **named))
     if len(prompt) <= room:
         for count in range(len(shots), 0, -1):
             longer = _prompt_ids(tokenizer, task, example, shots[:count])
@@ -290,18 +285,11 @@ def tokenize_one(
         )
     cut = task.spec.cut
     if cut is None:
-        remedies = [
-            "raise max_length (if the model has more positions)",
-            "shorten the row",
-            'leave such rows out of training with train.long_rows = "leave_out"',
-        ]
-        if task.spec.messages is None:
-            remedies.append("name the field that may be shortened with cut in the task file")
-        raise TooLong(
-            f'task "{task.name}" row {example.id}: {len(prompt)} prompt tokens, but {max_length} '
-            f"less the answer leave {max(room, 0)}. "
-            f"What helps: {', or '.join(remedies)}"
-        )
+        helps = ["raise_length", "shorten_row", "leave_out"]
+        helps += [] if task.spec.messages is not None else ["name_cut"]
+        remedies = joined("list.alternatives", (Message(f"error.{name}") for name in helps))
+        counts = {"prompt": len(prompt), "length": max_length, "room": max(room, 0)}
+        raise TooLong(Message("error.too_long", remedies=remedies, **counts, **named))
     ids = tuple(_shorten(tokenizer, task, example, cut, room))
     return Tokens(
         example=example, prompt_ids=ids, target_ids=tuple(target), ending=ending, was_cut=True
@@ -319,10 +307,8 @@ def _shorten(tokenizer: Tokenizer, task: Task, example: Example, cut: str, room:
 
     low, high = 0, len(text)
     if len(ids(0)) > room:
-        raise TooLong(
-            f'task "{task.name}" row {example.id}: even without the text of "{cut}" the prompt '
-            f"does not fit into {room} tokens. Raise max_length"
-        )
+        named = {"task": task.name, "row": example.id, "field": cut}
+        raise TooLong(Message("error.too_long_without", room=room, **named))
     while high - low > 1:
         middle = (low + high) // 2
         if len(ids(middle)) <= room:

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tsugiki.errors import DataError, first_line, how_to_install
+from tsugiki.errors import DataError, first_line, needs
+from tsugiki.words import Message
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 TEXT = (".jsonl", ".json", ".csv", ".tsv")
@@ -42,7 +43,7 @@ def read_rows(path: Path, encoding: str | None = None) -> Rows:
     elif ending in TEXT:
         yield from _read_json(path, encoding or "utf-8")
     else:
-        raise DataError(f'{path}: unknown ending "{ending}". Known: {KNOWN}; text also with .gz')
+        raise DataError(Message("error.unknown_ending", path=path, ending=ending, known=KNOWN))
 
 
 def data_ending(path: Path) -> str:
@@ -72,10 +73,7 @@ def encoding_of(path: Path) -> str:
     if _is_utf_8(path):
         return "utf-8"
     if not _is_cp932(path):
-        raise DataError(
-            f"{path}: is neither UTF-8 nor CP932 (Shift_JIS). Save it as “CSV UTF-8”, or name its "
-            'encoding in the task file: encoding = "euc_jp"'
-        )
+        raise DataError(Message("error.encoding", path=path))
     return "cp932"
 
 
@@ -85,8 +83,7 @@ def found_encoding(path: Path) -> tuple[str | None, list[str]]:
     if data_ending(path) not in (".csv", ".tsv"):
         return None, []
     encoding = encoding_of(path)
-    said = f"{path.name}: is not UTF-8; read as CP932 (Shift_JIS), as Excel for Japan saves CSV"
-    return encoding, [said] if encoding == "cp932" else []
+    return encoding, [Message("note.not_utf8", file=path.name)] if encoding == "cp932" else []
 
 
 def _is_utf_8(path: Path) -> bool:
@@ -131,9 +128,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with gzip.open(path, "rb") as packed:
             yield cast("BinaryIO", io.BufferedReader(_Bounded(path, packed)))
     except (gzip.BadGzipFile, EOFError, zlib.error) as broken:
-        raise DataError(
-            f"{path}: damaged or cut short, or not packed by gzip: {first_line(broken)}"
-        ) from None
+        said = first_line(broken)
+        raise DataError(Message("error.damaged_gzip", path=path, reason=said)) from None
 
 
 class _Bounded(io.RawIOBase):
@@ -164,7 +160,7 @@ def _read_json(path: Path, encoding: str) -> Rows:
         with _opened(path) as file:
             rows = _parsed(file.read(), str(path), codec=first_codec)
         if not isinstance(rows, list):
-            raise DataError(f"{path}: must be one JSON array of objects, or one object a line")
+            raise DataError(Message("error.json_array", path=path))
         for number, row in enumerate(rows, 1):
             yield number, _object(row, f"{path} row {number}")
         return
@@ -193,10 +189,8 @@ def _parsed(content: bytes, where: str, codec: str) -> Any:
         made = dict(items)
         if len(made) < len(items):
             names = [name for name, _ in items]
-            raise DataError(
-                f'{where}: the key "{next(name for name in names if names.count(name) > 1)}" '
-                "stands there twice"
-            )
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(Message("error.key_twice", where=where, key=twice))
         return made
 
     try:
@@ -206,14 +200,13 @@ def _parsed(content: bytes, where: str, codec: str) -> Any:
     except (ValueError, UnicodeDecodeError) as broken:
         written = "UTF-8" if codec.startswith("utf-8") else codec
         raise DataError(
-            f"{where}: not a JSON object in {written}: {broken}. Known: one object a line, or one "
-            "array of objects"
+            Message("error.not_json", where=where, encoding=written, reason=broken)
         ) from None
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(f"{where}: must be a JSON object, is {type(row).__name__}")
+        raise DataError(Message("error.not_object", where=where, kind=type(row).__name__))
     return row
 
 
@@ -237,9 +230,12 @@ def _read_csv(path: Path, encoding: str, *, tabs: bool) -> Rows:
                 number += 1
                 yield number, _row(f"{path} row {number} (line {reader.line_num})", names, cells)
     except (UnicodeDecodeError, LookupError) as broken:
-        raise DataError(f"{path}: not in the encoding {encoding}: {first_line(broken)}") from None
+        said = first_line(broken)
+        raise DataError(
+            Message("error.not_in_encoding", path=path, encoding=encoding, reason=said)
+        ) from None
     except csv.Error as broken:
-        raise DataError(f"{path}: not valid CSV: {broken}") from None
+        raise DataError(Message("error.not_csv", path=path, reason=broken)) from None
 
 
 def _again(head: str, rest: Iterator[str]) -> Iterator[str]:
@@ -250,23 +246,18 @@ def _again(head: str, rest: Iterator[str]) -> Iterator[str]:
 def _row(where: str, names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     """A row by its columns' names. Columns without a name are a spreadsheet's empty ones."""
     if len(cells) != len(names):
-        raise DataError(
-            f"{where}: {len(names)} columns expected, as in the header, {len(cells)} found. "
-            "A text with commas needs double quotes"
-        )
+        raise DataError(Message("error.cells", where=where, names=len(names), cells=len(cells)))
     pairs = list(zip(names, cells, strict=True))
     for at, (name, cell) in enumerate(pairs, 1):
         if not name.strip() and cell.strip():
-            raise DataError(f"{where}: column {at} has a value, and no name in the header")
+            raise DataError(Message("error.unnamed_column", where=where, number=at))
     return {name: cell for name, cell in pairs if name.strip()}
 
 
 def _refuse_equal_columns(path: Path, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(
-            f'{path}: two columns are called "{twice[0]}". Rename one: only the last would be read'
-        )
+        raise DataError(Message("error.equal_columns", path=path, name=twice[0]))
 
 
 def arrow_for(path: Path) -> Any:
@@ -276,7 +267,7 @@ def arrow_for(path: Path) -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{path}: needs pyarrow. {how_to_install('pyarrow')}") from None
+        raise DataError(needs(path, "pyarrow")) from None
     return pyarrow
 
 
@@ -305,9 +296,8 @@ def _named(path: Path, arrow: Any, kind: str) -> Iterator[None]:
     try:
         yield
     except (arrow.ArrowException, OSError, ValueError, OverflowError) as broken:
-        raise DataError(
-            f"{path}: damaged or cut short, or no {kind} file: {first_line(broken)}"
-        ) from None
+        said = first_line(broken)
+        raise DataError(Message("error.damaged_table", path=path, kind=kind, reason=said)) from None
 
 
 def _numbered(batches: Iterable[Any]) -> Rows:

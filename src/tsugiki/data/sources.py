@@ -16,6 +16,7 @@ from tsugiki.config.task import FileSpec
 from tsugiki.errors import DataError, first_line
 from tsugiki.files import file_name, sha256_of, write_atomically
 from tsugiki.network import download, is_page, offline
+from tsugiki.words import Message
 
 
 def cache_dir() -> Path:
@@ -52,13 +53,11 @@ def verify(path: Path, spec: FileSpec) -> None:
     if other and is_page(path):
         _refuse_page(path)
     if other:
-        raise DataError(f"{path}: {other}: another version, or damaged. Delete it and run again")
+        raise DataError(Message("error.other_content", path=path, difference=other))
 
 
 def _refuse_page(path: Path) -> None:
-    raise DataError(
-        f"{path}: holds an HTML page (an error, or a login), not data. Delete it and run again"
-    )
+    raise DataError(Message("error.page_kept", path=path))
 
 
 def locate(spec: FileSpec, folder: Path, data_dir: Path | None) -> Path:
@@ -71,9 +70,7 @@ def locate(spec: FileSpec, folder: Path, data_dir: Path | None) -> Path:
                 verify(path, spec)
                 return path
             if not (spec.url or spec.hub):
-                raise DataError(
-                    f"{path}: no such file. Put it there, or name its folder with data_dir"
-                )
+                raise DataError(Message("error.no_data_file", path=path))
     if spec.url:
         return _fetch_url(spec)
     return _fetch_hub(spec)
@@ -111,10 +108,8 @@ def _fetch_url(spec: FileSpec) -> Path:
 
 def _refuse_offline(what: str) -> None:
     if named := offline():
-        raise DataError(
-            f"{what}: not in the cache ({cache_dir()}), and offline mode is on ({named} is set). "
-            "Run once with a network"
-        )
+        where = {"folder": cache_dir(), "name": named}
+        raise DataError(Message("error.data_offline", what=what, **where))
 
 
 def _fetch_hub(spec: FileSpec) -> Path:
@@ -136,7 +131,8 @@ def _fetch_hub(spec: FileSpec) -> Path:
             local_files_only=offline() is not None,
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as broken:
-        raise DataError(f"{what}: cannot be had from the Hub: {first_line(broken)}") from None
+        said = first_line(broken)
+        raise DataError(Message("error.data_hub", what=what, reason=said)) from None
     path = Path(got)
     if is_page(path):
         _refuse_page(path)

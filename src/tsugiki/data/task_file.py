@@ -20,6 +20,7 @@ from tsugiki.data.sources import locate
 from tsugiki.data.text import as_text
 from tsugiki.errors import DataError, did_you_mean
 from tsugiki.toml import parse, read_toml
+from tsugiki.words import Message
 
 SHORT = ("prompt", "ratio", "seed", "encoding")  # written for what a whole file says at length
 RATIO = (8, 1, 1)
@@ -54,7 +55,8 @@ def _refuse_unknown(given: Mapping[str, Any], path: Path) -> None:
     known = [*TaskSpec.model_fields, *SHORT]
     for name in given:
         if name not in known:
-            raise DataError(f"{path}: {name}: unknown key.{did_you_mean(name, known)}")
+            hint = did_you_mean(name, known)
+            raise DataError(Message("error.task_key", path=path, name=name, hint=hint))
     if "prompt" in given and "formats" in given:
         raise DataError(f"{path}: prompt, formats: one of them: prompt is a single format")
     if "splits" in given and ("ratio" in given or "seed" in given):
@@ -65,9 +67,9 @@ def _refuse_unknown(given: Mapping[str, Any], path: Path) -> None:
     elif given.get("formatting") is None:
         for name in ("fields", "target"):
             if not given.get(name):
-                raise DataError(f"{path}: {name}: missing, must be given")
+                raise DataError(Message("error.task_missing", path=path, name=name))
     if not given.get("files") and not given.get("versions"):
-        raise DataError(f'{path}: files: missing. Name the data, like files = "rows.csv"')
+        raise DataError(Message("error.task_files", path=path))
 
 
 def _with_name(given: Mapping[str, Any], path: Path) -> dict[str, Any]:

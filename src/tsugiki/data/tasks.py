@@ -29,6 +29,7 @@ from tsugiki.data.splits import rows_of_part, stretch_of
 from tsugiki.data.task_file import read_task
 from tsugiki.data.text import as_text
 from tsugiki.errors import DataError, did_you_mean
+from tsugiki.words import Message
 
 PRESETS = Path(__file__).parent.parent / "presets" / "tasks"
 CHAT = "chat"  # the format of every task that says its text through the model's chat template
@@ -72,9 +73,7 @@ def find_task(name: str, data_dir: str | None = None) -> tuple[TaskSpec, Path]:
     path = Path(name)
     if path.suffix == ".toml":
         return read_task(path, Path(data_dir) if data_dir else None), path.parent
-    raise DataError(
-        f'task "{name}": no such task.{did_you_mean(name, known)}; or give a path to a .toml file'
-    )
+    raise DataError(Message("error.no_task", name=name, hint=did_you_mean(name, known)))
 
 
 def version_at_hand(choice: TaskChoice, version: str) -> bool:
@@ -107,7 +106,8 @@ def _files(task: Task) -> dict[str, FileSpec]:
 def _pick(given: str | None, default: str, known: Mapping[str, Any], what: str, task: str) -> str:
     name = given or default
     if name not in known:
-        raise DataError(f'task "{task}": no {what} "{name}".{did_you_mean(name, known)}')
+        hint = did_you_mean(name, known)
+        raise DataError(Message(f"error.no_{what}", task=task, name=name, hint=hint))
     return name
 
 
@@ -169,9 +169,8 @@ def load_task(choice: TaskChoice) -> Task:
                 str(files[name].path or files[name].url or files[name].hub_file)
                 for name in part.files
             )
-            raise DataError(
-                f'task "{spec.name}" split "{split}": {part_name} is empty; no row in {paths}'
-            )
+            named = {"task": spec.name, "split": split, "part": part_name, "files": paths}
+            raise DataError(Message("error.empty_part", **named))
         if part_name != "train":
             _refuse_equal_candidates(spec, part_name, rows)
         examples[part_name] = rows
@@ -219,9 +218,7 @@ def _load_file(
         for number, row in read_rows(path, encoding)
     ]
     if file.rows and len(rows) != file.rows:
-        raise DataError(
-            f"{path}: must have {file.rows} rows, has {len(rows)}: another version, or cut short"
-        )
+        raise DataError(Message("error.row_count", path=path, wanted=file.rows, rows=len(rows)))
     if spec.messages is not None:
         examples = [
             turn
@@ -261,15 +258,18 @@ def _builder(
     def build(where: str, number: str, row: Mapping[str, Any]) -> Example:
         def take(name: str, *, label: bool = False) -> str:
             if name not in row or row[name] is None:
-                raise DataError(f'{where}: field "{name}" is missing.{did_you_mean(name, row)}')
+                hint = did_you_mean(name, row)
+                raise DataError(Message("error.no_field", where=where, name=name, hint=hint))
             try:
                 return as_text(row[name], label=label)
             except ValueError as said:
-                raise DataError(f'{where}: field "{name}" {said}') from None
+                bad = {"name": name, "reason": said.args[0]}
+                raise DataError(Message("error.bad_field", where=where, **bad)) from None
 
         fields = {name: take(name) for name in spec.fields}
         if not any(value.strip() for value in fields.values()):
-            raise DataError(f"{where}: every field of the prompt is empty ({', '.join(fields)})")
+            names = ", ".join(fields)
+            raise DataError(Message("error.empty_fields", where=where, fields=names))
         if spec.cut and spec.cut_chars:
             fields[spec.cut] = fields[spec.cut][: spec.cut_chars]
         candidates: tuple[str, ...] = ()
@@ -278,17 +278,16 @@ def _builder(
         if spec.kind == "classification":
             candidates = spec.fixed_answers
             if known and target not in spec.labels:
-                meant = did_you_mean(target, spec.labels)
+                hint = did_you_mean(target, spec.labels)
                 raise DataError(
-                    f'{where}: label "{target}" is not among the labels.{meant}. Correct the row, '
-                    "or add it under [labels] in the task file"
+                    Message("error.unknown_label", where=where, label=target, hint=hint)
                 )
             target = spec.labels[target] if known else ""
         elif spec.kind == "choice":
             candidates = tuple(take(name) for name in spec.choices)
             target = _chosen(where, target, candidates) if known else ""
         if answered and not target.strip():
-            raise DataError(f'{where}: the answer (field "{spec.target}") is empty')
+            raise DataError(Message("error.empty_answer", where=where, field=spec.target))
         group = take(group_field) if group_field else number
         match = _matched(pattern, group, where) if group_field else None
         name = take(spec.id) if spec.id else number
@@ -335,17 +334,13 @@ def _chosen(where: str, target: str, candidates: tuple[str, ...]) -> str:
     )
     if target in candidates:
         if by_index is not None and by_index != target:
-            raise DataError(
-                f'{where}: label "{target}" is a candidate and also the index of another '
-                f'("{by_index}"). Give the text of the right candidate in words'
-            )
+            both = {"label": target, "other": by_index}
+            raise DataError(Message("error.candidate_or_index", where=where, **both))
         return target
     if by_index is not None:
         return by_index
-    raise DataError(
-        f'{where}: label "{target}" is neither one of the candidates ({", ".join(candidates)}) nor '
-        "an index from 0"
-    )
+    known = ", ".join(candidates)
+    raise DataError(Message("error.no_candidate", where=where, label=target, candidates=known))
 
 
 # Fields of a task file that came after the first runs were kept: unset, they are left out of the

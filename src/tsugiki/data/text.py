@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from tsugiki.words import Message
+
 _BROKEN = re.compile("[\ud800-\udfff\0]")
 
 
@@ -29,35 +31,31 @@ def as_text(value: Any, *, label: bool = False) -> str:
     if isinstance(value, bool):
         if label:
             return "true" if value else "false"
-        raise ValueError(f"is {str(value).lower()}, not text. Write it in words")
+        raise ValueError(Message("error.is_boolean", value=str(value).lower()))
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
         if math.isnan(value):
-            raise ValueError("is NaN: a missing value. Take the row out, or give it a text")
+            raise ValueError(Message("error.is_nan"))
         if math.isinf(value) or value.is_integer():
-            raise ValueError(
-                f"is the number {value}, not text. Write it as text, or as a whole number"
-            )
+            raise ValueError(Message("error.is_number", value=value))
         return repr(value)
-    raise ValueError(f"is {_kind(value)}, not text")
+    raise ValueError(Message("error.is_other", kind=_kind(value)))
 
 
 def refuse_broken(text: str) -> None:
     """Raises `ValueError` for a string that is no Unicode text, or that holds a NUL."""
     if (broken := _BROKEN.search(text)) is not None:
-        nul, half = (
-            "holds a NUL character. Take it out",
-            "is not valid Unicode: it holds half of a character (a lone surrogate, as cut strings "
-            "have)",
-        )
-        raise ValueError(nul if broken.group() == "\0" else half)
+        is_nul = broken.group() == "\0"
+        raise ValueError(Message("error.holds_nul" if is_nul else "error.half_character"))
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "an object"
-    return "a list" if isinstance(value, (list, tuple)) else f"of the type {type(value).__name__}"
+        return Message("error.an_object")
+    if isinstance(value, (list, tuple)):
+        return Message("error.a_list")
+    return Message("error.of_type", name=type(value).__name__)
 
 
 def without_spaces(text: str) -> str:

@@ -22,39 +22,30 @@ from tsugiki.fast.attention import packed_states
 from tsugiki.model.look import rows_stay_apart
 from tsugiki.model.lora import switched_off
 from tsugiki.model.numerics import Numerics
+from tsugiki.words import Message
 
 
 def why_no_cuda_graphs(model: Any, device: torch.device, numerics: Numerics) -> str | None:
     """Why the fast paths do not exist here, or None: they need CUDA, 16-bit matmuls and attention
     that can be exchanged."""
     if device.type != "cuda":
-        return f"it needs a CUDA device, this is {device.type}"
+        return Message("fast.needs_cuda", device=device.type)
     if numerics.compute != "bf16":
-        return (
-            "flash attention over packed rows needs 16-bit matmuls, this run computes in "
-            f"{numerics.compute}"
-        )
+        return Message("fast.needs_bf16", compute=numerics.compute)
+    name = type(model).__name__
     if not getattr(model, "_supports_attention_backend", False) or not repeated_layers(model):
-        return f"the attention of {type(model).__name__} cannot be exchanged"
+        return Message("fast.attention", model=name)
     if getattr(model.config, "attn_logit_softcapping", None):
-        return f"{type(model).__name__} caps its attention scores"
+        return Message("fast.capped", model=name)
     if _rope_kinds(model.config) & {"dynamic", "longrope"}:
-        return (
-            f"the rotary angles of {type(model).__name__} depend on the longest row, which the "
-            "host would have to ask the device for"
-        )
+        return Message("fast.rope", model=name)
     if (missing := missing_tools()) is not None:
-        return f"its kernels are compiled when they are first used, and {missing}"
+        return Message("fast.tools", missing=missing)
     with switched_off(model):  # adapters split a batch by lanes, which is not the question
         apart = rows_stay_apart(
             model, partial(packed_states, model, numerics.autocast(next(model.parameters()).device))
         )
-    if not apart:
-        return (
-            f"the layers of {type(model).__name__} carry something from one packed row into the "
-            "next"
-        )
-    return None
+    return None if apart else Message("fast.rows_mix", model=name)
 
 
 def why_eager(model: Any, device: torch.device, numerics: Numerics, kind: StepKind) -> str | None:
@@ -63,17 +54,17 @@ def why_eager(model: Any, device: torch.device, numerics: Numerics, kind: StepKi
     if kind != "auto" or device.type != "cuda" or numerics.compute != "bf16":
         return None
     missing = why_no_cuda_graphs(model, device, numerics)
-    return f"results are correct; training is slower (eager step): {missing}" if missing else None
+    return Message("note.eager", why=missing) if missing else None
 
 
 def missing_tools() -> str | None:
     """What Triton would not find when it compiles a kernel, or None."""
     if find_spec("triton") is None:
-        return "Triton is not installed"
+        return Message("fast.no_triton")
     if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang", "cl")):
-        return "no C compiler is there (gcc or clang)"
+        return Message("fast.no_compiler")
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        return "Python's headers are not there (python3-dev)"
+        return Message("fast.no_headers")
     return None
 
 

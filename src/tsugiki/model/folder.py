@@ -21,6 +21,7 @@ from tsugiki.config.run import ModelChoice
 from tsugiki.errors import ModelError, first_line
 from tsugiki.network import offline
 from tsugiki.toml import Given
+from tsugiki.words import Message
 
 BUILTIN = Path(__file__).parent.parent / "presets" / "models" / "tsugiki-mame"
 BUILTIN_NAME = "builtin"
@@ -61,16 +62,10 @@ def local_folder(choice: ModelChoice) -> Path | None:
     folder = Path(choice.path)
     if folder.exists():
         if not (folder / "config.json").exists():
-            raise ModelError(
-                f"model {folder}: no config.json there: not a model folder in the Hugging Face "
-                "format"
-            )
+            raise ModelError(Message("error.no_config", folder=folder))
         return folder
     if choice.path.startswith((".", "/", "~")) or choice.path.count("/") != 1:
-        raise ModelError(
-            f'model "{choice.path}": no such folder, and not a Hub id (owner/name). The model '
-            'inside the package is called "builtin"'
-        )
+        raise ModelError(Message("error.no_model_folder", path=choice.path))
     return None
 
 
@@ -95,31 +90,21 @@ def snapshot(choice: ModelChoice, files: Sequence[str] = WANTED_FILES) -> Path:
             )
         )
     except GatedRepoError:
-        where = (
-            "Accept its terms on its page on the Hub, make a token at "
-            "https://huggingface.co/settings/tokens (read access is enough)"
-        )
-        raise ModelError(f"model {choice.path}: gated. {where}, and set HF_TOKEN") from None
+        raise ModelError(Message("error.gated", model=choice.path)) from None
     except RepositoryNotFoundError:
-        token = (
-            "HF_TOKEN is set, but does not reach it"
-            if os.environ.get("HF_TOKEN")
-            else "if it is private, set HF_TOKEN"
-        )
-        raise ModelError(
-            f"model {choice.path}: no such repository on the Hub ({token}){_by_way_of()}"
-        ) from None
+        token = "error.token_useless" if os.environ.get("HF_TOKEN") else "error.token_unset"
+        said = {"token": Message(token), "way": _by_way_of()}
+        raise ModelError(Message("error.no_repository", model=choice.path, **said)) from None
     except LocalEntryNotFoundError:
         named = offline()
-        why = f"{named} is set" if named else "the Hub cannot be reached"
-        raise ModelError(
-            f"model {choice.path}: not in the cache, and {why}{_by_way_of()}. Run once with a "
-            "network, or give a folder"
-        ) from None
+        why = Message("error.hub_unreachable")
+        if named:
+            why = Message("error.offline_set", name=named)
+        said = {"why": why, "way": _by_way_of()}
+        raise ModelError(Message("error.not_cached", model=choice.path, **said)) from None
     except (HfHubHTTPError, OSError, ValueError) as broken:
-        raise ModelError(
-            f"model {choice.path}: the Hub answered: {first_line(broken)}{_by_way_of()}"
-        ) from None
+        said = {"reason": first_line(broken), "way": _by_way_of()}
+        raise ModelError(Message("error.hub_answered", model=choice.path, **said)) from None
 
 
 def _by_way_of() -> str:
@@ -129,9 +114,8 @@ def _by_way_of() -> str:
         for name in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY")
         if os.environ.get(name)
     ]
-    return (
-        f" (by way of {', '.join(f'{name}={os.environ[name]}' for name in names)})" if names else ""
-    )
+    settings = ", ".join(f"{name}={os.environ[name]}" for name in names)
+    return Message("error.by_way_of", settings=settings) if names else ""
 
 
 def read_settings(folder: Path, name: str = "config.json") -> Given:
@@ -141,9 +125,8 @@ def read_settings(folder: Path, name: str = "config.json") -> Given:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as broken:
-        raise ModelError(
-            f"model {path}: damaged or cut short ({first_line(broken)}). Download again"
-        ) from None
+        said = first_line(broken)
+        raise ModelError(Message("error.damaged_model", path=path, reason=said)) from None
     if not isinstance(content, dict):
         raise ModelError(
             f"model {path}: must be a JSON object, is {type(content).__name__}. Download again"
@@ -237,10 +220,7 @@ def _refuse_code(folder: Path, name: str, content: Given, known_type: str) -> No
         return
     if name == "tokenizer_config.json" and "AutoTokenizer" not in named:
         return
-    raise ModelError(
-        f"model {folder / name}: needs code of its own (auto_map), which is never run here. Choose "
-        "a model that transformers itself knows"
-    )
+    raise ModelError(Message("error.own_code", path=folder / name))
 
 
 def weight_files(folder: Path, config: Given | None = None) -> list[Path]:
@@ -259,21 +239,10 @@ def weight_files(folder: Path, config: Given | None = None) -> list[Path]:
     elif (folder / INDEX).exists():
         names = _names_of_index(folder)
     else:
-        others = (
-            ", ".join(
-                sorted(
-                    path.name
-                    for pattern in ("*.bin", "*.safetensors", "*.gguf")
-                    for path in folder.glob(pattern)
-                )
-            )
-            or "none"
-        )
-        said = f"no safetensors weights called {SINGLE} (others: {others})"
-        raise ModelError(
-            f"model {folder}: {said}. tsugiki reads nothing else; convert with transformers: "
-            "save_pretrained"
-        )
+        patterns = ("*.bin", "*.safetensors", "*.gguf")
+        names_there = sorted(path.name for each in patterns for path in folder.glob(each))
+        others = ", ".join(names_there) or Message("error.none")
+        raise ModelError(Message("error.no_weights", folder=folder, name=SINGLE, others=others))
     for name in names:
         _check_weights(folder, name)
     return [folder / name for name in names]
@@ -304,21 +273,16 @@ def _check_weights(folder: Path, name: str) -> None:
 
     path = folder / name
     if not path.exists():
-        raise ModelError(
-            f"model {folder}: {name} is missing, though the index names it. Download again"
-        )
+        raise ModelError(Message("error.weights_missing", folder=folder, name=name))
     try:
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise ModelError(
-                    f"model {path}: is a Git LFS pointer, not the weights. Run: git lfs pull"
-                )
+                raise ModelError(Message("error.lfs_pointer", path=path))
         with safe_open(path, "pt"):
             return
     except (SafetensorError, OSError, RuntimeError, ValueError) as broken:
-        raise ModelError(
-            f"model {path}: damaged or cut short ({first_line(broken)}). Download again"
-        ) from None
+        said = first_line(broken)
+        raise ModelError(Message("error.damaged_model", path=path, reason=said)) from None
 
 
 def stop_ids_of(folder: Path) -> tuple[int, ...]:

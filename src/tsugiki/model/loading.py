@@ -31,6 +31,7 @@ from tsugiki.model.nf4 import Nf4Linear, load_library, stored_bytes
 from tsugiki.model.numerics import Numerics, pick_device, pick_numerics
 from tsugiki.model.quantise import quantise_layers
 from tsugiki.toml import Given
+from tsugiki.words import Message
 
 OLD_BUFFERS = tuple(name for layout in LAYOUTS for name in layout.old_buffers)
 
@@ -100,14 +101,12 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("一", add_special_tokens=False)
     except Exception as broken:  # transformers raises many kinds for a bad folder
-        hint = (
-            f" A spiece.model needs more. {how_to_install('sentencepiece', 'protobuf')}"
-            if list(folder.glob("*.model"))
-            else ""
-        )
-        raise ModelError(
-            f"model {folder}: its tokenizer cannot be loaded: {first_line(broken)}.{hint}"
-        ) from broken
+        values = {"folder": folder, "reason": first_line(broken)}
+        said = Message("error.no_tokenizer", **values)
+        if list(folder.glob("*.model")):
+            install = how_to_install("sentencepiece", "protobuf")
+            said = Message("error.no_tokenizer_sentencepiece", install=install, **values)
+        raise ModelError(said) from broken
     return tokenizer
 
 
@@ -164,9 +163,9 @@ def load_base(source: BaseSource) -> Base:
         )
     except torch.OutOfMemoryError:
         needed = stored_bytes(model) / 2**30
+        kept = {"kept": source.numerics.base, "device": source.device}
         raise RunError(
-            f"model {source.folder}: its weights alone need {needed:.1f} GiB in "
-            f"{source.numerics.base}, which {source.device} does not have free"
+            Message("error.weights_room", folder=source.folder, gib=needed, **kept)
         ) from None
     return Base(model=model, tokenizer=tokenizer, source=source)
 

@@ -28,6 +28,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from tsugiki.errors import ModelError, first_line
+from tsugiki.words import Message
 
 PROBE = (
     "東京都の公園で、犬と猫が元気に走っています。質問に答えてください。それは何色ですか？　1. "
@@ -40,17 +41,16 @@ _LOOKS: WeakKeyDictionary[Any, Look] = WeakKeyDictionary()
 _APART: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
-WITHOUT_CACHE = (
-    "answers are written without a cache, one full pass a token, which is right and "
-    "slow: this model's cache or padding changes them"
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Look:
     """What was seen. `cached` says whether decoding may use a cache and padding."""
 
     cached: bool = True
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of it."""
+        return [] if self.cached else [Message("note.without_cache")]
 
 
 def look_of(model: Any) -> Look:

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from tsugiki.errors import ModelError, how_to_install
+from tsugiki.errors import ModelError, needs
 
 BLOCK = 64
 KIND = "nf4"
@@ -49,9 +49,7 @@ def load_library() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise ModelError(
-            f'model.base = "nf4": needs bitsandbytes. {how_to_install("bitsandbytes")}'
-        ) from None
+        raise ModelError(needs('model.base = "nf4"', "bitsandbytes")) from None
     finally:
         said.setLevel(before)
         del sys.modules["kernels"]

@@ -17,6 +17,7 @@ import torch
 
 from tsugiki.config.run import BaseKind, Method, Precision
 from tsugiki.errors import RunError
+from tsugiki.words import Message
 
 # What PyTorch calls these types.
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -95,10 +96,7 @@ def why_fp32(precision: Precision, numerics: Numerics, device: torch.device) -> 
     if device.type != "cuda" or precision != "auto" or numerics.compute != "fp32":
         return None
     name = torch.cuda.get_device_name(device)
-    return (
-        f"{name} has no fast bf16 matmuls: this run computes in fp32, with the eager step (CUDA "
-        "graphs need bf16). Results are correct; training is slower"
-    )
+    return Message("note.fp32", device=name)
 
 
 def _has_bf16(device: torch.device) -> bool:

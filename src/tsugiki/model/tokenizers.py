@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.errors import ModelError, first_line, how_to_install
+from tsugiki.words import Message
 
 # What Japanese text holds and tokenizers lose: line ends, full-width letters, half-width kana,
 # signs in circles, double spaces, rare characters.
@@ -66,10 +67,8 @@ def conversion_differences(
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
-        raise ModelError(
-            f"model {path}: comparing it needs sentencepiece. "
-            + how_to_install("sentencepiece", "protobuf")
-        ) from None
+        install = how_to_install("sentencepiece", "protobuf")
+        raise ModelError(Message("error.comparing", path=path, install=install)) from None
     try:
         processor = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as broken:
@@ -103,9 +102,8 @@ def refuse_other_ids(folder: Path, tokenizer: Any, lines: Sequence[str]) -> None
     try:
         bare = Tokenizer.from_file(str(path))
     except Exception as broken:  # the library raises its own kind
-        raise ModelError(
-            f"model {path}: damaged or cut short ({first_line(broken)}). Download again"
-        ) from None
+        said = first_line(broken)
+        raise ModelError(Message("error.damaged_model", path=path, reason=said)) from None
     # Tokens that the settings add are the user's own.
     added = set(tokenizer.get_added_vocab()) - set(bare.get_vocab())
     lines = [line for line in lines if not any(token in line for token in added)]
@@ -148,30 +146,23 @@ def tokenizer_notes(folder: Path, tokenizer: Any, lines: Sequence[str]) -> Itera
     `lines` are the task's own; the probes stand beside them.
     """
     for what, some in (
-        ("of the task's texts", list(dict.fromkeys(lines))),
-        ("of Japanese signs", list(PROBES)),
+        ("of_task", list(dict.fromkeys(lines))),
+        ("of_signs", list(PROBES)),
     ):
         changed = round_trip_losses(tokenizer, some)
         lost = [(text, back) for text, back in changed if _folded(text) != _folded(back)]
-        if lost:
-            text, back = lost[0]
-            yield (
-                f"tokenizer: {len(lost)} of {len(some)} {what} do not come back the same, like "
-                f"“{_short(text)}” → “{_short(back)}”"
-            )
-        elif changed:
-            text, back = changed[0]
-            yield (
-                f"tokenizer: {len(changed)} of {len(some)} {what} come back normalised (NFKC, "
-                f"spaces), like “{_short(text)}” → “{_short(back)}”"
-            )
+        if changed:
+            text, back = (lost or changed)[0]
+            like = {"what": Message(f"note.{what}"), "text": _short(text), "back": _short(back)}
+            if lost:
+                yield Message("note.round_trip_lost", lost=len(lost), total=len(some), **like)
+            else:
+                counts = {"changed": len(changed), "total": len(some)}
+                yield Message("note.round_trip_normalised", **counts, **like)
     if sentencepiece_model(folder) is not None:
         everything = [*dict.fromkeys(lines), *PROBES]
-        yield (
-            conversion_note(folder, tokenizer, everything)
-            or f"tokenizer: transformers' conversion equals sentencepiece on {len(everything)} "
-            "lines"
-        )
+        equal = Message("note.conversion_equal", lines=len(everything))
+        yield conversion_note(folder, tokenizer, everything) or equal
 
 
 class OtherIds(ModelError):
@@ -202,12 +193,9 @@ def conversion_note(folder: Path, tokenizer: Any, lines: Sequence[str]) -> str |
     if not differing:
         return None
     text, ours, theirs = differing[0]
-    return (
-        f"tokenizer: transformers' conversion differs from sentencepiece on {len(differing)} of "
-        f"{len(lines)} lines, like “{_short(text)}”: "
-        f"{ours[:8]} against {theirs[:8]}. It was probably trained on the latter: look for another "
-        "tokenizer class or its makers' tokenizer.json"
-    )
+    ids = {"ours": ours[:8], "theirs": theirs[:8]}
+    counts = {"differing": len(differing), "lines": len(lines)}
+    return Message("note.conversion_differs", text=_short(text), **counts, **ids)
 
 
 def _folded(text: str) -> str:

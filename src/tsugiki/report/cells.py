@@ -6,11 +6,11 @@ from tsugiki.report.compare import pooled
 from tsugiki.report.standing import lost_seeds
 from tsugiki.report.table import Content, Estimated, Number, Said, Two, phrase, said
 from tsugiki.report.texts import best_text, chosen_text, score_text, values_text
-from tsugiki.report.words import say
 from tsugiki.runs.record import Scores
 from tsugiki.study.cells import Cell, StudyResult
 from tsugiki.study.missing import test_of
 from tsugiki.train.cost import Cost
+from tsugiki.words import say
 
 
 def number(value: float | None, form: str = ".3f") -> Content:

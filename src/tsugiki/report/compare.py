@@ -13,6 +13,7 @@ from tsugiki.runs.answer_values import values_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Run
 from tsugiki.score.statistics import Estimate, McNemar, mcnemar, mean_over_seeds, paired_difference
+from tsugiki.words import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +74,14 @@ def compare_methods(
     first = firsts[0]
     for record in (*firsts, *seconds):
         if record.scores(part) is None:
-            raise RunError(
-                f"{record.folder}: was not scored on {part}. Run: tsugiki score {record.folder} "
-                f"--part {part}"
-            )
+            raise RunError(Message("error.not_scored", run=record.folder, part=part))
     answers = [record.answers(part) for record in (*firsts, *seconds)]
     for record, rows in zip((*firsts, *seconds), answers, strict=True):
         if [(answer.id, answer.target) for answer in answers[0]] != [
             (row.id, row.target) for row in rows
         ]:
-            raise RunError(
-                f"{first.folder} and {record.folder}: were scored on different examples, so their "
-                "answers cannot be paired"
-            )
+            both = {"first": first.folder, "second": record.folder}
+            raise RunError(Message("error.other_examples", **both))
     name = first.scored(part).main.name
     values = [values_of(record, part) for record in (*firsts, *seconds)]
     ours, theirs = values[: len(firsts)], values[len(firsts) :]

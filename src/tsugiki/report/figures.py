@@ -15,12 +15,12 @@ from tsugiki.report.material import Material
 from tsugiki.report.shapes import bars, heat_map, stacked
 from tsugiki.report.standing import floor_of, lost_seeds
 from tsugiki.report.svg import Point, axis_over, chart
-from tsugiki.report.words import Language, called, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.failures import CLASSES
 from tsugiki.score.metrics import Score
 from tsugiki.study.cells import Cell, Key, StudyResult
+from tsugiki.words import Language, called, say
 
 MOST_SERIES = 8  # more are no longer told apart by mark and dash
 CURVE_POINTS = 80

@@ -13,12 +13,12 @@ from typing import Literal
 from tsugiki.errors import RunError
 from tsugiki.report.compare import Comparison, compare_methods
 from tsugiki.report.standing import Standing, standing_text
-from tsugiki.report.words import Language, called, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.rules import metric_of
 from tsugiki.study.cells import Key, StudyResult
 from tsugiki.train.cost import Cost
+from tsugiki.words import Language, called, say
 
 Verdict = Literal["better", "worse", "equal", "undecided"]
 # How much more than the examples that shrink the interval's half width to the margin: (z₀.₉₇₅ +

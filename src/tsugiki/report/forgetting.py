@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from tsugiki.data.tasks import Task
-from tsugiki.errors import RunError
+from tsugiki.errors import RunError, reason_of
 from tsugiki.report.standing import floor_of
 from tsugiki.report.table import (
     Content,
@@ -26,7 +26,6 @@ from tsugiki.report.table import (
     phrase,
     said,
 )
-from tsugiki.report.words import Language, say
 from tsugiki.runs.answer_values import values_in
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord, read_answers
@@ -34,6 +33,7 @@ from tsugiki.runs.record import Elsewhere, Scores
 from tsugiki.score.rules import METRICS
 from tsugiki.score.statistics import Estimate, paired_difference
 from tsugiki.study.cells import Cell, Key, StudyResult
+from tsugiki.words import Language, say
 
 Mode = Literal["answers", "likeliest", "text"]
 PART = "test"
@@ -180,7 +180,7 @@ def _measured(result: StudyResult, cell: Cell, content: str, mode: Mode) -> _Mea
         try:
             measured = _of_run(record, content, mode)
         except (RunError, OSError) as damaged:
-            result.damaged.append(str(damaged))
+            result.damaged.append(reason_of(damaged))
             continue
         known += [] if measured is None else [measured]
     if not known or len({each.rows for each in known}) > 1:

@@ -21,9 +21,9 @@ from tsugiki.report.looks import Look, looks_of
 from tsugiki.report.main_tables import reference_of
 from tsugiki.report.material import Material
 from tsugiki.report.standing import standing_text
-from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
 from tsugiki.study.kept_plan import PairPlan
+from tsugiki.words import Language, say
 
 MOST_PAIRS = 8  # more are a table, no screen
 

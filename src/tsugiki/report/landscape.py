@@ -14,13 +14,13 @@ from tsugiki.config.study import Range
 from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against
 from tsugiki.report.standing import floor_of
-from tsugiki.report.words import Language, say
 from tsugiki.runs.answer_values import same_rows, values_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.metrics import Score
 from tsugiki.score.statistics import Estimate, paired_difference
 from tsugiki.study.cells import Cell, Key, StudyResult
+from tsugiki.words import Language, say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from tsugiki.config.study import Range, Setting
 from tsugiki.report.cells import best_cell, setting_cell
 from tsugiki.report.landscape import Landscape, edges, landscape_notes
 from tsugiki.report.table import Content, Number, Share, Table, column, lines, phrase
-from tsugiki.report.words import Language, say
 from tsugiki.study.cells import Cell, StudyResult
+from tsugiki.words import Language, say
 
 LANDSCAPE = (
     column("row", "text", "label.model_task_method"),

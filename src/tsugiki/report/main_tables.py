@@ -26,12 +26,12 @@ from tsugiki.report.table import (
     said,
 )
 from tsugiki.report.texts import values_text
-from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.baselines import baselines
 from tsugiki.score.rules import METRICS
 from tsugiki.study.cells import Cell, Key, StudyResult
+from tsugiki.words import Language, say
 
 Row = tuple[Content, ...]
 SCORES = (

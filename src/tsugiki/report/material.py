@@ -13,8 +13,8 @@ from tsugiki.report.forgetting import Change, changes, forgetting_statements
 from tsugiki.report.planned import planned_statements
 from tsugiki.report.shortfall import not_had, shortfalls
 from tsugiki.report.standing import Standing, standings
-from tsugiki.report.words import Language
 from tsugiki.study.cells import Key, StudyResult, readable_task
+from tsugiki.words import Language
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from tsugiki.data.leaks import shared_rows
 from tsugiki.data.tasks import Task
 from tsugiki.report.paper import PAPER, TITLE
 from tsugiki.report.texts import chosen_text
-from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.study.cells import Cell, StudyResult
+from tsugiki.words import Language, say
 
 
 def score_notes(result: StudyResult, language: Language) -> list[str]:

@@ -19,7 +19,7 @@ from tsugiki.report.material import Material
 from tsugiki.report.notes import comparable_notes
 from tsugiki.report.provenance import study_text
 from tsugiki.report.table import InWords, Table
-from tsugiki.report.words import Language, half, say, texts
+from tsugiki.words import Language, half, say, texts
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -9,9 +9,9 @@ from tsugiki.config.study import Range
 from tsugiki.report.finding import Finding, decimals_of, sentence
 from tsugiki.report.main_tables import points_cell
 from tsugiki.report.table import Content, Table, column, lines, phrase, said
-from tsugiki.report.words import Language, say
 from tsugiki.runs.methods import method_of
 from tsugiki.study.cells import Cell, StudyResult
+from tsugiki.words import Language, say
 
 COMPARISON = (
     column("place", "text", "label.model_task"),

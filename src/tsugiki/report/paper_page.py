@@ -29,10 +29,10 @@ from tsugiki.report.paper import ANSWERS as QUOTED_ANSWERS
 from tsugiki.report.standing import lost_seeds
 from tsugiki.report.table import Column, Content, Number, Table, column, phrase
 from tsugiki.report.texts import values_text
-from tsugiki.report.words import LANGUAGES, Language, half, say
 from tsugiki.runs.methods import method_of
 from tsugiki.study.cells import Cell, StudyResult
 from tsugiki.study.missing import study_folder
+from tsugiki.words import LANGUAGES, Language, half, say
 
 Row = tuple[Content, ...]
 DATA_COLUMNS = (

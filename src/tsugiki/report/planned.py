@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from tsugiki.report.compare import Comparison
 from tsugiki.report.finding import Finding, decimals_of
 from tsugiki.report.table import Content, Number, Said, Table, column, lines, phrase, said
-from tsugiki.report.words import Language, say
 from tsugiki.study.cells import StudyResult
 from tsugiki.study.kept_plan import PairPlan, Promise
+from tsugiki.words import Language, say
 
 COLUMNS = (
     column("place", "text", "label.model_task"),

@@ -21,12 +21,12 @@ from tsugiki.report.svg import stand_alone
 from tsugiki.report.table import Estimated, Said, Table, column, phrase
 from tsugiki.report.tables import all_tables
 from tsugiki.report.texts import values_text
-from tsugiki.report.words import Language, say
 from tsugiki.runs.reading import RunRecord, read_history
 from tsugiki.score.failures import CLASSES
 from tsugiki.score.metrics import Score
 from tsugiki.study.cells import StudyResult
 from tsugiki.study.missing import study_folder
+from tsugiki.words import Language, say
 
 if TYPE_CHECKING:
     import pandas

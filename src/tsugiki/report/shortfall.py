@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tsugiki.report.standing import Standing, lost_seeds, reason_text, standing_text
-from tsugiki.report.words import Language, say
 from tsugiki.study.cells import Key, StudyResult
 from tsugiki.study.missing import test_of
+from tsugiki.words import Language, say
 
 
 def shortfalls(

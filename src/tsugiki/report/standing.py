@@ -10,13 +10,13 @@ from typing import Literal
 
 from tsugiki.data.tasks import Task
 from tsugiki.report.compare import against
-from tsugiki.report.words import Language, say, texts
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.baselines import baselines, guessing_nats
 from tsugiki.score.statistics import Estimate
 from tsugiki.study.cells import Cell, Key, StudyResult
 from tsugiki.study.missing import seed_of, test_of
+from tsugiki.words import Language, Message, in_language, recognised, say
 
 Kind = Literal["learned", "no better", "seeds failed", "failed", "missing"]
 # of the labels' entropy: a loss above it has learned nothing but how often each label comes
@@ -118,7 +118,7 @@ def _standing(result: StudyResult, key: Key, task: Task | None) -> Standing:
     ids = [answer.id for answer in runs[0].answers("test")]
     floor = None if task is None else floor_of(task, "test", ids, main[0].name)
     if task is None or floor is None:
-        return replace(scored, why=texts("en")["reason.no_floor"])
+        return replace(scored, why=Message("reason.no_floor"))
     above = against(runs, "test", floor.values)
     return replace(
         scored,
@@ -147,7 +147,7 @@ def why_nothing(result: StudyResult, cells: Sequence[Cell]) -> tuple[Kind, str]:
 def lost_seeds(result: StudyResult, cell: Cell) -> list[str]:
     """What became of the seeds of a chosen cell that were tried and have no test score: `seed 2:
     the loss is nan …`."""
-    lost = []
+    lost = list[str]()
     for number in range(1, cell.seeds(result.study.num_seeds)):
         failed = [
             run
@@ -160,13 +160,14 @@ def lost_seeds(result: StudyResult, cell: Cell) -> list[str]:
             else result.missing.get(seed_of(cell.label, number + 1))
         )
         if reason is not None:
-            lost.append(f"seed {number + 1}: {reason}")
+            said = recognised(reason)
+            lost.append(Message("standing.lost_seed", number=number + 1, reason=said))
     return lost
 
 
 def standing_text(standing: Standing, language: Language) -> str:
     """What is to be said of a method that cannot be compared; of one that learned, its score."""
-    name = standing.method
+    name, why = standing.method, reason_text(standing.why, language)
     if standing.kind == "learned":
         assert standing.floor is not None
         return say(
@@ -190,16 +191,13 @@ def standing_text(standing: Standing, language: Language) -> str:
             num_lost=num_lost,
             scores=scores,
             total=total,
-            why=standing.why,
+            why=why,
         )
     if standing.kind == "failed":
-        only = say(language, "standing.only_failed", name=name, why=standing.why)
-        every = say(
-            language, "standing.all_failed", cells=standing.cells, name=name, why=standing.why
-        )
+        only = say(language, "standing.only_failed", name=name, why=why)
+        every = say(language, "standing.all_failed", cells=standing.cells, name=name, why=why)
         return only if standing.cells == 1 else every
-    reason = reason_text(standing.why, language)
-    return say(language, "standing.no_result", name=name, reason=reason)
+    return say(language, "standing.no_result", name=name, reason=why)
 
 
 def _no_better(standing: Standing, language: Language) -> str:
@@ -264,9 +262,9 @@ def _floor_name(standing: Standing, language: Language) -> str:
 
 
 def reason_text(why: str, language: Language) -> str:
-    """A reason of ours in the page's language; what errors say stays English."""
-    keys = {text: key for key, text in texts("en").items() if key.startswith("reason.")}
-    return texts(language)[keys[why]] if why in keys else why
+    """A reason in the page's language, as far as the catalogue has its sentence: records keep it in
+    English."""
+    return in_language(language, recognised(why))
 
 
 def loss_alarm(record: RunRecord, task: Task) -> tuple[float, float] | None:

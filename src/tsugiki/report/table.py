@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from tsugiki.report.words import Language, say
+from tsugiki.words import Language, say
 
 Kind = Literal["text", "number", "share", "score", "times", "memory"]
 # What a column of a kind is called in CSV, after its key.

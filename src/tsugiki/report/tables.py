@@ -35,11 +35,11 @@ from tsugiki.report.table import (
     phrase,
     said,
 )
-from tsugiki.report.words import say
 from tsugiki.runs.record import Scores
 from tsugiki.score.failures import CLASSES
 from tsugiki.score.rules import METRICS
 from tsugiki.study.cells import Cell, Key, StudyResult
+from tsugiki.words import say
 
 Row = tuple[Content, ...]
 DATA = (

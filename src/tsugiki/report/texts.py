@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tsugiki.report.words import Language, say
 from tsugiki.runs.record import Scores
 from tsugiki.score.rules import metric_of
 from tsugiki.study.cells import Cell
+from tsugiki.words import Language, say
 
 
 def score_text(scores: Scores) -> str:

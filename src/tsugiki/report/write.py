@@ -23,8 +23,8 @@ from tsugiki.report.page import render_page
 from tsugiki.report.svg import stand_alone
 from tsugiki.report.table import Table, markdown
 from tsugiki.report.tables import all_tables
-from tsugiki.report.words import LANGUAGES, Language, half, say
 from tsugiki.study.missing import study_folder
+from tsugiki.words import LANGUAGES, Language, half, say
 
 MARKDOWN: dict[Language, str] = {"en": "report.md", "ja": "report.ja.md"}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tsugiki.config.run import RunConfig
 from tsugiki.errors import reason_of
+from tsugiki.words import Message
 
 if TYPE_CHECKING:
     from tsugiki.runs.reading import RunRecord
@@ -114,7 +115,8 @@ class Guarded:
         except Exception as broken:
             if not self.failed:
                 name = type(self.listener).__name__
-                self.say(f"{name} hears nothing more: {reason_of(broken)}")
+                said = Message("note.listener_failed", listener=name, reason=reason_of(broken))
+                self.say(said)
             self.failed = True
 
 

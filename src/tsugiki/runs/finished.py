@@ -27,6 +27,7 @@ from tsugiki.train.cost import Cost
 from tsugiki.train.engine import fit
 from tsugiki.train.meter import free_memory
 from tsugiki.train.open_step import open_step
+from tsugiki.words import Message, recognised
 
 PAPER_BATCH = 8
 PROBE_STEPS = 40
@@ -56,10 +57,7 @@ def score_run(record: RunRecord, part: str, events: Events = SILENT) -> RunRecor
     if not is_of(record, record.config, task):
         if scored:
             return record  # of the data of then
-        raise RunError(
-            f"{record.folder}: the task file or its data changed since this run was trained. Run "
-            "it again to score it"
-        )
+        raise RunError(Message("error.task_changed", run=record.folder))
     record = record.relabelled(record.config, record.wanted or keys_of(record.config, task))
     if record.scores(part) is None:
         if part != "train":
@@ -84,7 +82,7 @@ def _score(record: RunRecord, task: Task, part: str, events: Events) -> None:
 
 def _refuse_unfinished(record: RunRecord) -> None:
     if record.status != "done":
-        raise RunError(f"{record.folder}: {_why_not_done(record)}")
+        raise RunError(_why_not_done(record))
 
 
 def complete(run: Run, config: RunConfig, task: Task, events: Events) -> bool:
@@ -98,7 +96,7 @@ def complete(run: Run, config: RunConfig, task: Task, events: Events) -> bool:
         if not has_weights(record):
             run.start_over()
             return False
-        events.note(f"{run.folder.name}: trained before; scored on these rows of validation now")
+        events.note(Message("note.scored_now", run=run.folder.name))
         _score(record, task, "validation", events)
     return True
 
@@ -111,11 +109,13 @@ def has_weights(record: RunRecord) -> bool:
 
 def _why_not_done(record: RunRecord) -> str:
     if record.status == "failed":
-        return f"this run failed: {record.outcome.reason}"
+        reason = recognised(record.outcome.reason)
+        return Message("error.run_failed", run=record.folder, reason=reason)
     kept = latest_checkpoint(record.folder / "checkpoint")
+    if kept is None:
+        return Message("error.unfinished", run=record.folder)
     steps = "?" if record.outcome.steps is None else record.outcome.steps
-    where = f"at step {step_of(kept)} of {steps}" if kept else "before its first checkpoint"
-    return f"this run is not finished (it stands {where}). Give its run or study command again"
+    return Message("error.unfinished_at", run=record.folder, step=step_of(kept), steps=steps)
 
 
 def load_trained(record: RunRecord, *, whole: bool = False) -> Base:
@@ -123,11 +123,7 @@ def load_trained(record: RunRecord, *, whole: bool = False) -> Base:
     _refuse_unfinished(record)
     config, there, method = record.config, record.provenance, method_of(record.config)
     if not has_weights(record):
-        raise RunError(
-            f"{record.folder}: its weights were not kept (of full fine-tuning a study keeps the "
-            "best configuration's). Take another run, or delete this folder and give the study "
-            "command again"
-        )
+        raise RunError(Message("error.no_weights_kept", run=record.folder))
     source = find_base(config.model, config.method, config.train.precision)
     # Settings were taken over other files by earlier versions.
     same = there.semantics != SEMANTICS or source.settings_checksum == there.settings_sha256

@@ -29,6 +29,7 @@ from tsugiki.score.predict import Prediction
 from tsugiki.train.cost import Cost
 from tsugiki.train.engine import fit
 from tsugiki.train.history import History
+from tsugiki.words import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
         )
         if step.kind != first_kind:
             handles.note_step(shared, step.kind)
-            events.note(f"memory ran out on the way; the steps since then: {step.kind}")
+            events.note(Message("note.memory_ran_out", step=step.kind))
     for number, result in enumerate(results):
         if result.failure is not None:
             yield Ended(number=number, status="failed", reason=result.failure)

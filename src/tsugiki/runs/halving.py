@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tsugiki.score.evaluate import Evaluation
 from tsugiki.train.engine import PausedLane
+from tsugiki.words import Message
 
 FEWEST_STEPS = 8
 
@@ -29,5 +30,5 @@ def end_the_lower_half(rivals: Sequence[tuple[PausedLane, Evaluation]]) -> None:
 def why_not(lanes: int, steps: Sequence[int]) -> str | None:
     """Why nothing is pruned here, or None."""
     if lanes == 1:
-        return "one configuration alone has no rivals"
-    return None if any(rungs(number) for number in steps) else "fewer than eight steps"
+        return Message("note.no_rivals")
+    return None if any(rungs(number) for number in steps) else Message("note.few_steps")

@@ -15,6 +15,7 @@ from tsugiki.train.checkpoint import latest_checkpoint, read_state, step_of
 from tsugiki.train.engine import PausedLane, is_end
 from tsugiki.train.lane import Lane
 from tsugiki.train.values import OnValues
+from tsugiki.words import Message
 
 if TYPE_CHECKING:
     from tsugiki.runs.reading import RunRecord
@@ -46,9 +47,8 @@ class Handles:
             run.start(config, provenance, shared.plan.model_copy(update=sized))
             kept = latest_checkpoint(run.checkpoints)
             if kept is not None and step_of(kept) < lane.steps:
-                shared.events.note(
-                    f"{lane.name}: going on from step {step_of(kept)} of {lane.steps}"
-                )
+                at = {"step": step_of(kept), "steps": lane.steps}
+                shared.events.note(Message("note.resumed", lane=lane.name, **at))
             self.begun_after[number] = _own_steps(run, kept)
             if shared.events.on_begin is not None:
                 shared.events.on_begin(_as(run, config), self.begun_after[number])

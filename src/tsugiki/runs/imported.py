@@ -11,6 +11,7 @@ from tsugiki.model.folder import BUILTIN_NAME, resolve
 from tsugiki.model.read_adapter import adapter_folder, read_adapter
 from tsugiki.runs.events import Events
 from tsugiki.runs.store import COPIED
+from tsugiki.words import Message
 
 
 def adapter_checksum(config: RunConfig) -> str:
@@ -42,10 +43,8 @@ def other_base(config: RunConfig) -> str | None:
         names.add(resolve(config.model).name)  # as an exported adapter names it
     if not named or Path(str(named)).name in names:
         return None
-    return (
-        f"{config.adapter}: says that it was made for {named}, and is put on "
-        f"{config.model.path}: of another base its score says nothing"
-    )
+    names_of = {"adapter": config.adapter, "named": named, "model": config.model.path}
+    return Message("note.other_base", **names_of)
 
 
 def note_other_base(config: RunConfig, events: Events) -> None:

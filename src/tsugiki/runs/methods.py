@@ -13,6 +13,7 @@ from tsugiki.config.run import READ_BY_FULL, READ_UNTRAINED, LoraConfig, RunConf
 from tsugiki.config.study import MethodSpec
 from tsugiki.runs.method import Method, Settings
 from tsugiki.runs.record import Imported, Outcome
+from tsugiki.words import Message, joined
 
 if TYPE_CHECKING:
     import torch
@@ -129,8 +130,8 @@ class Lora(_Trained):
         return lanes_on_device(base.device, of, load, len(configs))
 
     def instead(self, config: RunConfig) -> str:
-        fewer = [] if config.model.base else ['base = "nf4" under [model]']
-        return ", ".join([*fewer, "a smaller model or more memory"])
+        fewer = [] if config.model.base else [Message("memory.nf4")]
+        return joined("list.comma", [*fewer, Message("memory.smaller_model")])
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         size = lane.num_trainable
@@ -221,8 +222,8 @@ class Full(_Trained):
         return lambda load: ledger_in_full(sizes, config.train, load)
 
     def instead(self, config: RunConfig) -> str:
-        fewer = [] if config.train.moments == "8bit" else ['moments = "8bit" under [train]']
-        return ", ".join([*fewer, "LoRA", "a smaller model or more memory"])
+        fewer = [] if config.train.moments == "8bit" else [Message("memory.moments_8bit")]
+        return joined("list.comma", [*fewer, "LoRA", Message("memory.smaller_model")])
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         return Outcome(trainable=lane.num_trainable, total=base_size, steps=lane.steps)

@@ -31,6 +31,7 @@ from tsugiki.score.choices import candidate_sums
 from tsugiki.score.failures import is_candidate
 from tsugiki.score.predict import Prediction, predict
 from tsugiki.toml import Given
+from tsugiki.words import Message
 
 AT_ONCE = 256  # rows between two writes
 ADDED = ("prediction", "failure")
@@ -178,7 +179,7 @@ def label_file(
         DataError: a row cannot be read, or has a column that answers have; `to` is there already.
     """
     if not source.is_file():
-        raise DataError(f"{source}: no such file")
+        raise DataError(Message("error.no_file", path=source))
     ending = source.suffix if source.suffix.lower() != ".json" else ".jsonl"
     to = to or source.with_name(f"{source.stem}-answers{ending}")
     rows, task = _rows_to_answer(source, to), unchanged_task(record)
@@ -220,7 +221,7 @@ def _rows_to_answer(source: Path, to: Path) -> list[tuple[int, Given]]:
         raise DataError(f"{to}: its folder does not exist. Make it first")
     rows: list[tuple[int, Given]] = list(read_rows(source))
     if not rows:
-        raise DataError(f"{source}: has no rows")
+        raise DataError(Message("error.no_rows", path=source))
     if to.suffix.lower() == ".parquet":  # what cannot be written is known before it is answered
         _parquet(to, [row for _, row in rows], _names(rows))
     return rows
@@ -233,7 +234,7 @@ def _names(rows: Sequence[tuple[int, Given]]) -> list[str]:
 
 def _refuse_there(to: Path) -> None:
     if to.exists():
-        raise DataError(f"{to}: is there already: nothing is overwritten. Choose a new name")
+        raise DataError(Message("error.never_overwritten", path=to))
 
 
 def _answer_rest(

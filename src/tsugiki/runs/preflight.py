@@ -31,6 +31,7 @@ from tsugiki.model.tokenizers import (
     refuse_other_unknown,
     sentencepiece_model,
 )
+from tsugiki.words import Message, joined
 
 LINES = 50  # of the task's own texts whose ids are compared
 
@@ -75,10 +76,7 @@ def rows_of(
         shots=() if part == "train" else few_shots(task, config.shots, config.train.seed),
     )
     if not rows:
-        raise DataError(
-            f'task "{task.name}": not one row of {part} fits into {longest} tokens. Raise '
-            "train.max_length"
-        )
+        raise DataError(Message("error.no_row_fits", task=task.name, part=part, longest=longest))
     check_ids(tokenizer, rows, vocab_rows)
     return rows
 
@@ -88,10 +86,8 @@ def fewer_shots(part: str, rows: Sequence[Tokens], config: RunConfig) -> Iterato
     fewer = [row for row in rows if row.shots < config.shots]
     if fewer and part != "train":
         least = min(row.shots for row in fewer)
-        yield (
-            f"{part}: {len(fewer)} of {len(rows)} rows have room for fewer than {config.shots} "
-            f"shots (the longest for {least}); none is cut"
-        )
+        counts = {"fewer": len(fewer), "rows": len(rows), "shots": config.shots, "least": least}
+        yield Message("note.fewer_shots", part=part, **counts)
 
 
 def look_at_rows(
@@ -115,10 +111,7 @@ def look_at_rows(
     refuse_other_ids(folder, tokenizer, texts)
     notes = [*task.notes, *_conversion(folder, tokenizer, texts)]
     if len(tokenizer) > vocab_rows:
-        notes.append(
-            f"tokenizer: {len(tokenizer):,} tokens, the model has rows for {vocab_rows:,}; none of "
-            "the rest occurs in these rows"
-        )
+        notes.append(Message("note.vocabulary", tokens=len(tokenizer), rows=vocab_rows))
     notes += _odd_ends(tokenizer, next(iter(rows.values())), vocab_rows)
     for part, some_rows in rows.items():
         if task.spec.closed:
@@ -142,7 +135,7 @@ def _conversion(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> lis
     except OtherIds:
         raise
     except ModelError as cannot:
-        return [f"tokenizer: {cannot}"]
+        return [Message("note.tokenizer", said=cannot.message)]
     return [said] if said else []
 
 
@@ -164,25 +157,19 @@ def _closed_answers(
     }
     for candidate, row_id in first.items():
         ids = tokenizer(candidate, add_special_tokens=False)["input_ids"]
-        what = f'task "{task.name}" row {row_id}: the answer “{candidate}”'
+        what = Message("error.the_answer", task=task.name, row=row_id, answer=candidate)
         _refuse_marks(tokenizer, ids, ending.stops, what, unknown=bool(labels))
         back = answer_text(tokenizer, prompt, ids)
         if normalise(back) != normalise(candidate) or tokenizer.unk_token_id in ids:
             if labels:
-                raise DataError(
-                    f"{what} comes back from the tokenizer as “{back}”, so no answer could be "
-                    "right. Write it with other characters"
-                )
+                raise DataError(Message("error.answer_lost", what=what, back=back))
             lost[candidate] = back
     right = [row.example.id for row in rows if row.example.target in lost]
     if lost:
         candidate, back = next(iter(lost.items()))
-        yield (
-            f"{part}: the tokenizer loses {len(lost)} candidates, like “{candidate}” → “{back}”; "
-            "in "
-            f"{len(right)} of {len(rows)} rows that is the right answer, "
-            "which can never be given"
-        )
+        counts = {"lost": len(lost), "wrong": len(right), "rows": len(rows)}
+        like = {"candidate": candidate, "back": back}
+        yield Message("note.candidates_lost", part=part, **counts, **like)
 
 
 def _refuse_marks(
@@ -192,18 +179,10 @@ def _refuse_marks(
         is_unknown = token == tokenizer.unk_token_id  # which some tokenizers pad with, too
         is_padding = token == tokenizer.pad_token_id and not is_unknown
         if token in stops or is_padding or (unknown and is_unknown):
-            name = (
-                "a mark that ends an answer"
-                if token in stops
-                else "padding"
-                if is_padding
-                else "its unknown token"
-            )
+            kind = "end" if token in stops else "padding" if is_padding else "unknown"
             token_text = tokenizer.convert_ids_to_tokens(token)
-            raise DataError(
-                f"{what} becomes the tokenizer's “{token_text}” ({name}). Write it with other "
-                "characters"
-            )
+            mark = Message(f"error.mark_{kind}")
+            raise DataError(Message("error.answer_marks", what=what, token=token_text, kind=mark))
 
 
 def _free_answers(
@@ -217,23 +196,18 @@ def _free_answers(
             tokenizer,
             ids,
             row.ending.stops,
-            f'task "{task.name}" {part} row {row.example.id}: the answer',
+            Message("error.an_answer", task=task.name, part=part, row=row.example.id),
             unknown=False,
         )
         if tokenizer.unk_token_id in ids:
             unknown, first_unknown = unknown + 1, first_unknown or row.example.id
         longest, cut = max(longest, len(row.target_ids)), cut + (len(row.target_ids) > most)
     if cut:
-        yield (
-            f"{part}: {cut} of {len(rows)} answers are longer than max_new_tokens = {most}, so "
-            "none of those can be given whole "
-            f"(longest: {longest} tokens with its end). Raise max_new_tokens"
-        )
+        counts = {"cut": cut, "rows": len(rows), "most": most, "longest": longest}
+        yield Message("note.answers_too_long", part=part, **counts)
     if unknown:
-        yield (
-            f"{part}: {unknown} of {len(rows)} answers hold characters that the tokenizer does "
-            f"not know, so they cannot be given (first: row {first_unknown})"
-        )
+        counts = {"unknown": unknown, "rows": len(rows)}
+        yield Message("note.answers_unknown", part=part, row=first_unknown, **counts)
 
 
 def _odd_ends(tokenizer: Tokenizer, rows: Sequence[Tokens], vocab_rows: int) -> Iterator[str]:
@@ -245,15 +219,13 @@ def _odd_ends(tokenizer: Tokenizer, rows: Sequence[Tokens], vocab_rows: int) -> 
         if stop >= vocab_rows or stop not in control_ids(tokenizer)
     ]
     if odd:
-        named = ", ".join(
-            f"{stop} (“"
-            f"{tokenizer.convert_ids_to_tokens(stop) if stop < len(tokenizer) else 'no token'}”)"
+        missing = Message("note.no_token")
+        names = {
+            stop: tokenizer.convert_ids_to_tokens(stop) if stop < len(tokenizer) else missing
             for stop in odd
-        )
-        yield (
-            f"answers also end at {named}: generation_config.json or config.json names it as "
-            "eos_token_id, but it is no control token of the tokenizer"
-        )
+        }
+        ends = (Message("note.end", id=stop, token=name) for stop, name in names.items())
+        yield Message("note.odd_ends", ends=joined("list.comma", ends))
 
 
 def _control_tokens(tokenizer: Tokenizer, part: str, rows: Sequence[Tokens]) -> Iterator[str]:
@@ -271,10 +243,9 @@ def _control_tokens(tokenizer: Tokenizer, part: str, rows: Sequence[Tokens]) -> 
     ]
     if pairs:
         row, mark = pairs[0]
-        yield (
-            f"{part}: {len({row for row, _ in pairs})} of {len(rows)} rows hold control tokens "
-            f"of the tokenizer in their texts (first: row {row}, “{mark}”)"
-        )
+        count = len({row for row, _ in pairs})
+        first = {"row": row, "token": mark}
+        yield Message("note.control_tokens", part=part, count=count, rows=len(rows), **first)
 
 
 def _equal_candidates(part: str, rows: Sequence[Tokens]) -> Iterator[str]:
@@ -285,10 +256,8 @@ def _equal_candidates(part: str, rows: Sequence[Tokens]) -> Iterator[str]:
     ]
     if pairs:
         row, (first, second) = pairs[0]
-        yield (
-            f"{part}: {len(pairs)} of {len(rows)} rows have two candidates that are one after "
-            f"normalisation (first: row {row}, “{first}” and “{second}”)"
-        )
+        like = {"row": row, "first": first, "second": second}
+        yield Message("note.equal_candidates", part=part, count=len(pairs), rows=len(rows), **like)
 
 
 def _missing_labels(task: Task, rows: Mapping[str, Sequence[Tokens]]) -> Iterator[str]:
@@ -298,7 +267,4 @@ def _missing_labels(task: Task, rows: Mapping[str, Sequence[Tokens]]) -> Iterato
     for part, some in rows.items():
         missing = sorted(trained - {row.example.target for row in some})
         if part != "train" and missing:
-            yield (
-                f"{part}: no row has the label {', '.join(missing)}, which training has: a score "
-                "there says nothing of it"
-            )
+            yield Message("note.missing_labels", part=part, labels=", ".join(missing))

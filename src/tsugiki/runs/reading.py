@@ -33,6 +33,7 @@ from tsugiki.runs.record import (
 from tsugiki.toml import parse
 from tsugiki.train.cost import Cost
 from tsugiki.train.history import History
+from tsugiki.words import Message
 
 T = TypeVar("T", bound=Record)
 Json = dict[str, object]
@@ -118,10 +119,8 @@ def file_of(folder: Path, name: str) -> Path:
 def read_record(folder: Path) -> RunRecord:
     """Reads a run folder. Raises `RunError` naming the file that is missing or damaged."""
     if not is_run(folder):
-        what = "not a run folder" if folder.exists() else "no such folder"
-        raise RunError(
-            f"{folder}: {what}. tsugiki ls lists the runs; name their folder with --out there"
-        )
+        what = "error.not_a_run" if folder.exists() else "error.no_run_folder"
+        raise RunError(Message(what, folder=folder))
     path = file_of(folder, "config.json")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OldSpelling)  # nobody can change what a run has kept
@@ -181,10 +180,7 @@ def _validated(schema: type[T], path: Path) -> T:
         content = _of_today(schema, content)
     written = content.get("format", FORMAT)
     if isinstance(written, int) and written > FORMAT:
-        raise RunError(
-            f"{path}: was written by a later version of tsugiki (format {written}, this one reads "
-            f"{FORMAT}). Update tsugiki to read it"
-        )
+        raise RunError(Message("error.later_version", path=path, written=written, known=FORMAT))
     try:
         return schema.model_validate(content)
     except ValidationError as broken:
@@ -215,10 +211,7 @@ def _damaged(path: Path, broken: Exception) -> RunError:
         said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     else:
         said = first_line(broken) if isinstance(broken, OSError) else str(broken)
-    return RunError(
-        f"{path}: damaged or cut short ({said}). Restore it, or delete the folder {path.parent} to "
-        "run again"
-    )
+    return RunError(Message("error.damaged_run", path=path, reason=said, folder=path.parent))
 
 
 def _json(path: Path) -> object:

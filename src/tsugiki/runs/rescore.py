@@ -16,6 +16,7 @@ from tsugiki.runs.record import Answer
 from tsugiki.score.class_scores import class_scores
 from tsugiki.score.rules import pick_rules
 from tsugiki.score.statistics import interval
+from tsugiki.words import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,7 @@ def rescore(record: RunRecord, part: str, rules: str) -> list[RuleScore]:
         ConfigError: an unknown rule.
     """
     if record.scores(part) is None:
-        raise RunError(
-            f"{record.folder}: was not scored on {part}. Run: tsugiki score {record.folder} --part "
-            f"{part}"
-        )
+        raise RunError(Message("error.not_scored", run=record.folder, part=part))
     task, answers = load_task(record.config.task), record.answers(part)
     metric, groups = task.spec.metric, [row.group for row in answers]
     texts, rows = [row.answer for row in answers], list[RuleScore]()

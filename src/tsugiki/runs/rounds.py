@@ -35,6 +35,7 @@ from tsugiki.score.metrics import check_ready
 from tsugiki.train.cost import Cost
 from tsugiki.train.engine import Interrupted
 from tsugiki.train.lane import DoesNotFit
+from tsugiki.words import Message
 
 Faults = dict[RunConfig, str]
 Known = dict[RunConfig, tuple[Run, Provenance]]
@@ -83,7 +84,9 @@ class Rounds:
                 said = self._fault(left[:size], broken)
                 most = -(-size // 2)
                 left = left[size == 1 :]
-                shared.events.note(f"{said}; going on with {most} at a time" if size > 1 else said)
+                if size > 1:
+                    said = Message("note.fewer_at_once", reason=said, most=most)
+                shared.events.note(said)
             else:
                 left = left[size:]
             if device.type == "cuda":
@@ -95,11 +98,14 @@ class Rounds:
         Raised where the caller keeps none, but for a device too small for several."""
         full = isinstance(broken, (DoesNotFit, torch.OutOfMemoryError))
         if full and len(configs) > 1:
-            return f"{len(configs)} runs do not fit together"
+            return Message("note.not_together", count=len(configs))
         if full:
-            helps = self.shared.what_helps(configs[0]) or str(broken)
-            recording = f"{broken}. " if isinstance(broken, DoesNotFit) else ""
-            broken = RunError(f"does not fit: {recording}{helps}")
+            helps = self.shared.what_helps(configs[0]) or reason_of(broken)
+            said = Message("error.does_not_fit", reason=helps)
+            if isinstance(broken, DoesNotFit):
+                recording = broken.message
+                said = Message("error.does_not_fit_recording", recording=recording, reason=helps)
+            broken = RunError(said)
         if self.faults is None:
             raise broken
         if len(configs) == 1:
@@ -229,6 +235,6 @@ def _unfinished(known: Known, task: Task, events: Events, *, prune: bool) -> lis
             with run.lock():
                 run.start_over()  # what was pruned in one search is wanted in full now
         elif not run.unfinished and complete(run, config, task, events):
-            events.note(f"{run.folder.name}: finished before; nothing was run")
+            events.note(Message("note.finished_before", run=run.folder.name))
     first = {run.folder: config for config, (run, _) in reversed(known.items()) if run.unfinished}
     return [config for config in known if config in first.values()]

@@ -13,7 +13,7 @@ from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.data.tasks import Task, drawn
 from tsugiki.fast.cuda_graphs import why_eager
 from tsugiki.model.loading import Base, BaseSource, load_base
-from tsugiki.model.look import WITHOUT_CACHE, look_of
+from tsugiki.model.look import look_of
 from tsugiki.model.lora import detach
 from tsugiki.model.numerics import why_fp32
 from tsugiki.runs.branching import Branches
@@ -29,6 +29,7 @@ from tsugiki.train.memory import what_helps
 from tsugiki.train.meter import free_memory
 from tsugiki.train.open_step import open_step
 from tsugiki.train.step import EagerStep
+from tsugiki.words import Message
 
 Step = EagerStep | CudaGraphStep
 
@@ -67,7 +68,7 @@ class Shared:
         self.method.check_room(self.source, self.first)
         self.load()
         self.moved = False
-        for note in self.plan.notes:
+        for note in self.notes:
             self.events.note(note)
 
     @property
@@ -111,30 +112,32 @@ class Shared:
         return list(drawn(self.validation, few))
 
     @cached_property
-    def plan(self) -> Outcome:
-        """What the look before the first step found: for the record of every run."""
+    def notes(self) -> list[str]:
+        """What the look before the first step found."""
         base, first = self.base, self.first
         rows = {"train": self.rows, "validation": self.validation}
         folder, room = base.source.folder, base.vocab_rows
         notes = look_at_rows(folder, base.tokenizer, self.task, rows, first, vocab_rows=room)
         longest = longest_of(first, base.max_positions)
         if self.left_out:
-            notes.append(
-                f"train: {len(self.left_out)} rows do not fit into {longest} tokens and are left "
-                f"out (first: row {self.left_out[0]})"
-            )
+            counts = {"count": len(self.left_out), "longest": longest}
+            notes.append(Message("note.left_out_rows", row=self.left_out[0], **counts))
         why = why_eager(base.model, base.device, base.numerics, first.train.step)
-        notes += [] if why is None else [why]
-        notes += [] if look_of(base.model).cached else [WITHOUT_CACHE]
+        return [*notes, *([] if why is None else [why]), *look_of(base.model).notes]
+
+    @cached_property
+    def plan(self) -> Outcome:
+        """What is known before the first step: for the record of every run."""
+        base, first = self.base, self.first
         ends = base.tokenizer.convert_ids_to_tokens(sorted(self.rows[0].ending.stops))
         targets = sum(len(row.target_ids) for row in self.rows) / len(self.rows)
         return Outcome(
             study=self.study,
-            notes=tuple(notes),
+            notes=tuple(self.notes),
             left_out=len(self.left_out),
             ends=tuple(map(str, ends)),
             target_tokens=targets,
-            max_length=longest,
+            max_length=longest_of(first, base.max_positions),
         )
 
     def steps_of(self, config: RunConfig) -> int:

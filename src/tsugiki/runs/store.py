@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING
 
 from tsugiki.config.fields import Record
 from tsugiki.config.run import RunConfig
-from tsugiki.errors import RunError, TsugikiError
+from tsugiki.errors import RunError, TsugikiError, system_reason
 from tsugiki.files import file_name, new_folder, write_atomically
 from tsugiki.runs.identity import identity_of, old_identity
 from tsugiki.runs.reading import (
@@ -39,6 +39,7 @@ from tsugiki.runs.reading import (
 )
 from tsugiki.runs.record import Branch, Elsewhere, Outcome, Provenance, Scores, Validation
 from tsugiki.train.history import History
+from tsugiki.words import Message
 
 if TYPE_CHECKING:
     from tsugiki.score.predict import Prediction
@@ -213,7 +214,7 @@ class Run:
             content = json.loads(path.read_text(encoding="utf-8"))
             return {str(key): [str(text) for text in texts] for key, texts in content.items()}
         except (OSError, ValueError, AttributeError, TypeError) as broken:
-            raise RunError(f"{path}: damaged or cut short ({broken}). Delete it") from None
+            raise RunError(Message("error.damaged_file", path=path, reason=broken)) from None
 
     def write(self, name: str, content: Mapping[str, Iterable[str]]) -> None:
         kept = {key: list(texts) for key, texts in content.items()}
@@ -273,14 +274,13 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = path.open("a+", encoding="utf-8")
         except OSError as broken:
-            raise RunError(
-                f"{path}: cannot be made: {broken.strerror}. Choose another folder with --out"
-            ) from None
+            said = system_reason(broken)
+            raise RunError(Message("error.no_lock", path=path, reason=said)) from None
         with handle:
             try:
                 _hold(handle)
             except OSError:
-                raise RunBusy(f"{self.folder}: another process is working on this run") from None
+                raise RunBusy(Message("error.busy", run=self.folder)) from None
             yield
 
 
@@ -331,7 +331,7 @@ class Store:
             try:
                 records.append(read_record(folder))
             except TsugikiError as broken:
-                damaged.append(str(broken))
+                damaged.append(broken.message)
         return records, damaged
 
     def records(self) -> list[RunRecord]:

@@ -40,6 +40,7 @@ from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.evaluate import evaluate
 from tsugiki.score.predict import EAGER_BATCH, generate_ids
+from tsugiki.words import Message
 
 Stored = Literal["fp32", "bf16", "fp16"]
 STORED = get_args(Stored)
@@ -93,10 +94,7 @@ def other_ending(record: RunRecord, prompts: Sequence[str]) -> str | None:
     other = sum(not prompt.endswith(tail) for prompt in prompts)
     if not other:
         return None
-    return (
-        f"{other} of {len(prompts)} texts do not end in “{tail}” as prompts did in training, so "
-        "answers may be of another form. --field name=value writes the prompt itself"
-    )
+    return Message("note.other_ending", other=other, texts=len(prompts), tail=tail)
 
 
 def export_run(record: RunRecord, folder: Path) -> None:

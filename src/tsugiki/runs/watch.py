@@ -13,6 +13,7 @@ from tsugiki.runs.shared import Shared, Step
 from tsugiki.score.evaluate import evaluate_lanes
 from tsugiki.train.engine import PausedLane
 from tsugiki.train.lane import Lane
+from tsugiki.words import Message
 
 
 def watch_steps(steps: int, times: int) -> list[int]:
@@ -40,7 +41,7 @@ class Watch:
             lane.callback_steps = frozenset([*self._scored(lane), *handed])
         why = why_not(len(lanes), [lane.steps for lane in lanes]) if shared.prune else None
         if why is not None:
-            shared.events.note(f"{lanes[0].name}: nothing is pruned here: {why}")
+            shared.events.note(Message("note.not_pruned", lane=lanes[0].name, why=why))
 
     def _scored(self, lane: Lane) -> list[int]:
         """After which steps of a lane the sample is scored."""

@@ -30,6 +30,7 @@ from tsugiki.data.text import normalise
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.score.class_scores import correlation, macro_f1
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
+from tsugiki.words import Message
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 Values = dict[str, float]
@@ -73,9 +74,8 @@ def pick_rules(metric: str, names: str) -> list[Metric]:
     wanted = list(known) if names == "all" else [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in known:
-            raise ConfigError(
-                f'--rules "{name}": no such rule for {metric}.{did_you_mean(name, known)}'
-            )
+            hint = did_you_mean(name, known)
+            raise ConfigError(Message("error.no_rule", name=name, metric=metric, hint=hint))
     return [known[name] for name in wanted]
 
 

@@ -25,6 +25,7 @@ from tsugiki.study.kept_plan import Plan, earlier_plan, read_plan
 from tsugiki.study.missing import elsewhere_of, read_missing, seed_of, test_of
 from tsugiki.study.search import Lookup, Settings, nothing_known, settings_of
 from tsugiki.toml import Given, beside, parse, read_toml, refuse_task_file
+from tsugiki.words import Message
 
 PRESETS = Path(__file__).parent.parent / "presets" / "studies"
 TRAIN_KEYS = frozenset(TrainConfig.model_fields) - {"seed"}
@@ -107,10 +108,7 @@ def find_study(name: str) -> Given:
     if name in known:
         return read_toml(known[name])
     if Path(name).suffix != ".toml":
-        raise ConfigError(
-            f'study "{name}": no such study.{did_you_mean(name, known)}; or give a path to a .toml '
-            "file"
-        )
+        raise ConfigError(Message("error.no_study", name=name, hint=did_you_mean(name, known)))
     given = read_toml(Path(name))
     refuse_task_file(given, name)
     return beside(given, Path(name).parent)
@@ -298,7 +296,7 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
     try:
         result.plan = read_plan(store.root, study) or earlier_plan(store.root, study)
     except RunError as damaged:
-        result.damaged.append(str(damaged))
+        result.damaged.append(damaged.message)
     result.missing = {
         label: reason
         for label, reason in read_missing(store.root, study).items()

@@ -32,6 +32,7 @@ from tsugiki.study.missing import elsewhere_of, seed_of, test_of
 from tsugiki.study.plan import plan_place
 from tsugiki.study.way import Way
 from tsugiki.train.engine import Interrupted
+from tsugiki.words import Message
 
 
 def test_the_chosen(way: Way) -> None:
@@ -75,9 +76,10 @@ def _plan(way: Way, model_task: tuple[str, str]) -> None:
     try:
         if plan_place(way.result, way.store.root, model_task):
             where = plan_path(way.store.root, way.result.study)
-            way.events.note(f"{' · '.join(model_task)}: planned before test was read ({where})")
+            way.events.note(Message("note.planned", where=" · ".join(model_task), path=where))
     except (OSError, ValueError, TsugikiError) as broken:
-        way.events.note(f"{' · '.join(model_task)}: no plan: {reason_of(broken)}")
+        said = {"where": " · ".join(model_task), "reason": reason_of(broken)}
+        way.events.note(Message("note.no_plan", **said))
 
 
 def _test(way: Way, cell: Cell) -> None:
@@ -140,7 +142,7 @@ def _train_seeds(way: Way, due: Sequence[Cell]) -> None:
 
 def _note_missing(way: Way, label: str, config: RunConfig, done: Done) -> None:
     if config not in done.records:
-        reason = "another process is working on it" if done.busy else done.faults[config]
+        reason = Message("reason.busy") if done.busy else done.faults[config]
         way.result.missing[label] = reason
 
 

@@ -30,6 +30,7 @@ from tsugiki.runs.store import RunBusy, Store
 from tsugiki.study.cells import Cell, collect
 from tsugiki.train.engine import Interrupted
 from tsugiki.train.ledger import MOST_LANES
+from tsugiki.words import Message
 
 Group = Sequence[Cell]
 Stage = Literal["cells", "seeds", "test"]
@@ -113,8 +114,8 @@ class ThisProcess:
         except RunBusy:
             return Done(group=group, busy=True)
         except Exception as broken:
-            many = f" … ({len(group)} configurations)"
-            self.events.note(f"left out: {group[0].label}{many}: {message_of(broken)}")
+            said = {"label": group[0].label, "count": len(group), "reason": message_of(broken)}
+            self.events.note(Message("note.left_out_group", **said))
             return Done(group=group, faults=dict.fromkeys(configs, reason_of(broken)))
         by_config = {record.config: record for record in records}
         return Done(group=group, records=by_config, faults=faults)
@@ -164,10 +165,9 @@ class WorkerProcesses:
         killed = [code for code in codes if _was_killed(code)]
         if not killed:
             return {}
-        self.this_process.events.note(
-            f"{len(killed)} of {self.jobs} workers were killed ({_signal(killed[0])}); what they "
-            "left is run by one more"
-        )
+        counts = {"killed": len(killed), "jobs": self.jobs}
+        said = Message("note.workers_killed", signal=_signal(killed[0]), **counts)
+        self.this_process.events.note(said)
         start = time.time()
         [code] = _workers([*self.arguments, "--worker", stage], 1)
         if not _was_killed(code):
@@ -178,11 +178,7 @@ class WorkerProcesses:
             for cell, record in begun
             if file_of(record.folder, "outcome.json").stat().st_mtime >= start
         ]
-        why = (
-            f"its worker was killed twice ({_signal(code)}): by the system, perhaps, for want of "
-            "memory"
-        )
-        return dict.fromkeys(touched, why)
+        return dict.fromkeys(touched, Message("error.killed_twice", signal=_signal(code)))
 
 
 def _workers(arguments: Sequence[str], jobs: int) -> list[int]:

@@ -22,6 +22,7 @@ from tsugiki.train.ledger import (
     smaller_loads,
 )
 from tsugiki.train.memory import USABLE, NoRoom, in_words, room, what_helps
+from tsugiki.words import Message, joined
 
 GIB = 2**30
 SURE = 1.1  # of the room: what is foretold beyond it does not fit
@@ -40,10 +41,11 @@ def device_for(gib: float | None) -> Device:
     """The one of this machine; or one with so many GiB, for which is planned here."""
     device = pick_device()
     if gib is not None:
-        return Device(name=f"a CUDA device of {gib:g} GiB", total=gib * GIB, there=False)
+        name = Message("memory.a_device_of", gib=gib)
+        return Device(name=name, total=gib * GIB, there=False)
     if device.type == "cuda":
         return Device(name=str(device), total=room(device)[1], there=True)
-    return Device(name="a CUDA device", total=float("inf"), there=False)
+    return Device(name=Message("memory.a_device"), total=float("inf"), there=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,41 +102,45 @@ def _numerics(config: RunConfig) -> Numerics:
 def fits_text(fits: Fits, device: Device) -> str:
     """`LoRA, 3 configurations: 3.6 GiB (…) of 24 on cuda`, and how."""
     first, count = fits.configs[0], len(fits.configs)
-    name = f"{_called(first)}{f', {count} configurations' if count > 1 else ''}"
-    known = device.total != float("inf")
-    where = f" of {device.total / GIB:.0f} GiB" if device.there else ""
+    name = _called(first)
+    if count > 1:
+        name = Message("memory.many", name=name, count=count)
+    values: dict[str, object] = {"name": name, "device": device.name}
+    gib = {"gib": device.total / GIB} if device.there else {}
     if fits.way is None:
+        if device.there:
+            values["device"] = Message("memory.device_of", device=device.name, **gib)
         less = method_of(first).instead(first)
-        held = in_words(fits.whole)
-        return f"memory: {name}: {held}: does not fit on {device.name}{where}; less takes {less}"
-    said = [f"memory: {name}: {in_words(fits.ledger)}{where} on {device.name}"]
+        return Message("memory.no_fit", held=in_words(fits.whole), less=less, **values)
+    line = "memory.line_of" if device.there else "memory.line"
+    said: list[str] = [Message(line, held=in_words(fits.ledger), **values, **gib)]
     if how := _how(fits):
-        said.append(how)
+        said.append(Message("memory.fits_with", how=joined("list.comma", how)))
     if fits.lanes > 1:
-        said.append(f"{fits.lanes} train together where nothing else runs")
-    if fits.rows and known:
-        said.append(f"backward passes of up to {fits.rows:,} rows fit whole")
-    return "; ".join(said)
+        said.append(Message("memory.together", lanes=fits.lanes))
+    if fits.rows and device.total != float("inf"):
+        said.append(Message("memory.rows", rows=fits.rows))
+    return joined("list.semicolon", said)
 
 
 def _called(config: RunConfig) -> str:
-    base = f" over {config.model.base}" if config.model.base else ""
-    return f"{short_name(config)}{base}"
+    name, base = short_name(config), config.model.base
+    return Message("memory.over", name=name, base=base) if base else name
 
 
-def _how(fits: Fits) -> str:
+def _how(fits: Fits) -> list[str]:
     """What a step has to do to fit."""
     way, load = fits.way, fits.load
     if way is None or way == load:
-        return ""
-    said = []
+        return []
+    said = list[str]()
     if way.tokens < load.tokens:
-        said.append(f"backward passes of {way.tokens:,} tokens, not {load.tokens:,}")
+        said.append(Message("memory.smaller", tokens=way.tokens, whole=load.tokens))
     if way.recomputed:
-        said.append("layers computed twice")
+        said.append(Message("memory.recomputed"))
     if way.by_layer:
-        said.append("gradients layer by layer")
-    return f"it fits with {', '.join(said)}"
+        said.append(Message("memory.by_layer"))
+    return said
 
 
 def refuse(fits: Fits, device: Device) -> None:
@@ -145,4 +151,4 @@ def refuse(fits: Fits, device: Device) -> None:
     config, there = fits.configs[0], pick_device()
     method = method_of(config)
     helps = what_helps(fits.least, method.instead(config), config.train, there)
-    raise NoRoom(f"{_called(config)} does not fit: {helps}")
+    raise NoRoom(Message("error.kind_does_not_fit", name=_called(config), reason=helps))

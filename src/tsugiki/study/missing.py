@@ -17,6 +17,7 @@ from tsugiki.config.old_spellings import text_in_old_spelling
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import RunError, first_line
 from tsugiki.files import write_atomically
+from tsugiki.words import Message
 
 FILE = "missing.json"
 
@@ -62,7 +63,5 @@ def read_missing(root: Path, study: StudySpec) -> dict[str, str]:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {str(label): str(reason) for label, reason in content.items()}
     except (OSError, ValueError, AttributeError) as broken:
-        raise RunError(
-            f"{path}: damaged or cut short ({first_line(broken)}). Delete it: the next run of the "
-            "study writes it anew"
-        ) from None
+        said = first_line(broken)
+        raise RunError(Message("error.damaged_missing", path=path, reason=said)) from None

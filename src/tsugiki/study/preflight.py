@@ -29,6 +29,7 @@ from tsugiki.runs.preflight import longest_of, look_at_rows, rows_of
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.fitting import Device, device_for, fits_of, fits_text
 from tsugiki.study.fitting import refuse as refuse_what_does_not_fit
+from tsugiki.words import Message
 
 Refuse = Callable[[TsugikiError, Sequence[RunConfig]], None]
 """What is done with an error and the configurations that it keeps from running."""
@@ -97,7 +98,7 @@ def check_model(
     for config, alike in _by_look(configs).items():
         with _refusing(alike, refuse):
             for note in method_of(config).look(model, config):
-                yield f"  note: {note}"
+                yield Message("check.note", note=note)
             passed += alike
     positions = max_positions_of(model.config)
     for config, alike in _by_rows(configs, positions).items():
@@ -106,18 +107,21 @@ def check_model(
             room = model.get_input_embeddings().weight.shape[0]
             rows, notes = _check_rows(folder, tokenizer, task, config, longest, room)
             for note in notes:
-                yield f"  note: {task.name}, {note}"
+                yield Message("check.note_of", task=task.name, note=note)
             counted = [each for each in alike if each in passed]
             for fits in fits_of(model, counted, rows["train"], device):
                 with _refusing(fits.configs, refuse):
                     refuse_what_does_not_fit(fits, device)
-                    yield f"  {task.name}: {fits_text(fits, device)}"
+                    yield Message("check.of_task", task=task.name, line=fits_text(fits, device))
     size = num_parameters(model)
     each = 4 if any(method_of(config).moves_base for config in configs) else 2
-    yield (
-        f"model {choice.label}: {len(tokenizer):,} tokens, {_ends_of(folder, tokenizer)}, "
-        f"{size / 1e6:,.1f} M parameters, {each * size / 2**30:.2g} GiB of host memory while it "
-        "is read"
+    yield Message(
+        "check.model",
+        model=choice.label,
+        tokens=len(tokenizer),
+        ends=_ends_of(folder, tokenizer),
+        millions=size / 1e6,
+        gib=each * size / 2**30,
     )
 
 
@@ -146,9 +150,7 @@ def _by_rows(configs: Sequence[RunConfig], positions: int) -> dict[RunConfig, li
 
 def _ends_of(folder: Path, tokenizer: Tokenizer) -> str:
     ids = sorted({tokenizer.eos_token_id, *stop_ids_of(folder)})
-    return (
-        f"answers end at {' '.join(str(token) for token in tokenizer.convert_ids_to_tokens(ids))}"
-    )
+    return " ".join(str(token) for token in tokenizer.convert_ids_to_tokens(ids))
 
 
 def _check_rows(
@@ -171,5 +173,5 @@ def _check_rows(
     }
     notes = look_at_rows(folder, tokenizer, task, rows, config, vocab_rows=vocab_rows)
     if left_out:
-        notes.append(f"train: {len(left_out)} rows do not fit into {longest} tokens: left out")
+        notes.append(Message("note.left_out_count", count=len(left_out), longest=longest))
     return rows, notes

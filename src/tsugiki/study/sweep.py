@@ -35,6 +35,7 @@ from tsugiki.study.missing import elsewhere_of, keep_missing
 from tsugiki.study.preflight import look_first
 from tsugiki.study.way import OnCell, Way
 from tsugiki.train.meter import device_name
+from tsugiki.words import Message
 
 if TYPE_CHECKING:
     from tsugiki.train.engine import Progress
@@ -96,7 +97,7 @@ def run_study(
     try:
         keep_missing(store.root, study, result.missing)
     except (OSError, TsugikiError) as broken:
-        events.note(f"what is missing could not be written down: {reason_of(broken)}")
+        events.note(Message("note.missing_not_kept", reason=reason_of(broken)))
     return result
 
 
@@ -142,8 +143,11 @@ def _look_first(way: Way, before: StudyResult) -> None:
         raise next(iter(refused.values()))
     for reason in dict.fromkeys(result.missing.values()):
         labels = [label for label, said in result.missing.items() if said == reason]
-        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
-        way.events.note(f"left out: {labels[0]}{more}: {reason}")
+        said = Message("note.left_out_one", label=labels[0], reason=reason)
+        if len(labels) > 1:
+            more = len(labels) - 1
+            said = Message("note.left_out_many", label=labels[0], more=more, reason=reason)
+        way.events.note(said)
 
 
 def _read_elsewhere(way: Way) -> None:
@@ -182,10 +186,10 @@ def _wait_for(way: Way, busy: list[Sequence[Cell]]) -> None:
         time.sleep(0.5)
         busy = _work(way, busy)
     for cell in (cell for cells in busy for cell in cells):
-        way.result.missing[cell.label] = "another process is working on it"
+        way.result.missing[cell.label] = Message("reason.busy")
     if busy:
         count = sum(map(len, busy))
-        way.events.note(f"left out: {count} configurations that another process is working on")
+        way.events.note(Message("note.left_out_busy", count=count))
 
 
 def _take_what_was_finished(result: StudyResult, before: StudyResult) -> None:

@@ -14,6 +14,7 @@ from tsugiki.runs.store import Store
 from tsugiki.study.cells import StudyResult
 from tsugiki.study.executors import Executor
 from tsugiki.study.left import Remaining
+from tsugiki.words import Message
 
 # Who is told what is worked on now: a key of the words under [progress], and their values.
 OnCell = Callable[[str, Mapping[str, object]], None]
@@ -40,4 +41,4 @@ class Way:
     def miss(self, label: str, broken: BaseException) -> None:
         """Something cannot be had: kept with its reason, said at once."""
         self.result.missing[label] = reason_of(broken)
-        self.events.note(f"{label}: {message_of(broken)}")
+        self.events.note(Message("error.at", where=label, reason=message_of(broken)))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tsugiki.config.study import StudySpec
+from tsugiki.errors import reason_of
 from tsugiki.runs.elsewhere import read_all, score_elsewhere
 from tsugiki.runs.events import SILENT, Events
 from tsugiki.runs.finished import has_weights, score_run
@@ -21,6 +22,7 @@ from tsugiki.study.cells import (
 )
 from tsugiki.study.executors import Stage, ThisProcess, groups_of_cells
 from tsugiki.train.engine import Interrupted
+from tsugiki.words import Message
 
 
 def run_stage(study: StudySpec, store: Store, stage: Stage, events: Events = SILENT) -> None:
@@ -50,7 +52,8 @@ def _test(study: StudySpec, store: Store, events: Events) -> None:
         except Interrupted:
             raise
         except Exception as broken:
-            events.note(f"left to the study: {record.folder.name}: {broken}")
+            said = {"run": record.folder.name, "reason": reason_of(broken)}
+            events.note(Message("note.left_to_study", **said))
 
 
 def _chosen_runs(result: StudyResult) -> Iterator[tuple[Cell, RunRecord]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from tsugiki.errors import ConfigError, did_you_mean, first_line, how_to_install
+from tsugiki.words import Message
 
 # Name: (module, class).
 TRACKERS = {
@@ -30,15 +31,14 @@ def listener_of(given: object) -> object:
     if not isinstance(given, str):
         return given
     if given not in TRACKERS:
-        raise ConfigError(f'tracker "{given}": not known.{did_you_mean(given, TRACKERS)}')
+        hint = did_you_mean(given, TRACKERS)
+        raise ConfigError(Message("error.no_tracker", name=given, hint=hint))
     module, name = TRACKERS[given]
     try:
         return getattr(import_module(module), name)()
     except ImportError as missing:
-        raise ConfigError(
-            f'tracker "{given}": its package cannot be imported ({first_line(missing)}). '
-            f"{how_to_install(*PACKAGES[given])}"
-        ) from None
+        said = {"reason": first_line(missing), "install": how_to_install(*PACKAGES[given])}
+        raise ConfigError(Message("error.tracker_missing", name=given, **said)) from None
 
 
 def listeners_of(given: Sequence[object]) -> list[object]:

@@ -22,6 +22,7 @@ from tsugiki.errors import RunError
 from tsugiki.files import new_folder, remove_folder, sha256_of
 from tsugiki.train.history import History
 from tsugiki.train.tensor_file import TensorFile, write_tensors
+from tsugiki.words import Message
 
 Tensors = Mapping[str, torch.Tensor]
 TENSORS, STATE = "lane.safetensors", "state.json"
@@ -55,10 +56,8 @@ def save_checkpoint(
                 json.dumps(content | content.pop("history")), encoding="utf-8"
             )
     except OSError as broken:
-        raise RunError(
-            f"{folder}: the checkpoint of step {step} cannot be written: {broken}. Free some space "
-            "and run again: it resumes"
-        ) from None
+        values = {"folder": folder, "step": step, "reason": broken}
+        raise RunError(Message("error.no_checkpoint_room", **values)) from None
     if not keep:
         drop_older_checkpoints(folder)
     return final
@@ -105,10 +104,7 @@ def read_checkpoint(path: Path) -> tuple[TensorFile, LaneState]:
     file = path / TENSORS
     try:
         if sha256_of(file) != state.sha256:
-            raise RunError(
-                f"{file}: damaged or cut short (checksum differs). Delete {path} to train from "
-                "the start"
-            )
+            raise RunError(Message("error.damaged_checkpoint", file=file, folder=path))
         return TensorFile(file), state
     except (OSError, ValueError, KeyError, TypeError) as broken:
         raise _damaged(path, broken) from None

@@ -29,6 +29,7 @@ from tsugiki.train.lane import DidNotLearn, Lane
 from tsugiki.train.meter import Meter
 from tsugiki.train.step import StepResult
 from tsugiki.train.values import OnValues, TellValues
+from tsugiki.words import Message
 
 HEALTH_STEP = 3
 LOG_EVERY = 10
@@ -138,11 +139,9 @@ class _LaneRun:
         history.step_s.append(step_s)
         history.step_tokens.append(tokens)
         if not math.isfinite(loss) and self.failure is None:
+            values = {"loss": loss, "step": len(history.loss)}
             rate = self.lane.config.learning_rate
-            self.failure = (
-                f"{self.lane.name}: the loss is {loss} at step {len(history.loss)}: "
-                f"training diverged. Lower the learning rate ({rate:g})"
-            )
+            self.failure = Message("error.diverged", lane=self.lane.name, rate=rate, **values)
 
     def prune(self) -> None:
         self.pruned = True
@@ -151,7 +150,7 @@ class _LaneRun:
         try:
             self.lane.check_health()
         except DidNotLearn as unmoved:
-            self.failure = str(unmoved)
+            self.failure = unmoved.message
 
     def save(
         self, folder: Path, *, group: str | None = None, group_step: int = 0, keep: bool = False
@@ -233,15 +232,11 @@ class _TrainingLoop:
                 if interrupted and not self.going:
                     raise KeyboardInterrupt
                 if interrupted:
-                    furthest = self.going[0].lane
-                    where = (
-                        f"checkpoint at step {furthest.step} of {furthest.steps}"
-                        if self.going[0].folder
-                        else "nothing was kept"
-                    )
-                    raise Interrupted(
-                        f"{self._name()}: stopped; {where}. Run the same command again to go on"
-                    )
+                    furthest, name = self.going[0].lane, self._name()
+                    if not self.going[0].folder:
+                        raise Interrupted(Message("error.stopped_unkept", lane=name))
+                    at = {"step": furthest.step, "steps": furthest.steps}
+                    raise Interrupted(Message("error.stopped", lane=name, **at))
         self._tell_values()  # of those that a look at their health ended
         if len(self.lane_runs) > 1:
             # their ends: while they are scored one after another, a kill must not send some of

@@ -20,6 +20,7 @@ from tsugiki.model.adapter_bank import NO_ADAPTERS, AdapterBank, NoAdapters
 from tsugiki.model.lora import LaneAdapter
 from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.tensor_file import TensorFile, put_tensor
+from tsugiki.words import Message
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Tensors = TensorFile | Mapping[str, torch.Tensor]
@@ -302,12 +303,9 @@ class Lane:
             name for name in self.must_learn if name not in unmoved and not bool(moved[name].any())
         ]
         if unmoved:
-            raise DidNotLearn(
-                f"{self.name}: after {self.steps_with_lr} steps {len(unmoved)} of "
-                f"{len(self.must_learn)} trained matrices have not moved, "
-                f"the first is {unmoved[0]}. The run was stopped: its result would be the base "
-                "model's"
-            )
+            counts = {"unmoved": len(unmoved), "matrices": len(self.must_learn)}
+            at = {"lane": self.name, "steps": self.steps_with_lr, "first": unmoved[0]}
+            raise DidNotLearn(Message("error.unmoved", **counts, **at))
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and optimiser moments by name; with `step` and `steps_with_lr` all that a

@@ -23,9 +23,9 @@ from tsugiki.train.ledger import (
     Load,
     lanes_that_fit,
 )
+from tsugiki.words import Message, joined
 
 USABLE = 0.92  # of the device's memory: what is foretold is right within a tenth
-NAMES = {"moments": "AdamW's moments", "workspace": "workspaces and recording"}  # others: their own
 
 
 def lanes_on_device(
@@ -47,9 +47,14 @@ def in_words(ledger: Ledger) -> str:
     out."""
     items = sorted(ledger.items().items(), key=lambda item: -item[1])
     parts = [
-        f"{NAMES.get(name, name)} {_gib(size)}" for name, size in items if size >= 0.05 * 2**30
+        Message("memory.item", name=Message(f"memory.{name}"), size=_gib(size))
+        for name, size in items
+        if size >= 0.05 * 2**30
     ]
-    return f"{_gib(ledger.total)} GiB" + (f" ({', '.join(parts)})" if parts else "")
+    total = _gib(ledger.total)
+    if not parts:
+        return Message("memory.total", gib=total)
+    return Message("memory.total_of", gib=total, items=joined("list.comma", parts))
 
 
 def room(device: torch.device) -> tuple[int, int]:
@@ -96,17 +101,25 @@ def refuse_no_room(
         (moments, train.model_copy(update={"moments": moments, "micro_batch": None}))
         for moments in ("fp32", "bf16", "8bit")
     ]
+    line = "memory.moments_whole" if train.micro_batch else "memory.moments_line"
     fitting = [
-        f'moments = "{moments}" under [train] ({_gib(parameters * size)} GiB{other})'
+        Message(line, moments=moments, gib=_gib(parameters * size))
         for moments, changed in smaller
         if parameters * (size := full_bytes(changed, numerics.compute)) < 0.95 * free
-        for other in (", without micro_batch" if train.micro_batch else "",)
     ]
-    instead = f"Write {fitting[0]}, or take" if fitting else "Take"
+    instead = Message("memory.take")
+    if fitting:
+        instead = Message("memory.write_or_take", line=fitting[0])
     raise NoRoom(
-        f"full fine-tuning needs {_gib(parameters * each)} GiB on {device} ({parameters / 1e6:,.0f}"
-        f" M parameters with what AdamW keeps, {each:.3g} bytes each), {_gib(free)} free. Shorter "
-        f"or fewer rows do not help. {instead} LoRA, a smaller model, or more memory"
+        Message(
+            "memory.full",
+            needed=_gib(parameters * each),
+            device=device,
+            millions=parameters / 1e6,
+            each=each,
+            free=_gib(free),
+            instead=instead,
+        )
     )
 
 
@@ -117,22 +130,20 @@ def what_helps(
     fewer, what the weights take cannot: `instead` is what takes less of that. `cut`: whether
     smaller backward passes take less."""
     free, total = room(device)
-    taken = total - free
-    others = (
-        f"; other programs hold {_gib(taken)} GiB of it: let nothing else use the device (--jobs 1)"
-        if taken > total / 10
-        else ""
-    )
     name, size = max(ledger.items().items(), key=lambda item: item[1])
-    said = f"{NAMES.get(name, name)} take {_gib(size)} of {_gib(total)} GiB on {device}{others}"
+    values = {"name": Message(f"memory.{name}"), "size": _gib(size), "total": _gib(total)}
+    others = total - free
+    if others > total / 10:
+        taken = Message("memory.takes_others", device=device, others=_gib(others), **values)
+    else:
+        taken = Message("memory.takes", device=device, **values)
     if ledger.fixed > 0.9 * free:
-        return f"{said}. Fewer rows do not help: take {instead}"
+        return Message("memory.fewer_rows", taken=taken, instead=instead)
+    said = {"taken": taken, "held": in_words(ledger), "instead": instead}
     rows = train.micro_batch or train.batch
-    smaller = f"train.micro_batch (now {rows} rows a backward pass) or " if rows > 1 and cut else ""
-    return (
-        f"{said}; of {in_words(ledger)} not all fits. Lower {smaller}train.max_length (now "
-        f"{train.max_length:,}), or take {instead}"
-    )
+    if rows > 1 and cut:
+        return Message("memory.lower_both", rows=rows, length=train.max_length, **said)
+    return Message("memory.lower_length", length=train.max_length, **said)
 
 
 def _gib(amount: float) -> str:

@@ -28,6 +28,7 @@ from tsugiki.train.ledger import WHOLE_GRADIENT_BYTES
 from tsugiki.train.memory import left
 from tsugiki.train.packed_forward import PackedForward
 from tsugiki.train.step import EagerStep
+from tsugiki.words import Message
 
 MOST_VARIANTS = 64  # of a layer compiled in one process: methods, targets, ranks
 
@@ -122,9 +123,8 @@ def _capture_what_fits(
                 return step
             except torch.OutOfMemoryError:
                 if len(lanes) > 1:
-                    raise DoesNotFit(
-                        f"{len(lanes)} lanes do not fit into the memory of {device} together"
-                    ) from None
+                    said = Message("error.lanes_room", lanes=len(lanes), device=device)
+                    raise DoesNotFit(said) from None
             except torch.AcceleratorError as broken:
                 reason = str(broken).splitlines()[0]
                 raise RunError(
@@ -133,10 +133,8 @@ def _capture_what_fits(
                 ) from broken
         first.moves.free_gradients()
         torch.cuda.empty_cache()
-    raise DoesNotFit(
-        f"{first.name}: recording its step ran out of memory on {device}, even with the longest "
-        f"row ({int(rows.lengths.max()):,} tokens) alone and layers computed twice"
-    )
+    longest = int(rows.lengths.max())
+    raise DoesNotFit(Message("error.step_room", lane=first.name, device=device, tokens=longest))
 
 
 @dataclass(frozen=True, kw_only=True)

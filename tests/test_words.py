@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 import io
+import json
+import pickle
 import re
 import string
 import tokenize
@@ -11,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.report.words import LANGUAGES, say, texts
+from tsugiki.errors import TsugikiError, reason_of
+from tsugiki.words import KEPT, LANGUAGES, Message, in_language, joined, recognised, say, texts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 # Old spellings are read there, and by a hidden option; nowhere else.
 OLD = {"src/tsugiki/config/old_spellings.py"}
@@ -199,3 +203,66 @@ def test_a_text_is_written_with_its_values() -> None:
         for key, text in texts(language).items():
             filled = say(language, key, **dict.fromkeys(values_of(text), 1))
             assert "{" not in filled.replace("{answer}", ""), key
+
+
+def test_a_message_is_its_english_and_knows_its_japanese() -> None:
+    inner = Message("error.known", names="a, b")
+    message = Message("error.no_study", name="x", hint=inner)
+    assert message == 'study "x": no such study. Known: a, b; or give a path to a .toml file'
+    assert json.loads(json.dumps({"said": message})) == {"said": str(message)}
+    assert type(str(message)) is str
+    japanese = "スタディ「x」はありません。使えるもの: a, b。.toml ファイルのパスも指定できます"
+    for same in (message, copy.deepcopy(message), pickle.loads(pickle.dumps(message))):
+        assert in_language("ja", same) == japanese
+        assert in_language("en", same) == message
+    assert say("ja", "check.note", note=message) == f"  注意: {japanese}"
+    assert in_language("ja", "any text") == "any text"
+    parts = (Message("memory.item", name=name, size="1") for name in ("x", "y", "z"))
+    assert in_language("ja", joined("list.comma", parts)) == "x 1、y 1、z 1"
+
+
+def test_no_language_of_an_error_holds_a_secret() -> None:
+    url = "https://someone:password@host/x?token=abcdefghijk"
+    error = TsugikiError(Message("error.broke_off", url=url, done=1234))
+    for said in (str(error), *(in_language(each, error.message) for each in LANGUAGES)):
+        assert "password" not in said
+        assert "abcdefghijk" not in said
+        assert "1,234" in said
+
+
+def test_what_the_system_says_has_its_japanese(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        (tmp_path / "nowhere").read_bytes()
+    said = reason_of(caught.value)
+    assert said == f"{tmp_path}/nowhere: No such file or directory"
+    assert in_language("ja", said) == f"{tmp_path}/nowhere: ファイルまたはフォルダがありません"
+
+
+SENTENCES = [
+    key
+    for key, text in texts("en").items()
+    if key.partition(".")[0] in KEPT and re.sub(r"{.*?}", "", text).count(" ") > 2
+]
+
+
+@pytest.mark.parametrize("key", SENTENCES)
+def test_a_sentence_in_a_record_is_recognised(key: str) -> None:
+    """Numbers as they were written: `1,234` is no number any more."""
+    values = dict.fromkeys(values_of(texts("en")[key]), 1234)
+    message = Message(key, **values)
+    again = recognised(str(message))
+    assert isinstance(again, Message)
+    assert (again, in_language("ja", again)) == (message, in_language("ja", message))
+
+
+def test_a_line_of_memory_is_recognised_with_its_items_and_a_label_is_none() -> None:
+    items = [Message("memory.item", name=Message(f"memory.{name}"), size="1.5")
+             for name in ("moments", "activations", "weights")]  # fmt: skip
+    held = Message("memory.total_of", gib="4.5", items=joined("list.comma", items))
+    message = Message("memory.lower_length", taken="x", held=held, length=2048, instead="LoRA")
+    again = recognised(f"does not fit: {message}")
+    japanese = in_language("ja", again)
+    assert "4.5 GiB（AdamW のモーメント 1.5、アクティベーション 1.5、重み 1.5）" in japanese
+    assert "train.max_length（現在 2,048）" in japanese
+    for label in ("none", "weights", "missing", "a list", "not a sentence: of ours"):
+        assert not isinstance(recognised(label), Message)
