@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.errors import ConfigError, TsugikiError, reason_of
+from tsugiki.runs.symptoms import symptoms_of
 from tsugiki.words import Language, called, in_language, recognised, say
 
 if TYPE_CHECKING:
@@ -123,9 +124,8 @@ def print_scores(record: RunRecord, part: str, language: Language = "en") -> Non
         )
     counts = scores.failures
     print(say(language, "terminal.answers", classes=classes_text(counts, language)))
-    unended = counts.get("no_eos", 0) + counts.get("repetition", 0)
-    if unended > sum(counts.values()) / 2:
-        print(say(language, "terminal.unended"))
+    for symptom in symptoms_of(record, scores):
+        print(say(language, "terminal.symptom", symptom=symptom))
     print(say(language, "terminal.every_answer", file=record.folder / scores.file))
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tsugiki.config.run import LoraConfig
+from tsugiki.config.run import LoraConfig, RunConfig
 from tsugiki.config.study import MethodSpec, Range, Setting
 from tsugiki.errors import ConfigError
 
@@ -38,6 +38,13 @@ def rate_of(kind: str, width: int, scale: float = 2.0) -> float:
     """The learning rate for a model of this width (hidden size), to two digits. `scale`: of LoRA,
     α/r (α/√r)."""
     return _rounded(RATE * (WIDTH / width) ** POWER * OF_KIND[kind][1](scale))
+
+
+def recipe_rate(config: RunConfig, width: int) -> float | None:
+    """What the recipe's rate of this run would be; None of a method that it does not know."""
+    if config.method not in OF_KIND:
+        return None
+    return rate_of(config.method, width, (config.lora or LoraConfig()).scale)
 
 
 def multiple_of(rate: object) -> float | None:

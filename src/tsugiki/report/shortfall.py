@@ -3,12 +3,13 @@ methods that did not learn. No torch here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tsugiki.report.standing import Standing, lost_seeds, reason_text, standing_text
+from tsugiki.runs.symptoms import symptoms_of
 from tsugiki.study.cells import Key, StudyResult
 from tsugiki.study.missing import test_of
-from tsugiki.words import Language, say
+from tsugiki.words import Language, in_language, say
 
 
 def shortfalls(
@@ -28,7 +29,17 @@ def shortfalls(
         f"{standing.key[0]} · {standing.key[1]}: {standing_text(standing, language)}"
         for standing in poor
     ]
-    return [*not_had(result, unread, language), *lines]
+    return [*not_had(result, unread, language), *lines, *_symptoms(result, language)]
+
+
+def _symptoms(result: StudyResult, language: Language) -> Iterator[str]:
+    """What the test answers of chosen runs show, of the first seed."""
+    for key, cell in result.chosen.items():
+        for record in result.seeds(cell)[:1]:
+            test = record.scores("test")
+            assert test is not None, "seeds were scored on test"
+            for symptom in symptoms_of(record, test):
+                yield f"{' · '.join(key)}: {in_language(language, symptom)}"
 
 
 def not_had(result: StudyResult, unread: Mapping[str, str], language: Language) -> list[str]:

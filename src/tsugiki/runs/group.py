@@ -13,22 +13,26 @@ Lane      parameters to move, their optimizer, and where their rows come from
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from tsugiki.config.run import RunConfig
+from tsugiki.runs.events import Events
 from tsugiki.runs.handles import Handles
 from tsugiki.runs.record import Scores, Status
 from tsugiki.runs.scoring import loss_of, scores_of
 from tsugiki.runs.shared import Shared
+from tsugiki.runs.symptoms import lost_updates
 from tsugiki.runs.watch import Watch
 from tsugiki.score.evaluate import evaluate_lanes
 from tsugiki.score.predict import Prediction
 from tsugiki.train.cost import Cost
 from tsugiki.train.engine import fit
 from tsugiki.train.history import History
+from tsugiki.train.lane import Lane
 from tsugiki.words import Message
 
 
@@ -46,6 +50,7 @@ class Ended:
     history: History | None = None
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
     answers: Sequence[Prediction] = ()
+    notes: tuple[str, ...] = ()
 
 
 def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) -> Iterator[Ended]:
@@ -83,6 +88,7 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
         if step.kind != first_kind:
             handles.note_step(shared, step.kind)
             events.note(Message("note.memory_ran_out", step=step.kind))
+    lost = _lost(lanes, events)
     for number, result in enumerate(results):
         if result.failure is not None:
             yield Ended(number=number, status="failed", reason=result.failure)
@@ -104,5 +110,16 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
             validation_loss=loss_of(base, validation, number),
             history=results[number].history,
             weights=lanes[number].own_tensors(),
+            notes=lost[number],
             answers=evaluation.predictions,
         )
+
+
+def _lost(lanes: Sequence[Lane], events: Events) -> list[tuple[str, ...]]:
+    """Of each lane what is to be said of updates that its storage cannot hold."""
+    lost: list[tuple[str, ...]] = [
+        tuple(lost_updates(lane.name, lane.lost_to_rounding())) for lane in lanes
+    ]
+    for said in itertools.chain.from_iterable(lost):
+        events.note(said)
+    return lost

@@ -148,6 +148,7 @@ class Rounds:
                 "scores": (ended.scores,),
                 "validation_loss": ended.validation_loss,
                 "trained_on": dict(files) if trained else {},
+                "notes": (*before.notes, *ended.notes),
             }
             weights = ended.weights if trained else {}
             outcome = before.model_copy(update=changes)

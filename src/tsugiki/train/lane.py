@@ -254,6 +254,8 @@ class Lane:
             self.moves if isinstance(self.moves, FullWeights) else TorchAdamW(self.moves, config)
         )
         self.move = self.adamw.move  # on the device alone, so that it can be captured
+        self._before: list[torch.Tensor] = []
+        self._unchanged: torch.Tensor | None = None
 
     def moments(self, key: str) -> dict[str, torch.Tensor]:
         """AdamW's `exp_avg` or `exp_avg_sq` by parameter name."""
@@ -286,13 +288,40 @@ class Lane:
     def set_rate(self, *, idle: bool = False, live: bool = True) -> None:
         """Tells the optimiser the learning rate of this step; an idle lane's is 0. A step that is
         not `live` is only looked at."""
+        if self._looks_at_rounding and not idle:
+            self._before = [moved.detach().clone() for moved in self.moved]
         self.adamw.set_rate(0.0 if idle else self.learning_rate, live=live)
 
     def count(self) -> None:
         """The step was made."""
+        if self._before:
+            self._unchanged = self._share_unchanged()
+            self._before = []
         self.steps_with_lr += self.learning_rate > 0
         self.step += 1
         self.adamw.count()
+
+    @property
+    def _looks_at_rounding(self) -> bool:
+        """At the middle of all steps, where the rate is neither warming up nor near its end. What
+        is rounded by a seed (`FullWeights`) keeps small updates on average."""
+        return self.step == self.steps // 2 and isinstance(self.adamw, TorchAdamW)
+
+    @torch.no_grad()
+    def _share_unchanged(self) -> torch.Tensor:
+        """Of the numbers that have had a gradient, how many the step left as they were."""
+        assert isinstance(self.adamw, TorchAdamW), "looked at"
+        same = had = torch.zeros((), device=self.moved[0].device)
+        for moved, before in zip(self.moved, self._before, strict=True):
+            due = self.adamw.optimizer.state[moved]["exp_avg"] != 0
+            same, had = same + ((moved == before) & due).sum(), had + due.sum()
+        return same / had.clamp(min=1)
+
+    def lost_to_rounding(self) -> float | None:
+        """Share of the trained numbers that a step in the middle did not change, though they had a
+        gradient: their updates are smaller than what they are stored in can hold. None before that,
+        and of a run that went on after it."""
+        return None if self._unchanged is None else float(self._unchanged)
 
     def check_health(self) -> None:
         """Raises `DidNotLearn` naming what does not learn: a B that is still zero, or a matrix no
