@@ -156,9 +156,9 @@ def test_notes_and_memory_are_japanese_on_a_terminal_and_english_in_records(
         '[lora]\ntargets = "q+v"\nrank = 2\n'
     )
     (tmp_path / "run.toml").write_text(content, encoding="utf-8")
-    japanese = "validation: 学習データにあるラベル"
+    japanese = "検証: 学習データにあるラベル"
     english = "validation: no row has the label"
-    memory = "メモリ: LoRA: 24 GiB の CUDA デバイス で"
+    memory = "メモリ: LoRA（24 GiB の CUDA デバイス）: "
     checked = on_terminal(monkeypatch, "check", "run.toml", "--memory", "24", cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
     for said in (f"注意: tiny、{japanese}", memory, "モデル ", "1 回の逆伝播に", "分割 standard"):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from tsugiki.config.run import ModelChoice, TaskChoice
 from tsugiki.data.prompts import Tokens, check_tokenizer, render, tokenize
-from tsugiki.data.tasks import SPLITS, Task, load_task
+from tsugiki.data.tasks import SPLITS, Task, called_part, load_task
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.model.folder import resolve, stop_ids_of
-from tsugiki.words import Message
+from tsugiki.words import Message, joined
 
 
 def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -> Iterator[str]:
@@ -35,7 +35,13 @@ def show_task(choice: TaskChoice, part: str, num_rows: int, model: str | None) -
 
 
 def describe(task: Task) -> str:
-    counts = ", ".join(f"{part} {len(task.examples[part]):,}" for part in SPLITS)
+    counts = joined(
+        "list.comma",
+        (
+            Message("check.part", part=called_part(part), count=len(task.examples[part]))
+            for part in SPLITS
+        ),
+    )
     version = f" v{task.version}" if task.version else ""
     chosen = {"split": task.split, "format": task.format}
     return Message("check.task", name=f"{task.name}{version}", counts=counts, **chosen)

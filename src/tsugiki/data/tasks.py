@@ -61,6 +61,11 @@ class Task:
         return self.spec.name
 
 
+def called_part(name: str) -> str:
+    """A part of a task as a reader calls it."""
+    return Message(f"progress.{name}_part")
+
+
 def builtin_tasks() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
 

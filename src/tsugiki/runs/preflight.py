@@ -20,7 +20,7 @@ from tsugiki.data.prompts import (
     control_ids,
     tokenize,
 )
-from tsugiki.data.tasks import Task, few_shots
+from tsugiki.data.tasks import Task, called_part, few_shots
 from tsugiki.data.text import normalise
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import DataError, ModelError
@@ -113,7 +113,8 @@ def look_at_rows(
     if len(tokenizer) > vocab_rows:
         notes.append(Message("note.vocabulary", tokens=len(tokenizer), rows=vocab_rows))
     notes += _odd_ends(tokenizer, next(iter(rows.values())), vocab_rows)
-    for part, some_rows in rows.items():
+    for name, some_rows in rows.items():
+        part = called_part(name)
         if task.spec.closed:
             notes += _closed_answers(tokenizer, task, part, some_rows)
         else:
@@ -267,4 +268,4 @@ def _missing_labels(task: Task, rows: Mapping[str, Sequence[Tokens]]) -> Iterato
     for part, some in rows.items():
         missing = sorted(trained - {row.example.target for row in some})
         if part != "train" and missing:
-            yield Message("note.missing_labels", part=part, labels=", ".join(missing))
+            yield Message("note.missing_labels", part=called_part(part), labels=", ".join(missing))
