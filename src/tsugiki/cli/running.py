@@ -68,7 +68,7 @@ def run_and_report(
         from tsugiki.study.executors import WorkerProcesses
         from tsugiki.study.sweep import run_study
 
-        many = partial(WorkerProcesses, arguments=whole, jobs=jobs) if jobs > 1 else None
+        many = partial(WorkerProcesses, arguments=whole, jobs=jobs, lines=display.worker)
         try:
             result = run_study(
                 spec,
@@ -76,7 +76,7 @@ def run_and_report(
                 events,
                 on_cell=display.on_cell,
                 on_left=display.on_left,
-                workers=many,
+                workers=many if jobs > 1 else None,
             )
         except RunError as stopped:
             if type(stopped).__name__ == "Interrupted":
@@ -91,9 +91,10 @@ def work(spec: StudySpec, out: Path, stage: str, track: Sequence[str] = ()) -> N
     """What a worker of `--jobs` does until nothing of its stage is left, or until the process that
     started it ends."""
     from tsugiki.study.executors import stop_with_parent
+    from tsugiki.study.messages import Teller, take_standard_output
     from tsugiki.study.worker import run_stage
 
     stop_with_parent()
-    trackers = listeners_of(track)
-    with Display() as display, listening(display.events, trackers, display.events.note) as events:
-        run_stage(spec, Store(out), cast("Stage", stage), events)
+    teller, trackers = Teller(take_standard_output()), listeners_of(track)
+    with listening(teller.events, trackers, teller.note) as events:
+        run_stage(spec, Store(out), cast("Stage", stage), events, teller.on_cell)
