@@ -21,7 +21,7 @@ from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import parse_study
 from tsugiki.study.left import Left
-from tsugiki.study.messages import Teller, messages, pass_on
+from tsugiki.study.messages import Sender, messages, pass_on
 from tsugiki.study.worker import run_stage
 from tsugiki.train.engine import Progress
 
@@ -33,9 +33,9 @@ def now(step: int) -> Progress:
 
 
 def through_a_pipe(tell: object, hear: Events, cells: list[tuple]) -> None:
-    """Whatever `tell` says with a worker's `Teller` is heard as the study's process hears it."""
+    """Whatever `tell` says with a worker's `Sender` is heard as the study's process hears it."""
     reads, writes = os.pipe()
-    tell(Teller(writes))
+    tell(Sender(writes))
     os.write(writes, b'["note", "cut sho')
     os.close(writes)
     with os.fdopen(reads, "rb") as lines:
@@ -60,13 +60,13 @@ def test_events_pass_through_a_pipe(model_folder: Path, task_file: Path, tmp_pat
         on_end=ended.append,
     )
 
-    def work(teller: Teller) -> None:
+    def work(sender: Sender) -> None:
         for stage in ("cells", "test"):
-            run_stage(study, Store(tmp_path), stage, teller.events, teller.on_cell)
-            teller.told_at = -1e9
-            teller.events.on_train(now(10))
-            teller.events.on_train(now(20))
-            teller.note("満")
+            run_stage(study, Store(tmp_path), stage, sender.events, sender.on_cell)
+            sender.sent_at = -1e9
+            sender.events.on_train(now(10))
+            sender.events.on_train(now(20))
+            sender.note("満")
 
     through_a_pipe(work, hear, cells)
     kept = {record.config: record for record in Store(tmp_path).records()}
@@ -89,7 +89,7 @@ def test_a_worker_whose_study_has_ended_finishes_its_step(
     reads, writes = os.pipe()
     os.close(reads)
     config = run_config(model_folder, task_file)
-    [record] = run_group([config], Store(tmp_path), Teller(writes).events)
+    [record] = run_group([config], Store(tmp_path), Sender(writes).events)
     os.close(writes)
     assert record.status == "done"
 

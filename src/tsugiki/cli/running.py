@@ -91,10 +91,10 @@ def work(spec: StudySpec, out: Path, stage: str, track: Sequence[str] = ()) -> N
     """What a worker of `--jobs` does until nothing of its stage is left, or until the process that
     started it ends."""
     from tsugiki.study.executors import stop_with_parent
-    from tsugiki.study.messages import Teller, take_standard_output
+    from tsugiki.study.messages import Sender, take_standard_output
     from tsugiki.study.worker import run_stage
 
     stop_with_parent()
-    teller, trackers = Teller(take_standard_output()), listeners_of(track)
-    with listening(teller.events, trackers, teller.note) as events:
-        run_stage(spec, Store(out), cast("Stage", stage), events, teller.on_cell)
+    sender, trackers = Sender(take_standard_output()), listeners_of(track)
+    with listening(sender.events, trackers, sender.note) as events:
+        run_stage(spec, Store(out), cast("Stage", stage), events, sender.on_cell)

@@ -153,9 +153,9 @@ class WorkerProcesses:
     def submit(self, groups: Sequence[Group], stage: Stage = "cells") -> Iterator[Done]:
         ended = set[RunConfig]()
         lost = self._run_workers(stage, ended) if self._is_open(groups) else {}
-        here = self.this_process
+        process = self.this_process
         # Else it would say that these were finished before.
-        only_read = replace(here, events=replace(here.events, on_note=None))
+        only_read = replace(process, events=replace(process.events, on_note=None))
         for group in groups:
             lost_here = {cell.config: lost[cell.config] for cell in group if cell.config in lost}
             if lost_here:
@@ -163,10 +163,10 @@ class WorkerProcesses:
                     group=[cell for cell in group if cell.config in lost_here], faults=lost_here
                 )
             left = [cell for cell in group if cell.config not in lost]
-            for process, is_ended in ((only_read, True), (here, False)):
+            for own_process, is_ended in ((only_read, True), (process, False)):
                 own = [cell for cell in left if (cell.config in ended) == is_ended]
                 if own:
-                    yield from process.submit([own])
+                    yield from own_process.submit([own])
 
     def test(self) -> None:
         self._run_workers("test", set())

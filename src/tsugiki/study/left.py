@@ -155,11 +155,11 @@ class Remaining:
         result = self.result
         repeats = [run for own in result.repeats.values() for run in own]
         made = [*self.known, *result.records.values(), *repeats]
-        alone = 0 in self.running or not self.running
+        exclusive = 0 in self.running or not self.running
         return [
             record
             for record in {record.folder: record for record in made}.values()
-            if is_alike(record, cell) and (alone or not record.outcome.exclusive)
+            if is_alike(record, cell) and (exclusive or not record.outcome.exclusive)
         ]
 
     def _is_open(self, cell: Cell) -> bool:

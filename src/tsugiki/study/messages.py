@@ -1,7 +1,7 @@
 """What a worker process of `--jobs` tells the study's own process: one JSON object a line, through
 the pipe that stands where the worker's standard output was.
 
-    worker         Events → Teller → pipe
+    worker         Events → Sender → pipe
     study's own    pipe → messages → pass_on → Events of that worker's line on the screen
 """
 
@@ -41,37 +41,37 @@ def take_standard_output() -> int:
     return pipe
 
 
-class Teller:
+class Sender:
     """In a worker: tells the process that started it, through a pipe's end to write to."""
 
     def __init__(self, pipe: int) -> None:
-        self.pipe, self.told_at = pipe, -math.inf
+        self.pipe, self.sent_at = pipe, -math.inf
         self.events = Events(
             on_start=self._start,
-            on_train=lambda now: self._tell_progress("train", asdict(now)),
-            on_score=lambda part, done, total: self._tell_progress("score", [part, done, total]),
+            on_train=lambda now: self._send_progress("train", asdict(now)),
+            on_score=lambda part, done, total: self._send_progress("score", [part, done, total]),
             on_note=self.note,
             on_end=self._end,
         )
 
     def note(self, text: str) -> None:
-        self._tell("note", text)
+        self._send("note", text)
 
     def on_cell(self, key: str, values: Mapping[str, object]) -> None:
-        self._tell("cell", [key, dict(values)])
+        self._send("cell", [key, dict(values)])
 
     def _start(self, configs: Sequence[RunConfig]) -> None:
-        self._tell("start", [_as_json(config) for config in configs])
+        self._send("start", [_as_json(config) for config in configs])
 
     def _end(self, record: RunRecord) -> None:
-        self._tell("end", [str(record.folder), _as_json(record.config)])
+        self._send("end", [str(record.folder), _as_json(record.config)])
 
-    def _tell_progress(self, kind: str, content: object) -> None:
-        if time.monotonic() - self.told_at >= OFTEN_S:
-            self.told_at = time.monotonic()
-            self._tell(kind, content)
+    def _send_progress(self, kind: str, content: object) -> None:
+        if time.monotonic() - self.sent_at >= OFTEN_S:
+            self.sent_at = time.monotonic()
+            self._send(kind, content)
 
-    def _tell(self, kind: str, content: object) -> None:
+    def _send(self, kind: str, content: object) -> None:
         line = json.dumps([kind, content]).encode() + b"\n"
         try:
             while line:
