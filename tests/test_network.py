@@ -46,6 +46,13 @@ class Rude(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             if self.path == "/stalls.json":
                 STALLED.wait(20)
+            if self.path == "/drips.json":
+                while not STALLED.wait(0.02):
+                    self.wfile.write(b"x")
+            if self.path == "/steady.json":
+                for _ in range(20):
+                    STALLED.wait(0.02)
+                    self.wfile.write(b"x" * 10_000)
             if self.path == "/endless.json":
                 for _ in itertools.repeat(None):
                     self.wfile.write(b"x" * 65536)
@@ -103,6 +110,25 @@ def test_a_server_that_falls_silent_is_given_up(
         sources.locate(FileSpec(url=f"http://{server}/stalls.json"), tmp_path, None)
     assert time.monotonic() - start < 10
     assert kept(tmp_path) == []
+
+
+def test_a_server_that_drips_is_given_up_and_a_slow_one_waited_for(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 60 s + bytes / 8 KiB: 37 hours for 1 GiB, 3 minutes for 1 MB."""
+    assert (network.GRACE_S, network.SLOWEST) == (60.0, 8192)
+    monkeypatch.setattr(network, "GRACE_S", 0.2)
+    start = time.monotonic()
+    with pytest.raises(DataError) as refused:
+        sources.locate(FileSpec(url=f"http://{server}/drips.json"), tmp_path, None)
+    assert time.monotonic() - start < 10
+    said = str(refused.value)
+    assert said.startswith(f"http://{server}/drips.json: too slow: ")
+    assert " bytes came in 0 s, and 8,192 a second are asked for" in said
+    assert "name that with data_dir" in said
+    assert kept(tmp_path) == []
+    path = sources.locate(FileSpec(url=f"http://{server}/steady.json"), tmp_path, None)
+    assert path.stat().st_size == 200_009
 
 
 def test_a_body_without_an_end_stops_at_the_limit(

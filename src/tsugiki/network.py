@@ -1,5 +1,6 @@
 """Whether the network may be used, and how one file comes over it: streamed, held to its announced
-length, to a limit of size, and to one of silence."""
+length, to limits of size and of silence, and to an average rate, so that it ends within a time that
+follows from its size."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import base64
 import http.client
 import os
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,6 +19,8 @@ from tsugiki.files import umask
 from tsugiki.words import Message
 
 SILENT_S = 60.0  # seconds without a byte, after which a download is given up
+GRACE_S = 60.0  # of slow bytes, before a rate is asked for
+SLOWEST = 8 * 2**10  # bytes a second on average; a mobile line that is throttled does 16 KiB
 GIB = 2**30
 CHUNK = 2**20
 OFFLINE = ("TSUGIKI_OFFLINE", "HF_HUB_OFFLINE")
@@ -60,8 +64,8 @@ def download(url: str, folder: Path) -> Path:
     renames or removes it.
 
     Raises:
-        DataError: it cannot be fetched, is too large, broke off, is silent for too long, or is a
-            web page. Nothing of it stays.
+        DataError: it cannot be fetched, is too large, broke off, is silent for too long or too
+            slow all the while, or is a web page. Nothing of it stays.
     """
     most, kept = most_bytes(), False
     handle, name = _draft(folder)
@@ -88,7 +92,7 @@ def _draft(folder: Path) -> tuple[int, str]:
 
 
 def _stream(url: str, file: int, most: int) -> None:
-    done = 0
+    done, start = 0, time.monotonic()
     try:
         with urllib.request.urlopen(_request(url), timeout=SILENT_S) as answer:
             announced = answer.headers.get("Content-Length", "")
@@ -100,6 +104,7 @@ def _stream(url: str, file: int, most: int) -> None:
                 if done > most:
                     raise _too_large(url, done, most)
                 _write(file, block, url)
+                _refuse_slow(url, done, time.monotonic() - start)
     except http.client.IncompleteRead:  # of a body in chunks, whose length nobody announced
         promised = -1
     except TimeoutError:
@@ -132,6 +137,17 @@ def _write(file: int, block: bytes, url: str) -> None:
             f"{url}: cannot be kept: {broken.strerror}. Free some space, or name another folder "
             "with TSUGIKI_CACHE"
         ) from None
+
+
+def _refuse_slow(url: str, done: int, passed_s: float) -> None:
+    """What drips is never silent. A file of so many bytes takes `GRACE_S` + bytes / `SLOWEST`
+    seconds at most."""
+    if done < SLOWEST * (passed_s - GRACE_S):
+        raise DataError(
+            f"{url}: too slow: {done:,} bytes came in {passed_s:,.0f} s, and {SLOWEST:,} a second "
+            "are asked for. Nothing was kept. Run again when the server or the line is faster, or "
+            "fetch the file by other means, put it into a folder and name that with data_dir"
+        )
 
 
 def _too_large(url: str, size: int, most: int) -> DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_cli import in_this_process
+from tests.cli.test_next_command import next_command
 from tsugiki.cli.one_line import study_text
 from tsugiki.config.recipe import rate_of
 from tsugiki.model.folder import BUILTIN
@@ -160,5 +162,11 @@ def test_600_rows_of_excel_become_a_report_in_six_commands(tmp_path: Path) -> No
             capture_output=True, text=True, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, (command, done.stderr[-2000:])
+    named = shlex.split(next_command(done.stdout))
+    assert named[1] == "generate"
+    answer = subprocess.run(
+        [sys.executable, "-m", *named], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert answer.stdout.strip() in ("良い", "悪い"), answer.stderr[-2000:]
     report = next((tmp_path / "tsugiki-runs").rglob("report.md")).read_text(encoding="utf-8")
     assert "LoRA" in report.splitlines()[2]

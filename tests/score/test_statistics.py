@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tsugiki.score.metrics import score
+from tsugiki.score.metrics import per_example, score
+from tsugiki.score.rules import METRICS
 from tsugiki.score.statistics import (
     FEW,
     interval,
@@ -104,5 +105,50 @@ def test_a_score_below_zero_keeps_its_interval() -> None:
     """Matthews' correlation may be negative; a share of right answers may not."""
     dice = np.random.default_rng(4)
     values = (dice.standard_normal((3, 200)) * 0.5 - 0.3).tolist()
-    assert mean_over_seeds(values, rows(200)).low < -0.3
+    assert mean_over_seeds(values, rows(200), METRICS["mcc"].scale).low < -0.3
+    assert mean_over_seeds([[0.0] * 20] * 3, rows(20), METRICS["mcc"].scale).low < 0.0
     assert mean_over_seeds([[0.0] * 20] * 3, rows(20)).low == 0.0
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_an_interval_ends_where_a_score_does(seeds: int) -> None:
+    """Of 60 rows that one method answers and the other does not, +94 to +106 points was said."""
+    slack = 1.96**2 / (60 + 1.96**2)
+    ours, theirs = [[1.0] * 60] * seeds, [[0.0] * 60] * seeds
+    better = paired_difference(ours, theirs, rows(60))
+    assert (better.low, better.high) == pytest.approx((1 - slack, 1.0))
+    assert wilson(1.0, 60) == pytest.approx((better.low, better.high)), "as of a share"
+    worse = paired_difference(theirs, ours, rows(60))
+    assert (worse.low, worse.high) == pytest.approx((-1.0, slack - 1))
+    correlation = paired_difference(ours, theirs, rows(60), scale=METRICS["mcc"].scale)
+    assert correlation.high == pytest.approx(1 + slack), "up to 2 points of Matthews'"
+    nats = paired_difference([[5.0, 6.0, 7.0]] * seeds, [[1.0] * 3] * seeds, rows(3), scale=None)
+    assert nats.high > 5
+    assert mean_over_seeds(ours, rows(60)).high == 1.0
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_what_is_cut_off_covers_nothing(seeds: int) -> None:
+    """Near the end of the scale: every interval within it, and the truth in as many as before."""
+    dice, covered, past = np.random.default_rng(5), 0, 0
+    for _ in range(300):
+        ours = (dice.random((seeds, 40)) < 0.97).astype(float)
+        theirs = (dice.random((seeds, 40)) < 0.03).astype(float)
+        whole = paired_difference(ours.tolist(), theirs.tolist(), rows(40), scale=None)
+        cut = paired_difference(ours.tolist(), theirs.tolist(), rows(40))
+        assert -1 <= cut.low <= cut.mean <= cut.high <= 1
+        past += whole.high > 1
+        covered += cut.low <= 0.94 <= cut.high
+    assert past or seeds == 1
+    assert covered / 300 >= 0.93
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "mcc"])
+def test_a_score_of_classes_ends_where_its_scale_does(metric: str) -> None:
+    """Values whose mean it is may lie outside."""
+    targets = ["a"] * 20 + ["b"] * 20
+    answers = ["b", *targets[1:]]
+    values = per_example(metric, answers, targets)[metric]
+    found = score(metric, values, rows(40), metric)
+    low, high = METRICS[metric].scale
+    assert low <= found.low <= found.value <= found.high <= high

@@ -85,6 +85,45 @@ def test_earlier_runs_of_the_kind_tell_all_of_it(made: StudyResult) -> None:
     assert 0 < second.seconds < first.seconds
 
 
+def test_workers_share_what_is_left(made: StudyResult) -> None:
+    """Told by runs that were made side by side, and by their own steps; what one of them has done
+    already is not counted twice."""
+    known = list(made.records.values())
+    assert any(record.outcome.exclusive for record in known), "they were alone on the device"
+    counted, clock = remaining(without(made, made.cells), known)
+    first, second = made.cells[:2]
+    assert first.key == second.key
+    counted.begin([first.config], 1)
+    assert counted.now() is None, "alone a run was faster"
+    clock.seconds += 4.0
+    counted.begin([second.config], 2)
+    clock.seconds += 4.0
+    counted.train(SimpleNamespace(step=10, steps=40, left_s=12.0), 1)
+    left = counted.now()
+    assert left is not None
+    assert left.seconds == pytest.approx((20.0 - 8.0 + 20.0 - 4.0) / 2)
+    assert not left.whole
+    clock.seconds += 10.0
+    assert counted.now() == Left(pytest.approx(4.0), whole=False)
+    counted.begin([], 1)
+    counted.begin([], 2)
+    assert counted.running == {}
+
+
+def test_what_was_finished_on_an_earlier_day_is_not_left(made: StudyResult) -> None:
+    known = list(made.records.values())
+    counted, _ = remaining(without(made, made.cells), known)
+    counted.begin([made.cells[0].config])
+    everything = counted.now()
+    counted, _ = remaining(without(made, made.cells), known)
+    counted.skip(without(made, made.cells[:1]))
+    counted.begin([made.cells[0].config])
+    left = counted.now()
+    assert everything is not None
+    assert left is not None
+    assert left.seconds < everything.seconds
+
+
 def test_of_a_finished_study_nothing_is_left(made: StudyResult) -> None:
     counted, _ = remaining(made)
     counted.begin()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.build import study_of
+from tsugiki.cli.progress import Display
 from tsugiki.errors import ConfigError
 from tsugiki.runs.events import Events
 from tsugiki.runs.store import Run, Store
@@ -139,5 +140,11 @@ def test_seeds_that_cannot_be_are_refused(seeds: object, train: dict, message: s
 def test_no_worker_starts_for_nothing(model_folder: Path, task_file: Path, tmp_path: Path) -> None:
     study = parse_study(seeded(model_folder, task_file, 1), "study")
     here = ThisProcess(study=study, store=Store(tmp_path), events=Events())
-    many = WorkerProcesses(here, ["no such study"], 2)
+    many = WorkerProcesses(
+        here,
+        hear=lambda events, on_cell, worker: events,
+        arguments=["no such study"],
+        jobs=2,
+        lines=Display().worker,
+    )
     assert list(many.submit([])) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,12 +15,16 @@ from tsugiki.runs.symptoms import symptoms_of
 from tsugiki.words import Language, called, in_language, recognised, say
 
 if TYPE_CHECKING:
+    from tsugiki.data.tasks import Task
     from tsugiki.report.compare import Comparison
     from tsugiki.report.material import Material
     from tsugiki.runs.answer_modes import ModeScore
     from tsugiki.runs.reading import RunRecord
     from tsugiki.runs.rescore import RuleScore
     from tsugiki.study.cells import StudyResult
+
+
+SHOWN_CHARS = 40  # of a field's text in a command
 
 
 def print_damaged(damaged: Sequence[str], language: Language) -> None:
@@ -94,11 +99,7 @@ def print_paper(result: StudyResult, out: Path, again: str, language: Language) 
 
 def _print_next(material: Material, lacking: Sequence[str], again: str, language: Language) -> None:
     """What one may do now; what is missing, and whether the same command may help."""
-    result = material.result
-    records = [result.record(cell) for cell in result.chosen.values()]
-    done = [record.folder for record in records if record is not None and record.status == "done"]
-    if done:
-        print(say(language, "terminal.generate_next", folder=done[0]))
+    _print_try(material, language)
     for line in lacking[:-1]:
         print(say(language, "terminal.not_whole", line=line))
     if not lacking:
@@ -112,6 +113,42 @@ def _print_next(material: Material, lacking: Sequence[str], again: str, language
     key = "tried_again" if len(lacking) > len(poor) else "other_settings"
     advice = say(language, f"terminal.{key}", command=again)
     print(say(language, "terminal.not_whole_at_last", line=lacking[-1], advice=advice))
+
+
+def _print_try(material: Material, language: Language) -> None:
+    """A command that runs as it is printed: the first method that was tuned answers a row of
+    validation, by its fields; if none was, the untouched base does. Where the task cannot be read
+    or the weights are elsewhere: a look at the run."""
+    from tsugiki.runs.methods import method_of
+
+    result = material.result
+    chosen = [(cell.key[1], result.record(cell)) for cell in result.chosen.values()]
+    done = [(task, record) for task, record in chosen if record and record.status == "done"]
+    done.sort(key=lambda each: not method_of(each[1].config).tuned)
+    if not done:
+        return
+    label, record = done[0]
+    task, folder = material.tasks.get(label), shlex.quote(str(record.folder))
+    lost = method_of(record.config).trains and not (record.folder / "weights").is_dir()
+    if task is None or lost:
+        print(say(language, "terminal.next", command=f"tsugiki show {folder}"))
+        return
+    fields = " ".join(f"--field {shlex.quote(pair)}" for pair in _fields_of_a_row(task))
+    command = f"tsugiki generate {folder} {fields}"
+    print(say(language, "terminal.generate_next", command=command, folder=folder))
+
+
+def _fields_of_a_row(task: Task) -> list[str]:
+    """name=value for what a row of validation is asked by, long texts cut, each on one line."""
+    row = task.examples["validation"][0]
+    said = [text for role, text in row.turns if role == "user"]
+    candidates = dict(zip(task.spec.choices, row.candidates, strict=False))
+    values = {**row.fields, **candidates, "user": said[-1] if said else ""}
+    return [f"{name}={_brief(values[name])}" for name in task.spec.asked_by]
+
+
+def _brief(text: str) -> str:
+    return " ".join(text.split())[:SHOWN_CHARS]
 
 
 def print_scores(record: RunRecord, part: str, language: Language = "en") -> None:

@@ -67,6 +67,7 @@ class Display:
         self.language = language
         self.printed_at = 0.0
         self.left: Callable[[], Left | None] = lambda: None
+        self.drawn: dict[int, str] = {}
         self.events = Events(
             on_train=self._on_train, on_score=self._on_score, on_note=self._on_note
         )
@@ -101,6 +102,10 @@ class Display:
         self.printed_at = 0.0
         self._show("")
 
+    def worker(self, number: int) -> WorkerLine:
+        """The line of a worker process, by its number from 1: it is shown until it is closed."""
+        return WorkerLine(self, number)
+
     def on_left(self, left: Callable[[], Left | None]) -> None:
         """Where to ask how long the rest of a study takes."""
         self.left = left
@@ -126,13 +131,24 @@ class Display:
         self._print(in_language(self.language, text))
 
     def _show(self, text: str) -> None:
-        parts = [f"{self.head} {text}".strip(), self._left_in_all()]
-        line = " · ".join(part for part in parts if part)
+        line = f"{self.head} {text}".strip()
         if self.status:
-            self.status.update(line.replace("[", r"\["))
+            self.draw(0, line)
         elif time.monotonic() - self.printed_at > PLAIN_EVERY_S:
             self.printed_at = time.monotonic()
-            self._print(line)
+            self._print(self._with_left(line))
+
+    def draw(self, number: int, line: str) -> None:
+        """Draws the status line of this process (number 0), or of a worker among the others'."""
+        self.drawn[number] = line
+        if number:
+            self.drawn.pop(0, None)  # workers are waited for
+        if self.status:
+            lines = "\n".join(own for _, own in sorted(self.drawn.items()))
+            self.status.update(self._with_left(lines).replace("[", r"\["))
+
+    def _with_left(self, text: str) -> str:
+        return " · ".join(part for part in (text, self._left_in_all()) if part)
 
     def _left_in_all(self) -> str:
         """Of a study whose pace is known; else nothing."""
@@ -146,6 +162,25 @@ class Display:
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
+
+
+class WorkerLine(Display):
+    """What one of several workers does, shown where `whole` is."""
+
+    def __init__(self, whole: Display, number: int) -> None:
+        super().__init__(whole.language)
+        self.whole, self.number = whole, number
+        self.console, self.left = whole.console, whole.left
+
+    def _show(self, text: str) -> None:
+        if self.whole.status:
+            self.whole.draw(self.number, f"{self.head} {text}".strip())
+        else:
+            super()._show(text)
+
+    def close(self) -> None:
+        """It has ended."""
+        self.whole.drawn.pop(self.number, None)
 
 
 def duration(seconds: float, language: Language) -> str:

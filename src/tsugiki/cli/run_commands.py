@@ -263,7 +263,10 @@ def generate(
     ] = None,
     field: Annotated[
         Optional[list[str]],
-        typer.Option(help="A field of the task, name=value: the run's own prompt is made of them."),
+        typer.Option(
+            help="A field of the task, name=value: the run's own prompt is made of them. Of a "
+            "conversation: user=…"
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     lang: Lang = None,
@@ -300,19 +303,19 @@ def _lines_of_input() -> list[str]:
 
 
 def _answer_of_fields(record: RunRecord, given: list[str]) -> str:
-    from tsugiki.runs.new_rows import Answerer, unchanged_task
+    from tsugiki.runs.new_rows import Answerer, row_of_fields, unchanged_task
 
-    task, row = unchanged_task(record), {}
+    task, row = unchanged_task(record), dict[str, str]()
     for pair in given:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(Message("error.field_form", given=pair))
-        if name not in task.spec.fields:
-            hint = did_you_mean(name, task.spec.fields)
+        if name not in task.spec.asked_by:
+            hint = did_you_mean(name, task.spec.asked_by)
             raise ConfigError(Message("error.no_option_field", name=name, hint=hint))
         row[name] = value
     answerer = Answerer(record, task)
-    tokens, left_out = answerer.tokens([(1, row)], "--field")
+    tokens, left_out = answerer.tokens([(1, row_of_fields(task.spec, row))], "--field")
     if left_out:
         raise ConfigError("--field: the prompt does not fit into the run's length")
     return str(answerer.answers(tokens)[0].prediction)

@@ -72,7 +72,8 @@ def run_and_report(
         many = None
         if jobs > 1:
             # Their notes are read on the same terminal.
-            many = partial(WorkerProcesses, arguments=[*whole, "--lang", lang], jobs=jobs)
+            told = [*whole, "--lang", lang]
+            many = partial(WorkerProcesses, arguments=told, jobs=jobs, lines=display.worker)
         try:
             result = run_study(
                 spec,
@@ -80,7 +81,7 @@ def run_and_report(
                 events,
                 on_cell=display.on_cell,
                 on_left=display.on_left,
-                workers=many,
+                workers=many if jobs > 1 else None,
             )
         except RunError as stopped:
             if type(stopped).__name__ == "Interrupted":
@@ -97,12 +98,10 @@ def work(
     """What a worker of `--jobs` does until nothing of its stage is left, or until the process that
     started it ends."""
     from tsugiki.study.executors import stop_with_parent
+    from tsugiki.study.messages import Sender, take_standard_output
     from tsugiki.study.worker import run_stage
 
     stop_with_parent()
-    trackers = listeners_of(track)
-    with (
-        Display(lang) as display,
-        listening(display.events, trackers, display.events.note) as events,
-    ):
-        run_stage(spec, Store(out), cast("Stage", stage), events)
+    sender, trackers = Sender(take_standard_output(), lang), listeners_of(track)
+    with listening(sender.events, trackers, sender.note) as events:
+        run_stage(spec, Store(out), cast("Stage", stage), events, sender.on_cell)

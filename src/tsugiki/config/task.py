@@ -132,6 +132,14 @@ class TaskSpec(Record):
         """The answers that every row has to choose from; none where they differ by row."""
         return tuple(self.labels.values())
 
+    @property
+    def asked_by(self) -> tuple[str, ...]:
+        """What one row is made of where it is given by itself, without a file: its fields and
+        candidates; of a conversation what the user says."""
+        if self.messages is not None:
+            return ("user",)
+        return tuple(dict.fromkeys([*self.fields, *self.choices]))
+
     @model_validator(mode="before")
     @classmethod
     def _conversations(cls, given: Any) -> Any:

@@ -12,6 +12,7 @@ from tsugiki.report.texts import score_text
 from tsugiki.runs.answer_values import values_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Run
+from tsugiki.score.rules import metric_of
 from tsugiki.score.statistics import Estimate, McNemar, mcnemar, mean_over_seeds, paired_difference
 from tsugiki.words import Message
 
@@ -85,7 +86,8 @@ def compare_methods(
     name = first.scored(part).main.name
     values = [values_of(record, part) for record in (*firsts, *seconds)]
     ours, theirs = values[: len(firsts)], values[len(firsts) :]
-    estimate = paired_difference(ours, theirs, [answer.group for answer in answers[0]])
+    groups, scale = [answer.group for answer in answers[0]], metric_of(name).scale
+    estimate = paired_difference(ours, theirs, groups, scale=scale)
     changed = tuple(
         Changed(id=a.id, target=a.target, first=a.answer, second=b.answer)
         for a, b in zip(answers[0], answers[len(firsts)], strict=True)
@@ -102,7 +104,7 @@ def compare_methods(
         seeds_half=estimate.seeds,
         n=len(values[0]),
         seeds=min(len(firsts), len(seconds)),
-        mcnemar=_mcnemar(ours, theirs, [answer.group for answer in answers[0]]),
+        mcnemar=_mcnemar(ours, theirs, groups),
         changed=changed,
     )
 
@@ -137,7 +139,8 @@ def pooled(records: Sequence[RunRecord], part: str = "test") -> Pooled:
     if len(records) == 1:
         return Pooled(means=means, main=main.name, low=main.low, high=main.high, spread=0.0)
     groups = [row.group for row in records[0].answers(part)]
-    estimate = mean_over_seeds([values_of(record, part) for record in records], groups)
+    values, scale = [values_of(record, part) for record in records], metric_of(main.name).scale
+    estimate = mean_over_seeds(values, groups, scale)
     spread = statistics.stdev(scores.main.value for scores in scored)
     return Pooled(means=means, main=main.name, low=estimate.low, high=estimate.high, spread=spread)
 
@@ -146,7 +149,9 @@ def against(records: Sequence[RunRecord], part: str, floor: Sequence[float]) -> 
     """How far a method's runs (one a seed) lie above values that need no model, one for each of
     their answers."""
     groups = [answer.group for answer in records[0].answers(part)]
-    return paired_difference([values_of(record, part) for record in records], [floor], groups)
+    values = [values_of(record, part) for record in records]
+    scale = metric_of(records[0].scored(part).main.name).scale
+    return paired_difference(values, [floor], groups, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)

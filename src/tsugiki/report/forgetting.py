@@ -30,8 +30,8 @@ from tsugiki.runs.answer_values import values_in
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord, read_answers
 from tsugiki.runs.record import Elsewhere, Scores
-from tsugiki.score.rules import METRICS
-from tsugiki.score.statistics import Estimate, paired_difference
+from tsugiki.score.rules import METRICS, metric_of
+from tsugiki.score.statistics import Estimate, Scale, paired_difference
 from tsugiki.study.cells import Cell, Key, StudyResult
 from tsugiki.words import Language, say
 
@@ -81,12 +81,14 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """One method on one thing: values a seed and row, and the rows."""
+    """One method on one thing: values a seed and row, the rows, and the score's scale (of nats
+    None)."""
 
     values: tuple[tuple[float, ...], ...]
     rows: tuple[str, ...]
     groups: tuple[str, ...]
     value: float
+    scale: Scale | None
 
 
 def changes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Change]:
@@ -168,7 +170,7 @@ def _change(
         seeds=min(len(ours.values), len(against)),
         value=ours.value,
         against=theirs.value,
-        difference=paired_difference(ours.values, against, ours.groups, discrete=mode != "text"),
+        difference=paired_difference(ours.values, against, ours.groups, scale=ours.scale),
     )
 
 
@@ -192,6 +194,7 @@ def _measured(result: StudyResult, cell: Cell, content: str, mode: Mode) -> _Mea
         rows=known[0].rows,
         groups=known[0].groups,
         value=math.exp(nats) if mode == "text" else mean,
+        scale=known[0].scale,
     )
 
 
@@ -202,7 +205,10 @@ def _above_floor(base: _Measured, task: Task | None) -> bool:
         return True
     ids = [row.split("\t", maxsplit=1)[0] for row in base.rows]
     floor = floor_of(task, PART, ids, METRICS[task.spec.metric].main)
-    return floor is None or paired_difference(base.values, [floor.values], base.groups).low > 0
+    if floor is None:
+        return True
+    above = paired_difference(base.values, [floor.values], base.groups, scale=base.scale)
+    return above.low > 0
 
 
 def _of_run(record: RunRecord, content: str, mode: Mode) -> _Measured | None:
@@ -223,6 +229,7 @@ def _of_answers(record: RunRecord, scores: Scores) -> _Measured:
         rows=tuple(f"{row.id}\t{row.target}" for row in rows),
         groups=tuple(row.group for row in rows),
         value=scores.main.value,
+        scale=metric_of(scores.main.name).scale,
     )
 
 
@@ -235,7 +242,7 @@ def _of_text(record: RunRecord, entry: Elsewhere) -> _Measured | None:
     share = len(pairs) / tokens
     values = tuple(mean + share * (nats - mean * count) for nats, count in pairs)
     rows = tuple(f"{entry.text.sha256}:{number}:{count}" for number, (_, count) in enumerate(pairs))
-    return _Measured(values=(values,), rows=rows, groups=rows, value=math.exp(mean))
+    return _Measured(values=(values,), rows=rows, groups=rows, value=math.exp(mean), scale=None)
 
 
 @lru_cache(maxsize=256)

@@ -18,6 +18,7 @@ from tsugiki.runs.answer_values import same_rows, values_of
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.score.metrics import Score
+from tsugiki.score.rules import metric_of
 from tsugiki.score.statistics import Estimate, paired_difference
 from tsugiki.study.cells import Cell, Key, StudyResult
 from tsugiki.words import Language, say
@@ -82,14 +83,16 @@ def _landscape(
         for record in ran
         if record.status == "done" and record.scores("validation") is not None
     ]
-    groups, mains = (
-        [answer.group for answer in top.answers("validation")],
-        {record.folder: record.main_score("validation") or 0.0 for record in scored},
-    )
+    groups = [answer.group for answer in top.answers("validation")]
+    mains = {record.folder: record.main_score("validation") or 0.0 for record in scored}
+    scale = metric_of(top.scored("validation").main.name).scale
     above = {record.folder: _above_floor(record, task) for record in scored}
     to_best = {
         record.folder: paired_difference(
-            [values_of(record, "validation")], [values_of(top, "validation")], groups
+            [values_of(record, "validation")],
+            [values_of(top, "validation")],
+            groups,
+            scale=scale,
         )
         for record in scored
         if same_rows(record, top, "validation")

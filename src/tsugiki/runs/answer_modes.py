@@ -13,9 +13,9 @@ from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Run
 from tsugiki.score.choices import ANSWER_MODES, choose_all
-from tsugiki.score.metrics import per_example
+from tsugiki.score.metrics import per_example, score
 from tsugiki.score.rules import METRICS
-from tsugiki.score.statistics import interval, mcnemar, paired_difference
+from tsugiki.score.statistics import mcnemar, paired_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +56,14 @@ def answer_modes(record: RunRecord, part: str, events: Events = SILENT) -> list[
     targets, groups = [row.target for row in answers], [row.group for row in answers]
     texts = {"free": [row.answer for row in answers], **_chosen(record, part, events)}
     values = {mode: per_example(spec.metric, some, targets)[main] for mode, some in texts.items()}
-    right_or_wrong = METRICS[spec.metric].whole is None
+    right_or_wrong, scale = METRICS[spec.metric].whole is None, METRICS[spec.metric].scale
     rows = []
     for mode, own in values.items():
-        low, high = interval(own, groups)
-        value = sum(own) / len(own)
+        scored = score(main, own, groups, spec.metric)
+        value, low, high = scored.value, scored.low, scored.high
         row = ModeScore(mode=mode, score=main, value=value, low=low, high=high, n=len(own))
         if mode != "free":
-            gain = paired_difference([own], [values["free"]], groups)
+            gain = paired_difference([own], [values["free"]], groups, scale=scale)
             row = ModeScore(
                 mode=mode, score=main, value=value, low=low, high=high, n=len(own),
                 gain=gain.mean, gain_low=gain.low, gain_high=gain.high,

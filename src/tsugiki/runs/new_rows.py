@@ -139,6 +139,15 @@ class Answerer:
         ]
 
 
+def row_of_fields(spec: TaskSpec, values: Mapping[str, str]) -> Given:
+    """A row as a file of the task would hold it, of what it is asked by (`TaskSpec.asked_by`)."""
+    if spec.messages is None:
+        return {**values}
+    if spec.formatting == "sharegpt":
+        return {"conversations": [{"from": "human", "value": values["user"]}]}
+    return {spec.messages: [{"role": "user", "content": values["user"]}]}
+
+
 def unchanged_task(record: RunRecord) -> Task:
     """The run's task without its data; with the worked examples of an untouched base. Raises
     `RunError` where the task file has changed."""

@@ -196,7 +196,7 @@ def run_group(
         refuse_leak(task, task.files["train"], part)
     source = find_base(first.model, first.method, first.train.precision)
     known = _opened(configs, store, source, task)
-    wanted = _unfinished(known, task, events, prune=prune)
+    wanted = _unfinished(known, task, events, prune=prune, say_finished=not skip_busy)
     # Before the model is loaded for nothing.
     all_busy = skip_busy and all(known[config][0].busy for config in wanted)
     if wanted and not all_busy:
@@ -229,13 +229,16 @@ def _opened(configs: Sequence[RunConfig], store: Store, source: BaseSource, task
     return known
 
 
-def _unfinished(known: Known, task: Task, events: Events, *, prune: bool) -> list[RunConfig]:
-    """What is to be trained; of configurations that ask for one run in other words, the first."""
+def _unfinished(
+    known: Known, task: Task, events: Events, *, prune: bool, say_finished: bool
+) -> list[RunConfig]:
+    """What is to be trained; of configurations that ask for one run in other words, the first.
+    `say_finished`: what is finished is said (by the study's own process, not by each worker)."""
     for config, (run, _) in known.items():
         if run.status == "pruned" and not prune:
             with run.lock():
                 run.start_over()  # what was pruned in one search is wanted in full now
-        elif not run.unfinished and complete(run, config, task, events):
+        elif not run.unfinished and complete(run, config, task, events) and say_finished:
             events.note(Message("note.finished_before", run=run.folder.name))
     first = {run.folder: config for config, (run, _) in reversed(known.items()) if run.unfinished}
     return [config for config in known if config in first.values()]

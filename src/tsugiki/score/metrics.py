@@ -9,7 +9,7 @@ import numpy as np
 
 from tsugiki.data.text import normalise
 from tsugiki.score.rules import METRICS
-from tsugiki.score.statistics import around, interval
+from tsugiki.score.statistics import around, interval, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ def score(name: str, values: Sequence[float], groups: Sequence[str], metric: str
     low, high = interval(values, groups)
     if METRICS[metric].whole is not None and max(values) - min(values) < 1e-12:
         low, high = around(float(np.mean(values)), len(set(groups)))
+    low, high = within(METRICS[metric].scale, (low, high))
     return Score(
         name=name,
         value=float(np.mean(values)),

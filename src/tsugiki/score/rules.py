@@ -30,6 +30,7 @@ from tsugiki.data.text import normalise
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.score.class_scores import correlation, macro_f1
 from tsugiki.score.japanese import clean_for_rouge, segment, segment_ipadic
+from tsugiki.score.statistics import SHARE, Scale
 from tsugiki.words import Message
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
@@ -45,8 +46,9 @@ class Metric:
 
     `percent`: the main score is a share of right answers, which sentences give in per cent. `shown`
     are the scores that a table sets beside the main one. `whole`: where the main score is no mean
-    over rows, values of all rows whose mean it is (`score/class_scores`). `taken`: what of an
-    answer a rule compares, where it also counts answers outside the labels.
+    over rows, values of all rows whose mean it is (`score/class_scores`); they may lie outside of
+    its `scale`. `taken`: what of an answer a rule compares, where it also counts answers outside
+    the labels.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Metric:
     shown: tuple[str, ...] = ()
     whole: Callable[[Sequence[str], Sequence[str]], list[float]] | None = None
     taken: Callable[[str], str] | None = None
+    scale: Scale = SHARE
 
     def score(self, answers: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
         """Values of every example, by the name of the score, the main one first."""
@@ -344,7 +347,11 @@ def _closed(name: str) -> Metric:
     )
 
 
-def _of_classes(name: str, whole: Callable[[Sequence[str], Sequence[str]], list[float]]) -> Metric:
+def _of_classes(
+    name: str,
+    whole: Callable[[Sequence[str], Sequence[str]], list[float]],
+    scale: Scale = SHARE,
+) -> Metric:
     """A score that is no mean over rows, with accuracy beside it."""
     signature = f"{name}|norm:nfkc+strip|interval:delta|decode:greedy"
     return Metric(
@@ -354,6 +361,7 @@ def _of_classes(name: str, whole: Callable[[Sequence[str], Sequence[str]], list[
         signature=lambda: signature,
         rules=CLOSED_RULES,
         whole=whole,
+        scale=scale,
     )
 
 
@@ -362,7 +370,7 @@ METRICS: dict[str, Metric] = {
     "accuracy": _closed("accuracy"),
     "exact_match": _closed("exact_match"),
     "macro_f1": _of_classes("macro_f1", macro_f1),
-    "mcc": _of_classes("mcc", correlation),
+    "mcc": _of_classes("mcc", correlation, scale=(-1.0, 1.0)),
     "rouge": Metric(
         name="rouge",
         rule=SUMMARY_RULES["lm-eval"].rule,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +15,9 @@ import numpy as np
 RESAMPLES = 2000
 Z95 = 1.96
 FEW = 10  # right or wrong answers, below which Wilson's interval stands for the bootstrap
+Scale = tuple[float, float]
+"""The least and the greatest that a score can be."""
+SHARE: Scale = (0.0, 1.0)
 
 
 def interval(
@@ -113,11 +116,13 @@ def paired_difference(
     second: Sequence[Sequence[float]],
     groups: Sequence[str],
     *,
-    discrete: bool = True,
+    scale: Scale | None = SHARE,
 ) -> Estimate:
     """first - second of two methods on the same examples, with one row of values for each seed.
-    `discrete`: answers are right or wrong, or so, and equal ones on few rows do not say that all
-    would be; of values that are measured (nats) they do.
+    `scale`: of a score, which a difference cannot pass, so that its interval ends there (a value
+    that cannot be is not covered by what is cut off); equal answers on few rows do not say that
+    all would be. None: values that are measured (nats), which have no end, and of which equal ones
+    do say it.
 
     With one seed each: the paired bootstrap by group, and the spread between seeds is not in it.
     With two: seeds are drawn too, for each method by itself; two say little of how far runs vary.
@@ -130,25 +135,32 @@ def paired_difference(
     """
     ours, theirs = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     # A bootstrap of equal values has no width: Wilson's slack, to both sides.
-    if discrete and len(ours) == len(theirs) == 1 and not (ours != theirs).any():
+    if scale and len(ours) == len(theirs) == 1 and not (ours != theirs).any():
         slack = _slack(len(set(groups)))
         return Estimate(mean=0.0, low=-slack, high=slack, rows=slack, seeds=0.0)
-    return _estimate([ours, theirs], groups, discrete=discrete)
+    estimate = _estimate([ours, theirs], groups, discrete=scale is not None)
+    if scale is None:
+        return estimate
+    low, high = scale
+    return _cut(estimate, (low - high, high - low))
 
 
-def mean_over_seeds(values: Sequence[Sequence[float]], groups: Sequence[str]) -> Estimate:
+def mean_over_seeds(
+    values: Sequence[Sequence[float]], groups: Sequence[str], scale: Scale = SHARE
+) -> Estimate:
     """The mean of one method over examples and seeds (one row of values for each): an interval as
-    in `paired_difference`, within 0–1 (-1 and 1 for values that lie outside)."""
-    seeds_and_rows = np.asarray(values, dtype=float)
-    estimate = _estimate([seeds_and_rows], groups)
-    inside = bool(((seeds_and_rows >= 0) & (seeds_and_rows <= 1)).all())
-    return Estimate(
-        mean=estimate.mean,
-        low=max(0.0 if inside else -1.0, estimate.low),
-        high=min(1.0, estimate.high),
-        rows=estimate.rows,
-        seeds=estimate.seeds,
-    )
+    in `paired_difference`, within the score's scale."""
+    return _cut(_estimate([np.asarray(values, dtype=float)], groups), scale)
+
+
+def _cut(estimate: Estimate, scale: Scale) -> Estimate:
+    low, high = within(scale, (estimate.low, estimate.high))
+    return replace(estimate, low=low, high=high)
+
+
+def within(scale: Scale, bounds: tuple[float, float]) -> tuple[float, float]:
+    """An interval, cut where its scale ends."""
+    return max(scale[0], bounds[0]), min(scale[1], bounds[1])
 
 
 def _estimate(
@@ -232,8 +244,8 @@ def _drawn(count: int) -> np.ndarray:
 
 
 def around(value: float, count: int) -> tuple[float, float]:
-    """Wilson's slack to both sides of a score between -1 and 1 that is the same on every row."""
-    return max(-1.0, value - _slack(count)), min(1.0, value + _slack(count))
+    """Wilson's slack to both sides of a score that is the same on every row."""
+    return value - _slack(count), value + _slack(count)
 
 
 def _slack(count: int) -> float:

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -28,6 +28,7 @@ from tsugiki.runs.reading import RunRecord, file_of
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import RunBusy, Store
 from tsugiki.study.cells import Cell, collect
+from tsugiki.study.messages import OnCell, messages, pass_on
 from tsugiki.train.engine import Interrupted
 from tsugiki.train.ledger import MOST_LANES
 from tsugiki.words import Message
@@ -35,6 +36,20 @@ from tsugiki.words import Message
 Group = Sequence[Cell]
 Stage = Literal["cells", "seeds", "test"]
 """What workers do: the configurations, the chosen ones' further seeds, their answers to test."""
+Hear = Callable[[Events, OnCell, int], Events]
+"""Makes the events of a worker (by its number, from 1) of those that its line on the screen hears,
+so that the study hears them too."""
+
+
+class WorkerLine(Protocol):
+    """What is shown of one worker, until it has ended."""
+
+    @property
+    def events(self) -> Events: ...
+
+    def on_cell(self, key: str, values: Mapping[str, object]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def groups_of_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -124,27 +139,38 @@ class ThisProcess:
 @dataclass(frozen=True)
 class WorkerProcesses:
     """`jobs` processes (`tsugiki study … --worker STAGE`) take the groups first; what they leave,
-    and what goes wrong with one, is then worked on here, one after another."""
+    and what goes wrong with one, is then worked on here, one after another.
+
+    `lines` opens the line of the worker of that number on the screen.
+    """
 
     this_process: ThisProcess
+    hear: Hear
     arguments: Sequence[str]
     jobs: int
+    lines: Callable[[int], WorkerLine]
     side_by_side: bool = True
 
     def submit(self, groups: Sequence[Group], stage: Stage = "cells") -> Iterator[Done]:
-        lost = self._run_workers(stage) if self._is_open(groups) else {}
+        ended = set[RunConfig]()
+        lost = self._run_workers(stage, ended) if self._is_open(groups) else {}
+        process = self.this_process
+        # Else it would say that these were finished before.
+        only_read = replace(process, events=replace(process.events, on_note=None))
         for group in groups:
-            left = [cell for cell in group if cell.config not in lost]
             lost_here = {cell.config: lost[cell.config] for cell in group if cell.config in lost}
             if lost_here:
                 yield Done(
                     group=[cell for cell in group if cell.config in lost_here], faults=lost_here
                 )
-            if left:
-                yield from self.this_process.submit([left])
+            left = [cell for cell in group if cell.config not in lost]
+            for own_process, is_ended in ((only_read, True), (process, False)):
+                own = [cell for cell in left if (cell.config in ended) == is_ended]
+                if own:
+                    yield from own_process.submit([own])
 
     def test(self) -> None:
-        self._run_workers("test")
+        self._run_workers("test", set())
 
     def _is_open(self, groups: Sequence[Group]) -> bool:
         """Whether something of these groups has no finished run."""
@@ -154,14 +180,15 @@ class WorkerProcesses:
         finished = {record.config for record in records if record.outcome.finished}
         return any(cell.config not in finished for group in groups for cell in group)
 
-    def _run_workers(self, stage: Stage) -> dict[RunConfig, str]:
-        """Waits for the workers; they end when this process does, however it ends.
+    def _run_workers(self, stage: Stage, ended: set[RunConfig]) -> dict[RunConfig, str]:
+        """Waits for the workers; they end when this process does, however it ends. What they
+        bring to an end is added to `ended`.
 
         Where workers were killed, what they left is given to one more. Returns the configurations
         that this one was killed over, too, with the reason: whatever it is about them would take
         this process as well.
         """
-        codes = _workers([*self.arguments, "--worker", stage], self.jobs)
+        codes = self._workers(stage, self.jobs, ended)
         killed = [code for code in codes if _was_killed(code)]
         if not killed:
             return {}
@@ -169,7 +196,7 @@ class WorkerProcesses:
         said = Message("note.workers_killed", signal=_signal(killed[0]), **counts)
         self.this_process.events.note(said)
         start = time.time()
-        [code] = _workers([*self.arguments, "--worker", stage], 1)
+        [code] = self._workers(stage, 1, ended)
         if not _was_killed(code):
             return {}
         begun = collect(self.this_process.study, self.this_process.store).begun()
@@ -180,23 +207,45 @@ class WorkerProcesses:
         ]
         return dict.fromkeys(touched, Message("error.killed_twice", signal=_signal(code)))
 
+    def _workers(self, stage: Stage, jobs: int, ended: set[RunConfig]) -> list[int]:
+        """Their exit codes. Each reads a pipe that nothing is written to: when it ends, this
+        process has ended (`stop_with_parent`)."""
+        command = [sys.executable, "-m", "tsugiki", "study", *self.arguments, "--worker", stage]
+        # Each would take all cores: two on two cores take more than twice as long as one after
+        # another.
+        threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), **os.environ}
+        pipe = subprocess.PIPE
+        workers = [
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, env=threads) for _ in range(jobs)
+        ]
+        try:
+            self._show(workers, ended)
+            return [worker.wait() for worker in workers]
+        except BaseException:
+            for worker in workers:
+                if worker.stdin:
+                    worker.stdin.close()
+            for worker in workers:
+                worker.wait()
+            raise
 
-def _workers(arguments: Sequence[str], jobs: int) -> list[int]:
-    """Their exit codes. Each reads a pipe that nothing is written to: when it ends, this process
-    has ended (`stop_with_parent`)."""
-    command = [sys.executable, "-m", "tsugiki", "study", *arguments]
-    # Each would take all cores: two on two cores take more than twice as long as one after another.
-    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), **os.environ}
-    workers = [subprocess.Popen(command, stdin=subprocess.PIPE, env=threads) for _ in range(jobs)]
-    try:
-        return [worker.wait() for worker in workers]
-    except BaseException:
-        for worker in workers:
-            if worker.stdin:
-                worker.stdin.close()
-        for worker in workers:
-            worker.wait()
-        raise
+    def _show(self, workers: Sequence[subprocess.Popen[bytes]], ended: set[RunConfig]) -> None:
+        """Says what workers do, each on its own line, until all have ended."""
+        lines = {number: self.lines(number) for number in range(1, len(workers) + 1)}
+        heard = {
+            number: self.hear(
+                replace(line.events, on_end=lambda record: ended.add(record.config)),
+                line.on_cell,
+                number,
+            )
+            for number, line in lines.items()
+        }
+        for number, message in messages(workers):
+            if message is None:
+                lines[number].close()
+                heard[number].start([])
+            else:
+                pass_on(message, heard[number], lines[number].on_cell)
 
 
 def _was_killed(code: int) -> bool:

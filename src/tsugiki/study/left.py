@@ -36,64 +36,108 @@ class Left:
 
 
 @dataclass(kw_only=True)
+class Group:
+    """What a process works on: configurations that train together, since when, and when their last
+    step is foretold to be made."""
+
+    configs: tuple[RunConfig, ...]
+    cells: tuple[Cell, ...]
+    since: float
+    ends: float = 0.0
+
+
+@dataclass(kw_only=True)
 class Remaining:
     """What is left of a study: counted anew when something begins, counted down in between.
 
-    `known`: runs from before that were made on this device.
+    `known`: runs from before that were made on this device; those that end meanwhile are added.
+    `running` holds what this process (number 0) works on, or what each worker does: they share what
+    is left, and how long it takes is told by runs that were not alone on the device either.
     """
 
     result: StudyResult
     known: Sequence[RunRecord]
     clock: Callable[[], float] = time.monotonic
-    group: tuple[RunConfig, ...] = ()
+    running: dict[int, Group] = field(default_factory=dict)
     begun: set[RunConfig] = field(default_factory=set)
     epoch_s: dict[Key, float] = field(default_factory=dict)
     last: Left | None = None
     since: float = 0.0
-    ends: float = 0.0
 
-    def begin(self, configs: Sequence[RunConfig] = ()) -> None:
-        """These are worked on from now on; what was begun before has ended."""
-        self.begun.update(self.group)
-        self.group, self.since, self.ends = tuple(configs), self.clock(), 0.0
-        self.last = self._count()
+    def skip(self, before: StudyResult) -> None:
+        """Of an earlier day's study nothing that is finished is left."""
+        runs = [*before.records.values(), *(run for own in before.repeats.values() for run in own)]
+        self.begun.update(run.config for run in runs if run.outcome.finished)
 
-    def train(self, now: Progress) -> None:
+    def begin(self, configs: Sequence[RunConfig] = (), worker: int = 0) -> None:
+        """These are worked on from now on by this process, or by the worker of that number; what
+        was begun there before has ended, and with none a worker has, too."""
+        for number in (0, worker):
+            if number in self.running:
+                self.begun.update(self.running.pop(number).configs)
+        if configs or not worker:
+            seeds = [repeat for _, _, repeat in seed_cells(self.result)]
+            own = [cell for cell in (*self.result.cells, *seeds) if cell.config in configs]
+            self.running[worker] = Group(
+                configs=tuple(configs), cells=tuple(own), since=self.clock()
+            )
+        self._count()
+
+    def train(self, now: Progress, worker: int = 0) -> None:
         """The running group's own steps measure its kind, where no run did so before; and nothing
         ends before they do."""
-        self.ends = self.clock() + now.left_s
-        own = [cell for cell in self.result.cells if cell.config in self.group]
+        group = self.running[worker]
+        group.ends = self.clock() + now.left_s
+        own = group.cells
         measured = own and (own[0].key in self.epoch_s or _epoch_s(self._alike(own[0])) is not None)
         if not own or not now.step or measured:
             return
-        passed = self.clock() - self.since
-        epochs = sum(_epochs(cell) for cell in own)
-        self.epoch_s[own[0].key] = (passed + now.left_s) / epochs
-        self.last = self._count()
+        passed = self.clock() - group.since
+        self.epoch_s[own[0].key] = (passed + now.left_s) / sum(map(_epochs, own))
+        self._count()
+
+    def end(self, record: RunRecord) -> None:
+        """A run ended, and says how long one takes."""
+        self.known = [*self.known, record]
 
     def now(self) -> Left | None:
         """What is left at this moment."""
         if self.last is None:
             return None
-        end = max(self.since + self.last.seconds, self.ends)
+        ends = [group.ends for group in self.running.values()]
+        end = max([self.since + self.last.seconds, *ends])
         return Left(max(0.0, end - self.clock()), self.last.whole)
 
-    def _count(self) -> Left | None:
-        """What was left when the running group began."""
+    def _count(self) -> None:
+        """Counts what is left now, shared by those that work on it."""
         seconds, whole = 0.0, True
         for key in dict.fromkeys(cell.key for cell in self.result.cells):
             of_key = self._of(key, [cell for cell in self.result.cells if cell.key == key])
             whole &= of_key.whole
             seconds += of_key.seconds
-        return Left(seconds, whole) if seconds else None
+        self.since = self.clock()
+        passed = sum(map(self._passed_s, self.running.values()))
+        share = max(0.0, seconds - passed) / max(1, len(self.running))
+        self.last = Left(share, whole) if seconds else None
+
+    def _passed_s(self, group: Group) -> float:
+        """What of a running group's time has passed; 0 where that was not counted."""
+        if not group.cells:
+            return 0.0
+        epoch_s = self._epoch_s(group.cells[0])
+        passed = self.clock() - group.since
+        return 0.0 if epoch_s is None else min(passed, epoch_s * _epochs_of(group.cells))
+
+    def _epoch_s(self, cell: Cell) -> float | None:
+        measured = _epoch_s(self._alike(cell))
+        return self.epoch_s.get(cell.key) if measured is None else measured
 
     def _of(self, key: Key, cells: Sequence[Cell]) -> Left:
         result, search = self.result, cells[0].method.search
         if all(cell.label in result.missing for cell in cells):
             return Left(0.0, whole=True)
         alike, chosen = self._alike(cells[0]), result.chosen.get(key)
-        epoch_s = _epoch_s(alike)
-        epoch_s = self.epoch_s.get(key) if epoch_s is None else epoch_s
+        epoch_s = self._epoch_s(cells[0])
         epochs = _epochs_of([cell for cell in cells if self._is_open(cell)])
         seeds = self._seeds(key, cells[0])
         epochs += seeds * max(map(_epochs, cells if chosen is None else [chosen]))
@@ -111,7 +155,12 @@ class Remaining:
         result = self.result
         repeats = [run for own in result.repeats.values() for run in own]
         made = [*self.known, *result.records.values(), *repeats]
-        return [record for record in made if is_alike(record, cell)]
+        exclusive = 0 in self.running or not self.running
+        return [
+            record
+            for record in {record.folder: record for record in made}.values()
+            if is_alike(record, cell) and (exclusive or not record.outcome.exclusive)
+        ]
 
     def _is_open(self, cell: Cell) -> bool:
         record = self.result.record(cell)

@@ -29,11 +29,12 @@ from tsugiki.study.cells import (
     seed_cells,
 )
 from tsugiki.study.chosen import keep_best_weights, test_the_chosen
-from tsugiki.study.executors import Done, Executor, ThisProcess, groups_of_cells
+from tsugiki.study.executors import Done, Executor, Hear, ThisProcess, groups_of_cells
 from tsugiki.study.left import Left, Remaining
-from tsugiki.study.missing import elsewhere_of, keep_missing
+from tsugiki.study.messages import OnCell
+from tsugiki.study.missing import elsewhere_of, keep_missing, seed_of
 from tsugiki.study.preflight import look_first
-from tsugiki.study.way import OnCell, Way
+from tsugiki.study.way import Way
 from tsugiki.train.meter import device_name
 from tsugiki.words import Message
 
@@ -53,7 +54,7 @@ def run_study(
     *,
     on_cell: OnCell | None = None,
     on_left: OnLeft | None = None,
-    workers: Callable[[ThisProcess], Executor] | None = None,
+    workers: Callable[[ThisProcess, Hear], Executor] | None = None,
 ) -> StudyResult:
     """Runs what is missing, chooses by validation, scores each chosen cell on test, once. Resumable
     at any moment.
@@ -72,9 +73,12 @@ def run_study(
     remaining = Remaining(result=result, known=_made_here(store) if on_left else [])
     if on_left:
         on_left(remaining.now)
-    heard = _heard(events, result, on_cell, remaining)
-    this_process = ThisProcess(study=study, store=store, events=heard)
-    executor: Executor = workers(this_process) if workers else this_process
+
+    def hear(events: Events, on_cell: OnCell | None, worker: int = 0) -> Events:
+        return _heard(events, result, on_cell, remaining, worker)
+
+    this_process = ThisProcess(study=study, store=store, events=hear(events, on_cell))
+    executor: Executor = workers(this_process, hear) if workers else this_process
     way = Way(
         result=result,
         store=store,
@@ -85,6 +89,7 @@ def run_study(
     )
     before = collect(study, store)
     result.cells, result.plan = before.cells, before.plan
+    remaining.skip(before)
     _look_first(way, before)
     _read_elsewhere(way)
     while missing := _missing(result, way.known):
@@ -108,22 +113,40 @@ def _made_here(store: Store) -> list[RunRecord]:
 
 
 def _heard(
-    events: Events, result: StudyResult, on_cell: OnCell | None, remaining: Remaining
+    events: Events, result: StudyResult, on_cell: OnCell | None, remaining: Remaining, worker: int
 ) -> Events:
-    """The same events, from which the study also learns what is worked on and how fast."""
+    """The same events (of this process, or of a worker, by its number), from which the study also
+    learns what is worked on, how fast, and what came of it. A worker that starts nothing has
+    ended."""
 
     def start(configs: Sequence[RunConfig]) -> None:
-        remaining.begin(configs)
-        if on_cell:
+        remaining.begin(configs, worker)
+        if on_cell and configs:
             _announce(result, on_cell, configs)
         events.start(configs)
 
     def train(now: Progress) -> None:
-        remaining.train(now)
+        remaining.train(now, worker)
         if events.on_train:
             events.on_train(now)
 
-    return replace(events, on_start=start, on_train=train)
+    def end(record: RunRecord) -> None:
+        remaining.end(record)
+        if record.status == "failed":
+            events.note(f"{_label_of(result, record.config)}: failed: {record.outcome.reason}")
+        if events.on_end:
+            events.on_end(record)
+
+    return replace(events, on_start=start, on_train=train, on_end=end)
+
+
+def _label_of(result: StudyResult, config: RunConfig) -> str:
+    """What a run is called in this study."""
+    seeds = {
+        repeat.config: seed_of(cell.label, number + 1)
+        for cell, number, repeat in seed_cells(result)
+    }
+    return {**seeds, **{cell.config: cell.label for cell in result.cells}}[config]
 
 
 def _look_first(way: Way, before: StudyResult) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tsugiki.config.run import RunConfig
@@ -14,10 +13,8 @@ from tsugiki.runs.store import Store
 from tsugiki.study.cells import StudyResult
 from tsugiki.study.executors import Executor
 from tsugiki.study.left import Remaining
+from tsugiki.study.messages import OnCell
 from tsugiki.words import Message
-
-# Who is told what is worked on now: a key of the words under [progress], and their values.
-OnCell = Callable[[str, Mapping[str, object]], None]
 
 
 @dataclass(kw_only=True)

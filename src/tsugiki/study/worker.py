@@ -21,14 +21,22 @@ from tsugiki.study.cells import (
     seed_cells,
 )
 from tsugiki.study.executors import Stage, ThisProcess, groups_of_cells
+from tsugiki.study.messages import OnCell
 from tsugiki.train.engine import Interrupted
 from tsugiki.words import Message
 
 
-def run_stage(study: StudySpec, store: Store, stage: Stage, events: Events = SILENT) -> None:
-    """Takes what no other live process works on, until nothing of the stage is left."""
+def run_stage(
+    study: StudySpec,
+    store: Store,
+    stage: Stage,
+    events: Events = SILENT,
+    on_cell: OnCell | None = None,
+) -> None:
+    """Takes what no other live process works on, until nothing of the stage is left. `on_cell` is
+    told which configuration answers test."""
     if stage == "test":
-        _test(study, store, events)
+        _test(study, store, events, on_cell)
         return
     cells = expand(study)
     if stage == "seeds":
@@ -38,7 +46,7 @@ def run_stage(study: StudySpec, store: Store, stage: Stage, events: Events = SIL
         continue
 
 
-def _test(study: StudySpec, store: Store, events: Events) -> None:
+def _test(study: StudySpec, store: Store, events: Events, on_cell: OnCell | None) -> None:
     result = collect(study, store)
     every, _ = read_all(study.forgetting)
     for cell, record in _chosen_runs(result):
@@ -46,6 +54,8 @@ def _test(study: StudySpec, store: Store, events: Events) -> None:
         try:
             with Run(record.folder).lock():
                 newest = read_record(record.folder).relabelled(record.config, record.wanted)
+                if on_cell and newest.scores("test") is None:
+                    on_cell("chosen", {"label": cell.label})
                 score_elsewhere(score_run(newest, "test", events), wanted, events)
         except RunBusy:
             continue
