@@ -16,7 +16,7 @@ from tsugiki.config.run import ModelChoice, RunConfig
 from tsugiki.data.batch import Order
 from tsugiki.data.pairs import encode, options_of
 from tsugiki.data.tasks import load_task
-from tsugiki.errors import ConfigError, DataError, ModelError
+from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.model.encoder import AnswerHead, read_encoder
 from tsugiki.model.loading import find_base, load_base, max_positions_of
 from tsugiki.runs.methods import ENCODER
@@ -309,3 +309,25 @@ def test_free_text_is_not_chosen(encoder: Path, task_file: Path) -> None:
 def test_what_it_does_not_read_is_refused(changes: dict, message: str, task_file: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         build.run_config(Path("m"), task_file, **{"method": "encoder", "lora": None, **changes})
+
+
+def test_nothing_is_asked_of_it_but_its_task(
+    encoder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    from tsugiki.runs.answer_modes import answer_modes
+    from tsugiki.runs.new_rows import label_file
+    from tsugiki.runs.use import answer_texts, export_merged, export_run
+
+    record = run(config_of(encoder, task_file, epochs=1), tmp_path / "out")
+    to = tmp_path / "to"
+    asked: list[Callable[[], object]] = [
+        lambda: answer_texts(record, ["犬"], 4),
+        lambda: answer_modes(record, "validation"),
+        lambda: label_file(record, task_file.parent / "test.jsonl", tmp_path / "new.jsonl"),
+        lambda: export_run(record, to),
+        lambda: export_merged(record, to, "bf16"),
+    ]
+    for ask in asked:
+        with pytest.raises(RunError, match="is an encoder's run: it chooses among the answers"):
+            ask()
+    assert not to.exists()

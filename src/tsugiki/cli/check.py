@@ -94,9 +94,10 @@ def check_file(
         refuse = _collect_no_room(no_room, language) if study is not None else raise_it
         yield from check_model(own_configs, tasks, refuse, device)
         yield from no_room
-        yield from tokenizer_notes(
-            resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values())
-        )
+        if method_of(own_configs[0]).answering.writes:  # what is not written need not come back
+            yield from tokenizer_notes(
+                resolve(choice), load_tokenizer(resolve(choice)), _lines_of(tasks.values())
+            )
         if load:
             yield from _load(own_configs, language)
     if study is not None and planned is not None:

@@ -88,8 +88,11 @@ def print_paper(result: StudyResult, out: Path, again: str, language: Language) 
 
 def _print_next(material: Material, lacking: Sequence[str], again: str, language: Language) -> None:
     """What one may do now; what is missing, and whether the same command may help."""
+    from tsugiki.runs.methods import method_of
+
     result = material.result
-    records = [result.record(cell) for cell in result.chosen.values()]
+    cells = [cell for cell in result.chosen.values() if method_of(cell.config).answering.writes]
+    records = [result.record(cell) for cell in cells]
     done = [record.folder for record in records if record is not None and record.status == "done"]
     if done:
         print(say(language, "terminal.generate_next", folder=done[0]))

@@ -67,7 +67,7 @@ def score_run(record: RunRecord, part: str, events: Events = SILENT) -> RunRecor
 
 
 def _score(record: RunRecord, task: Task, part: str, events: Events) -> None:
-    base = load_trained(record)
+    base = load_trained(record, asked_for_text=False)
     rows = tokens_of(base, task, record.config, part)
     folder, room = base.source.folder, base.vocab_rows
     answering, seen = method_of(record.config).answering, {part: rows}
@@ -117,8 +117,20 @@ def _why_not_done(record: RunRecord) -> str:
     return f"this run is not finished (it stands {where}). Give its run or study command again"
 
 
-def load_trained(record: RunRecord, *, whole: bool = False) -> Base:
-    """The base model with what the run trained in place; `whole`: see `Method.put_back`."""
+def refuse_chooser(record: RunRecord) -> None:
+    """Raises `RunError` for a run whose model writes no text."""
+    if not method_of(record.config).answering.writes:
+        raise RunError(
+            f"{record.folder}: is an encoder's run: it chooses among the answers of its task, "
+            "writes none, and is not exported. tsugiki score scores it on another part"
+        )
+
+
+def load_trained(record: RunRecord, *, whole: bool = False, asked_for_text: bool = True) -> Base:
+    """The base model with what the run trained in place; `whole`: see `Method.put_back`. Raises
+    `RunError` where text is asked for that its model does not write."""
+    if asked_for_text:
+        refuse_chooser(record)
     _refuse_unfinished(record)
     config, there, method = record.config, record.provenance, method_of(record.config)
     if not has_weights(record):

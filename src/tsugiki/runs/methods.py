@@ -6,6 +6,7 @@ No torch until a method is used: what a study and a report ask (`order`, `trains
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tsugiki.config.run import READ_BY_FULL, LoraConfig, RunConfig
@@ -308,7 +309,8 @@ class Encoder(_Trained):
 
     def smaller_loads(self, load: Load) -> Iterator[Load]:
         """The eager step halves its backward passes where memory ran out."""
-        return (way for way in LORA.smaller_loads(load) if not way.recomputed)
+        ways = (way for way in LORA.smaller_loads(load) if not way.recomputed)
+        return (replace(way, targets=load.targets) for way in ways)
 
     def instead(self, config: RunConfig) -> str:
         return "a smaller encoder or more memory"

@@ -92,7 +92,7 @@ class _Look:
         self.lengths: dict[str, tuple[float, float]] = {}
         for cell in {cell.key[1]: cell for cell in cells}.values():
             task, longest = tasks[cell.key[1]], longest_of(cell.config, positions)
-            sample = {"validation": task.examples["validation"][:SAMPLE]}
+            sample = {**task.examples, "validation": task.examples["validation"][:SAMPLE]}
             rows = answering.rows(
                 tokenizer,
                 replace(task, examples=sample),
