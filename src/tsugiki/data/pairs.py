@@ -143,10 +143,10 @@ def collate_pairs(rows: Sequence[Tokens], numbers: Sequence[int], pad_id: int) -
     shape = (len(pairs), max(len(pair.ids) for pair in pairs))
     ids, mask = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)
     types = torch.zeros(shape, dtype=torch.long)
-    for place, pair in enumerate(pairs):
+    for number, pair in enumerate(pairs):
         length = len(pair.ids)
-        ids[place, :length], mask[place, :length] = torch.tensor(pair.ids), 1
-        types[place, :length] = torch.tensor(pair.types)
+        ids[number, :length], mask[number, :length] = torch.tensor(pair.ids), 1
+        types[number, :length] = torch.tensor(pair.types)
     return PairBatch(
         ids=ids,
         mask=mask,

@@ -86,8 +86,8 @@ class Encoder(nn.Module):
         row has, those beyond are -inf."""
         assert self.head is not None, "start_head makes it"
         logits = self.head(self.states(ids, mask, types)[:, 0]).float().flatten()
-        places = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
-        return logits.new_full(places.shape, -torch.inf).masked_scatter(places, logits)
+        there = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+        return logits.new_full(there.shape, -torch.inf).masked_scatter(there, logits)
 
 
 def read_encoder(folder: Path, dtype: torch.dtype, *, only_names: bool = False) -> Encoder:

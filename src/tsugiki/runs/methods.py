@@ -309,8 +309,8 @@ class Encoder(_Trained):
 
     def smaller_loads(self, load: Load) -> Iterator[Load]:
         """The eager step halves its backward passes where memory ran out."""
-        ways = (way for way in LORA.smaller_loads(load) if not way.recomputed)
-        return (replace(way, targets=load.targets) for way in ways)
+        smaller = (way for way in LORA.smaller_loads(load) if not way.recomputed)
+        return (replace(way, targets=load.targets) for way in smaller)
 
     def instead(self, config: RunConfig) -> str:
         return "a smaller encoder or more memory"
