@@ -53,7 +53,7 @@ def work(model: str, seed: int, out: Path) -> None:
     from tsugiki.model.loading import find_base, load_base
     from tsugiki.runs.inputs import tokens_of
     from tsugiki.runs.methods import FULL
-    from tsugiki.runs.scoring import loss_of
+    from tsugiki.runs.answering import WRITES
     from tsugiki.score.evaluate import evaluate
     from tsugiki.train.engine import fit
     from tsugiki.train.lane import Lane
@@ -89,7 +89,7 @@ def work(model: str, seed: int, out: Path) -> None:
         seen = evaluate(base, task.spec, "validation", validation, config.score)
         line = {
             "model": model, "kind": kind, "rate": rate, "seed": seed, "steps": lane.steps,
-            "loss": loss_of(base, validation), "score": seen.main.value, "metric": seen.main.name,
+            "loss": WRITES.loss(base, validation), "score": seen.main.value, "metric": seen.main.name,
             "n": len(validation), "train_loss": statistics.fmean(fitted.history.loss[-100:]),
             "failure": fitted.failure, "seconds": round(time.perf_counter() - start, 1),
         }  # fmt: skip

@@ -7,8 +7,19 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    DebertaV2Config,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -17,11 +28,14 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RobertaConfig,
+    XLMRobertaConfig,
 )
 
 from tsugiki.config.run import RunConfig
@@ -184,6 +198,61 @@ MODELS = {
 MODELS |= {"broad llama": broad_llama, "broad gpt2": broad_gpt2, "broad qwen3": broad_qwen3}
 
 
+_ENCODER = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ENCODERS = {
+    "roberta": lambda: RobertaConfig(**_ENCODER, max_position_embeddings=68, type_vocab_size=1),
+    "bert": lambda: BertConfig(**_ENCODER, max_position_embeddings=64),
+    "xlm-roberta": lambda: XLMRobertaConfig(**_ENCODER, max_position_embeddings=68),
+    "modernbert": lambda: ModernBertConfig(
+        **_ENCODER, max_position_embeddings=64, cls_token_id=1, sep_token_id=2
+    ),
+    "deberta-v2": lambda: DebertaV2Config(
+        **_ENCODER,
+        max_position_embeddings=64,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=16,
+        type_vocab_size=0,
+    ),
+}
+
+
+def encoder_tokenizer() -> PreTrainedTokenizerFast:
+    """The same pieces; a text stands between marks, a pair as RoBERTa encodes it."""
+    inner = tokenizer().backend_tokenizer
+    marks = [("<s>", 1), ("</s>", 2)]
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=marks
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+
+
+def save_encoder(folder: Path, kind: str = "roberta", seed: int = 0) -> Path:
+    """A folder of a masked language model of this kind, drawn at random."""
+    torch.manual_seed(seed)
+    model = AutoModelForMaskedLM.from_config(ENCODERS[kind](), trust_remote_code=False)
+    model.save_pretrained(folder)
+    encoder_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def save(folder: Path, kind: str = "llama", sep: bool = True) -> Path:
     """A model folder on disk, as a user would have one."""
     MODELS[kind]().save_pretrained(folder)
@@ -253,6 +322,53 @@ def save_task(folder: Path, num_rows: int = 24) -> Path:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
     return folder / "tiny.toml"
+
+
+CHOICE = """
+name = "tiny_choice"
+title = "tiny_choice"
+kind = "choice"
+metric = "exact_match"
+licence = "CC0"
+citation = "none"
+fields = ["question", "one", "two", "three"]
+choices = ["one", "two", "three"]
+target = "label"
+max_new_tokens = 6
+default_split = "standard"
+[formats]
+paper = "質問: {question}[SEP]1. {one}[SEP]2. {two}[SEP]3. {three}[SEP]"
+[files.train]
+path = "train.jsonl"
+[files.validation]
+path = "validation.jsonl"
+[files.test]
+path = "test.jsonl"
+[splits.standard]
+train = { files = "train" }
+validation = { files = "validation" }
+test = { files = "test" }
+"""
+
+
+def save_choice(folder: Path, num_rows: int = 24) -> Path:
+    """A task of choices: the right one is the animal among two things."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny_choice.toml").write_text(CHOICE, encoding="utf-8")
+    animals, things = ["犬", "猫", "子ども"], ["空", "庭", "台所", "公園"]
+    for part, shift in (("train", 0), ("validation", 1), ("test", 2)):
+        rows = []
+        for number in range(num_rows if part == "train" else 9):
+            right = (number + shift) % 3
+            others = [things[number % 4], things[(number + 1 + shift) % 4]]
+            if others[0] == others[1]:
+                others[1] = things[(number + 2) % 4]
+            choices = [*others[:right], animals[number % 3], *others[right:]]
+            row = {"question": f"{number}番で走るのは何ですか？", "label": right}
+            rows.append({**row, **dict(zip(("one", "two", "three"), choices, strict=True))})
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
+    return folder / "tiny_choice.toml"
 
 
 def save_other(task: Path, folder: Path, name: str, **source: str) -> Path:

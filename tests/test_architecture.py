@@ -147,10 +147,10 @@ def test_no_torch_behind_these_modules(module: str) -> None:
 
 
 def test_methods_are_told_apart_in_one_place() -> None:
-    """LoRA, full fine-tuning, an adapter from elsewhere: branches between them are in
-    `runs/methods`, and few."""
+    """LoRA, full fine-tuning, an encoder, an adapter from elsewhere: branches between them are in
+    `runs/methods` and `runs/untrained`, and few."""
     tells = re.compile(
-        r"(adapter|grafted|bank|lora) is (not )?None|(method|kind) [!=]= \"(lora|full)\""
+        r"(adapter|grafted|bank|lora) is (not )?None|(method|kind) [!=]= \"(lora|full|encoder)\""
         r"|\bif [a-z_.]+\.(lora|adapter)\b"
     )
     found = [
@@ -159,7 +159,8 @@ def test_methods_are_told_apart_in_one_place() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if tells.search(line)
     ]
-    elsewhere = [place for place in found if place[0] != "runs/methods.py"]
+    home = ("runs/methods.py", "runs/untrained.py")
+    elsewhere = [place for place in found if place[0] not in home]
     assert len(found) <= 8
     assert len(elsewhere) <= 2, elsewhere
 

@@ -30,9 +30,9 @@ from tsugiki.data.tasks import Task, drawn, load_task
 from tsugiki.model.loading import Base, find_base, load_base
 from tsugiki.model.lora import detach, lanes_on
 from tsugiki.model.width import width_of
+from tsugiki.runs.answering import WRITES
 from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import LORA
-from tsugiki.runs.scoring import loss_of
 from tsugiki.score.choices import choose_all
 from tsugiki.score.evaluate import Evaluation, evaluate_lanes, summarise
 from tsugiki.score.failures import classify
@@ -242,7 +242,7 @@ class Campaign:
         )
         entry = entry_of(kind, setting, step, seen)
         if last:
-            entry["loss"] = loss_of(self.base, rows, number)
+            entry["loss"] = WRITES.loss(self.base, rows, number)
             entry["changes"] = setting.changes
             if task.spec.closed:
                 entry["among candidates"] = self.among(task, rows, number)

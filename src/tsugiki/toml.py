@@ -188,7 +188,13 @@ def beside(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(result.get("adapter"), str):
         result = placed(result, ("adapter",))
     if isinstance(result.get("methods"), list):
-        result["methods"] = [placed(method, ("adapter",)) for method in result["methods"]]
+        result["methods"] = [
+            {**there, "model": placed(there["model"])}
+            if isinstance(there, Mapping) and isinstance(there.get("model"), Mapping)
+            else there
+            for method in result["methods"]
+            for there in [placed(method, ("adapter", "model"))]
+        ]
     for key in ("tasks", "models", "forgetting"):
         if isinstance(result.get(key), list):
             named = [{"name": each} if isinstance(each, str) else each for each in result[key]]

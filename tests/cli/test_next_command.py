@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tsugiki.words import Language
 
 from tests import build
 from tests.build import study_of
@@ -20,6 +19,7 @@ from tsugiki.runs.store import Store
 from tsugiki.study.cells import parse_study
 from tsugiki.study.sweep import run_study
 from tsugiki.toml import Given
+from tsugiki.words import Language
 
 LORA = [{"name": "LoRA", "kind": "lora", "grid": {"learning_rate": [1e-3], "rank": [2]}}]
 BASE = [{"name": "base", "kind": "base"}]

@@ -96,6 +96,10 @@ REFUSED = {
     ),
     "bert": (
         tf.BertConfig(**SMALL, num_hidden_layers=2, intermediate_size=48),
+        'is an encoder \\(bert\\).* kind = "encoder"',
+    ),
+    "electra": (
+        tf.ElectraConfig(**SMALL, embedding_size=32, num_hidden_layers=2, intermediate_size=48),
         "later tokens change what stands before them",
     ),
 }

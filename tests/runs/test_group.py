@@ -22,7 +22,6 @@ from tests.build import TRAIN, run_config, study_of
 from tsugiki.config.run import RunConfig
 from tsugiki.report.material import gather
 from tsugiki.report.write import write_report
-from tsugiki.runs import shared as run_module
 from tsugiki.runs.events import Events
 from tsugiki.runs.methods import method_of
 from tsugiki.runs.reading import RunRecord
@@ -31,6 +30,7 @@ from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Run, Store
 from tsugiki.study.cells import parse_study
 from tsugiki.study.sweep import run_study
+from tsugiki.train import open_step as step_module
 from tsugiki.train.checkpoint import latest_checkpoint, read_checkpoint
 from tsugiki.train.lane import DoesNotFit, Lane
 from tsugiki.words import say
@@ -171,7 +171,7 @@ def test_a_lane_that_diverges_leaves_the_others(
 def test_a_group_that_does_not_fit_is_split(
     model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, sizes = run_module.open_step, []
+    real, sizes = step_module.open_step, []
 
     def open_step(
         model: Any, lanes: Sequence[Lane], *others: Any, **named: Any
@@ -181,7 +181,7 @@ def test_a_group_that_does_not_fit_is_split(
             raise DoesNotFit(f"{len(lanes)} lanes do not fit")
         return real(model, lanes, *others, **named)
 
-    monkeypatch.setattr(run_module, "open_step", open_step)
+    monkeypatch.setattr(step_module, "open_step", open_step)
     notes: list[str] = []
     records = run_group(
         grid(model_folder, task_file), Store(tmp_path), Events(on_note=notes.append), lanes=6

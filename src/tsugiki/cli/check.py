@@ -8,26 +8,25 @@ from pathlib import Path
 
 from tsugiki.cli.first_look import named_file
 from tsugiki.cli.task_rows import describe
-from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice
+from tsugiki.config.run import RunConfig, TaskChoice
 from tsugiki.config.study import StudySpec
 from tsugiki.data.prompts import render
 from tsugiki.data.tasks import Task
 from tsugiki.errors import ConfigError, TsugikiError
-from tsugiki.fast.cuda_graphs import why_eager
 from tsugiki.model.folder import resolve
-from tsugiki.model.loading import find_base, load_base, load_tokenizer
-from tsugiki.model.look import look_of
+from tsugiki.model.loading import find_base, load_tokenizer
 from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.report.notes import leak_notes
 from tsugiki.report.planned import basis_text, needed_text, plan_text
 from tsugiki.runs.elsewhere import read_wanted
+from tsugiki.runs.methods import method_of
 from tsugiki.runs.request import run_config
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import collect, expand, fetch_widths, parse_study
 from tsugiki.study.fitting import device_for
 from tsugiki.study.forecast import Part, forecast
 from tsugiki.study.plan import keep_new, plan_of
-from tsugiki.study.preflight import check_model, check_task, raise_it
+from tsugiki.study.preflight import by_model, check_model, check_task, raise_it
 from tsugiki.toml import beside, is_task_file, override, read_toml
 from tsugiki.train.memory import NoRoom
 from tsugiki.words import Language, in_language, say
@@ -91,18 +90,19 @@ def check_file(
         yield in_language(language, describe(task))
         yield from overlaps(task, language)
     device = device_for(memory_gib)
-    for choice in {config.model: None for config in configs}:
-        own_configs = [config for config in configs if config.model == choice]
+    for own_configs in by_model(configs):
+        choice = own_configs[0].model
         no_room = list[str]()
         refuse = _collect_no_room(no_room, language) if study is not None else raise_it
-        for line in check_model(choice, own_configs, tasks, refuse, device):
+        for line in check_model(own_configs, tasks, refuse, device):
             yield in_language(language, line)
         yield from no_room
-        folder = resolve(choice)
-        for line in tokenizer_notes(folder, load_tokenizer(folder), _lines_of(tasks.values())):
-            yield in_language(language, line)
+        if method_of(own_configs[0]).answering.writes:  # what is not written need not come back
+            folder = resolve(choice)
+            for line in tokenizer_notes(folder, load_tokenizer(folder), _lines_of(tasks.values())):
+                yield in_language(language, line)
         if load:
-            yield from _load(choice, own_configs, language)
+            yield from _load(own_configs, language)
     if study is not None and planned is not None:
         yield from study_lines(study, planned, tasks, language)
     if not load:
@@ -215,10 +215,11 @@ def duration(seconds: float, language: Language = "en") -> str:
     return say(language, "progress.hours", hours=hours, minutes=minutes)
 
 
-def _load(choice: ModelChoice, configs: Sequence[RunConfig], language: Language) -> Iterator[str]:
+def _load(configs: Sequence[RunConfig], language: Language) -> Iterator[str]:
+    choice, answering = configs[0].model, method_of(configs[0]).answering
     for method, precision in {(config.method, config.train.precision): None for config in configs}:
         source = find_base(choice, method, precision)
-        base = load_base(source)
+        base = answering.load(source)
         yield say(
             language,
             "check.loaded",
@@ -228,10 +229,9 @@ def _load(choice: ModelChoice, configs: Sequence[RunConfig], language: Language)
             compute=source.numerics.compute,
             device=source.device,
         )
-        for note in look_of(base.model).notes:
-            yield say(language, "check.note", note=note)
-        if (said := why_eager(base.model, base.device, base.numerics, "auto")) is not None:
-            yield say(language, "check.note", note=said)
+        yield from (
+            say(language, "check.note", note=note) for note in answering.notes(base, "auto")
+        )
 
 
 def _lines_of(tasks: Iterable[Task], most: int = 1000) -> list[str]:

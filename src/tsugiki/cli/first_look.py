@@ -94,7 +94,8 @@ def look_at_study(study: StudySpec, store: Store) -> None:
     """Raises the first reason where nothing of a study can run, as `run_study` would after loading
     torch. What keeps some of it from running is a row of its report; and so is all of it where runs
     of an earlier day are there to report."""
-    configs = list({(cell.task, cell.model): cell.config for cell in expand(study)}.values())
+    cells = expand(study)
+    configs = list({(cell.task, cell.config.model): cell.config for cell in cells}.values())
     refused = list[TsugikiError]()
     for config in configs:
         try:

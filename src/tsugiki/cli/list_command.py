@@ -40,7 +40,7 @@ def list_runs(
     sort: Sort = "time",
     task: Annotated[Optional[str], typer.Option(help="Only runs on this task.")] = None,
     model: Annotated[Optional[str], typer.Option(help="Only runs of this model.")] = None,
-    method: Annotated[Optional[str], typer.Option(help="Only lora, full or base.")] = None,
+    method: Annotated[Optional[str], typer.Option(help="Only lora, full, encoder or base.")] = None,
     status: Annotated[
         Optional[str], typer.Option(help="Only running, stopped, done, failed or pruned.")
     ] = None,

@@ -123,7 +123,11 @@ def _print_try(material: Material, language: Language) -> None:
 
     result = material.result
     chosen = [(cell.key[1], result.record(cell)) for cell in result.chosen.values()]
-    done = [(task, record) for task, record in chosen if record and record.status == "done"]
+    done = [
+        (task, record)
+        for task, record in chosen
+        if record and record.status == "done" and method_of(record.config).answering.writes
+    ]
     done.sort(key=lambda each: not method_of(each[1].config).tuned)
     if not done:
         return

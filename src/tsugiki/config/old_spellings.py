@@ -79,6 +79,7 @@ def text_in_old_spelling(text: str) -> str:
         for old, new in values.items():
             text = text.replace(f':"{new}"', f':"{old}"')
     for later in (
+        ',"model":null',
         ',"shots":0',
         ',"base":null',
         ',"power":null',

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from tsugiki.config.fields import Above0, Count, IsNumber, Positive, Record, Seed, Share
 from tsugiki.config.old_spellings import in_new_spelling
 
-Method = Literal["lora", "full", "base"]
+Method = Literal["lora", "full", "base", "encoder"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 StepKind = Literal["auto", "cuda_graph", "eager"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -67,7 +67,7 @@ class TextChoice(Record):
 
 
 class ModelChoice(Record):
-    """Which causal language model."""
+    """Which causal language model; of method = "encoder", which encoder."""
 
     path: str = Field(description='folder, Hub id, or "builtin"')
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
@@ -213,13 +213,16 @@ READ_BY: dict[Method, tuple[set[str], ...]] = {
     "lora": ({"lora"}, {"adapter"}),
     "full": (set(),),
     "base": (set(),),
+    "encoder": (set(),),
 }
 ADAPTED: tuple[Method, ...] = ("lora",)  # train or take adapters, many over one base
 UNTRAINED: tuple[Method, ...] = ("base",)  # scored as they are
 FROZEN: tuple[Method, ...] = (*ADAPTED, *UNTRAINED)  # leave the base's weights as they are
 # Of [train], what full fine-tuning alone reads.
 READ_BY_FULL = ("moments", "weights", "clip_from")
-NOT_READ_BY: dict[Method, tuple[str, ...]] = {"lora": READ_BY_FULL}
+NOT_READ_BY: dict[Method, tuple[str, ...]] = {"lora": READ_BY_FULL, "encoder": READ_BY_FULL}
+OWN_MODEL: tuple[Method, ...] = ("encoder",)  # a study's row of it names its model
+EAGER_ALONE: tuple[Method, ...] = ("encoder",)  # have no step that CUDA graphs record
 # Of [train], what is read where nothing is trained; the seed too where it draws shots.
 READ_UNTRAINED = ("max_length", "long_rows", "precision")
 
@@ -270,6 +273,10 @@ class RunConfig(Record):
         for name in NOT_READ_BY.get(self.method, ()):
             if getattr(self.train, name) != TrainConfig.model_fields[name].default:
                 raise ValueError(f"train.{name}: only full fine-tuning reads it; remove it")
+        if self.method in EAGER_ALONE and self.train.step == "cuda_graph":
+            raise ValueError(
+                f'train.step: method = "{self.method}" has the eager step alone; remove it'
+            )
         if self.shots and self.method not in UNTRAINED:
             raise ValueError(
                 'shots: only method = "base" reads it (a trained model answers without); remove '
@@ -284,7 +291,9 @@ class RunConfig(Record):
                 'adapter: needs method = "lora" and no [lora]: rank, targets and α are those of '
                 "the adapter"
             )
-        raise ValueError('lora: method = "full" would ignore it; remove it or use method = "lora"')
+        raise ValueError(
+            f'lora: method = "{self.method}" would ignore it; remove it or use method = "lora"'
+        )
 
 
 def _untrained(given: Mapping[str, Any], what: str) -> Mapping[str, Any]:

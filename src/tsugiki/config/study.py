@@ -12,6 +12,7 @@ from tsugiki.config.fields import Count, IsNumber, Positive, Record, Seed
 from tsugiki.config.run import (
     ADAPTED,
     FROZEN,
+    OWN_MODEL,
     UNTRAINED,
     BaseKind,
     Method,
@@ -89,6 +90,13 @@ class MethodSpec(Record):
         ),
     ]
     tasks: tuple[str, ...] | None = Field(None, description="only these tasks (names)")
+    model: Annotated[
+        ModelChoice | None, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)
+    ] = Field(
+        None,
+        description="kind = encoder: which encoder, as a folder, a Hub id, or a table like those "
+        "of models",
+    )
     adapter: str | None = Field(
         None,
         description="folder of a PEFT adapter that was trained elsewhere; then there is no grid",
@@ -134,13 +142,17 @@ class MethodSpec(Record):
                 f'base: weights in 4 bits cannot be tuned by kind = "{self.kind}"; remove it, or '
                 'use kind = "lora"'
             )
+        if (self.model is not None) != (self.kind in OWN_MODEL):
+            raise ValueError(
+                f'model: is needed by kind = "{OWN_MODEL[0]}", and by no other (they are tried on '
+                "each of models)"
+            )
         if self.shots and self.kind not in UNTRAINED:
             raise ValueError('shots: only kind = "base" reads it; remove it')
         if self.search.prune and self.kind not in ADAPTED:
             raise ValueError(
-                "search.prune: compares LoRA configurations that train together; full fine-tuning "
-                "trains "
-                "one configuration at a time"
+                "search.prune: compares LoRA configurations that train together; other methods "
+                "train one configuration at a time"
             )
         return self
 
@@ -238,6 +250,18 @@ class StudySpec(Record):
                 raise ValueError(f"seeds: names one twice: {list(self.seeds)}")
             if "seed" in self.train:
                 raise ValueError("train.seed: seeds names them already; remove one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _models_are_told_apart(self) -> Self:
+        """Weights are kept track of by label."""
+        paths = {model.label: model.path for model in self.models}
+        for own in (method.model for method in self.methods if method.model is not None):
+            if paths.setdefault(own.label, own.path) != own.path:
+                raise ValueError(
+                    f'methods: an encoder is called "{own.label}" like another model: give it a '
+                    f'name: model = {{ path = "{own.path}", name = "…" }}'
+                )
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ plain text.
 from __future__ import annotations
 
 import string
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from tsugiki.data.chat import chat_ids_of, conversation_text
@@ -32,9 +32,27 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One text or two as an encoder reads them: ids, and which of the two each token is of."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The answers that an encoder chooses among, and what it reads for them: one pair for all of
+    them, or one for each (`data/pairs`)."""
+
+    texts: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tokens:
     """One row as ids. `target_ids` ends with `ending.ids`; `was_cut` says that the text was
-    shortened to fit; `shots` worked examples stand before it."""
+    shortened to fit; `shots` worked examples stand before it. For an encoder `options` holds the
+    ids, and prompt and target none."""
 
     example: Example
     prompt_ids: tuple[int, ...]
@@ -42,9 +60,11 @@ class Tokens:
     ending: Ending = Ending()
     was_cut: bool = False
     shots: int = 0
+    options: Options | None = None
 
     def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.target_ids)
+        pairs = self.options.pairs if self.options else ()
+        return len(self.prompt_ids) + len(self.target_ids) + sum(len(pair.ids) for pair in pairs)
 
 
 class TooLong(DataError):
@@ -297,25 +317,35 @@ def tokenize_one(
 
 
 def _shorten(tokenizer: Tokenizer, task: Task, example: Example, cut: str, room: int) -> list[int]:
-    """The longest beginning of the field `cut` whose prompt fits into `room` tokens (binary search
-    over characters)."""
+    """The longest prompt of a row whose field `cut` gives way that fits into `room` tokens."""
+
+    def ids(each: Example) -> list[int]:
+        return _prompt_ids(tokenizer, task, each)
+
+    return ids(shortened(lambda each: len(ids(each)), task.name, example, cut, room))
+
+
+def shortened(
+    length_of: Callable[[Example], int], task: str, example: Example, cut: str, room: int
+) -> Example:
+    """The row with the longest beginning of the field `cut` that fits into `room` tokens (binary
+    search over characters), by the length of what is read of it."""
     text = example.fields[cut]
 
-    def ids(length: int) -> list[int]:
-        shorter = replace(example, fields={**example.fields, cut: text[:length]})
-        return _prompt_ids(tokenizer, task, shorter)
+    def begun(length: int) -> Example:
+        return replace(example, fields={**example.fields, cut: text[:length]})
 
     low, high = 0, len(text)
-    if len(ids(0)) > room:
-        named = {"task": task.name, "row": example.id, "field": cut}
+    if length_of(begun(0)) > room:
+        named = {"task": task, "row": example.id, "field": cut}
         raise TooLong(Message("error.too_long_without", room=room, **named))
     while high - low > 1:
         middle = (low + high) // 2
-        if len(ids(middle)) <= room:
+        if length_of(begun(middle)) <= room:
             low = middle
         else:
             high = middle
-    return ids(low)
+    return begun(low)
 
 
 def answer_text(tokenizer: Tokenizer, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:

@@ -13,12 +13,18 @@ class Tokenizer(Protocol):
     eos_token_id: int  # `check_tokenizer` refuses one without
     pad_token_id: int | None
     unk_token_id: int | None
+    sep_token: str | None
     name_or_path: str
     all_special_ids: list[int]
     chat_template: str | None
 
     def __call__(
-        self, text: str, *, add_special_tokens: bool = True
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        return_token_type_ids: bool | None = None,
     ) -> Mapping[str, list[int]]: ...
 
     def __len__(self) -> int: ...

@@ -40,6 +40,8 @@ SETTINGS = (
     "chat_template*",
     "additional_chat_templates/*",
 )
+# Of transformers' model types, those read as encoders (`model/encoder`).
+ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2")
 WANTED_FILES = ["*.safetensors", INDEX, *SETTINGS]
 UNWANTED_FILES = ["consolidated*", "*/*.safetensors"]
 LFS_POINTER = b"version https://git-lfs"
@@ -168,6 +170,11 @@ def check_settings(folder: Path) -> Given:
             "text part as a folder of its own, and give that"
         )
     return config
+
+
+def is_encoder(config: Given) -> bool:
+    """Whether `config.json` is that of an encoder (BERT's layout with a causal mask is none)."""
+    return config.get("model_type") in ENCODERS and not config.get("is_decoder")
 
 
 def is_quantised(folder: Path) -> bool:

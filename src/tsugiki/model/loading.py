@@ -5,7 +5,7 @@ only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from tsugiki.errors import ModelError, RunError, first_line, how_to_install
 from tsugiki.model.folder import (
     check_settings,
     checksum_of,
+    is_encoder,
     is_quantised,
     resolve,
     settings_checksum,
@@ -86,9 +87,12 @@ class Base:
 
 def max_positions_of(config: Any) -> int:
     """Tokens that a model has positions for; 2^31 where it names no limit."""
-    return int(
+    positions = int(
         getattr(config, "max_position_embeddings", 0) or getattr(config, "max_seq_len", 0) or 2**31
     )
+    # RoBERTa counts them from the padding id + 1.
+    begun = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    return positions - begun
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -139,9 +143,13 @@ def check_base(choice: ModelChoice, folder: Path) -> None:
         )
 
 
-def load_base(source: BaseSource) -> Base:
+def load_base(
+    source: BaseSource,
+    read: Callable[[Path, torch.dtype], Any] | None = None,
+    look: Callable[[Any, Any, str, AbstractContextManager[Any]], object] = look_at,
+) -> Base:
     """Loads model and tokenizer, ready to train: dropout of the base off, weights in their storage
-    dtype, looked at (`model/look`).
+    dtype, looked at (`model/look`). `read` and `look`: how, where it is no causal language model.
 
     Raises:
         ModelError: it is not the causal language model that its folder says it is, or its
@@ -150,12 +158,12 @@ def load_base(source: BaseSource) -> Base:
     tokenizer, numerics = load_tokenizer(source.folder), source.numerics
     fp32 = "fp32" in (numerics.base, numerics.compute)
     dtype = torch.float32 if fp32 else torch.bfloat16
-    model = read_model(source.folder, dtype)
+    model = (read or read_model)(source.folder, dtype)
     try:
         if numerics.base == "nf4":
             put_4bit(model, source.folder, source.device, dtype)
         model = model.to(source.device)
-        look_at(
+        look(
             model,
             tokenizer,
             str(source.folder),
@@ -198,9 +206,16 @@ def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) ->
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    weight_files(folder, check_settings(folder))
+    given = check_settings(folder)
+    if is_encoder(given):
+        raise ModelError(
+            f"model {folder}: is an encoder ({given['model_type']}), no causal language model. "
+            'A study\'s row of it is kind = "encoder" with model = "…", a run of it method = '
+            '"encoder"'
+        )
+    weight_files(folder, given)
     coded = is_quantised(folder)
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             if coded and only_names:
@@ -229,7 +244,7 @@ def read_model(folder: Path, dtype: torch.dtype, *, only_names: bool = False) ->
                 f"model {folder}: cannot be loaded as a causal language model: {said}"
             ) from broken
     model, report = loaded
-    _refuse_other_tensors(folder, report)
+    refuse_other_tensors(folder, report)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(
             f"model {folder}: has an encoder and a decoder; only causal language models can be "
@@ -250,7 +265,7 @@ def _of_sizes(config: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Within it transformers neither draws bars nor prints reports: what matters of them becomes
     an error of ours."""
     from transformers.utils import logging
@@ -264,7 +279,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _refuse_other_tensors(folder: Path, report: Given) -> None:
+def refuse_other_tensors(folder: Path, report: Given) -> None:
     """Raises `ModelError` where the weights are not those of the model that `config.json`
     describes."""
     mismatched = {

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -67,14 +67,22 @@ def look_at(model: Any, tokenizer: Any, name: str, computing: AbstractContextMan
         ModelError: training and generation would be of two models (what differs is named), or the
             model cannot be run at all.
     """
+    with naming(name), computing:
+        ids = probe_ids(model, tokenizer)
+        backbone, head = split(model)
+        looks_ahead(backbone, ids)
+        loss_is_of_the_model(model, backbone, head, ids)
+        padding_counts(backbone, ids)
+        seen = Look(cached=cache_agrees(model, ids))
+    _LOOKS[model] = seen
+    return seen
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Within it whatever goes wrong is a `ModelError` of the model of this name, but for memory."""
     try:
-        with computing:
-            ids = probe_ids(model, tokenizer)
-            backbone, head = split(model)
-            looks_ahead(backbone, ids)
-            loss_is_of_the_model(model, backbone, head, ids)
-            padding_counts(backbone, ids)
-            seen = Look(cached=cache_agrees(model, ids))
+        yield
     except ModelError as said:
         raise ModelError(f"model {name}: {said}") from None
     except torch.OutOfMemoryError:
@@ -83,8 +91,6 @@ def look_at(model: Any, tokenizer: Any, name: str, computing: AbstractContextMan
         raise ModelError(
             f"model {name}: cannot be run on a few tokens: {first_line(broken)}"
         ) from broken
-    _LOOKS[model] = seen
-    return seen
 
 
 def probe_ids(model: Any, tokenizer: Any) -> torch.Tensor:
@@ -127,7 +133,7 @@ def loss_is_of_the_model(
     """
     hidden = backbone(ids)
     logits = head(hidden).float()
-    _refuse_not_finite(logits)
+    refuse_not_finite(logits)
     factor = LOUD / float(logits.abs().max().clamp(min=1e-20))
     loud = head.register_forward_hook(lambda module, given, out: out.float() * factor)
     try:
@@ -146,7 +152,7 @@ def loss_is_of_the_model(
         )
 
 
-def _refuse_not_finite(states: torch.Tensor) -> None:
+def refuse_not_finite(states: torch.Tensor) -> None:
     if not bool(states.isfinite().all()):
         raise ModelError(
             "its logits are not finite numbers: weights are damaged, or it computes in too small a "
@@ -176,7 +182,7 @@ def looks_ahead(backbone: Callable[..., torch.Tensor], ids: torch.Tensor) -> Non
     changed = ids.clone()
     changed[0, half:] = ids[0, half:].flip(0).roll(1)
     before, after = backbone(ids)[:, :half], backbone(changed)[:, :half]
-    _refuse_not_finite(before)
+    refuse_not_finite(before)
     # Of one shape: nearly bit-equal in any type.
     if _distance(after, before) > (1e-3 if before.dtype == torch.float32 else 0.03):
         raise ModelError(

@@ -29,6 +29,8 @@ STORED: Mapping[tuple[Method, Precision], str] = {
     ("base", "fp32"): "fp32",
     ("full", "bf16"): "fp32",
     ("full", "fp32"): "fp32",
+    ("encoder", "bf16"): "fp32",
+    ("encoder", "fp32"): "fp32",
 }
 
 

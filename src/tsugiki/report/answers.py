@@ -54,7 +54,7 @@ def _answers(result: StudyResult, label: str) -> dict[str, Sequence[Answer]]:
     for key, cell in result.chosen.items():
         record = result.record(cell)
         if key[1] == label and record is not None and record.scores("test"):
-            answers_of[f"{key[0]}-{key[2]}"] = record.answers("test")
+            answers_of[cell.row_name] = record.answers("test")
     return answers_of
 
 

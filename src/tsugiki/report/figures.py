@@ -104,9 +104,9 @@ class _Figures:
                     low=over.low,
                     high=over.high,
                 )
-                series.setdefault(_name(cell), []).append(point)
-                methods[_name(cell)] = cell.method.name
-        own = [pair for pair in pairs if _name(pair[0]) in series]
+                series.setdefault(cell.row_name, []).append(point)
+                methods[cell.row_name] = cell.method.name
+        own = [pair for pair in pairs if pair[0].row_name in series]
         labels = (self.words("parameters"), self.metric(own, "test"))
         title = f"{labels[1]}: {task}{_n_of(own, 'test')}"
         floor = self.floor(task, own, "test")
@@ -116,12 +116,12 @@ class _Figures:
         """Memory and time of the chosen cells as bars."""
         memory, seconds, methods = dict[str, float](), dict[str, float](), dict[str, str]()
         for cell, record in pairs:
-            methods[_name(cell)] = cell.method.name
+            methods[cell.row_name] = cell.method.name
             # Of a CPU only the whole process is known, which compares nothing.
             if peak := exclusive_cost(record).peak_allocated_bytes:
-                memory[_name(cell)] = peak / 2**20
+                memory[cell.row_name] = peak / 2**20
             if (value := exclusive_step_s(record)) is not None:
-                seconds[_name(cell)] = value
+                seconds[cell.row_name] = value
         looks = told_apart(methods, self.looks)
         return [
             Figure(
@@ -148,7 +148,7 @@ class _Figures:
             scores = record.scores("validation")
             if scores is not None:
                 strong = self.result.chosen.get(cell.key) is cell
-                name = " · ".join([_name(cell), *extra])
+                name = " · ".join([cell.row_name, *extra])
                 methods[name] = cell.method.name
                 series.setdefault(name, []).append(
                     _point(cell.config.train.learning_rate, scores.main, strong)
@@ -204,14 +204,14 @@ class _Figures:
 
     def training(self, task: str, pairs: Pairs) -> list[Figure]:
         """Loss, the sample of validation, and kinds of answers over the steps."""
-        methods = {_name(cell): cell.method.name for cell, _ in pairs}
-        losses = {_name(cell): points for cell, record in pairs if (points := _smoothed(record))}
+        methods = {cell.row_name: cell.method.name for cell, _ in pairs}
+        losses = {cell.row_name: points for cell, record in pairs if (points := _smoothed(record))}
         labels = (self.words("step"), self.words("loss"))
         title = f"{task}: {self.words('loss')}"
         figures = self.chart(("loss", task), title, losses, methods, labels, lines=True)
         watched = [pair for pair in pairs if pair[1].validations]
         scores = {
-            _name(cell): [
+            cell.row_name: [
                 _point(validation.step, validation.scores.main) for validation in record.validations
             ]
             for cell, record in watched
@@ -222,12 +222,12 @@ class _Figures:
         figures += self.chart(("curve", task), title, scores, methods, labels, lines=True)
         names: dict[str, str] = {kind: say(self.language, f"failure.{kind}") for kind in CLASSES}
         for cell, record in watched:
-            title = f"{_name(cell)}, {task}: {self.words('answers', n=n)}"
+            title = f"{cell.row_name}, {task}: {self.words('answers', n=n)}"
             columns = {
                 str(validation.step): validation.scores.failures
                 for validation in record.validations
             }
-            name = _file("answers", _name(cell), task)
+            name = _file("answers", cell.row_name, task)
             figures.append(Figure(name=name, title=title, svg=stacked(columns, names, title)))
         return figures
 
@@ -314,10 +314,6 @@ def _by_task(result: StudyResult, chosen_only: bool) -> dict[str, Pairs]:
         if record is not None and record.status == "done":
             by_task.setdefault(cell.task.label, []).append((cell, record))
     return by_task
-
-
-def _name(cell: Cell) -> str:
-    return f"{cell.model.label}-{cell.method.name}"
 
 
 def _point(x: float, main: Score, strong: bool = False) -> Point:

@@ -99,7 +99,9 @@ def changes(result: StudyResult, tasks: Mapping[str, Task]) -> list[Change]:
         return all_changes  # of another study over the same runs
     for model_task in dict.fromkeys(key[:2] for key in result.chosen):
         cells = [cell for key, cell in result.chosen.items() if key[:2] == model_task]
-        tuned = [cell for cell in cells if method_of(cell.config).tuned]
+        # An encoder knows the answers of one task alone.
+        writing = [cell for cell in cells if method_of(cell.config).answering.writes]
+        tuned = [cell for cell in writing if method_of(cell.config).tuned]
         tuned.sort(key=lambda cell: method_of(cell.config).order)
         base = next((cell for cell in cells if not method_of(cell.config).tuned), None)
         if base is None:

@@ -75,7 +75,8 @@ def entries_of(result: StudyResult) -> Iterator[Entry]:
             cells = [cell for cell in result.cells if cell.key[:2] == (model.label, choice.label)]
             for method in dict.fromkeys(cell.method.name for cell in cells):
                 key = (model.label, choice.label, method)
-                name, cell = f"{model.label}-{method}", result.chosen.get(key)
+                cell = result.chosen.get(key)
+                name = next(own.row_name for own in cells if own.key == key)
                 record = result.record(cell) if cell else None
                 if cell is not None and record is not None:
                     yield Entry(task=choice.label, name=name, key=key, cell=cell, record=record)

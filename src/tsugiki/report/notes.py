@@ -103,7 +103,8 @@ def protocol_text(record: RunRecord, language: Language) -> str:
     schedule = f"{train.schedule} {say(language, 'notes.schedule')}{warm}"
     decay = say(language, "notes.optimizer", clip=train.clip, weight_decay=train.weight_decay)
     length = record.outcome.max_length
-    rest = say(language, "notes.rest", length=length, seed=train.seed)
+    key = "notes.rest" if method.answering.writes else "notes.rest_chosen"
+    rest = say(language, key, length=length, seed=train.seed)
     return f"{method.summary(record.config)}; {decay}; {schedule}; {rest}"
 
 

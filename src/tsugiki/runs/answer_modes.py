@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import ConfigError
 from tsugiki.runs.events import SILENT, Events
-from tsugiki.runs.finished import load_trained, score_run
+from tsugiki.runs.finished import load_trained, refuse_chooser, score_run
 from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Run
@@ -43,6 +43,7 @@ def answer_modes(record: RunRecord, part: str, events: Events = SILENT) -> list[
     Raises:
         ConfigError: the task has no candidates: its answers are free text.
     """
+    refuse_chooser(record)
     spec = load_task(record.config.task).spec
     if not spec.closed:
         raise ConfigError(

@@ -10,15 +10,13 @@ import torch
 
 from tsugiki.config.run import RunConfig
 from tsugiki.data.leaks import refuse_leak
-from tsugiki.data.prompts import pad_id_of
 from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import RunError
-from tsugiki.model.loading import Base, find_base, load_base
+from tsugiki.model.loading import Base, find_base
 from tsugiki.runs.events import SILENT, Events
 from tsugiki.runs.identity import SEMANTICS, is_of, keys_of
 from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import method_of
-from tsugiki.runs.preflight import look_at_rows
 from tsugiki.runs.reading import RunRecord, read_record
 from tsugiki.runs.scoring import score_part
 from tsugiki.runs.store import Run
@@ -26,7 +24,6 @@ from tsugiki.train.checkpoint import latest_checkpoint, step_of
 from tsugiki.train.cost import Cost
 from tsugiki.train.engine import fit
 from tsugiki.train.meter import free_memory
-from tsugiki.train.open_step import open_step
 from tsugiki.words import Message, recognised
 
 PAPER_BATCH = 8
@@ -68,11 +65,13 @@ def score_run(record: RunRecord, part: str, events: Events = SILENT) -> RunRecor
 
 
 def _score(record: RunRecord, task: Task, part: str, events: Events) -> None:
-    base = load_trained(record)
+    base = load_trained(record, asked_for_text=False)
     rows = tokens_of(base, task, record.config, part)
     folder, room = base.source.folder, base.vocab_rows
-    seen = {part: rows}
-    for note in look_at_rows(folder, base.tokenizer, task, seen, record.config, vocab_rows=room):
+    answering, seen = method_of(record.config).answering, {part: rows}
+    for note in answering.look_at_rows(
+        folder, base.tokenizer, task, seen, record.config, vocab_rows=room
+    ):
         events.note(note)
     score_part(base, task, record.config, part, rows, Run(record.folder), events)
     if events.on_scored is not None:
@@ -118,8 +117,20 @@ def _why_not_done(record: RunRecord) -> str:
     return Message("error.unfinished_at", run=record.folder, step=step_of(kept), steps=steps)
 
 
-def load_trained(record: RunRecord, *, whole: bool = False) -> Base:
-    """The base model with what the run trained in place; `whole`: see `Method.put_back`."""
+def refuse_chooser(record: RunRecord) -> None:
+    """Raises `RunError` for a run whose model writes no text."""
+    if not method_of(record.config).answering.writes:
+        raise RunError(
+            f"{record.folder}: is an encoder's run: it chooses among the answers of its task, "
+            "writes none, and is not exported. tsugiki score scores it on another part"
+        )
+
+
+def load_trained(record: RunRecord, *, whole: bool = False, asked_for_text: bool = True) -> Base:
+    """The base model with what the run trained in place; `whole`: see `Method.put_back`. Raises
+    `RunError` where text is asked for that its model does not write."""
+    if asked_for_text:
+        refuse_chooser(record)
     _refuse_unfinished(record)
     config, there, method = record.config, record.provenance, method_of(record.config)
     if not has_weights(record):
@@ -133,7 +144,7 @@ def load_trained(record: RunRecord, *, whole: bool = False) -> Base:
             f"{record.folder}: was trained over weights of sha256 {was}; {source.folder} has "
             f"changed since (now {now}), or its tokenizer has"
         )
-    base = load_base(source)
+    base = method.answering.load(source)
     method.put_back(base, record, whole=whole)
     return base
 
@@ -171,19 +182,18 @@ def _timed_steps(config: RunConfig, batch: int) -> Cost:
     task = load_task(config.task)
     source = find_base(config.model, config.method, config.train.precision)
     held = free_memory(source.device)  # a study's earlier models would count as this run's memory
-    base = load_base(source)
+    method = method_of(config)
+    base = method.answering.load(source)
     rows = tokens_of(base, task, config, "train")[: PROBE_STEPS * batch]
     micro_batch = math.gcd(batch, config.train.micro_batch or batch)
     timed = {"batch": batch, "micro_batch": micro_batch, "epochs": 1.0, "learning_rate": 1e-6}
     train = config.train.model_copy(update=timed)
     probe = config.model_copy(update={"train": train})
-    [lane] = method_of(config).lanes(base, [probe], len(rows))
-    pad, device = pad_id_of(base.tokenizer), base.device
-    numerics = base.numerics
-    with open_step(base.model, [lane], rows, pad_id=pad, device=device, numerics=numerics) as step:
+    [lane] = method.lanes(base, [probe], len(rows))
+    with method.answering.open_step(base, [lane], rows) as step:
         for _ in range(2):
             lane.step = 0
-            cost = fit(step, [lane], device, folders=[None])[0].cost
+            cost = fit(step, [lane], base.device, folders=[None])[0].cost
     if cost.peak_allocated_bytes is None or cost.peak_reserved_bytes is None:
         return cost
     return replace(

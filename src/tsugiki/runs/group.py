@@ -23,11 +23,10 @@ from tsugiki.config.run import RunConfig
 from tsugiki.runs.events import Events
 from tsugiki.runs.handles import Handles
 from tsugiki.runs.record import Scores, Status
-from tsugiki.runs.scoring import loss_of, scores_of
+from tsugiki.runs.scoring import scores_of
 from tsugiki.runs.shared import Shared
 from tsugiki.runs.symptoms import lost_updates
 from tsugiki.runs.watch import Watch
-from tsugiki.score.evaluate import evaluate_lanes
 from tsugiki.score.predict import Prediction
 from tsugiki.train.cost import Cost
 from tsugiki.train.engine import fit
@@ -98,7 +97,8 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
     if not trained:
         return
     settings, on_progress = configs[0].score, events.answers("validation")
-    evaluations = evaluate_lanes(
+    answering = shared.method.answering
+    evaluations = answering.evaluate(
         base, task.spec, "validation", validation, settings, on_progress, lanes=trained
     )
     for number, evaluation in zip(trained, evaluations, strict=True):
@@ -107,7 +107,7 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
             status="done",
             cost=results[number].cost,
             scores=scores_of(evaluation, configs[number], task, validation),
-            validation_loss=loss_of(base, validation, number),
+            validation_loss=answering.loss(base, validation, number),
             history=results[number].history,
             weights=lanes[number].own_tensors(),
             notes=lost[number],

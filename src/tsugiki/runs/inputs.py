@@ -16,7 +16,8 @@ from tsugiki.data.tasks import CHAT, SPLITS, Task, task_digest, task_without_dat
 from tsugiki.model.loading import Base, BaseSource
 from tsugiki.model.width import known_width
 from tsugiki.runs.identity import SEMANTICS, recipe_of
-from tsugiki.runs.preflight import longest_of, rows_of
+from tsugiki.runs.methods import method_of
+from tsugiki.runs.preflight import longest_of
 from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.record import Provenance, StoredNumerics, TaskNamed
 from tsugiki.train.meter import device_name
@@ -53,8 +54,8 @@ def provenance_of(
 def tokens_of(
     base: Base, task: Task, config: RunConfig, part: str, left_out: list[str] | None = None
 ) -> list[Tokens]:
-    """The rows of one part as ids: see `preflight.rows_of`."""
-    return rows_of(
+    """The rows of one part as ids, as the method's model reads them: see `runs/answering`."""
+    return method_of(config).answering.rows(
         base.tokenizer,
         task,
         config,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import MethodSpec
+from tsugiki.runs.answering import Answering
 from tsugiki.runs.record import Outcome
 
 if TYPE_CHECKING:
@@ -24,11 +25,13 @@ Settings = Mapping[str, object]
 
 
 class Method(Protocol):
-    """`order` puts LoRA before full fine-tuning, and both before the untouched base. `tuned`:
+    """`order` puts LoRA before an encoder, both before full fine-tuning, and all before the
+    untouched base. `tuned`:
     somebody trained something; the base that nobody touched may lie anywhere. `together`: many
     train over one base. `moves_base`: its weights are trained, so that the next run loads it
     anew, and what is kept is as large as it. `step_kind`: what the record says of its steps ("": as
     made). `flops`: of a step, a parameter of the base and a token (2 forward, 2 a gradient).
+    `answering`: how its model is read, trained and asked.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Method(Protocol):
     moves_base: bool
     step_kind: str
     flops: int
+    answering: Answering
 
     def settings_of(
         self, train: Settings, settings: Settings, spec: MethodSpec
@@ -76,6 +80,9 @@ class Method(Protocol):
         self, sizes: Sizes, model: torch.nn.Module, config: RunConfig, numerics: Numerics
     ) -> Callable[[Load], Ledger]:
         """What training holds on a device, given the largest backward pass."""
+
+    def smaller_loads(self, load: Load) -> Iterator[Load]:
+        """How a step of so much is made to fit, the fastest first (`train/ledger`)."""
 
     def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
         """How many of these a device holds together."""

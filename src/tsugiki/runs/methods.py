@@ -1,18 +1,20 @@
-"""LoRA, full fine-tuning, an adapter that was trained elsewhere, and the untouched base: the only
-place that tells them apart. A further method (an encoder with another objective) is a class here.
+"""LoRA, full fine-tuning and an encoder; with what is not trained (`runs/untrained`) the only place
+that tells methods apart. A further method is a class here.
 No torch until a method is used: what a study and a report ask (`order`, `trains`, …) needs none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tsugiki.config.run import READ_BY_FULL, READ_UNTRAINED, LoraConfig, RunConfig
+from tsugiki.config.run import READ_BY_FULL, LoraConfig, RunConfig
 from tsugiki.config.study import MethodSpec
+from tsugiki.runs.answering import CHOOSES, WRITES, Answering
 from tsugiki.runs.method import Method, Settings
-from tsugiki.runs.record import Imported, Outcome
+from tsugiki.runs.record import Outcome
+from tsugiki.runs.untrained import FromElsewhere, Untouched, less_than_the_base
 from tsugiki.words import Message, joined
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class _Trained:
     """What methods that train have in common."""
 
     trains, tuned, step_kind = True, True, ""
+    answering: Answering = WRITES
 
     def put_back(self: Method, base: Base, record: RunRecord, *, whole: bool = False) -> None:
         from tsugiki.train.checkpoint import latest_tensors
@@ -129,9 +132,13 @@ class Lora(_Trained):
         of = self.ledger(sizes, model, largest, base.numerics)
         return lanes_on_device(base.device, of, load, len(configs))
 
+    def smaller_loads(self, load: Load) -> Iterator[Load]:
+        from tsugiki.train.ledger import smaller_loads
+
+        return smaller_loads(load, frozen=True)
+
     def instead(self, config: RunConfig) -> str:
-        fewer = [] if config.model.base else [Message("memory.nf4")]
-        return joined("list.comma", [*fewer, Message("memory.smaller_model")])
+        return less_than_the_base(config)
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
         size = lane.num_trainable
@@ -141,7 +148,7 @@ class Lora(_Trained):
 class Full(_Trained):
     """The base's own parameters, alone."""
 
-    name, order, together, moves_base, flops = "full", 1, False, True, 6
+    name, order, together, moves_base, flops = "full", 2, False, True, 6
     grid_keys = frozenset[str]()
 
     def settings_of(
@@ -221,6 +228,11 @@ class Full(_Trained):
 
         return lambda load: ledger_in_full(sizes, config.train, load)
 
+    def smaller_loads(self, load: Load) -> Iterator[Load]:
+        from tsugiki.train.ledger import smaller_loads
+
+        return smaller_loads(load, frozen=False)
+
     def instead(self, config: RunConfig) -> str:
         fewer = [] if config.train.moments == "8bit" else [Message("memory.moments_8bit")]
         return joined("list.comma", [*fewer, "LoRA", Message("memory.smaller_model")])
@@ -229,23 +241,64 @@ class Full(_Trained):
         return Outcome(trainable=lane.num_trainable, total=base_size, steps=lane.steps)
 
 
-class _NotTrained:
-    """What methods that train nothing share: one lane that is at its end, over frozen weights."""
+class Encoder(_Trained):
+    """An encoder's own parameters and a fresh head over the answers (`model/encoder`), alone: the
+    paper's reference row. The eager step, fp32 weights."""
 
-    trains, together, moves_base, flops = False, False, False, 0
+    name, order, together, moves_base, flops = "encoder", 1, False, True, 6
+    answering: Answering = CHOOSES
     grid_keys = frozenset[str]()
 
-    def num_trained(self, model: torch.nn.Module, config: RunConfig) -> int:
-        return 0
+    def settings_of(
+        self, train: Settings, settings: Settings, spec: MethodSpec
+    ) -> dict[str, object]:
+        """Of a study's [train] what it reads: it has one step, and plain AdamW."""
+        left = (*READ_BY_FULL, "step")
+        return {"train": {key: value for key, value in train.items() if key not in left}}
+
+    def summary(self, config: RunConfig) -> str:
+        return f"encoder: {config.model.label} with a new head, dropout 0"
 
     def alike(self, config: RunConfig) -> RunConfig:
-        return config
+        return FULL.alike(config)
+
+    def looks_at(self, config: RunConfig) -> object:
+        return config.train.precision
+
+    def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
+        """Whether weights, gradients and moments fit."""
+        from tsugiki.model.loading import num_parameters
+        from tsugiki.model.numerics import pick_device, pick_numerics
+        from tsugiki.train.memory import refuse_no_room_for_encoder
+
+        device = pick_device()
+        pick_numerics(config.method, config.train.precision, device)  # refuses bf16 without
+        refuse_no_room_for_encoder(num_parameters(model), device)
+        yield from ()
+
+    def num_trained(self, model: torch.nn.Module, config: RunConfig) -> int:
+        """The head is drawn for each task; its square layer and its logits are added to it."""
+        from tsugiki.model.loading import num_parameters
+
+        return num_parameters(model) + _head_size(model, _outputs(config))
 
     def side_by_side(self, config: RunConfig) -> str:
         return ""
 
     def check_room(self, source: BaseSource, config: RunConfig) -> None:
-        """See LoRA."""
+        from tsugiki.model.loading import num_parameters
+        from tsugiki.train.memory import refuse_no_room_for_encoder
+
+        model = self.answering.read(source.folder)
+        refuse_no_room_for_encoder(num_parameters(model), source.device)
+
+    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
+        from tsugiki.train.lane import Lane
+
+        [config] = configs
+        base.model.start_head(_outputs(config), config.train.seed)
+        name = f"encoder {config.train.learning_rate:g}"
+        return [Lane(name, dict(base.model.named_parameters()), config.train, num_rows)]
 
     def most_lanes(self, base: Base, configs: Sequence[RunConfig], rows: Sequence[Tokens]) -> int:
         return 1
@@ -253,111 +306,31 @@ class _NotTrained:
     def ledger(
         self, sizes: Sizes, model: torch.nn.Module, config: RunConfig, numerics: Numerics
     ) -> Callable[[Load], Ledger]:
-        from tsugiki.train.ledger import ledger_of_weights
+        from tsugiki.train.ledger import ledger_of_encoder
 
-        return lambda load: ledger_of_weights(sizes, numerics.base)
+        return lambda load: ledger_of_encoder(sizes, load)
+
+    def smaller_loads(self, load: Load) -> Iterator[Load]:
+        """The eager step halves its backward passes where memory ran out."""
+        smaller = (way for way in LORA.smaller_loads(load) if not way.recomputed)
+        return (replace(way, targets=load.targets) for way in smaller)
 
     def instead(self, config: RunConfig) -> str:
-        return LORA.instead(config)
-
-
-class FromElsewhere(_NotTrained):
-    """An adapter that was trained elsewhere: a lane that is at its end."""
-
-    name, order, tuned = "lora", 0, True
-    step_kind = "none: trained elsewhere"
-
-    def settings_of(
-        self, train: Settings, settings: Settings, spec: MethodSpec
-    ) -> dict[str, object]:
-        """Of [train] what is read for scoring; the rest is of the other methods."""
-        return {"train": _only(train, READ_UNTRAINED), "adapter": spec.adapter}
-
-    def summary(self, config: RunConfig) -> str:
-        return "LoRA: trained elsewhere"
-
-    def looks_at(self, config: RunConfig) -> object:
-        return config.adapter
-
-    def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
-        """Whether it can be put on the model."""
-        from tsugiki.model.lora import detach
-        from tsugiki.model.read_adapter import import_adapter
-        from tsugiki.runs.imported import adapter_checksum, other_base
-
-        adapter_checksum(config)
-        if (said := other_base(config)) is not None:
-            yield said
-        import_adapter(model, _folder(config))
-        detach(model)
-
-    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
-        from tsugiki.model.read_adapter import import_adapter
-        from tsugiki.train.lane import Lane, OneVector
-
-        [config] = configs
-        attached = import_adapter(base.model, _folder(config))
-        name = f"adapter {_folder(config).name}"
-        lane = Lane(name, attached.parameters, config.train, num_rows, moves=OneVector(attached))
-        lane.steps = 0
-        return [lane]
+        return "a smaller encoder or more memory"
 
     def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
-        from tsugiki.model.read_adapter import adapter_folder
-        from tsugiki.train.lane import OneVector
-
-        assert isinstance(lane.moves, OneVector), "adapters are one vector"
-        size, kind, name = lane.moves.num_real, lane.moves.config, _folder(config).name
-        alpha = kind.scale * kind.rank
-        imported = Imported(targets=kind.targets, rank=kind.rank, alpha=alpha, source=name)
-        total, kept = base_size + size, run.copy_adapter(adapter_folder(_folder(config)))
-        return Outcome(trainable=size, total=total, steps=0, adapter=imported, weights_bytes=kept)
-
-    def put_back(self, base: Base, record: RunRecord, *, whole: bool = False) -> None:
-        from tsugiki.model.read_adapter import import_adapter
-
-        import_adapter(base.model, record.folder / "adapter")
+        size = lane.num_trainable  # the head, which is new, is among them
+        return Outcome(trainable=size, total=size, steps=lane.steps)
 
 
-class Untouched(_NotTrained):
-    """The base as it is: a lane that moves nothing. With `shots` it sees worked examples before
-    every prompt (`data/prompts`)."""
-
-    name, order, tuned = "base", 2, False
-    step_kind = "none: not trained"
-
-    def settings_of(
-        self, train: Settings, settings: Settings, spec: MethodSpec
-    ) -> dict[str, object]:
-        read = (*READ_UNTRAINED, *(["seed"] if spec.shots else []))  # which draws the shots
-        return {"train": _only(train, read), "shots": spec.shots}
-
-    def summary(self, config: RunConfig) -> str:
-        return f"base: not trained, {config.shots} shots"
-
-    def looks_at(self, config: RunConfig) -> object:
-        return None
-
-    def look(self, model: torch.nn.Module, config: RunConfig) -> Iterator[str]:
-        yield from ()
-
-    def lanes(self, base: Base, configs: Sequence[RunConfig], num_rows: int) -> list[Lane]:
-        from tsugiki.train.lane import Lane
-
-        [config] = configs
-        lane = Lane(f"base, {config.shots} shots", {}, config.train, num_rows)
-        lane.steps = 0
-        return [lane]
-
-    def plan(self, base_size: int, lane: Lane, config: RunConfig, run: Run) -> Outcome:
-        return Outcome(trainable=0, total=base_size, steps=0)
-
-    def put_back(self, base: Base, record: RunRecord, *, whole: bool = False) -> None:
-        """Nothing to put."""
-
-
-LORA, FULL, FROM_ELSEWHERE, UNTOUCHED = Lora(), Full(), FromElsewhere(), Untouched()
-BY_KIND: dict[str, Method] = {"lora": LORA, "full": FULL, "base": UNTOUCHED}
+LORA, FULL, ENCODER, FROM_ELSEWHERE, UNTOUCHED = (
+    Lora(),
+    Full(),
+    Encoder(),
+    FromElsewhere(),
+    Untouched(),
+)
+BY_KIND: dict[str, Method] = {"lora": LORA, "full": FULL, "encoder": ENCODER, "base": UNTOUCHED}
 
 
 def method_of(given: RunConfig | MethodSpec) -> Method:
@@ -368,13 +341,8 @@ def method_of(given: RunConfig | MethodSpec) -> Method:
 
 
 def short_name(config: RunConfig) -> str:
-    """`LoRA`, `FT`, `base`."""
+    """`LoRA`, `FT`, `encoder`, `base`."""
     return method_of(config).summary(config).partition(":")[0]
-
-
-def _only(train: Settings, read: Sequence[str]) -> dict[str, object]:
-    """Of a study's [train] what is read."""
-    return {key: train[key] for key in read if key in train}
 
 
 def _adapter(config: RunConfig) -> LoraConfig:
@@ -382,6 +350,14 @@ def _adapter(config: RunConfig) -> LoraConfig:
     return config.lora
 
 
-def _folder(config: RunConfig) -> Path:
-    assert config.adapter is not None, "an imported adapter has a folder"
-    return Path(config.adapter)
+def _outputs(config: RunConfig) -> int:
+    """Logits an input of the encoder's head."""
+    from tsugiki.data.pairs import outputs_of
+    from tsugiki.data.tasks import task_without_data
+
+    return outputs_of(task_without_data(config.task).spec)
+
+
+def _head_size(model: torch.nn.Module, outputs: int) -> int:
+    width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    return width * width + width + outputs * (width + 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tsugiki.config.run import RunConfig
 from tsugiki.data.example import equal_candidates
+from tsugiki.data.pairs import check_pair_ids, encode
 from tsugiki.data.prompts import (
     Tokens,
     answer_text,
@@ -81,6 +82,29 @@ def rows_of(
     return rows
 
 
+def pairs_of(
+    tokenizer: Tokenizer,
+    task: Task,
+    config: RunConfig,
+    part: str,
+    *,
+    longest: int,
+    vocab_rows: int,
+    left_out: list[str] | None = None,
+) -> list[Tokens]:
+    """`rows_of` for an encoder (`data/pairs`)."""
+    leave_out = part == "train" and config.train.long_rows == "leave_out"
+    kept = (left_out if left_out is not None else []) if leave_out else None
+    rows = encode(tokenizer, task, task.examples[part], longest, kept)
+    if not rows:
+        raise DataError(
+            f'task "{task.name}": not one row of {part} fits into the {longest} tokens that the '
+            "encoder reads"
+        )
+    check_pair_ids(tokenizer, rows, vocab_rows)
+    return rows
+
+
 def fewer_shots(part: str, rows: Sequence[Tokens], config: RunConfig) -> Iterator[str]:
     """How many rows have room for fewer worked examples than were asked for."""
     fewer = [row for row in rows if row.shots < config.shots]
@@ -105,9 +129,7 @@ def look_at_rows(
         ModelError: the tokenizer gives other ids than its own file.
         DataError: an answer cannot be told by the model, or would not be recognised.
     """
-    some = [row for part in rows.values() for row in part[:LINES]]
-    texts = [text for row in some for text in (*row.example.fields.values(), row.example.target)]
-    texts = list(dict.fromkeys(texts))[:LINES]
+    texts = _texts_of(rows)
     refuse_other_ids(folder, tokenizer, texts)
     notes = [*task.notes, *_conversion(folder, tokenizer, texts)]
     if len(tokenizer) > vocab_rows:
@@ -123,6 +145,27 @@ def look_at_rows(
         notes += fewer_shots(part, some_rows, config)
         notes += _equal_candidates(part, some_rows)
     return [*notes, *_missing_labels(task, rows)]
+
+
+def look_at_pairs(
+    folder: Path, tokenizer: Tokenizer, task: Task, rows: Mapping[str, Sequence[Tokens]]
+) -> list[str]:
+    """`look_at_rows` for an encoder: its answers are no tokens, so none can be lost."""
+    texts = _texts_of(rows)
+    refuse_other_ids(folder, tokenizer, texts)
+    notes = [*task.notes, *_conversion(folder, tokenizer, texts)]
+    for part, some in rows.items():
+        cut = sum(row.was_cut for row in some)
+        notes += [f"{part}: {cut} of {len(some)} rows were shortened to fit"] if cut else []
+        notes += _equal_candidates(part, some)
+    return [*notes, *_missing_labels(task, rows)]
+
+
+def _texts_of(rows: Mapping[str, Sequence[Tokens]]) -> list[str]:
+    """Some of the rows' own texts."""
+    some = [row for part in rows.values() for row in part[:LINES]]
+    texts = [text for row in some for text in (*row.example.fields.values(), row.example.target)]
+    return list(dict.fromkeys(texts))[:LINES]
 
 
 def _conversion(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:

@@ -1,20 +1,19 @@
-"""Scores of a part of a task with their key; the loss on its answers."""
+"""Scores of a part of a task with their key."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from tsugiki.config.run import RunConfig
-from tsugiki.data.prompts import Tokens, pad_id_of
+from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Task
 from tsugiki.model.loading import Base
-from tsugiki.model.lora import lanes_on
 from tsugiki.runs.events import Events
 from tsugiki.runs.identity import key_of
+from tsugiki.runs.methods import method_of
 from tsugiki.runs.record import Scores
 from tsugiki.runs.store import Run
-from tsugiki.score.choices import log_probs
-from tsugiki.score.evaluate import Evaluation, evaluate
+from tsugiki.score.evaluate import Evaluation
 
 
 def scores_of(
@@ -48,14 +47,6 @@ def score_part(
     events: Events,
 ) -> None:
     """Scores a model of one lane on a part and adds the result to its record."""
-    heard = events.answers(part)
-    evaluation = evaluate(base, task.spec, part, rows, config.score, heard)
+    answering, heard = method_of(config).answering, events.answers(part)
+    [evaluation] = answering.evaluate(base, task.spec, part, rows, config.score, heard)
     run.add_scores(scores_of(evaluation, config, task, rows), evaluation.predictions)
-
-
-def loss_of(base: Base, rows: Sequence[Tokens], lane: int = 0) -> float:
-    """Mean loss a target token of these rows, by one lane of the model: what a score is not."""
-    pairs = [(row.prompt_ids, row.target_ids) for row in rows]
-    with lanes_on(base.model).only(lane):
-        read = log_probs(base.model, pairs, pad_id_of(base.tokenizer), base.numerics)
-    return -sum(map(sum, read)) / sum(map(len, read))

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from tsugiki.config.run import RunConfig
 from tsugiki.data.batch import num_steps
-from tsugiki.data.prompts import Tokens, pad_id_of
+from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import Task, drawn
-from tsugiki.fast.cuda_graphs import why_eager
-from tsugiki.model.loading import Base, BaseSource, load_base
-from tsugiki.model.look import look_of
+from tsugiki.model.loading import Base, BaseSource
 from tsugiki.model.lora import detach
 from tsugiki.model.numerics import why_fp32
 from tsugiki.runs.branching import Branches
 from tsugiki.runs.events import Events
 from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import Method
-from tsugiki.runs.preflight import longest_of, look_at_rows
+from tsugiki.runs.preflight import longest_of
 from tsugiki.runs.record import Outcome
 from tsugiki.train.cuda_graph_step import CudaGraphStep
 from tsugiki.train.lane import Lane
 from tsugiki.train.ledger import load_of, sizes_of
 from tsugiki.train.memory import what_helps
 from tsugiki.train.meter import free_memory
-from tsugiki.train.open_step import open_step
 from tsugiki.train.step import EagerStep
 from tsugiki.words import Message
 
@@ -56,7 +53,7 @@ class Shared:
         if self._base is None or self.moved:
             self._base = None  # freed before the next is loaded, which may fail
             free_memory(self.source.device)
-            self._base = load_base(self.source)
+            self._base = self.method.answering.load(self.source)
         self.moved = self.method.moves_base
         return self._base
 
@@ -87,9 +84,11 @@ class Shared:
             return None
         model, numerics = self._base.model, self._base.numerics
         of = self.method.ledger(sizes_of(model), model, config, numerics)
-        held, other = of(load_of(self.rows, [config.train])), self.method.instead(config)
-        # In 16 bits the gradients of a model that moves would have to be summed.
-        cut = not self.method.moves_base or numerics.compute == "fp32"
+        load = load_of(self.rows, [config.train])
+        held, other = of(load), self.method.instead(config)
+        # In 16 bits the gradients of a model that moves in full would have to be summed.
+        smaller = any(way.tokens < load.tokens for way in self.method.smaller_loads(load))
+        cut = smaller or numerics.compute == "fp32"
         return what_helps(held, other, config.train, self._base.device, cut=cut)
 
     @cached_property
@@ -117,20 +116,23 @@ class Shared:
         base, first = self.base, self.first
         rows = {"train": self.rows, "validation": self.validation}
         folder, room = base.source.folder, base.vocab_rows
-        notes = look_at_rows(folder, base.tokenizer, self.task, rows, first, vocab_rows=room)
+        answering = self.method.answering
+        notes = answering.look_at_rows(
+            folder, base.tokenizer, self.task, rows, first, vocab_rows=room
+        )
         longest = longest_of(first, base.max_positions)
         if self.left_out:
             counts = {"count": len(self.left_out), "longest": longest}
             notes.append(Message("note.left_out_rows", row=self.left_out[0], **counts))
-        why = why_eager(base.model, base.device, base.numerics, first.train.step)
-        return [*notes, *([] if why is None else [why]), *look_of(base.model).notes]
+        return [*notes, *answering.notes(base, first.train.step)]
 
     @cached_property
     def plan(self) -> Outcome:
         """What is known before the first step: for the record of every run."""
         base, first = self.base, self.first
+        size_of = self.method.answering.objective().size
         ends = base.tokenizer.convert_ids_to_tokens(sorted(self.rows[0].ending.stops))
-        targets = sum(len(row.target_ids) for row in self.rows) / len(self.rows)
+        targets = sum(map(size_of, self.rows)) / len(self.rows)
         return Outcome(
             study=self.study,
             notes=tuple(self.notes),
@@ -145,10 +147,4 @@ class Shared:
 
     def open_step(self, lanes: Sequence[Lane], ended: bool) -> AbstractContextManager[Step]:
         """The step; the eager one, which costs nothing to make, when every lane is at its end."""
-        base, pad = self.base, pad_id_of(self.base.tokenizer)
-        if ended:
-            step = EagerStep(base.model, self.rows, pad, base.device, base.numerics)
-            return nullcontext(step)
-        return open_step(
-            base.model, lanes, self.rows, pad_id=pad, device=base.device, numerics=base.numerics
-        )
+        return self.method.answering.open_step(self.base, lanes, self.rows, ended=ended)

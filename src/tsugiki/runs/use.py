@@ -33,7 +33,7 @@ from tsugiki.model.merge import merge_adapter, store_frozen
 from tsugiki.model.numerics import TORCH_NAMES
 from tsugiki.model.quantise import dense_layers
 from tsugiki.runs.card import card_of, usage_of
-from tsugiki.runs.finished import load_trained
+from tsugiki.runs.finished import load_trained, refuse_chooser
 from tsugiki.runs.for_tools import ADAPTER, has_adapter, write_for_tool
 from tsugiki.runs.inputs import task_of, tokens_of
 from tsugiki.runs.methods import method_of
@@ -87,6 +87,7 @@ def texts_of(
 
 def other_ending(record: RunRecord, prompts: Sequence[str]) -> str | None:
     """What to tell of prompts that do not end as those of training do; None where all do."""
+    refuse_chooser(record)
     task = task_of(record)
     if record.provenance.task is None or task.format == CHAT:
         return None
@@ -102,9 +103,11 @@ def export_run(record: RunRecord, folder: Path) -> None:
     of it or nothing.
 
     Raises:
+        RunError: an encoder's run is not exported.
         ModelError: a full fine-tuning run has no adapter; the folder holds something already, or
             cannot be written.
     """
+    refuse_chooser(record)
     if method_of(record.config).moves_base:
         raise ModelError(
             f"{record.folder}: full fine-tuning has no adapter to export. Write the whole model "
@@ -124,6 +127,7 @@ def export_run(record: RunRecord, folder: Path) -> None:
 def export_for_tool(record: RunRecord, folder: Path, tool: str) -> None:
     """Writes what lm-evaluation-harness or flexeval scores the run's test part with
     (`runs/for_tools`), the adapter beside it. Raises as `export_run` does."""
+    refuse_chooser(record)
     with _draft_of(_new(folder)) as draft:
         write_for_tool(record, draft, tool, _base_name(record))
         if has_adapter(record):

@@ -10,7 +10,6 @@ from tsugiki.runs.halving import end_the_lower_half, rungs, why_not
 from tsugiki.runs.handles import Handles
 from tsugiki.runs.scoring import unkeyed
 from tsugiki.runs.shared import Shared, Step
-from tsugiki.score.evaluate import evaluate_lanes
 from tsugiki.train.engine import PausedLane
 from tsugiki.train.lane import Lane
 from tsugiki.words import Message
@@ -63,7 +62,7 @@ class Watch:
         shared, numbers = self.shared, [self.number[paused.lane] for paused in due]
         with self.step.paused():
             score = self._config(due[0].lane).score
-            evaluations = evaluate_lanes(
+            evaluations = shared.method.answering.evaluate(
                 shared.base, shared.task.spec, "validation", shared.watched, score, lanes=numbers
             )
             seen = list(zip(due, evaluations, strict=True))

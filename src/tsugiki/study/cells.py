@@ -35,7 +35,8 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One configuration of one method on one task with one model."""
+    """One configuration of one method on one task with one model. A method with a model of its own
+    (an encoder) stands beside the other methods of each model: `config.model` is its own."""
 
     model: ModelChoice
     task: TaskChoice
@@ -51,6 +52,13 @@ class Cell:
         """How many seeds of it there are when a study asks for so many: an adapter that was
         trained elsewhere has one."""
         return wanted if method_of(self.config).trains else 1
+
+    @property
+    def row_name(self) -> str:
+        """What tables call its row."""
+        if (own := self.method.model) is not None:
+            return f"{self.method.name} ({own.label})"
+        return f"{self.model.label}-{self.method.name}"
 
     @cached_property
     def label(self) -> str:
@@ -216,7 +224,7 @@ def _cells_of(
         first = {"seed": study.seeds[0]} if isinstance(study.seeds, tuple) else {}
         train = {**shared, **first, **given}
         run = method_of(method).settings_of(train, settings, method)
-        own = model.model_copy(update={"base": method.base or model.base})
+        own = method.model or model.model_copy(update={"base": method.base or model.base})
         run |= {"model": own, "task": task, "method": method.kind, "score": study.score}
         return parse(RunConfig, run, f'study "{study.name}" method "{method.name}"')
 
@@ -265,8 +273,9 @@ def is_scored_elsewhere(result: StudyResult, cell: Cell) -> bool:
     """What was tuned, and of the untouched base the first row: that which it is set against."""
     if not result.study.forgetting:
         return False
-    if method_of(cell.config).tuned:
-        return True
+    method = method_of(cell.config)
+    if method.tuned:
+        return method.answering.writes  # an encoder's head knows one task's answers
     same = [other for other in result.cells if other.key[:2] == cell.key[:2]]
     return next(other for other in same if not method_of(other.config).tuned).key == cell.key
 

@@ -19,7 +19,6 @@ from tsugiki.train.ledger import (
     load_of,
     rows_that_fit,
     sizes_of,
-    smaller_loads,
 )
 from tsugiki.train.memory import USABLE, NoRoom, in_words, room, what_helps
 from tsugiki.words import Message, joined
@@ -78,7 +77,7 @@ def fits_of(
         method = method_of(config)
         load = replace(load_of(rows, [each.train for each in alike]), lanes=1)
         of = method.ledger(sizes, model, config, _numerics(config))
-        tried = list(smaller_loads(load, frozen=not method.moves_base)) if method.trains else [load]
+        tried = list(method.smaller_loads(load))
         way = first_that_fits(of, iter(tried), free)
         yield Fits(
             configs=tuple(alike),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypedDict
 
@@ -13,11 +13,10 @@ import torch
 
 from tsugiki.config.run import ADAPTED, RunConfig
 from tsugiki.data.batch import num_steps
-from tsugiki.data.prompts import tokenize
 from tsugiki.data.tasks import Task
 from tsugiki.errors import TsugikiError
 from tsugiki.model.folder import resolve, stop_ids_of
-from tsugiki.model.loading import load_tokenizer, max_positions_of, num_parameters, read_model
+from tsugiki.model.loading import load_tokenizer, max_positions_of, num_parameters
 from tsugiki.model.numerics import Numerics, pick_device, pick_numerics
 from tsugiki.runs.branching import find_branches
 from tsugiki.runs.elsewhere import read_all
@@ -62,8 +61,10 @@ def forecast(result: StudyResult, store: Store, tasks: Mapping[str, Task]) -> li
     device, records = pick_device(), store.records()
     on_device = [record for record in records if record.provenance.device == device_name(device)]
     parts, rates, elsewhere = [], dict[torch.dtype, float](), _answers_elsewhere(result)
-    for model in dict.fromkeys(cell.model for cell in result.cells):
-        own = [cell for cell in result.cells if cell.model == model]
+    reads: dict[object, list[Cell]] = {}
+    for cell in result.cells:
+        reads.setdefault((cell.config.model, method_of(cell.config).answering), []).append(cell)
+    for own in reads.values():
         try:
             look = _Look(own, tasks, device, rates)
         except TsugikiError:
@@ -84,21 +85,24 @@ class _Look:
         device: torch.device,
         rates: dict[torch.dtype, float],
     ):
-        folder = resolve(cells[0].model)
-        self.model = read_model(folder, torch.float32, only_names=True)
+        answering, folder = method_of(cells[0].config).answering, resolve(cells[0].config.model)
+        self.model = answering.read(folder)
         self.size, self.device, self.rates = num_parameters(self.model), device, rates
         positions, tokenizer = max_positions_of(self.model.config), load_tokenizer(folder)
         self.lengths: dict[str, tuple[float, float]] = {}
         for cell in {cell.key[1]: cell for cell in cells}.values():
             task, longest = tasks[cell.key[1]], longest_of(cell.config, positions)
-            rows = tokenize(
+            sample = {**task.examples, "validation": task.examples["validation"][:SAMPLE]}
+            rows = answering.rows(
                 tokenizer,
-                task,
-                task.examples["validation"][:SAMPLE],
-                longest,
+                replace(task, examples=sample),
+                cell.config,
+                "validation",
+                longest=longest,
+                vocab_rows=self.model.get_input_embeddings().weight.shape[0],
                 stops=stop_ids_of(folder),
             )
-            prompts = statistics.fmean(len(row.prompt_ids) for row in rows)
+            prompts = statistics.fmean(len(row) - len(row.target_ids) for row in rows)
             self.lengths[cell.key[1]] = (statistics.fmean(map(len, rows)), prompts)
 
     def step_s(self, config: RunConfig, label: str) -> float:
@@ -219,7 +223,7 @@ def _is_finished(result: StudyResult, cell: Cell) -> bool:
 
 def is_alike(record: RunRecord, cell: Cell) -> bool:
     """A run of the same method on the same task with the same model."""
-    same_model = record.known_as.path == cell.model.path
+    same_model = record.known_as.path == cell.config.model.path
     return (
         record.config.task == cell.task
         and same_model

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice
 from tsugiki.data.leaks import refuse_leak
 from tsugiki.data.prompts import Tokens, render
@@ -17,15 +15,10 @@ from tsugiki.data.tasks import SPLITS, Task, load_task
 from tsugiki.data.tokenizer import Tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.model.folder import resolve, stop_ids_of
-from tsugiki.model.loading import (
-    check_base,
-    load_tokenizer,
-    max_positions_of,
-    num_parameters,
-    read_model,
-)
+from tsugiki.model.loading import check_base, load_tokenizer, max_positions_of, num_parameters
+from tsugiki.runs.answering import Answering
 from tsugiki.runs.methods import method_of
-from tsugiki.runs.preflight import longest_of, look_at_rows, rows_of
+from tsugiki.runs.preflight import longest_of
 from tsugiki.score.metrics import check_ready
 from tsugiki.study.fitting import Device, device_for, fits_of, fits_text
 from tsugiki.study.fitting import refuse as refuse_what_does_not_fit
@@ -61,12 +54,20 @@ def look_first(configs: Sequence[RunConfig]) -> dict[RunConfig, TsugikiError]:
     for choice in {config.task: None for config in configs}:
         with _refusing([config for config in configs if config.task == choice], refuse):
             tasks[choice] = check_task(choice)
-    for model in {config.model: None for config in configs}:
-        left = [config for config in configs if config.model == model and config not in refused]
+    for of_model in by_model(configs):
+        left = [config for config in of_model if config not in refused]
         with _refusing(left, refuse):
-            for _ in check_model(model, left, tasks, refuse):
+            for _ in check_model(left, tasks, refuse) if left else ():
                 pass  # a run tells its notes itself
     return refused
+
+
+def by_model(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Configurations by their model and how it is read."""
+    kinds: dict[tuple[ModelChoice, Answering], list[RunConfig]] = {}
+    for config in configs:
+        kinds.setdefault((config.model, method_of(config).answering), []).append(config)
+    return list(kinds.values())
 
 
 def raise_it(error: TsugikiError, affected: Sequence[RunConfig]) -> None:
@@ -82,18 +83,19 @@ def _refusing(affected: Sequence[RunConfig], refuse: Refuse) -> Iterator[None]:
 
 
 def check_model(
-    choice: ModelChoice,
     configs: Sequence[RunConfig],
     tasks: Mapping[TaskChoice, Task],
     refuse: Refuse,
     device: Device | None = None,
 ) -> Iterator[str]:
-    """Tokenizer, names and sizes of all tensors, LoRA targets, adapters, every row as ids, and what
-    training holds on a device (default: this machine's)."""
+    """Of configurations that read one model alike: tokenizer, names and sizes of all tensors, LoRA
+    targets, adapters, every row as ids, and what training holds on a device (default: this
+    machine's)."""
+    choice, answering = configs[0].model, method_of(configs[0]).answering
     folder, device = resolve(choice), device or device_for(None)
     check_base(choice, folder)
     tokenizer = load_tokenizer(folder)
-    model = read_model(folder, torch.float32, only_names=True)
+    model = answering.read(folder)
     passed: list[RunConfig] = []
     for config, alike in _by_look(configs).items():
         with _refusing(alike, refuse):
@@ -119,7 +121,7 @@ def check_model(
         "check.model",
         model=choice.label,
         tokens=len(tokenizer),
-        ends=_ends_of(folder, tokenizer),
+        ends=answering.ends(tokenizer, stop_ids_of(folder)),
         millions=size / 1e6,
         gib=each * size / 2**30,
     )
@@ -148,18 +150,14 @@ def _by_rows(configs: Sequence[RunConfig], positions: int) -> dict[RunConfig, li
     return {group[0]: group for group in alike.values()}
 
 
-def _ends_of(folder: Path, tokenizer: Tokenizer) -> str:
-    ids = sorted({tokenizer.eos_token_id, *stop_ids_of(folder)})
-    return " ".join(str(token) for token in tokenizer.convert_ids_to_tokens(ids))
-
-
 def _check_rows(
     folder: Path, tokenizer: Tokenizer, task: Task, config: RunConfig, longest: int, vocab_rows: int
 ) -> tuple[dict[str, list[Tokens]], list[str]]:
     """The rows of every part, and what is to be said of them."""
     left_out: list[str] = []
+    answering = method_of(config).answering
     rows = {
-        part: rows_of(
+        part: answering.rows(
             tokenizer,
             task,
             config,
@@ -171,7 +169,7 @@ def _check_rows(
         )
         for part in SPLITS
     }
-    notes = look_at_rows(folder, tokenizer, task, rows, config, vocab_rows=vocab_rows)
+    notes = answering.look_at_rows(folder, tokenizer, task, rows, config, vocab_rows=vocab_rows)
     if left_out:
         notes.append(Message("note.left_out_count", count=len(left_out), longest=longest))
     return rows, notes

@@ -228,6 +228,20 @@ def ledger_in_full(sizes: Sizes, train: TrainConfig, load: Load) -> Ledger:
     return replace(made, gradients=max(0.0, gradients + smaller - made.activations))
 
 
+def ledger_of_encoder(sizes: Sizes, load: Load) -> Ledger:
+    """An encoder's fine-tuning by the eager step: fp32 weights with the bf16 copies that autocast
+    keeps, and twice the values of a packed step, since nothing is compiled. Coarse: nothing of it
+    was fitted."""
+    made = _with_rows(sizes, load, ALL_READ, weights=(4 + 2) * sizes.parameters)
+    return replace(
+        made,
+        gradients=4.0 * sizes.parameters,
+        moments=8.0 * sizes.parameters,
+        activations=2 * made.activations,
+        logits=0.0,
+    )
+
+
 def _with_rows(sizes: Sizes, load: Load, reads: frozenset[str], **fixed: float) -> Ledger:
     tokens, long = load.tokens * load.lanes, load.longest > SHORT
     token = sizes.token(reads, long)

@@ -123,6 +123,19 @@ def refuse_no_room(
     )
 
 
+ENCODER_BYTES = 4 + 8 + 4  # of a parameter: its value, moments and gradient in fp32
+
+
+def refuse_no_room_for_encoder(parameters: int, device: torch.device) -> None:
+    """Raises `NoRoom` where an encoder cannot be tuned, whatever the rows are."""
+    needed, (free, _) = parameters * ENCODER_BYTES, room(device)
+    if needed > free:
+        raise NoRoom(
+            f"tuning this encoder needs {_gib(needed)} GiB on {device} ({parameters / 1e6:,.0f} M "
+            f"parameters with what AdamW keeps), {_gib(free)} free. Take a smaller one"
+        )
+
+
 def what_helps(
     ledger: Ledger, instead: str, train: TrainConfig, device: torch.device, *, cut: bool = True
 ) -> str:

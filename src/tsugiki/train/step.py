@@ -14,20 +14,18 @@ from typing import Any
 
 import torch
 
-from tsugiki.data.batch import Batch, collate
 from tsugiki.data.prompts import Tokens
-from tsugiki.model.loading import backbone_and_head
 from tsugiki.model.numerics import Numerics
 from tsugiki.train.full_weights import FullWeights
 from tsugiki.train.lane import Lane
-from tsugiki.train.loss import summed_losses
 from tsugiki.train.meter import free_memory
+from tsugiki.train.objective import ANSWER_TOKENS, Objective, StepBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Mean loss a target token and gradient norm (both on the device, not yet fetched), and what
-    was read."""
+    """Mean loss a target token (of an encoder: a row) and gradient norm (both on the device, not
+    yet fetched), and what was read."""
 
     loss: torch.Tensor
     norm: torch.Tensor
@@ -48,8 +46,9 @@ class EagerStep:
         pad_id: int,
         device: torch.device,
         numerics: Numerics,
+        objective: Objective[Any] = ANSWER_TOKENS,
     ):
-        self.backbone, self.head = backbone_and_head(model)
+        self.model, self.objective = model, objective
         self.rows, self.pad_id, self.device, self.numerics = rows, pad_id, device, numerics
         self.most_rows: int | None = None  # of a lane in a backward pass
 
@@ -63,13 +62,14 @@ class EagerStep:
         """The coming step of each lane. Lanes share the base's matmuls; all but the last
         micro-batches hold rows of every lane."""
         numbers = [lane.rows() for lane in lanes]
-        num_targets = [sum(len(self.rows[number].target_ids) for number in own) for own in numbers]
+        size = self.objective.size
+        sizes = [sum(size(self.rows[number]) for number in own) for own in numbers]
         if lanes[0].adamw.looks_first:
-            self._passes(lanes, numbers, num_targets, live=False)
-        losses = self._backward(lanes, numbers, num_targets)
+            self._passes(lanes, numbers, sizes, live=False)
+        losses = self._backward(lanes, numbers, sizes)
         while losses is None:
             free_memory(self.device)
-            losses = self._backward(lanes, numbers, num_targets)
+            losses = self._backward(lanes, numbers, sizes)
         lanes[0].moves.bank.clear_batch()
         return [
             StepResult(
@@ -81,11 +81,11 @@ class EagerStep:
         ]
 
     def _backward(
-        self, lanes: Sequence[Lane], numbers: Sequence[list[int]], num_targets: Sequence[int]
+        self, lanes: Sequence[Lane], numbers: Sequence[list[int]], sizes: Sequence[int]
     ) -> list[torch.Tensor] | None:
         """`_passes`; None where memory ran out, and smaller ones are to be tried."""
         try:
-            return self._passes(lanes, numbers, num_targets)
+            return self._passes(lanes, numbers, sizes)
         except torch.OutOfMemoryError:
             rows = max(len(part) for part in _micro_batches(lanes, numbers, self.most_rows)[0])
             # Where a backward pass moves what it has the gradient of, it cannot be made twice.
@@ -101,11 +101,11 @@ class EagerStep:
         self,
         lanes: Sequence[Lane],
         numbers: Sequence[list[int]],
-        num_targets: Sequence[int],
+        sizes: Sequence[int],
         *,
         live: bool = True,
     ) -> list[torch.Tensor]:
-        """All backward passes of a step; each lane's mean loss a target token."""
+        """All backward passes of a step; each lane's mean loss."""
         for lane in lanes:
             lane.set_rate(live=live)
         losses = [torch.zeros((), device=self.device) for _ in lanes]
@@ -114,15 +114,16 @@ class EagerStep:
             lanes[0].moves.sum_gradients()
         for parts in passes:
             own = [index for index, part in enumerate(parts) if part]
-            batch = self._batch([number for part in parts for number in part]).to(self.device)
+            numbers_here = [number for part in parts for number in part]
+            batch = self.objective.batch(
+                [self.rows[number] for number in numbers_here], numbers_here, self.pad_id
+            ).to(self.device)
             _set_batch(lanes, parts, batch)
             with self.numerics.autocast(self.device):
-                sums = summed_losses(
-                    self.backbone, self.head, batch, [len(parts[index]) for index in own]
-                )
+                counts = [len(parts[index]) for index in own]
+                sums = self.objective.sums(self.model, batch, counts)
                 means = [
-                    each / num_targets[index]
-                    for index, each in zip(own, sums.unbind(), strict=True)
+                    each / sizes[index] for index, each in zip(own, sums.unbind(), strict=True)
                 ]
                 loss = torch.stack(means).sum()
             lanes[0].adamw.backward(loss)
@@ -133,9 +134,6 @@ class EagerStep:
     def paused(self) -> AbstractContextManager[None]:
         """Within it the model may be used for something else."""
         return nullcontext()
-
-    def _batch(self, numbers: list[int]) -> Batch:
-        return collate([self.rows[number] for number in numbers], numbers, self.pad_id)
 
 
 def _micro_batches(
@@ -151,7 +149,7 @@ def _micro_batches(
     return [list(each) for each in zip_longest(*parts, fillvalue=[])]
 
 
-def _set_batch(lanes: Sequence[Lane], parts: Sequence[list[int]], batch: Batch) -> None:
+def _set_batch(lanes: Sequence[Lane], parts: Sequence[list[int]], batch: StepBatch) -> None:
     """Tells the adapters whose rows are coming, and what their dropout is drawn from. Lanes of the
     bank that are not among these have no rows."""
     bank = lanes[0].moves.bank

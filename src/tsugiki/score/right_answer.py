@@ -1,0 +1,77 @@
+"""Answers of an encoder: the likeliest of those that a row has, in batches of like length."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from tsugiki.config.run import ScoreConfig
+from tsugiki.config.task import TaskSpec
+from tsugiki.data.batch import longest_first
+from tsugiki.data.pairs import collate_pairs, options_of
+from tsugiki.data.prompts import Tokens, pad_id_of
+from tsugiki.model.loading import Base
+from tsugiki.score.decode import rows_at_once
+from tsugiki.score.evaluate import Evaluation, summarise
+from tsugiki.score.failures import classify
+from tsugiki.score.predict import EAGER_BATCH, Prediction
+
+OnProgress = Callable[[int, int], None]
+
+
+def evaluate_encoder(
+    base: Base,
+    spec: TaskSpec,
+    part: str,
+    rows: Sequence[Tokens],
+    config: ScoreConfig,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Answers and scores one part: as text, by the same rules as answers that are written."""
+    started = time.perf_counter()
+    logits = _logits(base, rows, config.batch or EAGER_BATCH, on_progress)
+    predictions = [_prediction(row, own) for row, own in zip(rows, logits, strict=True)]
+    return summarise(spec, part, predictions, (time.perf_counter() - started) / len(rows))
+
+
+def mean_loss(base: Base, rows: Sequence[Tokens]) -> float:
+    """Mean cross-entropy of a row's right answer, in nats."""
+    losses = [
+        F.cross_entropy(own, torch.tensor(options_of(row).texts.index(row.example.target)))
+        for row, own in zip(rows, _logits(base, rows, EAGER_BATCH, None), strict=True)
+    ]
+    return float(torch.stack(losses).mean())
+
+
+def _prediction(row: Tokens, logits: torch.Tensor) -> Prediction:
+    example, answer = row.example, options_of(row).texts[int(logits.argmax())]
+    failure = classify(answer, example.target, example.candidates, ended=True, was_cut=row.was_cut)
+    return Prediction(
+        id=example.id,
+        group=example.group,
+        target=example.target,
+        answer=answer,
+        ended=True,
+        failure=failure,
+    )
+
+
+@torch.inference_mode()
+def _logits(
+    base: Base, rows: Sequence[Tokens], batch: int, on_progress: OnProgress | None
+) -> list[torch.Tensor]:
+    """The logits of each row's answers, in fp32 on the CPU."""
+    pad, done = pad_id_of(base.tokenizer), dict[int, torch.Tensor]()
+    for group in longest_first([len(row) for row in rows], partial(rows_at_once, batch)):
+        pairs = collate_pairs([rows[index] for index in group], group, pad).to(base.device)
+        with base.numerics.autocast(base.device):
+            logits = base.model(pairs.ids, pairs.mask, pairs.types, pairs.counts).float().cpu()
+        for index, own in zip(group, logits, strict=True):
+            done[index] = own[: len(options_of(rows[index]).texts)]
+        if on_progress:
+            on_progress(len(done), len(rows))
+    return [done[index] for index in range(len(rows))]
