@@ -75,11 +75,11 @@ def run(
     from tsugiki.cli.notebook import display_of
     from tsugiki.config.run import RunConfig
     from tsugiki.report.results import RunResult
+    from tsugiki.runs.request import run_config
     from tsugiki.runs.rounds import run_group
     from tsugiki.runs.store import Store
-    from tsugiki.toml import parse
 
-    parsed = config if isinstance(config, RunConfig) else parse(RunConfig, config, "tsugiki.run")
+    parsed = config if isinstance(config, RunConfig) else run_config(config, "tsugiki.run")
     with display_of(parsed.task.label, progress, language, listeners) as display:
         record = run_group([parsed], Store(Path(out)), display.events)[0]
     return RunResult.of(record, language)

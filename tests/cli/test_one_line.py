@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.test_cli import in_this_process
 from tsugiki.cli.one_line import study_text
+from tsugiki.config.recipe import rate_of
 from tsugiki.model.folder import BUILTIN
 from tsugiki.study.cells import expand, parse_study
 
@@ -78,7 +79,8 @@ def test_one_line_writes_the_files_that_it_runs(
     written = (folder / "reviews-study.toml").read_text(encoding="utf-8")
     study = parse_study(tomllib.loads(written), "s")
     rates = {cell.method.name: cell.settings.get("learning_rate") for cell in expand(study)}
-    assert rates["LoRA"] == 10 * rates["FT"], "of a small model, each an octave from its middle"
+    assert rates["LoRA"] == pytest.approx(10 * rates["FT"], rel=0.03)
+    assert rates["LoRA"] == pytest.approx(2 * rate_of("lora", 384), rel=0.03), "an octave up"
     assert in_this_process(monkeypatch, *line).returncode == 0, "the same line again"
     (folder / "reviews-study.toml").write_text(written + "#\n", encoding="utf-8")
     other = in_this_process(monkeypatch, *line)

@@ -303,6 +303,24 @@ def test_one_rank_serves_programs_that_scale_by_a_tensors_rows(
     assert back.config.rank == 4
 
 
+def test_rslora_scales_as_peft_does_and_leaves_as_plain_lora(tmp_path: Path) -> None:
+    """α / √r while it trains; in the file the same scale as α / r, which every program reads."""
+    wanted = LoraConfig(targets="q+v", rank=4, alpha=6.0, rslora=True)
+    ours = attach(build.llama(), wanted, seed=1)
+    for name, parameter in ours.parameters.items():
+        if name.endswith(".B"):
+            parameter.data.fill_(0.02)
+    export_adapter(ours, tmp_path / "adapter", "tiny")
+    theirs = peft.get_peft_model(
+        build.llama(),
+        peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "v_proj"]),
+    )
+    read = peft.PeftModel.from_pretrained(build.llama(), str(tmp_path / "adapter"))
+    [one] = {layer.scaling["default"] for layer in theirs.modules() if hasattr(layer, "lora_A")}
+    assert one == pytest.approx(wanted.scale) == pytest.approx(3.0)
+    torch.testing.assert_close(read(IDS).logits, ours.model(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_a_layer_that_is_missing_without_being_left_out_is_refused(tmp_path: Path) -> None:
     export_adapter(grafted("llama", "q+v"), tmp_path / "adapter", "tiny")
     path = tmp_path / "adapter" / "adapter_model.safetensors"

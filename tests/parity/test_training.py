@@ -11,10 +11,10 @@ from tsugiki.config.run import LoraConfig, TrainConfig
 from tsugiki.data.batch import collate
 from tsugiki.data.example import Example
 from tsugiki.data.prompts import Tokens
-from tsugiki.model.lora import attach
+from tsugiki.model.lora import attach, attach_lanes
 from tsugiki.model.numerics import Numerics
 from tsugiki.train.engine import fit
-from tsugiki.train.lane import Lane, OneVector
+from tsugiki.train.lane import Lane, OneVector, rate_share
 from tsugiki.train.step import EagerStep
 
 FP32 = Numerics(compute="fp32", base="fp32", trained="fp32")
@@ -106,3 +106,47 @@ def test_accumulation_equals_the_big_batch(method: str) -> None:
     assert small_losses == pytest.approx(big_losses, rel=1e-5)
     for name, parameter in big.parameters.items():
         torch.testing.assert_close(small.parameters[name], parameter, rtol=1e-3, atol=2e-5)
+
+
+def test_loraplus_equals_a_parameter_group_for_each_rate() -> None:
+    """A learns at the rate, B at sixteen times it; weight decay follows each group's rate, as in
+    torch. Two lanes, one of them plain."""
+    settings = config(schedule="linear", warmup=0.2, weight_decay=0.1, learning_rate=1e-3)
+    wanted = LoraConfig(targets="all-linear", rank=4, loraplus=16)
+    model, data = build.MODELS["llama"](), rows()
+    plain = LoraConfig(targets="q+v", rank=2)
+    lanes = [
+        Lane(each.targets, attached.parameters, settings, len(data), moves=OneVector(attached))
+        for each, attached in zip(
+            (wanted, plain), attach_lanes(model, [(wanted, 0), (plain, 0)]), strict=True
+        )
+    ]
+    results = fit(EagerStep(model, data, 3, CPU, FP32), lanes, CPU, folders=[None, None])
+
+    for lora, lane, result in zip((wanted, plain), lanes, results, strict=True):
+        model = build.MODELS["llama"]()
+        alone = lane_of(model, settings, "lora", len(data), lora)
+        sides = {
+            side: [p for n, p in alone.parameters.items() if n.endswith(side)] for side in "AB"
+        }
+        ratios = {"A": 1.0, "B": lora.loraplus}
+        optimizer = torch.optim.AdamW(
+            [{"params": sides[side], "ratio": ratios[side]} for side in "AB"], weight_decay=0.1
+        )
+        expected = []
+        for step in range(alone.steps):
+            numbers = alone.order.rows_of(step)
+            batch = collate([data[number] for number in numbers], numbers, 3)
+            loss = model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+            ).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(list(alone.parameters.values()), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * group["ratio"] * rate_share(settings, step, alone.steps)
+            optimizer.step()
+            expected.append(loss.item())
+        assert result.history.loss == pytest.approx(expected, rel=1e-4)
+        for name, parameter in alone.parameters.items():
+            torch.testing.assert_close(lane.parameters[name], parameter, rtol=1e-3, atol=2e-5)

@@ -21,13 +21,14 @@ from tsugiki.model.tokenizers import tokenizer_notes
 from tsugiki.report.notes import leak_notes
 from tsugiki.report.planned import basis_text, needed_text, plan_text
 from tsugiki.runs.elsewhere import read_wanted
+from tsugiki.runs.request import run_config
 from tsugiki.runs.store import Store
-from tsugiki.study.cells import collect, expand, parse_study
+from tsugiki.study.cells import collect, expand, fetch_widths, parse_study
 from tsugiki.study.fitting import device_for
 from tsugiki.study.forecast import Part, forecast
 from tsugiki.study.plan import keep_new, plan_of
 from tsugiki.study.preflight import check_model, check_task, raise_it
-from tsugiki.toml import beside, is_task_file, override, parse, read_toml
+from tsugiki.toml import beside, is_task_file, override, read_toml
 from tsugiki.train.memory import NoRoom
 from tsugiki.words import Language, in_language, say
 
@@ -79,10 +80,11 @@ def check_file(
     study = None
     if "methods" in given:
         study = parse_study(given, str(path))
+        fetch_widths(study)
         configs = [cell.config for cell in expand(study)]
         yield say(language, "check.study", name=study.name, count=len(configs))
     else:
-        configs = [parse(RunConfig, given, str(path))]
+        configs = [run_config(given, str(path))]
     choices = dict.fromkeys(config.task for config in configs)
     tasks = {choice: check_task(choice) for choice in choices}
     for task in tasks.values():

@@ -208,6 +208,8 @@ def _print_cells(
     language: Language,
 ) -> None:
     """The configurations of a study, and what `check` says of it where that fetches nothing."""
+    from tsugiki.config.recipe import WIDTH_UNKNOWN, needs_width
+    from tsugiki.model.width import known_width
     from tsugiki.study.cells import expand
 
     cells = expand(spec)
@@ -215,6 +217,10 @@ def _print_cells(
         print_json([cell.config.model_dump(mode="json", exclude_none=True) for cell in cells])
         return
     print("\n".join(cell.label for cell in cells), flush=True)
+    for model in spec.models:
+        if any(needs_width(each, spec.train) for each in spec.methods) and not known_width(model):
+            said = {"model": model.path, "width": WIDTH_UNKNOWN}
+            print(say(language, "terminal.width_unknown", **said))
     _check_if_local(file, changes, out, [cell.config for cell in cells], language)
     print(say(language, "terminal.dry_run", count=len(cells), file=file))
 

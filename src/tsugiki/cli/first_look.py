@@ -13,9 +13,11 @@ from tsugiki.data.sources import locate
 from tsugiki.data.tasks import all_at_hand, builtin_tasks, files_of_split
 from tsugiki.errors import ConfigError, TsugikiError, did_you_mean
 from tsugiki.model.folder import local_folder
+from tsugiki.model.width import known_width
+from tsugiki.runs.request import run_config
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import builtin_studies, expand, parse_study
-from tsugiki.toml import Given, beside, is_task_file, override, parse, read_toml
+from tsugiki.toml import Given, beside, is_task_file, override, read_toml
 from tsugiki.words import Language, Message, say
 
 
@@ -48,7 +50,7 @@ def look_at_file(path: Path, changes: Sequence[str] = ()) -> None:
 def _configs(given: Given, where: str) -> list[RunConfig]:
     if "methods" in given:
         return [cell.config for cell in expand(parse_study(given, where))]
-    return [parse(RunConfig, given, where)]
+    return [run_config(given, where, known_width)]
 
 
 def look_at_names(configs: Iterable[RunConfig]) -> None:

@@ -19,12 +19,6 @@ from tsugiki.study.cells import builtin_studies
 from tsugiki.words import Message
 
 LIKE = "recommended"  # the built-in study whose training and methods it takes
-# Its rates are those of models of 1B and more; small ones want larger ones (docs/results.md).
-SMALL_BYTES = 400e6
-RATES = {
-    "[2e-4, 5e-4, 1e-3]": "[5e-4, 1e-3, 2e-3]",
-    "[1e-5, 2e-5, 5e-5]": "[5e-5, 1e-4, 2e-4]",
-}
 
 
 def new_task_file(
@@ -116,9 +110,6 @@ def study_text(models: Sequence[str], tasks: Sequence[str]) -> str:
     training, rest = like[like.index("[train]") :].split("\n[[models]]", 1)
     methods = rest[rest.index("[[methods]]") :]
     folders = [resolve(ModelChoice(path=model)) for model in models]
-    if all(_weight_bytes(folder) < SMALL_BYTES for folder in folders):
-        for large, small in RATES.items():
-            methods = methods.replace(large, small)
     name = Path(tasks[0]).stem
     head = [
         "# Written by tsugiki study --model … --task …; change what is not meant, and run it with",
@@ -135,10 +126,6 @@ def study_text(models: Sequence[str], tasks: Sequence[str]) -> str:
     form = '\nformat = "chat"                  # the model\'s own template' if chat else ""
     listed = [f"[[tasks]]\nname = {quoted(task)}{form}\n" for task in tasks]
     return "\n".join([*head, training, *named, *listed, methods])
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _has_template(folder: Path) -> bool:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, cast
 from tsugiki.cli.first_look import look_at_names, look_at_study
 from tsugiki.cli.printing import print_report
 from tsugiki.cli.progress import Display
-from tsugiki.config.run import RunConfig
 from tsugiki.errors import RunError
 from tsugiki.runs.events import listening
 from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.request import run_config
 from tsugiki.runs.store import Store
-from tsugiki.toml import Given, override, parse
+from tsugiki.toml import Given, override
 from tsugiki.trackers.known import listeners_of
 from tsugiki.words import Message
 
@@ -36,7 +36,7 @@ def run_one(
     track: Sequence[str] = (),
 ) -> RunRecord:
     """One run, from what a file or a command says of it; shown while it goes."""
-    config = parse(RunConfig, override(given, changes or []), where)
+    config = run_config(override(given, changes or []), where)
     look_at_names([config])
     trackers = listeners_of(track)
     with (

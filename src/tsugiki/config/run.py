@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -83,16 +84,20 @@ class ModelChoice(Record):
 
 class LoraConfig(Record):
     """h = W z + scale · B A z with scale = alpha / rank; alpha = rank (the paper's h = W z + B A
-    z) unless given."""
+    z) unless given. rsLoRA (arXiv 2312.03732): scale = alpha / √rank. LoRA+ (arXiv 2402.12354):
+    B learns at a rate of its own."""
 
     targets: str = Field("all-linear", description="q+v, q+k+v+o, all-linear, or names joined by +")
     rank: Positive = 16
     alpha: Above0 | None = Field(None, description="default: rank, so that the scale is 1")
     dropout: Annotated[float, IsNumber, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = Field(False, description="divide alpha by the root of the rank")
+    loraplus: Above0 = Field(1.0, description="B's learning rate as a multiple of A's (LoRA+: 16)")
 
     @property
     def scale(self) -> float:
-        return (self.alpha or self.rank) / self.rank
+        divisor = math.sqrt(self.rank) if self.rslora else self.rank
+        return (self.alpha or self.rank) / divisor
 
 
 class TrainConfig(Record):

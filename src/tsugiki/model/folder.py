@@ -48,7 +48,7 @@ LFS_POINTER = b"version https://git-lfs"
 def resolve(choice: ModelChoice) -> Path:
     """The local folder of a model: the built-in one, a folder, or a snapshot of a Hub repository
     (downloaded if needed)."""
-    return local_folder(choice) or _snapshot(choice)
+    return local_folder(choice) or snapshot(choice)
 
 
 def local_folder(choice: ModelChoice) -> Path | None:
@@ -69,7 +69,8 @@ def local_folder(choice: ModelChoice) -> Path | None:
     return None
 
 
-def _snapshot(choice: ModelChoice) -> Path:
+def snapshot(choice: ModelChoice, files: Sequence[str] = WANTED_FILES) -> Path:
+    """The local folder of a repository of the Hub, with these of its files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -83,7 +84,7 @@ def _snapshot(choice: ModelChoice) -> Path:
             snapshot_download(
                 choice.path,
                 revision=choice.revision,
-                allow_patterns=WANTED_FILES,
+                allow_patterns=list(files),
                 ignore_patterns=UNWANTED_FILES,
                 local_files_only=offline() is not None,
             )

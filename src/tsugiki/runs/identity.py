@@ -144,6 +144,10 @@ def old_identity(config: RunConfig, provenance: Provenance) -> str:
     written["model"] = {
         name: value for name, value in given["model"].items() if (name, value) != ("base", None)
     }
+    later_of_lora = (("rslora", False), ("loraplus", 1.0))
+    written["lora"] = written["lora"] and {
+        name: value for name, value in written["lora"].items() if (name, value) not in later_of_lora
+    }
     written["train"] = {
         name: value for name, value in given["train"].items() if name not in READ_BY_FULL
     }

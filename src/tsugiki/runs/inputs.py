@@ -14,6 +14,7 @@ from tsugiki.data.chat import TEMPLATE_DATE
 from tsugiki.data.prompts import Tokens
 from tsugiki.data.tasks import CHAT, SPLITS, Task, task_digest, task_without_data
 from tsugiki.model.loading import Base, BaseSource
+from tsugiki.model.width import known_width
 from tsugiki.runs.identity import SEMANTICS, recipe_of
 from tsugiki.runs.preflight import longest_of, rows_of
 from tsugiki.runs.reading import RunRecord
@@ -30,6 +31,7 @@ def provenance_of(
         recipe_sha256=recipe_of(config, task),
         model_sha256=source.checksum,
         settings_sha256=source.settings_checksum,
+        width=known_width(config.model),
         adapter_sha256=adapter_sha256,
         task_sha256=task_digest(task),
         data={part: dict(task.files[part]) for part in SPLITS},

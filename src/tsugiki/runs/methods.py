@@ -56,7 +56,9 @@ class Lora(_Trained):
 
     def summary(self, config: RunConfig) -> str:
         adapter = _adapter(config)
-        return f"LoRA: α/r = {adapter.scale:g}, dropout {adapter.dropout:g}"
+        scale = f"{'α/√r' if adapter.rslora else 'α/r'} = {adapter.scale:g}"
+        plus = f", LoRA+ {adapter.loraplus:g}" if adapter.loraplus != 1 else ""
+        return f"LoRA: {scale}, dropout {adapter.dropout:g}{plus}"
 
     def alike(self, config: RunConfig) -> RunConfig:
         """All but the adapter and its schedule."""

@@ -205,7 +205,8 @@ class Provenance(Record):
     """With what a run was made. `recipe_sha256` covers what of the configuration and of the
     training rows moves weights (`runs/identity`); records from before have none.
 
-    `semantics` says by which rules all that is read: see `identity.SEMANTICS`.
+    `semantics` says by which rules all that is read: see `identity.SEMANTICS`. `width`: of the
+    model's hidden states, which the recipe's rates follow.
     """
 
     format: int = FORMAT
@@ -213,6 +214,7 @@ class Provenance(Record):
     recipe_sha256: str = ""
     model_sha256: str
     settings_sha256: str = ""
+    width: int | None = None
     adapter_sha256: str = ""
     task_sha256: str = ""
     data: dict[str, dict[str, str]] = Field({})

@@ -4,20 +4,23 @@ from this and the records."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from tsugiki.config.recipe import WIDTH_UNKNOWN, fill_method, multiple_of, needs_width
 from tsugiki.config.run import ModelChoice, RunConfig, TaskChoice, TrainConfig
 from tsugiki.config.study import MethodSpec, Range, StudySpec
 from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import ConfigError, RunError, TsugikiError, did_you_mean
-from tsugiki.model.folder import check_settings, checksum_of, resolve, weight_files
-from tsugiki.runs.identity import keys_of, made_from, recipe_of
+from tsugiki.model.width import known_width, width_of
 from tsugiki.runs.methods import method_of
-from tsugiki.runs.reading import RunRecord, file_of
+from tsugiki.runs.reading import RunRecord
+from tsugiki.runs.request import WidthOf
 from tsugiki.runs.store import Store
+from tsugiki.study.kept import Kept
 from tsugiki.study.kept_plan import Plan, earlier_plan, read_plan
 from tsugiki.study.missing import elsewhere_of, read_missing, seed_of, test_of
 from tsugiki.study.search import Lookup, Settings, nothing_known, settings_of
@@ -115,9 +118,21 @@ def parse_study(given: Given, where: str) -> StudySpec:
     return parse(StudySpec, given, where)
 
 
-def expand(study: StudySpec, lookup: Lookup = nothing_known) -> list[Cell]:
+def fetch_widths(study: StudySpec) -> None:
+    """Has the settings of every model here whose rates are left to the recipe. A model that cannot
+    be had is refused where its files are looked at."""
+    for model in study.models:
+        if any(needs_width(method, study.train) for method in study.methods):
+            with suppress(TsugikiError):
+                width_of(model)
+
+
+def expand(
+    study: StudySpec, lookup: Lookup = nothing_known, width: WidthOf = known_width
+) -> list[Cell]:
     """Every cell of the study that is known by now, models × tasks × methods × settings; TPE asks
-    `lookup` for earlier rounds.
+    `lookup` for earlier rounds. `width` says how wide a model is (None: not known here), which the
+    recipe's rates follow.
 
     Raises:
         ConfigError: a setting is wrong (named).
@@ -134,7 +149,7 @@ def expand(study: StudySpec, lookup: Lookup = nothing_known) -> list[Cell]:
         _check_grid(study, method)
     for model, task, method in itertools.product(study.models, study.tasks, study.methods):
         if method.tasks is None or Path(task.name).stem in method.tasks:
-            cells.extend(_cells_of(study, model, task, method, lookup))
+            cells.extend(_cells_of(study, model, task, method, lookup, width))
     labels = [cell.label for cell in cells]
     for label in labels:
         if labels.count(label) > 1:
@@ -152,6 +167,8 @@ def _check_shared(study: StudySpec) -> None:
     its own; and for two methods of one name."""
     where = f'study "{study.name}"'
     for name, value in study.train.items():
+        if name == "learning_rate" and multiple_of(value) is not None:
+            continue  # of the recipe's
         if name not in ("decay", "micro_batch"):  # which depend on others
             parse(TrainConfig, {"learning_rate": 1e-3, name: value}, f"{where}: [train]")
     for index, method in enumerate(study.methods):
@@ -183,12 +200,21 @@ def _check_grid(study: StudySpec, method: MethodSpec) -> None:
 
 
 def _cells_of(
-    study: StudySpec, model: ModelChoice, task: TaskChoice, method: MethodSpec, lookup: Lookup
+    study: StudySpec,
+    model: ModelChoice,
+    task: TaskChoice,
+    method: MethodSpec,
+    lookup: Lookup,
+    width: WidthOf,
 ) -> list[Cell]:
+    shared: Mapping[str, object] = study.train
+    if needs_width(method, shared):
+        method, shared = fill_method(method, shared, width(model) or WIDTH_UNKNOWN)
+
     def config_of(settings: Settings) -> RunConfig:
         given = {key: value for key, value in settings.items() if key in TRAIN_KEYS}
         first = {"seed": study.seeds[0]} if isinstance(study.seeds, tuple) else {}
-        train = {**study.train, **first, **given}
+        train = {**shared, **first, **given}
         run = method_of(method).settings_of(train, settings, method)
         own = model.model_copy(update={"base": method.base or model.base})
         run |= {"model": own, "task": task, "method": method.kind, "score": study.score}
@@ -257,8 +283,9 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
     of weights a model, the choice among them, and what was missing when it last ran. Records of a
     task that cannot be read today stay: nothing says that they are of other data."""
     known = Kept(store, {choice: readable_task(choice) for choice in study.tasks})
-    known.settle_weights([cell.config for cell in expand(study)])
-    result = StudyResult(study=study, cells=expand(study, known.record), damaged=known.damaged)
+    known.settle_weights([cell.config for cell in expand(study, width=known.width)])
+    cells = expand(study, known.record, known.width)
+    result = StudyResult(study=study, cells=cells, damaged=known.damaged)
     result.records = {
         cell.label: record for cell in result.cells if (record := known.record(cell.config))
     }
@@ -276,67 +303,6 @@ def collect(study: StudySpec, store: Store) -> StudyResult:
         if not _is_there(result, label)
     }
     return result
-
-
-class Kept:
-    """The records of a store as the configurations of a study ask for them."""
-
-    def __init__(self, store: Store, tasks: Mapping[TaskChoice, Task | None]):
-        records, self.damaged = store.read()
-        self.tasks = tasks
-        self.weights: dict[str, str] = {}
-        self.records: dict[RunConfig, list[RunRecord]] = {}
-        self.newest_first = sorted(
-            records, key=lambda record: -file_of(record.folder, "config.json").stat().st_mtime
-        )
-        self.age = {record.folder: index for index, record in enumerate(self.newest_first)}
-        self.by_recipe: dict[str, list[RunRecord]] = {}
-        self.by_words: dict[RunConfig, list[RunRecord]] = {}
-        for record in self.newest_first:
-            self.by_recipe.setdefault(record.provenance.recipe_sha256, []).append(record)
-            self.by_words.setdefault(record.config, []).append(record)
-
-    def of(self, config: RunConfig) -> list[RunRecord]:
-        """All records of a configuration over today's rows, the newest first, whatever their
-        model; with the scores that it asks for alone."""
-        if config not in self.records:
-            self.records[config] = self._of(config)
-        return self.records[config]
-
-    def _of(self, config: RunConfig) -> list[RunRecord]:
-        task, same_words = self.tasks[config.task], self.by_words.get(config, [])
-        if task is None:
-            return same_words
-        keys, recipe = keys_of(config, task), recipe_of(config, task)
-        before = [record for record in same_words if not record.provenance.recipe_sha256]
-        records = [
-            *self.by_recipe.get(recipe, []),
-            *(record for record in before if made_from(record, task)),
-        ]
-        records.sort(key=lambda record: self.age[record.folder])
-        return [record.relabelled(config, keys) for record in records]
-
-    def settle_weights(self, configs: Sequence[RunConfig]) -> None:
-        """One set of weights for each model: that of the newest record of any configuration."""
-        for model in {config.model: None for config in configs}:
-            records = [
-                record
-                for config in configs
-                if config.model == model
-                for record in self.of(config)
-                if record.known_as.path == model.path
-            ]
-            if records:
-                newest = min(records, key=lambda record: self.age[record.folder])
-                self.weights.setdefault(model.label, newest.provenance.model_sha256)
-            elif (checksum := _checksum(model)) is not None:
-                self.weights.setdefault(model.label, checksum)
-
-    def record(self, config: RunConfig) -> RunRecord | None:
-        """The newest record of a configuration over its model's weights."""
-        wanted = self.weights.get(config.model.label)
-        there = (each for each in self.of(config) if each.provenance.model_sha256 == wanted)
-        return next(there, None)
 
 
 def _is_there(result: StudyResult, label: str) -> bool:
@@ -366,17 +332,6 @@ def _is_complete(result: StudyResult, cell: Cell, record: RunRecord) -> bool:
     """Whether a run was scored on everything that its study names, its own task aside."""
     scored = {cell.key[1], *(entry.name for entry in record.outcome.elsewhere)}
     return all(choice.label in scored for choice in result.study.forgetting)
-
-
-def _checksum(model: ModelChoice) -> str | None:
-    """Of a model that no run names, but that may be there under another name or path."""
-    if not Path(model.path).exists():
-        return None
-    try:
-        folder = resolve(model)
-        return checksum_of(weight_files(folder, check_settings(folder)))
-    except (TsugikiError, OSError):
-        return None
 
 
 def readable_task(choice: TaskChoice) -> Task | None:

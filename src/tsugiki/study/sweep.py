@@ -25,6 +25,7 @@ from tsugiki.study.cells import (
     choose,
     collect,
     expand,
+    fetch_widths,
     seed_cells,
 )
 from tsugiki.study.chosen import keep_best_weights, test_the_chosen
@@ -65,6 +66,7 @@ def run_study(
         TsugikiError: nothing of it can be run, and nothing was (the first reason).
         Interrupted: on Ctrl-C; the same call goes on.
     """
+    fetch_widths(study)
     result = StudyResult(study=study, cells=[])
     # Every run there is read for it: only where somebody asks.
     remaining = Remaining(result=result, known=_made_here(store) if on_left else [])

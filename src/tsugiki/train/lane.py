@@ -126,6 +126,17 @@ class OneVector:
         """What `of` tells of the vector, cut into its parts, by parameter name."""
         return self.views(of(self.moved[0]))
 
+    def rates(self) -> torch.Tensor | None:
+        """Of every number of the vector, its rate as a multiple of the lane's: B's is its own
+        under LoRA+. None where all are 1."""
+        if self.config.loraplus == 1:
+            return None
+        rates = torch.ones_like(self.moved[0].detach())
+        for name, part in self.views(rates).items():
+            if name.endswith(".B"):
+                part.fill_(self.config.loraplus)
+        return rates
+
     def gradients(self) -> list[torch.Tensor]:
         """That of all lanes of the bank."""
         return [self.bank.gradient]
@@ -135,13 +146,17 @@ class OneVector:
 
 
 class TorchAdamW:
-    """PyTorch's fused AdamW over what a lane moves."""
+    """PyTorch's fused AdamW over what a lane moves. A vector whose parts have rates of their own
+    (LoRA+) is moved as one, and each part then as much further as its rate is larger: what one
+    parameter group for each rate does."""
 
     moves_in_backward = looks_first = False
 
     def __init__(self, moves: OwnParameters | OneVector, config: TrainConfig):
         self.moves, self.config = moves, config
         self.optimizer = _adamw(moves.moved or [nn.Parameter(torch.zeros(0))], config)
+        self.rates = moves.rates() if isinstance(moves, OneVector) else None
+        self.before = None if self.rates is None else torch.empty_like(self.rates)
 
     def set_rate(self, rate: float, *, live: bool = True) -> None:
         for group in self.optimizer.param_groups:
@@ -157,7 +172,13 @@ class TorchAdamW:
     def move(self) -> torch.Tensor:
         """Clips and moves. Returns the norm of the gradients before clipping."""
         norm = nn.utils.clip_grad_norm_(self.moves.moved, self.config.clip)
+        if self.rates is None or self.before is None:
+            self.optimizer.step()
+            return norm
+        [moved] = (parameter.detach() for parameter in self.moves.moved)
+        self.before.copy_(moved)
         self.optimizer.step()
+        moved.sub_(self.before).mul_(self.rates).add_(self.before)
         return norm
 
     def clear(self) -> None:
