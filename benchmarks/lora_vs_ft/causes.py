@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from tsugiki.config.recipe import ADAPTER, SCHEDULE, rate_of
-from tsugiki.config.run import ModelChoice, RunConfig, ScoreConfig, TaskChoice
+from tsugiki.config.run import ModelChoice, RunConfig, ScoreConfig
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of, prompt_ids_of, render
 from tsugiki.data.tasks import Task, drawn, load_task
 from tsugiki.model.loading import Base, find_base, load_base
@@ -39,6 +39,7 @@ from tsugiki.score.failures import classify
 from tsugiki.score.metrics import per_example
 from tsugiki.score.predict import Prediction
 from tsugiki.score.rules import METRICS
+from tsugiki.toml import parse
 from tsugiki.train.engine import PausedLane, fit
 from tsugiki.train.lane import Lane
 from tsugiki.train.open_step import open_step
@@ -145,16 +146,22 @@ def settings(width: int) -> list[Setting]:
 def config_of(args: argparse.Namespace, changes: dict[str, Any], format_: str) -> RunConfig:
     lora = {k: v for k, v in changes.items() if k in ("targets", "rank", "alpha")}
     train = {k: v for k, v in changes.items() if k not in lora}
-    return RunConfig(
-        model=ModelChoice(path=args.model),
-        task=TaskChoice(
-            name=args.task, split=args.split, data_dir=args.data, format=format_,
-            train_rows=args.train_rows,
-        ),
-        lora=lora,  # type: ignore[arg-type]
-        train={"epochs": args.epochs, "batch": 8, "max_length": 1024, **train},  # type: ignore[arg-type]
-        score=ScoreConfig(),
-    )  # fmt: skip
+    given = {
+        "model": {"path": args.model},
+        "task": {
+            "name": args.task, "split": args.split, "data_dir": args.data, "format": format_,
+            "train_rows": args.train_rows,
+        },
+        "lora": lora,
+        "train": {"epochs": args.epochs, "batch": 8, "max_length": 1024, **train},
+    }  # fmt: skip
+    return parse(RunConfig, given, "causes")
+
+
+def some_of(base: Base, task: Task, config: RunConfig, most: int) -> list[Tokens]:
+    """Rows of validation, so many at most, drawn by a fixed seed."""
+    rows = tokens_of(base, task, config, "validation")
+    return list(drawn(rows, min(most, len(rows))))
 
 
 class Campaign:
@@ -182,7 +189,7 @@ class Campaign:
         configs = [config_of(self.args, setting.changes, format_) for setting in some]
         task = load_task(configs[0].task)
         rows = tokens_of(base, task, configs[0], "train")
-        validation = list(drawn(tokens_of(base, task, configs[0], "validation"), self.args.rows))
+        validation = some_of(base, task, configs[0], self.args.rows)
         few = validation[: self.args.rows // 2]
         if changed is not None:
             rows = changed(rows, base, task)
