@@ -14,7 +14,9 @@ from transformers import AutoModel
 from tests import build
 from tsugiki.config.run import ModelChoice, RunConfig
 from tsugiki.data.batch import Order
-from tsugiki.data.pairs import encode, options_of
+from tsugiki.data.example import Example
+from tsugiki.data.pairs import collate_pairs, encode, options_of
+from tsugiki.data.prompts import Options, Pair, Tokens
 from tsugiki.data.tasks import load_task
 from tsugiki.errors import ConfigError, DataError, ModelError, RunError
 from tsugiki.model.encoder import AnswerHead, read_encoder
@@ -331,3 +333,18 @@ def test_nothing_is_asked_of_it_but_its_task(
         with pytest.raises(RunError, match="is an encoder's run: it chooses among the answers"):
             ask()
     assert not to.exists()
+
+
+def test_rows_with_fewer_answers_than_others() -> None:
+    """Their logits are their own; there is nothing where they have none."""
+    rows = []
+    for number, texts in enumerate((("甲", "乙"), ("丙", "丁", "戊"), ("己",))):
+        pairs = tuple(Pair(ids=(1, 7 + number, 2), types=(0, 0, 0)) for _ in texts)
+        example = Example(id=str(number), fields={}, target=texts[-1], candidates=texts)
+        options = Options(texts=texts, pairs=pairs)
+        rows.append(Tokens(example=example, prompt_ids=(), target_ids=(), options=options))
+    batch = collate_pairs(rows, [4, 5, 6], 3)
+    assert batch.index.tolist() == [[0, 1, 6], [2, 3, 4], [5, 6, 6]]
+    assert batch.right.tolist() == [1, 2, 0]
+    assert batch.rows.tolist() == [4, 5, 6]
+    assert [len(row) for row in rows] == [6, 9, 3]

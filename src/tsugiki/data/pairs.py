@@ -115,13 +115,14 @@ def _pair(tokenizer: Tokenizer, first: str, second: str | None) -> Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """Pairs of some rows, row after row, padded on the right: `ids`, `mask`, `types` [b, t]. Of
-    each row [rows]: how many answers it has, which of them is right, and its number."""
+    """Pairs of some rows, row after row, padded on the right: `ids`, `mask`, `types` [b, t].
+    `index` [rows, most] counts the answers of all rows, and says their sum where a row has fewer
+    than others. Of each row [rows]: which answer is right, and its number."""
 
     ids: torch.Tensor
     mask: torch.Tensor
     types: torch.Tensor
-    counts: torch.Tensor
+    index: torch.Tensor
     right: torch.Tensor
     rows: torch.Tensor
 
@@ -131,7 +132,7 @@ class PairBatch:
         return torch.arange(self.ids.shape[1], device=self.ids.device)[None]
 
     def to(self, device: torch.device) -> PairBatch:
-        names = ("ids", "mask", "types", "counts", "right", "rows")
+        names = ("ids", "mask", "types", "index", "right", "rows")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return PairBatch(**moved)
 
@@ -147,11 +148,14 @@ def collate_pairs(rows: Sequence[Tokens], numbers: Sequence[int], pad_id: int) -
         length = len(pair.ids)
         ids[number, :length], mask[number, :length] = torch.tensor(pair.ids), 1
         types[number, :length] = torch.tensor(pair.types)
+    counts = torch.tensor([len(each.texts) for each in options])
+    index = (counts.cumsum(0) - counts)[:, None] + torch.arange(int(counts.max()))
+    index[torch.arange(int(counts.max())) >= counts[:, None]] = int(counts.sum())
     return PairBatch(
         ids=ids,
         mask=mask,
         types=types,
-        counts=torch.tensor([len(each.texts) for each in options]),
+        index=index,
         right=torch.tensor(
             [each.texts.index(row.example.target) for each, row in zip(options, rows, strict=True)]
         ),

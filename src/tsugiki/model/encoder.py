@@ -80,14 +80,14 @@ class Encoder(nn.Module):
         return states
 
     def forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor, counts: torch.Tensor
+        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
-        """Logits [rows, most] in fp32 of inputs [b, t]; `counts` [rows] says how many answers each
-        row has, those beyond are -inf."""
+        """Logits [rows, most] in fp32 of inputs [b, t]; `index` says which of all logits is each
+        answer's, and one beyond them where a row has no such answer: that is -inf. (No size depends
+        on what lies on the device: nothing waits for it.)"""
         assert self.head is not None, "start_head makes it"
         logits = self.head(self.states(ids, mask, types)[:, 0]).float().flatten()
-        there = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
-        return logits.new_full(there.shape, -torch.inf).masked_scatter(there, logits)
+        return torch.cat([logits, logits.new_full((1,), -torch.inf)])[index]
 
 
 def read_encoder(folder: Path, dtype: torch.dtype, *, only_names: bool = False) -> Encoder:

@@ -69,7 +69,7 @@ def _logits(
     for group in longest_first([len(row) for row in rows], partial(rows_at_once, batch)):
         pairs = collate_pairs([rows[index] for index in group], group, pad).to(base.device)
         with base.numerics.autocast(base.device):
-            logits = base.model(pairs.ids, pairs.mask, pairs.types, pairs.counts).float().cpu()
+            logits = base.model(pairs.ids, pairs.mask, pairs.types, pairs.index).float().cpu()
         for index, own in zip(group, logits, strict=True):
             done[index] = own[: len(options_of(rows[index]).texts)]
         if on_progress:

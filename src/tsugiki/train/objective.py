@@ -71,7 +71,7 @@ class RightAnswer:
         return collate_pairs(rows, numbers, pad_id)
 
     def sums(self, model: Encoder, batch: PairBatch, rows: Sequence[int]) -> torch.Tensor:
-        logits = model(batch.ids, batch.mask, batch.types, batch.counts)
+        logits = model(batch.ids, batch.mask, batch.types, batch.index)
         losses = F.cross_entropy(logits, batch.right, reduction="none")
         return torch.stack([part.sum() for part in losses.split(list(rows))])
 
