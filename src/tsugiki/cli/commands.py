@@ -162,7 +162,7 @@ def study(
     """Run what is missing of a study, choose by validation, score on test once, print the
     tables."""
     language = language_of(lang, as_json)
-    file = _file_of(file, model, task)
+    file = _file_of(file, model, task, language)
     spec = _study(file, changes)
     if worker:
         from tsugiki.cli.running import work
@@ -183,7 +183,9 @@ def study(
     end(run_and_report(spec, arguments, out, jobs, as_json, language, track or []))
 
 
-def _file_of(file: str | None, model: list[str] | None, task: list[str] | None) -> str:
+def _file_of(
+    file: str | None, model: list[str] | None, task: list[str] | None, language: Language
+) -> str:
     """The study file that is meant; of --model and --task it is written first."""
     if file is not None:
         if model or task:
@@ -191,7 +193,7 @@ def _file_of(file: str | None, model: list[str] | None, task: list[str] | None) 
         return file
     from tsugiki.cli.one_line import write_study
 
-    path, lines = write_study(model or [], task or [])
+    path, lines = write_study(model or [], task or [], language)
     print("\n".join(lines), file=sys.stderr, flush=True)
     return str(path)
 

@@ -3,6 +3,7 @@ written into the current folder so that they can be read, changed and run again.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,13 +11,17 @@ from pathlib import Path
 from tsugiki.config.run import ModelChoice
 from tsugiki.data.new_task import Columns, columns_of, quoted, task_text
 from tsugiki.data.rows import is_data
-from tsugiki.data.task_file import read_task, stem_of
+from tsugiki.data.task_file import PARTS, RATIO, read_task, stem_of
 from tsugiki.data.tasks import builtin_tasks, find_task
 from tsugiki.errors import ConfigError, DataError, did_you_mean
 from tsugiki.files import write_atomically
 from tsugiki.model.folder import resolve
+from tsugiki.report.words import Language, say
+from tsugiki.score.power import least_detected, rows_needed
 from tsugiki.study.cells import builtin_studies
+from tsugiki.study.plan import assumed_pilot
 
+MARGIN, POWER = 2.0, 0.8  # of the study that is written
 LIKE = "recommended"  # the built-in study whose training and methods it takes
 # Its rates are those of models of 1B and more; small ones want larger ones (docs/results.md).
 SMALL_BYTES = 400e6
@@ -27,7 +32,11 @@ RATES = {
 
 
 def new_task_file(
-    data: Path, to: Path | None = None, fields: Sequence[str] = (), target: str | None = None
+    data: Path,
+    to: Path | None = None,
+    fields: Sequence[str] = (),
+    target: str | None = None,
+    language: Language = "en",
 ) -> tuple[Path, list[str]]:
     """Writes the task file of a data file; (where, lines of what was found).
 
@@ -43,26 +52,60 @@ def new_task_file(
     columns = columns_of(data, fields, target)
     write_atomically(path, task_text(columns, path.parent).encode())
     read_task(path)  # what was written is a task, or it is our fault
-    return path, list(said_of(columns))
+    return path, list(said_of(columns, language))
 
 
-def said_of(columns: Columns) -> Iterator[str]:
+def said_of(columns: Columns, language: Language = "en") -> Iterator[str]:
     """What was found in a data file, in lines."""
-    yield f"{columns.path}: {columns.rows:,} rows, columns {', '.join(columns.names)}"
+    names = ", ".join(columns.names)
+    yield say(language, "data_file.rows", path=columns.path, rows=columns.rows, columns=names)
     for note in columns.notes:
-        yield f"  note: {note}"
+        yield say(language, "check.note", note=note)
     if columns.formatting is not None:
-        yield f"rows as {columns.formatting} writes them: the answer is free text"
+        yield say(language, "data_file.formatting", formatting=columns.formatting)
         return
-    answer = f"{len(columns.labels)} labels: {', '.join(columns.labels)}"
-    yield (
-        f"answer: {columns.target} ({answer if columns.labels else 'free text'}); "
-        f"from: {', '.join(columns.fields)}"
+    labels = {"count": len(columns.labels), "labels": ", ".join(columns.labels)}
+    answer = say(language, "data_file.labels", **labels) if columns.labels else None
+    yield say(
+        language,
+        "data_file.answer",
+        target=columns.target,
+        answer=answer or say(language, "data_file.free_text"),
+        fields=", ".join(columns.fields),
     )
-    yield "other columns are meant? --fields NAME,NAME --target NAME"
+    yield say(language, "data_file.others")
 
 
-def write_study(models: Sequence[str], tasks: Sequence[str]) -> tuple[Path, list[str]]:
+def enough_of(columns: Columns, language: Language) -> Iterator[str]:
+    """Whether so many rows can be split, and which differences of two methods the test part will
+    show; before anything was answered."""
+    ends = [0, *(round(share / sum(RATIO) * columns.rows) for share in itertools.accumulate(RATIO))]
+    parts = dict(zip(PARTS, (end - start for start, end in itertools.pairwise(ends)), strict=True))
+    if not all(parts.values()):
+        yield say(language, "data_file.too_few", rows=columns.rows)
+        return
+    yield say(language, "data_file.split", **parts)
+    pilot = assumed_pilot(bool(columns.labels))
+    least = least_detected(pilot, parts["test"], 1, POWER)
+    needed = rows_needed(pilot, 1, MARGIN / 100, POWER, "detect")
+    assert needed is not None, "between two runs some number of rows suffices"
+    key = "data_file.enough" if least <= MARGIN / 100 else "data_file.not_enough"
+    assumed = "data_file.assumed_labels" if columns.labels else "data_file.assumed_scores"
+    yield say(
+        language,
+        key,
+        test=parts["test"],
+        points=100 * least,
+        margin=MARGIN,
+        needed=round(needed, -2),
+        power=POWER,
+        assumed=say(language, assumed),
+    )
+
+
+def write_study(
+    models: Sequence[str], tasks: Sequence[str], language: Language = "en"
+) -> tuple[Path, list[str]]:
     """Writes the study of these models on these tasks (names, task files or data files), and a task
     file for each data file; (the study file, lines of what was written).
 
@@ -76,7 +119,7 @@ def write_study(models: Sequence[str], tasks: Sequence[str]) -> tuple[Path, list
         )
     lines, named = list[str](), list[str]()
     for task in tasks:
-        named.append(_task_of(task, lines))
+        named.append(_task_of(task, lines, language))
     path = Path(f"{Path(named[0]).stem}-study.toml")
     text = study_text(models, named)
     if not path.exists():
@@ -92,7 +135,7 @@ def write_study(models: Sequence[str], tasks: Sequence[str]) -> tuple[Path, list
     return path, lines
 
 
-def _task_of(task: str, lines: list[str]) -> str:
+def _task_of(task: str, lines: list[str], language: Language) -> str:
     """The name of a task for a study file; of a data file its task file is made."""
     if task in builtin_tasks() or Path(task).suffix == ".toml":
         find_task(task)
@@ -108,7 +151,7 @@ def _task_of(task: str, lines: list[str]) -> str:
         return str(path)
     if not Path(task).exists():
         raise DataError(f"{task}: no such file")
-    path, said = new_task_file(Path(task))
+    path, said = new_task_file(Path(task), language=language)
     lines += [*said, f"{path}: written: which column is the answer, how rows are split"]
     return str(path)
 
@@ -129,8 +172,8 @@ def study_text(models: Sequence[str], tasks: Sequence[str]) -> str:
         f"name = {quoted(name)}",
         f"title = {quoted(name)}",
         "seeds = 3                        # the chosen configurations are trained so many times",
-        "margin = 2                       # points within which methods count as equal",
-        "power = 0.8                      # how many rows and seeds that takes is said first",
+        f"margin = {MARGIN:g}                       # points within which methods count as equal",
+        f"power = {POWER}                      # how many rows and seeds that takes is said first",
         "",
     ]
     named = [f"[[models]]\npath = {quoted(model)}\n" for model in models]

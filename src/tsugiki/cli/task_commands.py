@@ -95,10 +95,11 @@ def _check_other(file: Path | None, out: Path, language: Language, as_json: bool
 
         _print_lines(machine_lines(out), as_json)
         return
-    from tsugiki.cli.one_line import said_of
+    from tsugiki.cli.one_line import enough_of, said_of
     from tsugiki.data.new_task import columns_of
 
-    if not _print_lines(said_of(columns_of(file)), as_json):
+    columns = columns_of(file)
+    if not _print_lines([*said_of(columns, language), *enough_of(columns, language)], as_json):
         command = f"tsugiki study --model builtin --task {shlex.quote(str(file))}"
         print(say(language, "terminal.next", command=command))
 
@@ -143,9 +144,10 @@ def tasks_new(
     from tsugiki.cli.one_line import new_task_file
 
     names = [name.strip() for name in fields.split(",") if name.strip()]
-    path, lines = new_task_file(data, to, names, target)
+    language = language_of(lang)
+    path, lines = new_task_file(data, to, names, target, language)
     print("\n".join([*lines, f"{path}: written"]))
-    print(say(language_of(lang), "terminal.next", command=f"tsugiki check {path}"))
+    print(say(language, "terminal.next", command=f"tsugiki check {path}"))
 
 
 @tasks_app.command("list")
