@@ -51,9 +51,9 @@ def work(model: str, seed: int, out: Path) -> None:
     from tsugiki.data.prompts import pad_id_of
     from tsugiki.data.tasks import load_task
     from tsugiki.model.loading import find_base, load_base
+    from tsugiki.runs.answering import WRITES
     from tsugiki.runs.inputs import tokens_of
     from tsugiki.runs.methods import FULL
-    from tsugiki.runs.answering import WRITES
     from tsugiki.score.evaluate import evaluate
     from tsugiki.train.engine import fit
     from tsugiki.train.lane import Lane

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -45,8 +46,41 @@ def test_a_table_is_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.returncode == 0
     for said in ("600 rows, columns 番号, 本文, 星", "CP932", "2 labels: 悪い, 良い); from: 本文"):
         assert said in done.stdout
+    assert "split: about 480 rows for training, 60 for validation, 60 for test" in done.stdout
+    assert "enough? 60 rows of test show differences of about 20 points or more" in done.stdout
+    assert "one of 2, the margin, takes about 6,0" in done.stdout
     assert "Next: tsugiki study --model builtin --task reviews.csv" in done.stdout
     assert [path.name for path in folder.iterdir()] == ["reviews.csv"], "nothing is written"
+
+
+def test_whether_rows_suffice_is_said_in_japanese_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said of labels follows the power that a study plans with (z of 95 % and of 80 %)."""
+    reviews(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = in_this_process(monkeypatch, "check", "reviews.csv", "--lang", "ja")
+    for said in (
+        "600 行、列: 番号, 本文, 星",
+        "分割: 学習に約 480 行、検証に約 60 行、テストに約 60 行",
+        "検出できるのは、2 つの実行の約 20 ポイント以上の差です",
+    ):
+        assert said in done.stdout
+    assert round(100 * (1.96 + 0.8416) * (0.3 / 60) ** 0.5) == 20
+    assert not re.search("[a-z] (rows|answer)", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [(5, "too few rows to be split"), (10, "split: about 8 rows"), (70_000, "enough: 7,000 rows")],
+)
+def test_few_rows_and_many(
+    rows: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reviews(tmp_path, rows)
+    done = in_this_process(monkeypatch, "check", "reviews.csv", "--lang", "en", cwd=tmp_path)
+    assert said in done.stdout
+    assert ("split: " in done.stdout) == (rows >= 10)
 
 
 def test_a_task_file_is_written_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

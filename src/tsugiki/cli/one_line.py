@@ -3,6 +3,7 @@ written into the current folder so that they can be read, changed and run again.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,19 +11,25 @@ from pathlib import Path
 from tsugiki.config.run import ModelChoice
 from tsugiki.data.new_task import Columns, columns_of, quoted, task_text
 from tsugiki.data.rows import is_data
-from tsugiki.data.task_file import read_task, stem_of
+from tsugiki.data.task_file import PARTS, RATIO, read_task, stem_of
 from tsugiki.data.tasks import builtin_tasks, find_task
 from tsugiki.errors import ConfigError, DataError, did_you_mean
 from tsugiki.files import write_atomically
 from tsugiki.model.folder import resolve
+from tsugiki.score.power import least_detected, rows_needed
 from tsugiki.study.cells import builtin_studies
+from tsugiki.study.plan import assumed_pilot
 from tsugiki.words import Message
 
+MARGIN, POWER = 2.0, 0.8  # of the study that is written
 LIKE = "recommended"  # the built-in study whose training and methods it takes
 
 
 def new_task_file(
-    data: Path, to: Path | None = None, fields: Sequence[str] = (), target: str | None = None
+    data: Path,
+    to: Path | None = None,
+    fields: Sequence[str] = (),
+    target: str | None = None,
 ) -> tuple[Path, list[str]]:
     """Writes the task file of a data file; (where, lines of what was found).
 
@@ -58,6 +65,32 @@ def said_of(columns: Columns) -> Iterator[str]:
     else:
         yield Message("terminal.answer_text", **answer)
     yield Message("terminal.other_columns")
+
+
+def enough_of(columns: Columns) -> Iterator[str]:
+    """Whether so many rows can be split, and which differences of two methods the test part will
+    show; before anything was answered."""
+    ends = [0, *(round(share / sum(RATIO) * columns.rows) for share in itertools.accumulate(RATIO))]
+    parts = dict(zip(PARTS, (end - start for start, end in itertools.pairwise(ends)), strict=True))
+    if not all(parts.values()):
+        yield Message("data_file.too_few", rows=columns.rows)
+        return
+    yield Message("data_file.split", **parts)
+    pilot = assumed_pilot(bool(columns.labels))
+    least = least_detected(pilot, parts["test"], 1, POWER)
+    needed = rows_needed(pilot, 1, MARGIN / 100, POWER, "detect")
+    assert needed is not None, "between two runs some number of rows suffices"
+    key = "data_file.enough" if least <= MARGIN / 100 else "data_file.not_enough"
+    assumed = "data_file.assumed_labels" if columns.labels else "data_file.assumed_scores"
+    yield Message(
+        key,
+        test=parts["test"],
+        points=100 * least,
+        margin=MARGIN,
+        needed=round(needed, -2),
+        power=POWER,
+        assumed=Message(assumed),
+    )
 
 
 def write_study(models: Sequence[str], tasks: Sequence[str]) -> tuple[Path, list[str]]:
@@ -117,8 +150,8 @@ def study_text(models: Sequence[str], tasks: Sequence[str]) -> str:
         f"name = {quoted(name)}",
         f"title = {quoted(name)}",
         "seeds = 3                        # the chosen configurations are trained so many times",
-        "margin = 2                       # points within which methods count as equal",
-        "power = 0.8                      # how many rows and seeds that takes is said first",
+        f"margin = {MARGIN:g}                       # points within which methods count as equal",
+        f"power = {POWER}                      # how many rows and seeds that takes is said first",
         "",
     ]
     named = [f"[[models]]\npath = {quoted(model)}\n" for model in models]

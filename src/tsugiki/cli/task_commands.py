@@ -95,10 +95,11 @@ def _check_other(file: Path | None, out: Path, language: Language, as_json: bool
 
         _print_lines(machine_lines(out), as_json, language)
         return
-    from tsugiki.cli.one_line import said_of
+    from tsugiki.cli.one_line import enough_of, said_of
     from tsugiki.data.new_task import columns_of
 
-    if not _print_lines(said_of(columns_of(file)), as_json, language):
+    columns = columns_of(file)
+    if not _print_lines([*said_of(columns), *enough_of(columns)], as_json, language):
         command = f"tsugiki study --model builtin --task {shlex.quote(str(file))}"
         print(say(language, "terminal.next", command=command))
 

@@ -138,9 +138,7 @@ def _pair(result: StudyResult, first: Cell, second: Cell, margin: float, wanted:
         pilot, pilot_seeds = pilot_of(values[0], values[1], groups), min(map(len, runs))
         disagreement = _disagreement(values[0], values[1])
     else:
-        variance = ASSUMED_DISAGREEMENT if task.spec.closed else ASSUMED_VARIANCE
-        pilot = Pilot(rows=variance, residual=(0.0, 0.0), runs=(0.0, 0.0), n=1, freedom=0)
-        pilot_seeds = 0
+        pilot, pilot_seeds = assumed_pilot(task.spec.closed), 0
 
     def promise(aim: Aim) -> Promise:
         return Promise(
@@ -168,6 +166,12 @@ def _pair(result: StudyResult, first: Cell, second: Cell, margin: float, wanted:
         equal=promise("equal"),
         detect=promise("detect"),
     )
+
+
+def assumed_pilot(closed: bool) -> Pilot:
+    """Where nothing was answered yet: of a task whose answers are right or wrong, or of scores."""
+    variance = ASSUMED_DISAGREEMENT if closed else ASSUMED_VARIANCE
+    return Pilot(rows=variance, residual=(0.0, 0.0), runs=(0.0, 0.0), n=1, freedom=0)
 
 
 def _pilot_runs(result: StudyResult, cell: Cell) -> list[RunRecord]:
