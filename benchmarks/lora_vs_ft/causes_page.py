@@ -92,7 +92,8 @@ def main() -> None:
         "# What makes a LoRA score far below chance",
         "",
         "`python -m benchmarks.lora_vs_ft.causes_page`: from what `run.sh causes` measured. "
-        "“Lowest” is the paper's lowest setting (q+v, rank 4, α = r, 1e-5, constant rate), “recipe” is "
+        "“Lowest” is the paper's lowest setting (q+v, rank 4, α = r, 1e-5, constant rate), "
+        "“recipe” is "
         f'`method = "lora"` alone. Bold: at most {FAR_BELOW}. One seed; intervals over rows of '
         "validation. What it means: [docs/far-below-chance.md](../../../docs/far-below-chance.md).",
         "",
@@ -107,7 +108,8 @@ def main() -> None:
             f"## {campaign['model']}, {campaign['task'].removesuffix('_half')}",
             "",
             f"{campaign['device']}, torch {campaign['torch']}; {rows}, "
-            f"{campaign['epochs']:g} epochs, at most {campaign['rows']} rows of validation (half as many while it trains).",
+            f"{campaign['epochs']:g} epochs, at most {campaign['rows']} rows of validation (half "
+            "as many while it trains).",
             "",
             *end_table(campaign),
             "",
