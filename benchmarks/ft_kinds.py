@@ -89,7 +89,8 @@ def work(model: str, seed: int, out: Path) -> None:
         seen = evaluate(base, task.spec, "validation", validation, config.score)
         line = {
             "model": model, "kind": kind, "rate": rate, "seed": seed, "steps": lane.steps,
-            "loss": WRITES.loss(base, validation), "score": seen.main.value, "metric": seen.main.name,
+            "loss": WRITES.loss(base, validation), "score": seen.main.value,
+            "metric": seen.main.name,
             "n": len(validation), "train_loss": statistics.fmean(fitted.history.loss[-100:]),
             "failure": fitted.failure, "seconds": round(time.perf_counter() - start, 1),
         }  # fmt: skip

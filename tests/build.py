@@ -4,6 +4,7 @@ mocked."""
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -416,7 +417,7 @@ STUDY = {
 
 def study_of(model: Path, task: Path) -> dict:
     return {
-        **STUDY,
+        **deepcopy(STUDY),  # which a test may change
         "models": [{"path": str(model), "name": "tiny"}],
         "tasks": [{"name": str(task)}],
     }

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import tsugiki
+from tsugiki.runs.reading import RunRecord
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
+ROWS = "TRAIN_ROWS, EVAL_ROWS = 160, 60"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
@@ -35,9 +37,31 @@ def test_a_notebook_is_kept_without_outputs(path: Path) -> None:
     assert len(content["cells"]) > 10
 
 
+def runs_in(folder: Path) -> list[RunRecord]:
+    return [tsugiki.read_run(own) for own in sorted((folder / "lora-nyumon" / "runs").iterdir())]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_cell_of_the_introduction_to_lora_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same cells over a few examples, from which nothing is learned."""
+    program = "\n\n".join(code_of(FOLDER / "lora_nyumon.ipynb"))
+    assert program.count(ROWS) == 1, "one cell names the numbers of examples"
+    monkeypatch.chdir(tmp_path)
+    exec(program.replace(ROWS, "TRAIN_ROWS, EVAL_ROWS = 8, 3"), {})
+    runs = runs_in(tmp_path)
+    assert len(runs) == 4, "the study's LoRA run is the first one"
+    assert {run.status for run in runs} == {"done"}
+    assert {run.provenance.rows["validation"] for run in runs} == {3}
+    assert sum(run.scores("test") is not None for run in runs) == 2
+    assert "レポート（ブラウザで開けます）" in capsys.readouterr().out
+    assert list(tmp_path.rglob("report.ja.html"))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_the_introduction_to_lora_runs_and_shows_what_it_says(tmp_path: Path) -> None:
+def test_the_introduction_to_lora_shows_what_it_says(tmp_path: Path) -> None:
     """In a kernel where there is one, else cell after cell in one program."""
     path = FOLDER / "lora_nyumon.ipynb"
     if all(map(find_spec, ("nbformat", "nbclient", "ipykernel"))):
@@ -54,8 +78,8 @@ def test_the_introduction_to_lora_runs_and_shows_what_it_says(tmp_path: Path) ->
     else:
         program = "\n\n".join(code_of(path))
         subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    runs = [tsugiki.read_run(own) for own in sorted((tmp_path / "lora-nyumon" / "runs").iterdir())]
-    assert len(runs) == 4, "the study's LoRA run is the first one"
+    runs = runs_in(tmp_path)
+    assert len(runs) == 4
     assert {run.status for run in runs} == {"done"}
 
     def score(rate: float, rank: int) -> tuple[float, int]:

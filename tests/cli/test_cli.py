@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -169,11 +171,42 @@ def test_a_study_finds_the_task_beside_it_from_any_folder(tmp_path: Path) -> Non
     assert "\nok\nNext: tsugiki study " in done.stdout
 
 
+def test_sigterm_during_a_step_is_one_line_and_the_same_command_goes_on(
+    model_folder: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process of its own is `test_sigterm_keeps_a_checkpoint_…`, which is slow."""
+    from tsugiki.train.step import EagerStep
+
+    (tmp_path / "run.toml").write_text(
+        f'[model]\npath = "{model_folder}"\n[task]\nname = "{task_file}"\n'
+        "[lora]\nrank = 2\n[train]\nlearning_rate = 1e-3\nepochs = 3\nbatch = 4\n",
+        encoding="utf-8",
+    )
+    step = EagerStep.__call__
+
+    def terminated(self: EagerStep, lanes: list) -> list:
+        if lanes[0].step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, lanes)
+
+    command = ("run", "run.toml", "--out", "runs", "--lang", "en")
+    with monkeypatch.context() as patched:
+        patched.setattr(EagerStep, "__call__", terminated)
+        first = in_this_process(patched, *command, cwd=tmp_path)
+    assert first.returncode == 130, first.stderr
+    assert "Run the same command again to go on" in first.stderr
+    assert "Traceback" not in first.stderr
+    second = in_this_process(monkeypatch, *command, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "going on from step 5 of 18" in second.stderr
+    third = in_this_process(monkeypatch, *command, cwd=tmp_path)
+    assert "finished before; nothing was run" in third.stderr
+
+
+@pytest.mark.slow
 def test_sigterm_keeps_a_checkpoint_and_the_same_command_says_that_it_goes_on(
     tmp_path: Path,
 ) -> None:
-    import signal
-
     task = (
         '[model]\npath = "builtin"\n[task]\nname = "sample_nli"\ntrain_rows = 64\neval_rows = 6\n'
     )

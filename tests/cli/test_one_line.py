@@ -61,7 +61,7 @@ def test_whether_rows_suffice_is_said_in_japanese_too(
     monkeypatch.chdir(tmp_path)
     done = in_this_process(monkeypatch, "check", "reviews.csv", "--lang", "ja")
     for said in (
-        "600 行、列: 番号, 本文, 星",
+        "600 行、列は 番号, 本文, 星",
         "分割: 学習に約 480 行、検証に約 60 行、テストに約 60 行",
         "検出できるのは、2 つの実行の約 20 ポイント以上の差です",
     ):

@@ -346,6 +346,7 @@ def test_python_entry_points(model_folder: Path, task_file: Path, tmp_path: Path
     assert record.main_score("validation") is not None
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_resumes_to_the_same_bits(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:

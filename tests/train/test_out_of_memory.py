@@ -12,7 +12,7 @@ from tests import build
 from tests.parity.test_training import CPU, FP32, config, lane_of, rows
 from tests.train.test_lanes import LANES, lanes_of
 from tsugiki.config.run import LoraConfig
-from tsugiki.train import step as step_module
+from tsugiki.train import objective as objective_module
 from tsugiki.train.engine import fit
 from tsugiki.train.step import EagerStep
 
@@ -22,7 +22,7 @@ DROPPED = LoraConfig(targets="q+v", rank=4, dropout=0.3)
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A device that holds so many rows of a backward pass, from its `after`th on."""
-    real, device = step_module.summed_losses, {"rows": 10**9, "after": 0, "refused": 0}
+    real, device = objective_module.summed_losses, {"rows": 10**9, "after": 0, "refused": 0}
 
     def losses(backbone: Any, head: Any, batch: Any, *others: Any) -> torch.Tensor:
         device["after"] -= 1
@@ -31,7 +31,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(backbone, head, batch, *others)
 
-    monkeypatch.setattr(step_module, "summed_losses", losses)
+    monkeypatch.setattr(objective_module, "summed_losses", losses)
     return device
 
 

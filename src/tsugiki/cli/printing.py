@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.errors import ConfigError, TsugikiError, reason_of
-from tsugiki.runs.symptoms import symptoms_of
 from tsugiki.words import Language, called, in_language, recognised, say
 
 if TYPE_CHECKING:
@@ -157,6 +156,8 @@ def _brief(text: str) -> str:
 
 def print_scores(record: RunRecord, part: str, language: Language = "en") -> None:
     """The scores of a part that was scored, and the classes of its answers."""
+    from tsugiki.runs.symptoms import symptoms_of
+
     scores = record.scored(part)
     for score in scores.scores:
         print(

@@ -72,8 +72,8 @@ def run_and_report(
         many = None
         if jobs > 1:
             # Their notes are read on the same terminal.
-            told = [*whole, "--lang", lang]
-            many = partial(WorkerProcesses, arguments=told, jobs=jobs, lines=display.worker)
+            theirs = [*whole, "--lang", lang]
+            many = partial(WorkerProcesses, arguments=theirs, jobs=jobs, lines=display.worker)
         try:
             result = run_study(
                 spec,

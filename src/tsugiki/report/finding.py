@@ -18,7 +18,7 @@ from tsugiki.runs.reading import RunRecord
 from tsugiki.score.rules import metric_of
 from tsugiki.study.cells import Key, StudyResult
 from tsugiki.train.cost import Cost
-from tsugiki.words import Language, called, say
+from tsugiki.words import Language, Message, called, say
 
 Verdict = Literal["better", "worse", "equal", "undecided"]
 # How much more than the examples that shrink the interval's half width to the margin: (z₀.₉₇₅ +
@@ -114,6 +114,8 @@ def _finding(model: str, task: str, first: Standing, second: Standing, margin: f
     # The untouched base may lie anywhere: what tuning did is the question.
     if first.kind != "learned" or (second.kind != "learned" and not _untouched(second)):
         return silent
+    if {run.folder for run in first.runs} == {run.folder for run in second.runs}:
+        return replace(silent, why=Message("finding.same_runs"))
     try:
         # What nobody trained has no seeds of its own: it stands against each of the other's.
         others = second.runs if second.tuned else [*second.runs] * len(first.runs)

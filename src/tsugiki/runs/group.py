@@ -74,14 +74,13 @@ def train_group(shared: Shared, configs: Sequence[RunConfig], handles: Handles) 
     with shared.open_step(lanes, handles.all_at_their_end(lanes)) as step:
         first_kind = step.kind
         handles.note_step(shared, first_kind)
-        watch = Watch(shared, configs, lanes, handles, step)
         results = fit(
             step,
             lanes,
             base.device,
             folders=handles.checkpoints,
             on_progress=events.on_train,
-            callback=watch,
+            callback=Watch(shared, configs, lanes, handles, step),
             on_values=handles.values(events),
         )
         if step.kind != first_kind:
