@@ -23,6 +23,7 @@ from tsugiki.train.tensor_file import TensorFile, put_tensor
 from tsugiki.words import Message
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SAMPLE = 65_536  # numbers that are looked at for updates that rounding loses
 Tensors = TensorFile | Mapping[str, torch.Tensor]
 
 
@@ -254,7 +255,7 @@ class Lane:
             self.moves if isinstance(self.moves, FullWeights) else TorchAdamW(self.moves, config)
         )
         self.move = self.adamw.move  # on the device alone, so that it can be captured
-        self._before: list[torch.Tensor] = []
+        self._before: torch.Tensor | None = None
         self._unchanged: torch.Tensor | None = None
 
     def moments(self, key: str) -> dict[str, torch.Tensor]:
@@ -289,33 +290,32 @@ class Lane:
         """Tells the optimiser the learning rate of this step; an idle lane's is 0. A step that is
         not `live` is only looked at."""
         if self._looks_at_rounding and not idle:
-            self._before = [moved.detach().clone() for moved in self.moved]
+            self._before = _sample(self.moved[0].detach()).clone()
         self.adamw.set_rate(0.0 if idle else self.learning_rate, live=live)
 
     def count(self) -> None:
         """The step was made."""
-        if self._before:
-            self._unchanged = self._share_unchanged()
-            self._before = []
+        if self._before is not None:
+            self._unchanged, self._before = self._share_unchanged(self._before), None
         self.steps_with_lr += self.learning_rate > 0
         self.step += 1
         self.adamw.count()
 
     @property
     def _looks_at_rounding(self) -> bool:
-        """At the middle of all steps, where the rate is neither warming up nor near its end. What
-        is rounded by a seed (`FullWeights`) keeps small updates on average."""
-        return self.step == self.steps // 2 and isinstance(self.adamw, TorchAdamW)
+        """Adapters, at the middle of all steps: where the rate is neither warming up nor near its
+        end."""
+        return self.step == self.steps // 2 and isinstance(self.moves, OneVector)
 
     @torch.no_grad()
-    def _share_unchanged(self) -> torch.Tensor:
-        """Of the numbers that have had a gradient, how many the step left as they were."""
-        assert isinstance(self.adamw, TorchAdamW), "looked at"
-        same = had = torch.zeros((), device=self.moved[0].device)
-        for moved, before in zip(self.moved, self._before, strict=True):
-            due = self.adamw.optimizer.state[moved]["exp_avg"] != 0
-            same, had = same + ((moved == before) & due).sum(), had + due.sum()
-        return same / had.clamp(min=1)
+    def _share_unchanged(self, before: torch.Tensor) -> torch.Tensor:
+        """Of a sample of the numbers that have had a gradient, how many the step left as they
+        were."""
+        assert isinstance(self.adamw, TorchAdamW), "moves adapters"
+        [moved] = self.moved
+        due = _sample(self.adamw.optimizer.state[moved]["exp_avg"]) != 0
+        same = (_sample(moved.detach()) == before) & due
+        return same.sum() / due.sum().clamp(min=1)
 
     def lost_to_rounding(self) -> float | None:
         """Share of the trained numbers that a step in the middle did not change, though they had a
@@ -365,6 +365,11 @@ class Lane:
         self.step, self.steps_with_lr = step, steps_with_lr
         if isinstance(self.adamw, FullWeights):
             self.adamw.step = step
+
+
+def _sample(vector: torch.Tensor) -> torch.Tensor:
+    """Every so many-th number of a vector, so that looking at it takes no memory."""
+    return vector[:: max(1, len(vector) // SAMPLE)]
 
 
 def _shape(tensors: Tensors, name: str) -> tuple[int, ...] | None:
