@@ -148,6 +148,17 @@ class TrainConfig(Record):
     def _new_spelling(cls, given: Any) -> Any:
         return in_new_spelling("train", given)
 
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _is_a_rate(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return float(given)
+        except ValueError:
+            rule = 'must be a number, or a multiple of the recipe\'s like "0.5x"'
+            raise ValueError(f"{rule}, got '{given}'") from None
+
     @field_validator("precision", mode="before")
     @classmethod
     def _no_fp16(cls, given: Any) -> Any:
