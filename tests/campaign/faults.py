@@ -54,12 +54,12 @@ from tsugiki.cli.printing import print_report
 from tsugiki.config.run import RunConfig
 from tsugiki.config.study import StudySpec
 from tsugiki.runs import group as run_module
-from tsugiki.runs import shared as shared_module
 from tsugiki.runs.store import Store
 from tsugiki.study import chosen, sweep
 from tsugiki.study.cells import Cell, StudyResult, collect, parse_study
 from tsugiki.study.missing import study_folder
 from tsugiki.train import memory
+from tsugiki.train import open_step as step_module
 from tsugiki.train.step import EagerStep
 
 Touched = Callable[[RunConfig], bool]
@@ -164,14 +164,14 @@ def no_room(trial: Trial) -> tuple[Touched, str]:
 
 def out_of_memory(trial: Trial) -> tuple[Touched, str]:
     kind, touched = some_method(trial)
-    real = shared_module.open_step
+    real = step_module.open_step
 
     def open_step(model: Any, lanes: Any, *others: Any, **named: Any) -> Any:
         if lanes[0].moves.keeps_gradients == (kind == "lora"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, lanes, *others, **named)
 
-    trial.patch.setattr(shared_module, "open_step", open_step)
+    trial.patch.setattr(step_module, "open_step", open_step)
     return touched, "does not fit"
 
 
