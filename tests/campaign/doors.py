@@ -444,7 +444,7 @@ def _file(name: str, content: Callable[[str], tuple[str, bytes]], wanted: Wanted
 def run_inputs() -> Iterator[Input]:
     """Every number of a run with values that cannot be meant, by the file and by --set; words, paths and keys."""
     for place, good in (
-        ("train.learning_rate", [1e-5, 1, "1e-3"]), ("train.epochs", [1, 0.5, 20]), ("train.batch", [1, 64]), ("train.max_length", [64, 4096]),
+        ("train.learning_rate", [1e-5, 1, "1e-3", "0.5x", KeyError]), ("train.epochs", [1, 0.5, 20]), ("train.batch", [1, 64]), ("train.max_length", [64, 4096]),
         ("train.warmup", [0, 0.5, 1]), ("train.clip", [0.1, 10]), ("train.weight_decay", [0, 0.1]), ("train.seed", [0, 2**31]), ("lora.rank", [1, 16]),
         ("lora.alpha", [1, 32.5]), ("lora.dropout", [0, 0.5]), ("score.validations", [0, 3]), ("task.train_rows", [1, 10**6]), ("task.eval_rows", [1, 10**6]),
     ):  # fmt: skip
@@ -463,7 +463,7 @@ def run_inputs() -> Iterator[Input]:
         ("train.long_rows", "cut"), ("train.decay", 0.5), ("train.micro_batch", 3), ("lora.targets", "q+x"), ("lora.targets", "q+q"), ("lora.targets", ""), ("lora.rank", 17),
         ("model.path", "nowhere"), ("model.path", "owner/none"), ("model.path", ""), ("model.path", "task.toml"), ("task.name", "nowhere"), ("task.name", "run.toml"),
         ("task.split", "x"), ("task.format", "x"), ("task.format", "chat"), ("task.version", "1"), ("task.data_dir", "nowhere"), ("adapter", "nowhere"), ("train.max_length", 8),
-        ("train", 3), ("model", "builtin"), ("task", []), ("score.decode", "captured?"), ("train.learning_rate", KeyError), ("model", KeyError), ("task", KeyError),
+        ("train", 3), ("model", "builtin"), ("task", []), ("score.decode", "captured?"), ("train.learning_rate", "0x"), ("model", KeyError), ("task", KeyError),
     ):  # fmt: skip
         yield _run(f"{place} = {value!r}", "refuse", place, value)
     for change in (

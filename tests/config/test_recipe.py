@@ -122,6 +122,12 @@ def test_a_grid_of_several_scales_names_its_rates() -> None:
     assert {cell.config.train.learning_rate for cell in ranks} == {rate_of("lora", 384, 1)}
 
 
+@pytest.mark.parametrize("grid", [{"rank": [True]}, {"rank": [0]}, {"alpha": ["x"]}])
+def test_a_wrong_adapter_is_one_line_where_the_rate_is_the_recipes(grid: dict) -> None:
+    with pytest.raises(ConfigError, match=r"lora\.(rank|alpha)"):
+        expand(study({"name": "LoRA", "kind": "lora", "grid": grid}))
+
+
 def test_the_width_of_a_model(tmp_path: Path) -> None:
     build.save(tmp_path / "gpt2", "gpt2")
     assert width_of(ModelChoice(path=str(tmp_path / "gpt2"))) == build.gpt2().config.n_embd

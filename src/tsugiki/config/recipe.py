@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from tsugiki.config.run import LoraConfig, RunConfig
 from tsugiki.config.study import MethodSpec, Range, Setting
 from tsugiki.errors import ConfigError
@@ -120,10 +122,13 @@ def _scale_of(method: MethodSpec, grid: Mapping[str, tuple[Setting, ...] | Range
     for name in names:
         values = grid[name]
         lists.append((values.low, values.high) if isinstance(values, Range) else values)
-    scales = {
-        round(LoraConfig.model_validate(dict(zip(names, values, strict=True))).scale, 9)
-        for values in itertools.product(*lists)
-    }
+    try:
+        scales = {
+            round(LoraConfig.model_validate(dict(zip(names, values, strict=True))).scale, 9)
+            for values in itertools.product(*lists)
+        }
+    except ValidationError:
+        return 1.0  # what is wrong is said where each configuration is read
     if len(scales) > 1:
         raise ConfigError(
             f'method "{method.name}": a learning rate that is left to the recipe depends on the '
