@@ -261,7 +261,21 @@ def save(folder: Path, kind: str = "llama", sep: bool = True) -> Path:
     return folder
 
 
-TASK = """
+# Where the parts of a task lie that is written by hand.
+PARTS = """\
+[files.train]
+path = "train.jsonl"
+[files.validation]
+path = "validation.jsonl"
+[files.test]
+path = "test.jsonl"
+[splits.standard]
+train = { files = "train" }
+validation = { files = "validation" }
+test = { files = "test" }
+"""
+TASK = (
+    """
 name = "tiny"
 title = "tiny"
 kind = "classification"
@@ -279,21 +293,15 @@ n = "中立"
 c = "矛盾"
 [formats]
 paper = "文1: {a}[SEP]文2: {b}[SEP]"
-[files.train]
-path = "train.jsonl"
-[files.validation]
-path = "validation.jsonl"
-[files.test]
-path = "test.jsonl"
-[splits.standard]
-train = { files = "train" }
-validation = { files = "validation" }
-test = { files = "test" }
+"""
+    + PARTS
+    + """\
 [splits.leaky]
 train = { files = "test" }
 validation = { files = "validation" }
 test = { files = "test" }
 """
+)
 
 
 def save_task(folder: Path, num_rows: int = 24) -> Path:
@@ -325,7 +333,8 @@ def save_task(folder: Path, num_rows: int = 24) -> Path:
     return folder / "tiny.toml"
 
 
-CHOICE = """
+CHOICE = (
+    """
 name = "tiny_choice"
 title = "tiny_choice"
 kind = "choice"
@@ -339,17 +348,9 @@ max_new_tokens = 6
 default_split = "standard"
 [formats]
 paper = "質問: {question}[SEP]1. {one}[SEP]2. {two}[SEP]3. {three}[SEP]"
-[files.train]
-path = "train.jsonl"
-[files.validation]
-path = "validation.jsonl"
-[files.test]
-path = "test.jsonl"
-[splits.standard]
-train = { files = "train" }
-validation = { files = "validation" }
-test = { files = "test" }
 """
+    + PARTS
+)
 
 
 def save_choice(folder: Path, num_rows: int = 24) -> Path:

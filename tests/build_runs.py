@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.build import PARTS
 from tsugiki.config.run import RunConfig, TaskChoice
 from tsugiki.config.study import StudySpec
 from tsugiki.data.tasks import Task, load_task, task_digest
@@ -20,7 +21,8 @@ from tsugiki.score.predict import Prediction
 from tsugiki.study.cells import parse_study
 
 LABELS = ("含意", "中立", "矛盾")
-TASK = """
+TASK = (
+    """
 name = "made"
 title = "made"
 kind = "classification"
@@ -37,17 +39,9 @@ n = "中立"
 c = "矛盾"
 [formats]
 paper = "{text}[SEP]"
-[files.train]
-path = "train.jsonl"
-[files.validation]
-path = "validation.jsonl"
-[files.test]
-path = "test.jsonl"
-[splits.standard]
-train = { files = "train" }
-validation = { files = "validation" }
-test = { files = "test" }
 """
+    + PARTS
+)
 COST = {
     "device": "made up", "num_steps": 9, "step_s_median": 0.1, "step_s_mean": 0.1,
     "tokens_per_s": 10.0,

@@ -35,9 +35,8 @@ from tsugiki.runs.inputs import tokens_of
 from tsugiki.runs.methods import LORA
 from tsugiki.score.choices import choose_all
 from tsugiki.score.evaluate import Evaluation, evaluate_lanes, summarise
-from tsugiki.score.failures import classify
 from tsugiki.score.metrics import per_example
-from tsugiki.score.predict import Prediction
+from tsugiki.score.predict import Prediction, prediction_of
 from tsugiki.score.rules import METRICS
 from tsugiki.toml import parse
 from tsugiki.train.engine import PausedLane, fit
@@ -325,16 +324,7 @@ def answers_padded_right(
         for row, said in zip(some, ids[:, longest:].tolist(), strict=True):
             end = next((i for i, token in enumerate(said) if token in row.ending.stops), None)
             answer = answer_text(base.tokenizer, row.prompt_ids, said[:end])
-            example, ended = row.example, end is not None
-            failure = classify(
-                answer, example.target, example.candidates, ended=ended, was_cut=row.was_cut
-            )
-            made.append(
-                Prediction(
-                    id=example.id, group=example.group, target=example.target, answer=answer,
-                    ended=ended, failure=failure,
-                )
-            )  # fmt: skip
+            made.append(prediction_of(row, answer, ended=end is not None))
     return made
 
 

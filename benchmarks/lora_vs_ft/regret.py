@@ -15,7 +15,6 @@ import argparse
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +37,12 @@ def score_of(record: RunRecord) -> float:
     return value
 
 
-def best_of(records: Iterable[RunRecord], key: Any) -> RunRecord:
-    return min(records, key=key)
-
-
 def entry_of(key: tuple[str, str, str], records: list[RunRecord]) -> dict[str, Any] | None:
     done = [record for record in records if record.status == "done"]
     grid = [record for record in done if not is_default(record)]
     [default] = [record for record in done if is_default(record)]
-    by_loss = best_of(grid, lambda record: record.outcome.validation_loss)
-    by_score = best_of(grid, lambda record: -score_of(record))
+    by_loss = min(grid, key=lambda record: record.outcome.validation_loss)
+    by_score = max(grid, key=score_of)
     loss, least = default.outcome.validation_loss, by_loss.outcome.validation_loss
     assert loss is not None, "finished runs know their loss"
     assert least is not None, "finished runs know their loss"

@@ -3,6 +3,8 @@ against the big batch."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from tsugiki.data.prompts import Tokens
 from tsugiki.model.lora import attach, attach_lanes
 from tsugiki.model.numerics import Numerics
 from tsugiki.train.engine import fit
-from tsugiki.train.lane import Lane, OneVector, rate_share
+from tsugiki.train.lane import Lane, OneVector
 from tsugiki.train.step import EagerStep
 
 FP32 = Numerics(compute="fp32", base="fp32", trained="fp32")
@@ -63,6 +65,31 @@ def train(kind: str, method: str, settings: TrainConfig) -> tuple[Lane, list[flo
     return lane, result.history.loss
 
 
+def plain_losses(
+    model: Any, data: list[Tokens], lane: Lane, optimizer: torch.optim.Optimizer, *, clip: float
+) -> list[float]:
+    """The losses of a loop as anybody writes it: a lane's rows, a linear schedule after a warm-up
+    of a fifth of the steps, each parameter group around its own rate."""
+    steps, expected = lane.steps, []
+    warm, parameters = round(0.2 * steps), list(lane.parameters.values())
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for step in range(steps):
+        numbers = lane.order.rows_of(step)
+        batch = collate([data[number] for number in numbers], numbers, 3)
+        loss = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+        ).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+        share = (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        optimizer.step()
+        expected.append(loss.item())
+    return expected
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_engine_equals_a_plain_loop(kind: str, method: str) -> None:
@@ -75,23 +102,7 @@ def test_the_engine_equals_a_plain_loop(kind: str, method: str) -> None:
     no_dropout(model)
     plain = lane_of(model, settings, method, len(data))
     optimizer = torch.optim.AdamW(list(plain.parameters.values()), lr=1e-2, weight_decay=0.1)
-    steps = plain.steps
-    warm = round(0.2 * steps)
-    expected = []
-    for step in range(steps):
-        numbers = plain.order.rows_of(step)
-        batch = collate([data[number] for number in numbers], numbers, 3)
-        loss = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
-        ).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(plain.parameters.values()), 0.5)
-        share = (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * share
-        optimizer.step()
-        expected.append(loss.item())
+    expected = plain_losses(model, data, plain, optimizer, clip=0.5)
     assert losses == pytest.approx(expected, rel=1e-4)
     for name, parameter in plain.parameters.items():
         torch.testing.assert_close(lane.parameters[name], parameter, rtol=1e-3, atol=2e-5)
@@ -131,22 +142,9 @@ def test_loraplus_equals_a_parameter_group_for_each_rate() -> None:
         }
         ratios = {"A": 1.0, "B": lora.loraplus}
         optimizer = torch.optim.AdamW(
-            [{"params": sides[side], "ratio": ratios[side]} for side in "AB"], weight_decay=0.1
+            [{"params": sides[side], "lr": 1e-3 * ratios[side]} for side in "AB"], weight_decay=0.1
         )
-        expected = []
-        for step in range(alone.steps):
-            numbers = alone.order.rows_of(step)
-            batch = collate([data[number] for number in numbers], numbers, 3)
-            loss = model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
-            ).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(list(alone.parameters.values()), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * group["ratio"] * rate_share(settings, step, alone.steps)
-            optimizer.step()
-            expected.append(loss.item())
+        expected = plain_losses(model, data, alone, optimizer, clip=1.0)
         assert result.history.loss == pytest.approx(expected, rel=1e-4)
         for name, parameter in alone.parameters.items():
             torch.testing.assert_close(lane.parameters[name], parameter, rtol=1e-3, atol=2e-5)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.lora_vs_ft.causes import in_bf16, no_end
 
 from tests import build
 from tsugiki.config.run import LoraConfig, TrainConfig
@@ -43,9 +43,7 @@ def test_an_end_that_is_not_trained_is_named(
 
     def without_ends(*args: object, **more: object) -> list[Tokens]:
         rows = made(*args, **more)  # type: ignore[arg-type]
-        if "train" not in args:
-            return rows
-        return [replace(r, target_ids=r.target_ids[: -len(r.ending.ids)]) for r in rows]
+        return no_end(rows, args[0], args[1]) if "train" in args else rows  # type: ignore[arg-type]
 
     monkeypatch.setattr(shared_module, "tokens_of", without_ends)
     broken = run_group([config], Store(tmp_path / "broken"))[0]
@@ -86,16 +84,8 @@ def test_updates_that_rounding_loses_are_named(rounded: bool, rate: float) -> No
     train = TrainConfig(learning_rate=rate, epochs=5, batch=4, precision="fp32")
     attached = attach(model, LoraConfig(targets="all-linear", rank=4), seed=0)
     lane = Lane("LoRA", attached.parameters, train, len(rows), moves=OneVector(attached))
-    whole = lane.move
-
-    def in_bf16() -> torch.Tensor:
-        norm = whole()
-        for parameter in lane.moved:
-            parameter.data.copy_(parameter.data.bfloat16())
-        return norm
-
     if rounded:
-        lane.move = in_bf16
+        in_bf16(lane)
     assert lane.lost_to_rounding() is None
     fit(EagerStep(model, rows, 3, CPU, FP32), [lane], CPU, folders=[None])
     said = list(lost_updates(lane.name, lane.lost_to_rounding()))

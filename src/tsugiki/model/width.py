@@ -23,11 +23,11 @@ def width_of(choice: ModelChoice) -> int:
 
 def known_width(choice: ModelChoice) -> int | None:
     """The same, where it takes no fetching; None where it does, or where it cannot be told."""
-    from huggingface_hub import try_to_load_from_cache
-
     try:
         folder = local_folder(choice)
         if folder is None:
+            from huggingface_hub import try_to_load_from_cache
+
             there = try_to_load_from_cache(choice.path, "config.json", revision=choice.revision)
             folder = Path(there).parent if isinstance(there, str) else None
         return None if folder is None else _width_in(folder, choice)

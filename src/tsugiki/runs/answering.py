@@ -29,6 +29,53 @@ if TYPE_CHECKING:
 OnProgress = Callable[[int, int], None]
 
 
+class RowsOf(Protocol):
+    """See `runs/preflight.rows_of`; what an encoder does not read of it, it does not look at."""
+
+    def __call__(
+        self,
+        tokenizer: Tokenizer,
+        task: Task,
+        config: RunConfig,
+        part: str,
+        *,
+        longest: int,
+        vocab_rows: int,
+        stops: Sequence[int],
+        left_out: list[str] | None = None,
+    ) -> list[Tokens]: ...
+
+
+class LookAtRows(Protocol):
+    """See `runs/preflight.look_at_rows`."""
+
+    def __call__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        task: Task,
+        rows: Mapping[str, Sequence[Tokens]],
+        config: RunConfig,
+        *,
+        vocab_rows: int,
+    ) -> list[str]: ...
+
+
+class Evaluate(Protocol):
+    """See `score/evaluate.evaluate_lanes`."""
+
+    def __call__(
+        self,
+        base: Base,
+        spec: TaskSpec,
+        part: str,
+        rows: Sequence[Tokens],
+        config: ScoreConfig,
+        on_progress: OnProgress | None = None,
+        lanes: Sequence[int] | None = None,
+    ) -> Iterator[Evaluation]: ...
+
+
 class Answering(Protocol):
     """`writes`: whether it can be asked for any text."""
 
@@ -40,31 +87,13 @@ class Answering(Protocol):
     def load(self, source: BaseSource) -> Base:
         """Model and tokenizer, looked at. Raises `ModelError`."""
 
-    def rows(
-        self,
-        tokenizer: Tokenizer,
-        task: Task,
-        config: RunConfig,
-        part: str,
-        *,
-        longest: int,
-        vocab_rows: int,
-        stops: Sequence[int],
-        left_out: list[str] | None = None,
-    ) -> list[Tokens]:
-        """The rows of one part as ids; see `runs/preflight.rows_of`."""
+    @property
+    def rows(self) -> RowsOf:
+        """The rows of one part as ids."""
 
-    def look_at_rows(
-        self,
-        folder: Path,
-        tokenizer: Tokenizer,
-        task: Task,
-        rows: Mapping[str, Sequence[Tokens]],
-        config: RunConfig,
-        *,
-        vocab_rows: int,
-    ) -> list[str]:
-        """What a user should know of rows; see `runs/preflight.look_at_rows`."""
+    @property
+    def look_at_rows(self) -> LookAtRows:
+        """What a user should know of rows."""
 
     def ends(self, tokenizer: Tokenizer, stops: Sequence[int]) -> str:
         """Where answers end, in a line."""
@@ -80,16 +109,8 @@ class Answering(Protocol):
     ) -> AbstractContextManager[EagerStep | CudaGraphStep]:
         """The step; the eager one, which costs nothing to make, when every lane is at its end."""
 
-    def evaluate(
-        self,
-        base: Base,
-        spec: TaskSpec,
-        part: str,
-        rows: Sequence[Tokens],
-        config: ScoreConfig,
-        on_progress: OnProgress | None = None,
-        lanes: Sequence[int] | None = None,
-    ) -> Iterator[Evaluation]:
+    @property
+    def evaluate(self) -> Evaluate:
         """Each lane's answers, scored, as soon as they are there."""
 
     def loss(self, base: Base, rows: Sequence[Tokens], lane: int = 0) -> float:
@@ -113,44 +134,17 @@ class Writes:
 
         return load_base(source)
 
-    def rows(
-        self,
-        tokenizer: Tokenizer,
-        task: Task,
-        config: RunConfig,
-        part: str,
-        *,
-        longest: int,
-        vocab_rows: int,
-        stops: Sequence[int],
-        left_out: list[str] | None = None,
-    ) -> list[Tokens]:
+    @property
+    def rows(self) -> RowsOf:
         from tsugiki.runs.preflight import rows_of
 
-        return rows_of(
-            tokenizer,
-            task,
-            config,
-            part,
-            longest=longest,
-            vocab_rows=vocab_rows,
-            stops=stops,
-            left_out=left_out,
-        )
+        return rows_of
 
-    def look_at_rows(
-        self,
-        folder: Path,
-        tokenizer: Tokenizer,
-        task: Task,
-        rows: Mapping[str, Sequence[Tokens]],
-        config: RunConfig,
-        *,
-        vocab_rows: int,
-    ) -> list[str]:
+    @property
+    def look_at_rows(self) -> LookAtRows:
         from tsugiki.runs.preflight import look_at_rows
 
-        return look_at_rows(folder, tokenizer, task, rows, config, vocab_rows=vocab_rows)
+        return look_at_rows
 
     def ends(self, tokenizer: Tokenizer, stops: Sequence[int]) -> str:
         ids = sorted({tokenizer.eos_token_id, *stops})
@@ -181,19 +175,11 @@ class Writes:
             return nullcontext(EagerStep(base.model, rows, pad, device, numerics))
         return open_step(base.model, lanes, rows, pad_id=pad, device=device, numerics=numerics)
 
-    def evaluate(
-        self,
-        base: Base,
-        spec: TaskSpec,
-        part: str,
-        rows: Sequence[Tokens],
-        config: ScoreConfig,
-        on_progress: OnProgress | None = None,
-        lanes: Sequence[int] | None = None,
-    ) -> Iterator[Evaluation]:
+    @property
+    def evaluate(self) -> Evaluate:
         from tsugiki.score.evaluate import evaluate_lanes
 
-        return evaluate_lanes(base, spec, part, rows, config, on_progress, lanes)
+        return evaluate_lanes
 
     def loss(self, base: Base, rows: Sequence[Tokens], lane: int = 0) -> float:
         from tsugiki.data.prompts import pad_id_of
@@ -224,37 +210,17 @@ class Chooses:
 
         return load_base(source, read_encoder, look_at_encoder)
 
-    def rows(
-        self,
-        tokenizer: Tokenizer,
-        task: Task,
-        config: RunConfig,
-        part: str,
-        *,
-        longest: int,
-        vocab_rows: int,
-        stops: Sequence[int],
-        left_out: list[str] | None = None,
-    ) -> list[Tokens]:
+    @property
+    def rows(self) -> RowsOf:
         from tsugiki.runs.preflight import pairs_of
 
-        return pairs_of(
-            tokenizer, task, config, part, longest=longest, vocab_rows=vocab_rows, left_out=left_out
-        )
+        return pairs_of
 
-    def look_at_rows(
-        self,
-        folder: Path,
-        tokenizer: Tokenizer,
-        task: Task,
-        rows: Mapping[str, Sequence[Tokens]],
-        config: RunConfig,
-        *,
-        vocab_rows: int,
-    ) -> list[str]:
+    @property
+    def look_at_rows(self) -> LookAtRows:
         from tsugiki.runs.preflight import look_at_pairs
 
-        return look_at_pairs(folder, tokenizer, task, rows)
+        return look_at_pairs
 
     def ends(self, tokenizer: Tokenizer, stops: Sequence[int]) -> str:
         return Message("check.chooses")
@@ -276,19 +242,11 @@ class Chooses:
         pad, device, numerics = pad_id_of(base.tokenizer), base.device, base.numerics
         return nullcontext(EagerStep(base.model, rows, pad, device, numerics, self.objective()))
 
-    def evaluate(
-        self,
-        base: Base,
-        spec: TaskSpec,
-        part: str,
-        rows: Sequence[Tokens],
-        config: ScoreConfig,
-        on_progress: OnProgress | None = None,
-        lanes: Sequence[int] | None = None,
-    ) -> Iterator[Evaluation]:
+    @property
+    def evaluate(self) -> Evaluate:
         from tsugiki.score.right_answer import evaluate_encoder
 
-        yield evaluate_encoder(base, spec, part, rows, config, on_progress)
+        return evaluate_encoder
 
     def loss(self, base: Base, rows: Sequence[Tokens], lane: int = 0) -> float:
         from tsugiki.score.right_answer import mean_loss

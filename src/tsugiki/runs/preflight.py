@@ -60,11 +60,6 @@ def rows_of(
     to `left_out`.
     """
     check_tokenizer(tokenizer)
-    leave_out = (
-        (left_out if left_out is not None else [])
-        if part == "train" and config.train.long_rows == "leave_out"
-        else None
-    )
     rows = tokenize(
         tokenizer,
         task,
@@ -72,7 +67,7 @@ def rows_of(
         longest,
         config.score.max_new_tokens,
         stops=stops,
-        leave_out=leave_out,
+        leave_out=_leave_out(config, part, left_out),
         # What is trained on is shown without: training rows themselves are only counted here.
         shots=() if part == "train" else few_shots(task, config.shots, config.train.seed),
     )
@@ -80,6 +75,14 @@ def rows_of(
         raise DataError(Message("error.no_row_fits", task=task.name, part=part, longest=longest))
     check_ids(tokenizer, rows, vocab_rows)
     return rows
+
+
+def _leave_out(config: RunConfig, part: str, left_out: list[str] | None) -> list[str] | None:
+    """Where the ids of rows go that do not fit: training rows, where the configuration says so;
+    None where each is an error."""
+    if part != "train" or config.train.long_rows != "leave_out":
+        return None
+    return [] if left_out is None else left_out
 
 
 def pairs_of(
@@ -90,12 +93,12 @@ def pairs_of(
     *,
     longest: int,
     vocab_rows: int,
+    stops: Sequence[int],
     left_out: list[str] | None = None,
 ) -> list[Tokens]:
-    """`rows_of` for an encoder (`data/pairs`)."""
-    leave_out = part == "train" and config.train.long_rows == "leave_out"
-    kept = (left_out if left_out is not None else []) if leave_out else None
-    rows = encode(tokenizer, task, task.examples[part], longest, kept)
+    """`rows_of` for an encoder (`data/pairs`), whose answers end nowhere: `stops` is not read."""
+    leave_out = _leave_out(config, part, left_out)
+    rows = encode(tokenizer, task, task.examples[part], longest, leave_out)
     if not rows:
         raise DataError(
             f'task "{task.name}": not one row of {part} fits into the {longest} tokens that the '
@@ -148,9 +151,16 @@ def look_at_rows(
 
 
 def look_at_pairs(
-    folder: Path, tokenizer: Tokenizer, task: Task, rows: Mapping[str, Sequence[Tokens]]
+    folder: Path,
+    tokenizer: Tokenizer,
+    task: Task,
+    rows: Mapping[str, Sequence[Tokens]],
+    config: RunConfig,
+    *,
+    vocab_rows: int,
 ) -> list[str]:
-    """`look_at_rows` for an encoder: its answers are no tokens, so none can be lost."""
+    """`look_at_rows` for an encoder: its answers are no tokens, so none can be lost, and what would
+    tell (`config`, `vocab_rows`) is not read."""
     texts = _texts_of(rows)
     refuse_other_ids(folder, tokenizer, texts)
     notes = [*task.notes, *_conversion(folder, tokenizer, texts)]

@@ -227,13 +227,18 @@ def _generate_in_batches(
 def _prediction(tokenizer: Tokenizer, row: Tokens, ids: list[int]) -> Prediction:
     ended = bool(ids) and ids[-1] in row.ending.stops
     text = answer_text(tokenizer, row.prompt_ids, ids[:-1] if ended else ids)
+    return prediction_of(row, text, ended=ended)
+
+
+def prediction_of(row: Tokens, answer: str, *, ended: bool) -> Prediction:
+    """An answer to a row, with its class."""
     example = row.example
-    failure = classify(text, example.target, example.candidates, ended=ended, was_cut=row.was_cut)
+    failure = classify(answer, example.target, example.candidates, ended=ended, was_cut=row.was_cut)
     return Prediction(
         id=example.id,
         group=example.group,
         target=example.target,
-        answer=text,
+        answer=answer,
         ended=ended,
         failure=failure,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -17,8 +17,7 @@ from tsugiki.data.prompts import Tokens, pad_id_of
 from tsugiki.model.loading import Base
 from tsugiki.score.decode import rows_at_once
 from tsugiki.score.evaluate import Evaluation, summarise
-from tsugiki.score.failures import classify
-from tsugiki.score.predict import EAGER_BATCH, Prediction
+from tsugiki.score.predict import EAGER_BATCH, prediction_of
 
 OnProgress = Callable[[int, int], None]
 
@@ -30,12 +29,17 @@ def evaluate_encoder(
     rows: Sequence[Tokens],
     config: ScoreConfig,
     on_progress: OnProgress | None = None,
-) -> Evaluation:
-    """Answers and scores one part: as text, by the same rules as answers that are written."""
+    lanes: Sequence[int] | None = None,
+) -> Iterator[Evaluation]:
+    """Answers and scores one part: as text, by the same rules as answers that are written. An
+    encoder is one lane: `lanes` names it."""
     started = time.perf_counter()
     logits = _logits(base, rows, config.batch or EAGER_BATCH, on_progress)
-    predictions = [_prediction(row, own) for row, own in zip(rows, logits, strict=True)]
-    return summarise(spec, part, predictions, (time.perf_counter() - started) / len(rows))
+    predictions = [
+        prediction_of(row, options_of(row).texts[int(own.argmax())], ended=True)
+        for row, own in zip(rows, logits, strict=True)
+    ]
+    yield summarise(spec, part, predictions, (time.perf_counter() - started) / len(rows))
 
 
 def mean_loss(base: Base, rows: Sequence[Tokens]) -> float:
@@ -45,19 +49,6 @@ def mean_loss(base: Base, rows: Sequence[Tokens]) -> float:
         for row, own in zip(rows, _logits(base, rows, EAGER_BATCH, None), strict=True)
     ]
     return float(torch.stack(losses).mean())
-
-
-def _prediction(row: Tokens, logits: torch.Tensor) -> Prediction:
-    example, answer = row.example, options_of(row).texts[int(logits.argmax())]
-    failure = classify(answer, example.target, example.candidates, ended=True, was_cut=row.was_cut)
-    return Prediction(
-        id=example.id,
-        group=example.group,
-        target=example.target,
-        answer=answer,
-        ended=True,
-        failure=failure,
-    )
 
 
 @torch.inference_mode()
