@@ -14,7 +14,7 @@ from tsugiki.errors import ConfigError
 from tsugiki.runs.events import Events
 from tsugiki.runs.store import Run, Store
 from tsugiki.study.cells import collect, expand, parse_study
-from tsugiki.study.executors import ThisProcess, WorkerProcesses
+from tsugiki.study.executors import ThisProcess, WorkerProcesses, environment_of
 from tsugiki.study.sweep import run_study
 from tsugiki.study.worker import run_stage
 
@@ -148,3 +148,15 @@ def test_no_worker_starts_for_nothing(model_folder: Path, task_file: Path, tmp_p
         lines=Display().worker,
     )
     assert list(many.submit([])) == []
+
+
+def test_workers_take_several_cards_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TSUGIKI_DEVICE", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    taken = [environment_of(number, 3)["TSUGIKI_DEVICE"] for number in range(3)]
+    assert taken == ["cuda:0", "cuda:1", "cuda:0"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert "TSUGIKI_DEVICE" not in environment_of(0, 3)
+    monkeypatch.setenv("TSUGIKI_DEVICE", "cuda:5")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert environment_of(0, 3)["TSUGIKI_DEVICE"] == "cuda:5"

@@ -211,12 +211,10 @@ class WorkerProcesses:
         """Their exit codes. Each reads a pipe that nothing is written to: when it ends, this
         process has ended (`stop_with_parent`)."""
         command = [sys.executable, "-m", "tsugiki", "study", *self.arguments, "--worker", stage]
-        # Each would take all cores: two on two cores take more than twice as long as one after
-        # another.
-        threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), **os.environ}
         pipe = subprocess.PIPE
         workers = [
-            subprocess.Popen(command, stdin=pipe, stdout=pipe, env=threads) for _ in range(jobs)
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment_of(number, jobs))
+            for number in range(jobs)
         ]
         try:
             self._show(workers, ended)
@@ -246,6 +244,16 @@ class WorkerProcesses:
                 heard[number].start([])
             else:
                 pass_on(message, heard[number], lines[number].on_cell)
+
+
+def environment_of(number: int, jobs: int) -> dict[str, str]:
+    """What a worker (from 0) of so many gets unless it is set: a share of the cores, and one of
+    several cards, in turn."""
+    # Each would take all cores: two on two cores take more than twice as long as one after another.
+    given = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))}
+    if (cards := torch.cuda.device_count()) > 1:
+        given["TSUGIKI_DEVICE"] = f"cuda:{number % cards}"
+    return given | os.environ
 
 
 def _was_killed(code: int) -> bool:
