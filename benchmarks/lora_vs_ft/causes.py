@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from tsugiki.config.recipe import ADAPTER, SCHEDULE, rate_of
-from tsugiki.config.run import ModelChoice, RunConfig, ScoreConfig
+from tsugiki.config.recipe import SCHEDULE, adapter_of, rate_of
+from tsugiki.config.run import LoraConfig, ModelChoice, RunConfig, ScoreConfig
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of, prompt_ids_of, render
 from tsugiki.data.tasks import Task, drawn, load_task
 from tsugiki.model.loading import Base, find_base, load_base
@@ -115,7 +115,9 @@ FAULTS: dict[str, Callable[[Sequence[Tokens], Base, Task], list[Tokens]]] = {
 
 def settings(width: int) -> list[Setting]:
     """The lanes of the pass without faults: the two ends, and one change each from them."""
-    recipe: dict[str, Any] = {**ADAPTER, **SCHEDULE, "learning_rate": rate_of("lora", width)}
+    adapter = adapter_of(width)
+    rate = rate_of(width, LoraConfig.model_validate(adapter))
+    recipe: dict[str, Any] = {**adapter, **SCHEDULE, "learning_rate": rate}
     few = {"epochs": 0.1}
     from_low = {
         "few steps": few,
@@ -123,8 +125,8 @@ def settings(width: int) -> list[Setting]:
         "α = 16": {"alpha": 16},
         "warm-up 5 %": {"warmup": 0.05},
         "rate 2e-4": {"learning_rate": 2e-4},
-        "the recipe's rate": {"learning_rate": recipe["learning_rate"]},
-        "all linear layers, rank 16": {"targets": "all-linear", "rank": 16},
+        "the recipe's rate": {"learning_rate": rate},
+        "all linear layers, rank 64": {"targets": "all-linear", "rank": 64},
     }
     from_recipe = {
         "rate 1e-5": {"learning_rate": 1e-5},
@@ -132,7 +134,7 @@ def settings(width: int) -> list[Setting]:
         "no warm-up": {"warmup": 0.0},
         "constant rate": {"schedule": "constant"},
         "few steps": few,
-        "four times the rate": {"learning_rate": 4 * recipe["learning_rate"]},
+        "four times the rate": {"learning_rate": 4 * rate},
     }
     return [
         Setting(name="lowest", changes=LOW),

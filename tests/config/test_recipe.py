@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests import build
-from tsugiki.config.recipe import fill_run, multiple_of, rate_of
-from tsugiki.config.run import ModelChoice
+from tsugiki.config.recipe import adapter_of, fill_run, multiple_of, rate_of
+from tsugiki.config.run import LoraConfig, ModelChoice
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, ModelError
 from tsugiki.model.width import known_width, width_of
@@ -30,13 +30,27 @@ def study(*methods: dict[str, object], **shared: object) -> StudySpec:
     return parse(StudySpec, given, "s")
 
 
-def test_the_rate_follows_width_and_scale() -> None:
-    """5e-4 at a width of 2,000 and scale 1; FT a tenth of LoRA's at scale 2."""
-    assert rate_of("lora", 2000, 1) == 5e-4
-    assert rate_of("lora", 1000, 2) == 4.3e-4
-    assert rate_of("lora", 512) == pytest.approx(7.2e-4, rel=0.02)
-    assert rate_of("lora", 4096) == pytest.approx(1.4e-4, rel=0.03)
-    assert rate_of("full", 512) == pytest.approx(rate_of("lora", 512) / 10, rel=0.03)
+WIDE, MAME = 2000, 384
+
+
+def lora(rank: int = 16, scale: float = 1, **more: float) -> LoraConfig:
+    return LoraConfig(rank=rank, alpha=rank * scale, **more)
+
+
+def test_the_rate_follows_width_rank_and_scale() -> None:
+    assert rate_of(WIDE, lora()) == 4e-4
+    assert rate_of(WIDE // 2, lora()) == pytest.approx(4e-4 * 2**0.781, rel=0.02)
+    assert rate_of(WIDE, lora(64)) == rate_of(WIDE, lora(scale=2)) == 2e-4
+    assert rate_of(WIDE, lora(loraplus=16)) == 1e-4, "and B's at 16 times that"
+    assert rate_of(512, lora(64, 2)) == 2.9e-4
+    assert rate_of(512, lora(16, 2)) == 5.8e-4
+    assert (rate_of(WIDE), rate_of(512)) == (2.5e-5, 7.2e-5)
+
+
+def test_the_rank_is_one_that_small_models_have() -> None:
+    ranks = {width: adapter_of(width)["rank"] for width in (2, 32, 256, 4096)}
+    assert ranks == {2: 1, 32: 8, 256: 64, 4096: 64}
+    assert adapter_of(512)["alpha"] == 128
 
 
 @pytest.mark.parametrize(
@@ -50,11 +64,11 @@ def test_multiples(rate: object, multiple: float | None) -> None:
 def test_lora_with_no_other_setting_is_the_recipe() -> None:
     config = run_config({**GIVEN, "method": "lora"}, "run")
     assert config.lora is not None
-    assert (config.lora.targets, config.lora.rank, config.lora.alpha) == ("all-linear", 16, 32)
+    assert (config.lora.targets, config.lora.rank, config.lora.alpha) == ("all-linear", 64, 128)
     assert (config.train.schedule, config.train.warmup) == ("linear", 0.05)
-    assert config.train.learning_rate == rate_of("lora", 384)
+    assert config.train.learning_rate == rate_of(MAME, config.lora)
     full = run_config({**GIVEN, "method": "full", "train": {"epochs": 1}}, "run")
-    assert (full.train.learning_rate, full.train.epochs) == (rate_of("full", 384), 1)
+    assert (full.train.learning_rate, full.train.epochs) == (rate_of(MAME), 1)
     assert full.lora is None
 
 
@@ -69,7 +83,7 @@ def test_what_is_said_stays() -> None:
     )
     assert half.lora is not None
     assert (half.lora.targets, half.lora.scale, half.train.warmup) == ("all-linear", 1, 0.1)
-    assert half.train.learning_rate == pytest.approx(rate_of("lora", 384, 1) / 2, rel=0.03)
+    assert half.train.learning_rate == pytest.approx(rate_of(MAME, lora(8)) / 2, rel=0.06)
 
 
 @pytest.mark.parametrize(
@@ -103,23 +117,24 @@ def test_rows_of_a_study() -> None:
             {"name": "base", "kind": "base"},
         )
     )
-    rate, full = rate_of("lora", 384), rate_of("full", 384)
+    rate, full = rate_of(MAME, lora(64, 2)), rate_of(MAME)
     rates = [cell.config.train.learning_rate for cell in cells]
     assert rates == pytest.approx([rate, rate / 2, rate, 3e-3, 2 * full, 1.0], rel=0.03)
     assert cells[0].settings == {
-        "targets": "all-linear", "rank": 16, "alpha": 32, "learning_rate": rate,
+        "targets": "all-linear", "rank": 64, "alpha": 128, "learning_rate": rate,
     }  # fmt: skip
     assert {cell.config.train.schedule for cell in cells[:5]} == {"linear"}
     assert cells[5].config.train.schedule == "constant"
     assert all("x" not in str(value) for cell in cells[:3] for value in cell.settings.values())
 
 
-def test_a_grid_of_several_scales_names_its_rates() -> None:
-    grid = {"rank": [8, 16], "alpha": [32], "learning_rate": ["1x"]}
-    with pytest.raises(ConfigError, match=r"several \((4, 2|2, 4)\)"):
+@pytest.mark.parametrize("grid", [{"rank": [8, 16]}, {"rank": [8], "loraplus": [1, 16]}])
+def test_a_grid_of_several_ranks_names_its_rates(grid: dict) -> None:
+    with pytest.raises(ConfigError, match=r"rank and the scale.*several.*rank"):
         expand(study({"name": "LoRA", "kind": "lora", "grid": grid}))
-    ranks = expand(study({"name": "L", "kind": "lora", "grid": {"rank": [8, 16]}}))
-    assert {cell.config.train.learning_rate for cell in ranks} == {rate_of("lora", 384, 1)}
+    named = {**grid, "learning_rate": [1e-3]}
+    cells = expand(study({"name": "LoRA", "kind": "lora", "grid": named}))
+    assert {cell.config.train.learning_rate for cell in cells} == {1e-3}
 
 
 @pytest.mark.parametrize("grid", [{"rank": [True]}, {"rank": [0]}, {"alpha": ["x"]}])

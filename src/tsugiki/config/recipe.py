@@ -1,20 +1,23 @@
 """The recipe: what is trained with where a file does not say. No model is read here; the caller
 knows how wide it is.
 
-    LoRA    all linear layers, rank 16, α 32; rate 5e-4 · (2,000 / width)^0.78 / scale
-    FT      a tenth of that rate (scale 2)
+    LoRA    all linear layers, rank 64 (a quarter of the width at most), α twice that;
+            rate 4e-4 · (2,000 / width)^0.78 · √(16 / rank) / scale; LoRA+ moves A by the root less
+    FT      rate 2.5e-5 · (2,000 / width)^0.78
     both    linear to 0 after a warm-up of 5 % of the steps
 
-The rule of the rate is Tinker's for Llama (`get_lora_lr_over_full_finetune_lr`, and "LoRA Without
-Regret", Schulman 2025, for the tenth), for any scale α/r: under Adam an update of B moves the
-layer by rate · scale. benchmarks/lora_vs_ft holds what it costs against a searched rate.
+How rates follow the width is Tinker's rule for Llama (`get_lora_lr_over_full_finetune_lr`). Under
+Adam an update of B moves the layer by rate · scale, in as many directions as there are ranks: the
+scale divides the rate, and so does the rank's root, measured at ranks 16 and 64, as are the two
+factors (benchmarks/lora_vs_ft, on validation).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,30 +26,42 @@ from tsugiki.config.run import LoraConfig, RunConfig
 from tsugiki.config.study import MethodSpec, Range, Setting
 from tsugiki.errors import ConfigError
 
-ADAPTER: dict[str, Setting] = {"targets": "all-linear", "rank": 16, "alpha": 32}
-# Of each kind of method: the adapter, and what its rate is of that at scale 1.
-OF_KIND: dict[str, tuple[dict[str, Setting], Callable[[float], float]]] = {
-    "lora": (ADAPTER, lambda scale: 1 / scale),
-    "full": ({}, lambda scale: 0.1 / 2),
-}
 SCHEDULE: dict[str, Setting] = {"schedule": "linear", "warmup": 0.05}
-RATE, WIDTH, POWER = 5e-4, 2000, 0.781
+WIDTH, POWER = 2000, 0.781
+RATES = {"lora": 4e-4, "full": 2.5e-5}  # at that width; of LoRA at rank 16 and scale 1
+RANK = 64
 # What a listing takes where the model is not on this machine: its width is not known there.
 WIDTH_UNKNOWN = 2048
 MULTIPLE = re.compile(r"([0-9]*\.?[0-9]+)x")
 
 
-def rate_of(kind: str, width: int, scale: float = 2.0) -> float:
-    """The learning rate for a model of this width (hidden size), to two digits. `scale`: of LoRA,
-    α/r (α/√r)."""
-    return _rounded(RATE * (WIDTH / width) ** POWER * OF_KIND[kind][1](scale))
+def adapter_of(width: int) -> dict[str, Setting]:
+    """What LoRA trains of a model of this width. Small models have projections of a quarter of it,
+    whose rank is no more."""
+    rank = max(1, min(RANK, width // 4))
+    return {"targets": "all-linear", "rank": rank, "alpha": 2 * rank}
+
+
+def rate_of(width: int, lora: LoraConfig | None = None) -> float:
+    """The learning rate for a model of this width (hidden size), to two digits: of an adapter, or
+    of full fine-tuning."""
+    by_width = (WIDTH / width) ** POWER
+    if lora is None:
+        return _rounded(RATES["full"] * by_width)
+    # Of LoRA+ it is A's: B's is above it by as much as A's lies below the plain one.
+    divisor = lora.scale * math.sqrt(lora.rank / 16 * lora.loraplus)
+    return _rounded(RATES["lora"] * by_width / divisor)
 
 
 def recipe_rate(config: RunConfig, width: int) -> float | None:
     """What the recipe's rate of this run would be; None of a method that it does not know."""
-    if config.method not in OF_KIND:
+    if config.method not in RATES:
         return None
-    return rate_of(config.method, width, (config.lora or LoraConfig()).scale)
+    return rate_of(width, _lora_of(config.method, config.lora))
+
+
+def _lora_of(kind: str, lora: LoraConfig | None) -> LoraConfig | None:
+    return lora or LoraConfig() if kind == "lora" else None
 
 
 def multiple_of(rate: object) -> float | None:
@@ -61,7 +76,7 @@ def multiple_of(rate: object) -> float | None:
 def leaves_it_out(given: Mapping[str, Any]) -> bool:
     """Whether a run file leaves the rate to the recipe."""
     train = given.get("train") or {}
-    trained = given.get("method", "lora") in OF_KIND and given.get("adapter") is None
+    trained = given.get("method", "lora") in RATES and given.get("adapter") is None
     if not trained or not isinstance(train, Mapping):
         return False
     return multiple_of(train.get("learning_rate")) is not None
@@ -69,20 +84,19 @@ def leaves_it_out(given: Mapping[str, Any]) -> bool:
 
 def fill_run(given: Mapping[str, Any], width: int) -> dict[str, Any]:
     """A run file with what it leaves out; see `leaves_it_out`."""
-    kind, train = given.get("method", "lora"), given.get("train") or {}
-    filled, adapter = dict(given), given.get("lora") or OF_KIND[kind][0]
-    if adapter:
-        filled["lora"] = dict(adapter)
-    scale = LoraConfig.model_validate(adapter).scale
+    train, filled, lora = given.get("train") or {}, dict(given), None
+    if given.get("method", "lora") == "lora":
+        filled["lora"] = dict(given.get("lora") or adapter_of(width))
+        lora = LoraConfig.model_validate(filled["lora"])
     multiple = multiple_of(train.get("learning_rate")) or 1.0
-    rate = _rounded(multiple * rate_of(kind, width, scale))
+    rate = _rounded(multiple * rate_of(width, lora))
     filled["train"] = {**SCHEDULE, **train, "learning_rate": rate}
     return filled
 
 
 def needs_width(method: MethodSpec, train: Mapping[str, object]) -> bool:
     """Whether a row of a study leaves its rate, or some of those it tries, to the recipe."""
-    if method.kind not in OF_KIND or method.adapter:
+    if method.kind not in RATES or method.adapter:
         return False
     return any(multiple_of(rate) is not None for rate in _rates(method, train))
 
@@ -93,15 +107,15 @@ def fill_method(
     """A row of a study, and its [train], with what they leave out, for a model of this width.
 
     Raises:
-        ConfigError: a rate is a multiple of the recipe's, which depends on the scale, and the grid
-            tries several.
+        ConfigError: a rate is a multiple of the recipe's, which depends on the adapter, and those
+            that the grid tries have several.
     """
     if not needs_width(method, train):
         return method, train
-    grid, lora = dict(method.grid), LoraConfig.model_fields.keys()
-    if not lora & grid.keys():
-        grid |= {name: (value,) for name, value in OF_KIND[method.kind][0].items()}
-    base = rate_of(method.kind, width, _scale_of(method, grid))
+    grid = dict(method.grid)
+    if method.kind == "lora" and not LoraConfig.model_fields.keys() & grid.keys():
+        grid |= {name: (value,) for name, value in adapter_of(width).items()}
+    base = _rate_of_all(method, grid, width)
     rates = ((multiple_of(rate), rate) for rate in _rates(method, train))
     grid["learning_rate"] = tuple(
         rate if multiple is None else _rounded(multiple * base) for multiple, rate in rates
@@ -116,26 +130,31 @@ def _rates(method: MethodSpec, train: Mapping[str, object]) -> tuple[Any, ...]:
     return () if isinstance(tried, Range) else tried
 
 
-def _scale_of(method: MethodSpec, grid: Mapping[str, tuple[Setting, ...] | Range]) -> float:
-    names = [name for name in ("rank", "alpha", "rslora") if name in grid]
+def _rate_of_all(
+    method: MethodSpec, grid: Mapping[str, tuple[Setting, ...] | Range], width: int
+) -> float:
+    """The rate of whatever adapters the grid tries."""
+    if method.kind != "lora":
+        return rate_of(width)
+    names = [name for name in ("rank", "alpha", "rslora", "loraplus") if name in grid]
     lists: list[Iterable[Setting]] = []
     for name in names:
         values = grid[name]
         lists.append((values.low, values.high) if isinstance(values, Range) else values)
     try:
-        scales = {
-            round(LoraConfig.model_validate(dict(zip(names, values, strict=True))).scale, 9)
+        rates = {
+            rate_of(width, LoraConfig.model_validate(dict(zip(names, values, strict=True))))
             for values in itertools.product(*lists)
         }
     except ValidationError:
         return 1.0  # what is wrong is said where each configuration is read
-    if len(scales) > 1:
+    if len(rates) > 1:
         raise ConfigError(
             f'method "{method.name}": a learning rate that is left to the recipe depends on the '
-            f"scale α/r, and this grid has several ({', '.join(f'{each:g}' for each in scales)}). "
+            f"rank and the scale α/r, and this grid has several ({', '.join(sorted(names))}). "
             "Name the rates, or make a method for each"
         )
-    return scales.pop()
+    return rates.pop()
 
 
 def _rounded(rate: float) -> float:
