@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from tsugiki.config.recipe import SCHEDULE, adapter_of, rate_of
-from tsugiki.config.run import LoraConfig, ModelChoice, RunConfig, ScoreConfig
+from tsugiki.config.run import ModelChoice, RunConfig, ScoreConfig
 from tsugiki.data.prompts import Tokens, answer_text, pad_id_of, prompt_ids_of, render
 from tsugiki.data.tasks import Task, drawn, load_task
 from tsugiki.model.loading import Base, find_base, load_base
@@ -115,9 +115,8 @@ FAULTS: dict[str, Callable[[Sequence[Tokens], Base, Task], list[Tokens]]] = {
 
 def settings(width: int) -> list[Setting]:
     """The lanes of the pass without faults: the two ends, and one change each from them."""
-    adapter = adapter_of(width)
-    rate = rate_of(width, LoraConfig.model_validate(adapter))
-    recipe: dict[str, Any] = {**adapter, **SCHEDULE, "learning_rate": rate}
+    rate = rate_of("lora", width)
+    recipe: dict[str, Any] = {**adapter_of(width), **SCHEDULE, "learning_rate": rate}
     few = {"epochs": 0.1}
     from_low = {
         "few steps": few,

@@ -16,8 +16,7 @@ import pytest
 from tests.cli.test_cli import in_this_process
 from tests.cli.test_next_command import next_command
 from tsugiki.cli.one_line import study_text
-from tsugiki.config.recipe import adapter_of, rate_of
-from tsugiki.config.run import LoraConfig
+from tsugiki.config.recipe import rate_of
 from tsugiki.model.folder import BUILTIN
 from tsugiki.study.cells import expand, parse_study
 
@@ -116,9 +115,8 @@ def test_one_line_writes_the_files_that_it_runs(
     written = (folder / "reviews-study.toml").read_text(encoding="utf-8")
     study = parse_study(tomllib.loads(written), "s")
     rates = {cell.method.name: cell.settings.get("learning_rate") for cell in expand(study)}
-    adapter = LoraConfig.model_validate(adapter_of(384))
-    assert rates["FT"] == pytest.approx(2 * rate_of(384), rel=0.03), "an octave up"
-    assert rates["LoRA"] == pytest.approx(2 * rate_of(384, adapter), rel=0.03)
+    assert rates["FT"] == pytest.approx(2 * rate_of("full", 384), rel=0.03), "an octave up"
+    assert rates["LoRA"] == pytest.approx(2 * rate_of("lora", 384), rel=0.03)
     assert in_this_process(monkeypatch, *line).returncode == 0, "the same line again"
     (folder / "reviews-study.toml").write_text(written + "#\n", encoding="utf-8")
     other = in_this_process(monkeypatch, *line)

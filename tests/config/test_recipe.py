@@ -8,7 +8,7 @@ import pytest
 
 from tests import build
 from tsugiki.config.recipe import adapter_of, fill_run, multiple_of, rate_of
-from tsugiki.config.run import LoraConfig, ModelChoice
+from tsugiki.config.run import ModelChoice
 from tsugiki.config.study import StudySpec
 from tsugiki.errors import ConfigError, ModelError
 from tsugiki.model.width import known_width, width_of
@@ -33,18 +33,18 @@ def study(*methods: dict[str, object], **shared: object) -> StudySpec:
 WIDE, MAME = 2000, 384
 
 
-def lora(rank: int = 16, scale: float = 1, **more: float) -> LoraConfig:
-    return LoraConfig(rank=rank, alpha=rank * scale, **more)
+def lora(rank: int = 16, scale: float = 1, **more: float) -> dict[str, float]:
+    return {"rank": rank, "alpha": rank * scale, **more}
 
 
 def test_the_rate_follows_width_rank_and_scale() -> None:
-    assert rate_of(WIDE, lora()) == 4e-4
-    assert rate_of(WIDE // 2, lora()) == pytest.approx(4e-4 * 2**0.781, rel=0.02)
-    assert rate_of(WIDE, lora(64)) == rate_of(WIDE, lora(scale=2)) == 2e-4
-    assert rate_of(WIDE, lora(loraplus=16)) == 1e-4, "and B's at 16 times that"
-    assert rate_of(512, lora(64, 2)) == 2.9e-4
-    assert rate_of(512, lora(16, 2)) == 5.8e-4
-    assert (rate_of(WIDE), rate_of(512)) == (2.5e-5, 7.2e-5)
+    assert rate_of("lora", WIDE, lora()) == 4e-4
+    assert rate_of("lora", WIDE // 2, lora()) == pytest.approx(4e-4 * 2**0.781, rel=0.02)
+    assert rate_of("lora", WIDE, lora(64)) == rate_of("lora", WIDE, lora(scale=2)) == 2e-4
+    assert rate_of("lora", WIDE, lora(loraplus=16)) == 1e-4, "and B's at 16 times that"
+    assert rate_of("lora", 512) == rate_of("lora", 512, lora(64, 2)) == 2.9e-4
+    assert rate_of("lora", 512, lora(16, 2)) == 5.8e-4
+    assert (rate_of("full", WIDE), rate_of("full", 512)) == (2.5e-5, 7.2e-5)
 
 
 def test_the_rank_is_one_that_small_models_have() -> None:
@@ -66,9 +66,9 @@ def test_lora_with_no_other_setting_is_the_recipe() -> None:
     assert config.lora is not None
     assert (config.lora.targets, config.lora.rank, config.lora.alpha) == ("all-linear", 64, 128)
     assert (config.train.schedule, config.train.warmup) == ("linear", 0.05)
-    assert config.train.learning_rate == rate_of(MAME, config.lora)
+    assert config.train.learning_rate == rate_of("lora", MAME)
     full = run_config({**GIVEN, "method": "full", "train": {"epochs": 1}}, "run")
-    assert (full.train.learning_rate, full.train.epochs) == (rate_of(MAME), 1)
+    assert (full.train.learning_rate, full.train.epochs) == (rate_of("full", MAME), 1)
     assert full.lora is None
 
 
@@ -83,7 +83,7 @@ def test_what_is_said_stays() -> None:
     )
     assert half.lora is not None
     assert (half.lora.targets, half.lora.scale, half.train.warmup) == ("all-linear", 1, 0.1)
-    assert half.train.learning_rate == pytest.approx(rate_of(MAME, lora(8)) / 2, rel=0.06)
+    assert half.train.learning_rate == pytest.approx(rate_of("lora", MAME, lora(8)) / 2, rel=0.06)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_rows_of_a_study() -> None:
             {"name": "base", "kind": "base"},
         )
     )
-    rate, full = rate_of(MAME, lora(64, 2)), rate_of(MAME)
+    rate, full = rate_of("lora", MAME), rate_of("full", MAME)
     rates = [cell.config.train.learning_rate for cell in cells]
     assert rates == pytest.approx([rate, rate / 2, rate, 3e-3, 2 * full, 1.0], rel=0.03)
     assert cells[0].settings == {

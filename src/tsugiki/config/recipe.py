@@ -17,7 +17,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,7 +29,6 @@ from tsugiki.errors import ConfigError
 
 SCHEDULE: dict[str, Setting] = {"schedule": "linear", "warmup": 0.05}
 WIDTH, POWER = 2000, 0.781
-RATES = {"lora": 4e-4, "full": 2.5e-5}  # at that width; of LoRA at rank 16 and scale 1
 RANK = 64
 # What a listing takes where the model is not on this machine: its width is not known there.
 WIDTH_UNKNOWN = 2048
@@ -42,26 +42,39 @@ def adapter_of(width: int) -> dict[str, Setting]:
     return {"targets": "all-linear", "rank": rank, "alpha": 2 * rank}
 
 
-def rate_of(width: int, lora: LoraConfig | None = None) -> float:
-    """The learning rate for a model of this width (hidden size), to two digits: of an adapter, or
-    of full fine-tuning."""
-    by_width = (WIDTH / width) ** POWER
-    if lora is None:
-        return _rounded(RATES["full"] * by_width)
+@dataclass(frozen=True, kw_only=True)
+class OfKind:
+    """Of a kind of method: the rate at `WIDTH`, of LoRA at rank 16 and scale 1; the adapter for a
+    width where a file says nothing; and what an adapter is where it says something else."""
+
+    rate: float
+    adapter: Callable[[int], dict[str, Setting]]
+    unsaid: Mapping[str, Setting]
+
+
+OF_KIND = {
+    "lora": OfKind(rate=4e-4, adapter=adapter_of, unsaid={}),
+    "full": OfKind(rate=2.5e-5, adapter=lambda width: {}, unsaid={"rank": 16}),
+}
+
+
+def rate_of(kind: str, width: int, settings: Mapping[str, Setting] | None = None) -> float:
+    """The learning rate for a model of this width (hidden size), to two digits; of LoRA with these
+    settings, or with the recipe's."""
+    own = OF_KIND[kind]
+    given = own.adapter(width) if settings is None else settings
+    lora = LoraConfig.model_validate({**own.unsaid, **given})
     # Of LoRA+ it is A's: B's is above it by as much as A's lies below the plain one.
     divisor = lora.scale * math.sqrt(lora.rank / 16 * lora.loraplus)
-    return _rounded(RATES["lora"] * by_width / divisor)
+    return _rounded(own.rate * (WIDTH / width) ** POWER / divisor)
 
 
 def recipe_rate(config: RunConfig, width: int) -> float | None:
     """What the recipe's rate of this run would be; None of a method that it does not know."""
-    if config.method not in RATES:
+    if config.method not in OF_KIND:
         return None
-    return rate_of(width, _lora_of(config.method, config.lora))
-
-
-def _lora_of(kind: str, lora: LoraConfig | None) -> LoraConfig | None:
-    return lora or LoraConfig() if kind == "lora" else None
+    lora = config.lora or LoraConfig()
+    return rate_of(config.method, width, lora.model_dump(exclude_unset=True))
 
 
 def multiple_of(rate: object) -> float | None:
@@ -76,7 +89,7 @@ def multiple_of(rate: object) -> float | None:
 def leaves_it_out(given: Mapping[str, Any]) -> bool:
     """Whether a run file leaves the rate to the recipe."""
     train = given.get("train") or {}
-    trained = given.get("method", "lora") in RATES and given.get("adapter") is None
+    trained = given.get("method", "lora") in OF_KIND and given.get("adapter") is None
     if not trained or not isinstance(train, Mapping):
         return False
     return multiple_of(train.get("learning_rate")) is not None
@@ -84,19 +97,19 @@ def leaves_it_out(given: Mapping[str, Any]) -> bool:
 
 def fill_run(given: Mapping[str, Any], width: int) -> dict[str, Any]:
     """A run file with what it leaves out; see `leaves_it_out`."""
-    train, filled, lora = given.get("train") or {}, dict(given), None
-    if given.get("method", "lora") == "lora":
-        filled["lora"] = dict(given.get("lora") or adapter_of(width))
-        lora = LoraConfig.model_validate(filled["lora"])
+    kind, train = given.get("method", "lora"), given.get("train") or {}
+    filled, adapter = dict(given), dict(given.get("lora") or OF_KIND[kind].adapter(width))
+    if adapter:
+        filled["lora"] = adapter
     multiple = multiple_of(train.get("learning_rate")) or 1.0
-    rate = _rounded(multiple * rate_of(width, lora))
+    rate = _rounded(multiple * rate_of(kind, width, adapter))
     filled["train"] = {**SCHEDULE, **train, "learning_rate": rate}
     return filled
 
 
 def needs_width(method: MethodSpec, train: Mapping[str, object]) -> bool:
     """Whether a row of a study leaves its rate, or some of those it tries, to the recipe."""
-    if method.kind not in RATES or method.adapter:
+    if method.kind not in OF_KIND or method.adapter:
         return False
     return any(multiple_of(rate) is not None for rate in _rates(method, train))
 
@@ -113,8 +126,8 @@ def fill_method(
     if not needs_width(method, train):
         return method, train
     grid = dict(method.grid)
-    if method.kind == "lora" and not LoraConfig.model_fields.keys() & grid.keys():
-        grid |= {name: (value,) for name, value in adapter_of(width).items()}
+    if not LoraConfig.model_fields.keys() & grid.keys():
+        grid |= {name: (value,) for name, value in OF_KIND[method.kind].adapter(width).items()}
     base = _rate_of_all(method, grid, width)
     rates = ((multiple_of(rate), rate) for rate in _rates(method, train))
     grid["learning_rate"] = tuple(
@@ -134,8 +147,6 @@ def _rate_of_all(
     method: MethodSpec, grid: Mapping[str, tuple[Setting, ...] | Range], width: int
 ) -> float:
     """The rate of whatever adapters the grid tries."""
-    if method.kind != "lora":
-        return rate_of(width)
     names = [name for name in ("rank", "alpha", "rslora", "loraplus") if name in grid]
     lists: list[Iterable[Setting]] = []
     for name in names:
@@ -143,7 +154,7 @@ def _rate_of_all(
         lists.append((values.low, values.high) if isinstance(values, Range) else values)
     try:
         rates = {
-            rate_of(width, LoraConfig.model_validate(dict(zip(names, values, strict=True))))
+            rate_of(method.kind, width, dict(zip(names, values, strict=True)))
             for values in itertools.product(*lists)
         }
     except ValidationError:
