@@ -104,6 +104,18 @@ def test_the_page_says_what_was_planned_and_what_was_found(
     assert "needed,found" in (folder / "planned.csv").read_text(encoding="utf-8-sig")
 
 
+def test_nothing_is_planned_of_what_never_answered(
+    model_folder: Path, task_file: Path, tmp_path: Path
+) -> None:
+    given = planned(model_folder, task_file, power=0.8)
+    absent = {"name": "encoder", "kind": "encoder", "model": {"path": str(tmp_path / "none")}}
+    absent["grid"] = {"learning_rate": [1e-3]}
+    study = parse_study({**given, "methods": [*given["methods"], absent]}, "study")
+    plan = run_study(study, Store(tmp_path)).plan
+    assert plan is not None
+    assert [(pair.first, pair.second) for pair in plan.pairs] == [("LoRA", "FT")]
+
+
 def test_nothing_is_planned_after_test_was_read(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:

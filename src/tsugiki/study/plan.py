@@ -47,7 +47,8 @@ Pair = tuple[Cell, Cell]
 
 def plan_place(result: StudyResult, root: Path, model_task: tuple[str, str]) -> bool:
     """Plans the comparisons of one model and task, and keeps what is new; nothing where the study
-    names no power, where a plan from answers is kept, or where test was read before.
+    names no power, where a plan from answers is kept, where a method has no answers to plan from,
+    or where test was read before.
 
     Raises:
         RunError: a kept plan is damaged.
@@ -58,7 +59,9 @@ def plan_place(result: StudyResult, root: Path, model_task: tuple[str, str]) -> 
     open_pairs = [
         pair
         for pair in _pairs_of(result, [model_task])
-        if not was_read(result, pair) and not _is_settled(result, pair, study.margin, study.power)
+        if all(_pilot_runs(result, cell) for cell in pair)
+        and not was_read(result, pair)
+        and not _is_settled(result, pair, study.margin, study.power)
     ]
     pairs = [_pair(result, *pair, study.margin / 100, study.power) for pair in open_pairs]
     return keep_new(result, root, Plan(pairs=tuple(pairs))) is not None
