@@ -36,6 +36,14 @@ FUSED: list[Asked] = [
     (lora.model_copy(update={"dropout": 0.0}), train.model_copy(update={"micro_batch": None}))
     for lora, train in SLOW
 ]
+VARIANTS: list[Asked] = [
+    (LoraConfig(targets="all-linear", rank=8, rslora=True), SLOW[0][1]),
+    (
+        LoraConfig(targets="all-linear", rank=4, loraplus=16),
+        SLOW[0][1].model_copy(update={"learning_rate": 1e-4, "weight_decay": 0.1}),
+    ),
+    (LoraConfig(targets="q+v", rank=2), SLOW[0][1]),
+]
 
 
 def course(
@@ -65,7 +73,7 @@ def course(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("asked", [FUSED, SLOW], ids=["fused", "dropout"])
+@pytest.mark.parametrize("asked", [FUSED, SLOW, VARIANTS], ids=["fused", "dropout", "variants"])
 def test_captured_lanes_train_as_plain_ones_and_as_each_alone(
     kind: str, asked: list[Asked]
 ) -> None:
