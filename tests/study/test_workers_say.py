@@ -20,6 +20,7 @@ from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.rounds import run_group
 from tsugiki.runs.store import Store
 from tsugiki.study.cells import parse_study
+from tsugiki.study.executors import ThisProcess, WorkerProcesses
 from tsugiki.study.left import Left
 from tsugiki.study.messages import Sender, messages, pass_on
 from tsugiki.study.worker import run_stage
@@ -104,6 +105,36 @@ def test_every_worker_is_heard_until_it_ends() -> None:
     for number, line in ((1, b"one\n"), (2, b"two\n")):
         assert [said for own, said in heard if own == number] == [line, None]
     assert [worker.returncode for worker in workers] == [0, 0]
+
+
+def test_what_all_workers_note_is_said_once(tmp_path: Path) -> None:
+    code = 'import json, sys; print(json.dumps(["note", sys.argv[1]]), flush=True)'
+    said: list[str] = []
+
+    class Line:
+        events = Events(on_note=said.append)
+
+        def on_cell(self, key: str, values: object) -> None: ...
+
+        def close(self) -> None: ...
+
+    study = parse_study(study_of(tmp_path / "model", tmp_path / "task.toml"), "study")
+    many = WorkerProcesses(
+        ThisProcess(study=study, store=Store(tmp_path), events=Events()),
+        hear=lambda events, on_cell, number: events,
+        arguments=[],
+        jobs=3,
+        lines=lambda number: Line(),
+    )
+    for _ in ("cells", "seeds"):
+        many._show(
+            [
+                subprocess.Popen([sys.executable, "-c", code, note], stdout=subprocess.PIPE)
+                for note in ("満", "満", "空")
+            ],
+            set(),
+        )
+    assert sorted(said) == ["満", "空"]
 
 
 def shown(terminal: bool) -> str:

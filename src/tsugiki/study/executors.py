@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -150,6 +151,7 @@ class WorkerProcesses:
     jobs: int
     lines: Callable[[int], WorkerLine]
     side_by_side: bool = True
+    noted: set[str] = field(default_factory=set)
 
     def submit(self, groups: Sequence[Group], stage: Stage = "cells") -> Iterator[Done]:
         ended = set[RunConfig]()
@@ -232,7 +234,11 @@ class WorkerProcesses:
         lines = {number: self.lines(number) for number in range(1, len(workers) + 1)}
         heard = {
             number: self.hear(
-                replace(line.events, on_end=lambda record: ended.add(record.config)),
+                replace(
+                    line.events,
+                    on_end=lambda record: ended.add(record.config),
+                    on_note=partial(self._note_once, line.events),
+                ),
                 line.on_cell,
                 number,
             )
@@ -244,6 +250,12 @@ class WorkerProcesses:
                 heard[number].start([])
             else:
                 pass_on(message, heard[number], lines[number].on_cell)
+
+    def _note_once(self, events: Events, text: str) -> None:
+        """Every worker reads the same data and finds the same models missing."""
+        if text not in self.noted:
+            self.noted.add(text)
+            events.note(text)
 
 
 def environment_of(number: int, jobs: int) -> dict[str, str]:
