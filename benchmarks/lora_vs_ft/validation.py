@@ -79,17 +79,14 @@ def against_plain(groups: dict[Key, list[RunRecord]]) -> None:
 
 
 def main() -> None:
-    groups: dict[Key, list[RunRecord]] = defaultdict(list)
-    seen = set[str]()
+    by_seed: dict[Key, dict[int, RunRecord]] = defaultdict(dict)
     for root in sys.argv[1:]:
         for record in Store(Path(root)).records():
-            own = f"{setting(record)} {record.config.train.seed} {record.config.task.label}"
-            own += record.config.model.label
-            trained = record.config.method in ("lora", "full", "encoder")
-            if trained and record.status == "done" and own not in seen:
-                seen.add(own)
-                key = (record.config.model.label, record.config.task.label, setting(record))
-                groups[key].append(record)
+            config = record.config
+            if config.method in ("lora", "full", "encoder") and record.status == "done":
+                key = (config.model.label, config.task.label, setting(record))
+                by_seed[key].setdefault(config.train.seed, record)
+    groups = {key: list(records.values()) for key, records in by_seed.items()}
     print("# Validation\n")
     print(
         "`python -m benchmarks.lora_vs_ft.validation`: every configuration that was trained; what"

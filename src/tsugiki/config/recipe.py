@@ -44,17 +44,23 @@ def adapter_of(width: int) -> dict[str, Setting]:
 
 @dataclass(frozen=True, kw_only=True)
 class OfKind:
-    """Of a kind of method: the rate at `WIDTH`, of LoRA at rank 16 and scale 1; the adapter for a
-    width where a file says nothing; and what an adapter is where it says something else."""
+    """Of a kind of method: the rate at `WIDTH`, what an adapter divides it by, and the adapter for
+    a width where a file says nothing."""
 
     rate: float
+    divisor: Callable[[LoraConfig], float]
     adapter: Callable[[int], dict[str, Setting]]
-    unsaid: Mapping[str, Setting]
+
+
+def _divisor(lora: LoraConfig) -> float:
+    """1 at rank 16 and scale 1. Under LoRA+ the rate is A's: B's is above it by as much as A's lies
+    below the plain one."""
+    return lora.scale * math.sqrt(lora.rank / 16 * lora.loraplus)
 
 
 OF_KIND = {
-    "lora": OfKind(rate=4e-4, adapter=adapter_of, unsaid={}),
-    "full": OfKind(rate=2.5e-5, adapter=lambda width: {}, unsaid={"rank": 16}),
+    "lora": OfKind(rate=4e-4, divisor=_divisor, adapter=adapter_of),
+    "full": OfKind(rate=2.5e-5, divisor=lambda lora: 1.0, adapter=lambda width: {}),
 }
 
 
@@ -63,9 +69,7 @@ def rate_of(kind: str, width: int, settings: Mapping[str, Setting] | None = None
     settings, or with the recipe's."""
     own = OF_KIND[kind]
     given = own.adapter(width) if settings is None else settings
-    lora = LoraConfig.model_validate({**own.unsaid, **given})
-    # Of LoRA+ it is A's: B's is above it by as much as A's lies below the plain one.
-    divisor = lora.scale * math.sqrt(lora.rank / 16 * lora.loraplus)
+    divisor = own.divisor(LoraConfig.model_validate(given))
     return _rounded(own.rate * (WIDTH / width) ** POWER / divisor)
 
 
@@ -73,8 +77,7 @@ def recipe_rate(config: RunConfig, width: int) -> float | None:
     """What the recipe's rate of this run would be; None of a method that it does not know."""
     if config.method not in OF_KIND:
         return None
-    lora = config.lora or LoraConfig()
-    return rate_of(config.method, width, lora.model_dump(exclude_unset=True))
+    return rate_of(config.method, width, (config.lora or LoraConfig()).model_dump())
 
 
 def multiple_of(rate: object) -> float | None:
