@@ -132,7 +132,7 @@ def test_short_document_attention_equals_its_fp32_twin(
 def test_the_memory_of_a_probe_does_not_hold_what_earlier_ones_left(tmp_path: Path) -> None:
     """Rank 16 had less than rank 8, which was probed after it: each left a workspace on a stream
     of its own."""
-    from tsugiki.report.finding import exclusive_cost
+    from tsugiki.report.exclusive import peak_of_one
     from tsugiki.runs.store import Store
     from tsugiki.study.cells import parse_study
     from tsugiki.study.sweep import run_study
@@ -156,8 +156,7 @@ def test_the_memory_of_a_probe_does_not_hold_what_earlier_ones_left(tmp_path: Pa
     result = run_study(parse_study(given, "study"), Store(tmp_path))
     assert not result.missing
     peaks = {
-        key[1:]: exclusive_cost(result.records[cell.label]).peak_allocated_bytes
-        for key, cell in result.chosen.items()
+        key[1:]: peak_of_one(result.records[cell.label]) for key, cell in result.chosen.items()
     }
     for task in ("sample_nli", "sample_choice"):
         assert peaks[task, "r64"] > peaks[task, "r16"] > peaks[task, "r4"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tsugiki.report.compare import pooled
-from tsugiki.report.finding import exclusive_cost, exclusive_step_s
+from tsugiki.report.exclusive import exclusive_step_s, peak_of_one
 from tsugiki.report.headline import forest_plot
 from tsugiki.report.looks import COLOURS, Look, looks_of, told_apart
 from tsugiki.report.material import Material
@@ -118,7 +118,7 @@ class _Figures:
         for cell, record in pairs:
             methods[cell.row_name] = cell.method.name
             # Of a CPU only the whole process is known, which compares nothing.
-            if peak := exclusive_cost(record).peak_allocated_bytes:
+            if peak := peak_of_one(record):
                 memory[cell.row_name] = peak / 2**20
             if (value := exclusive_step_s(record)) is not None:
                 seconds[cell.row_name] = value

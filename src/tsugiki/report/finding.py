@@ -12,19 +12,17 @@ from typing import Literal
 
 from tsugiki.errors import RunError
 from tsugiki.report.compare import Comparison, compare_methods
+from tsugiki.report.exclusive import exclusive_step_s, peak_of_one
 from tsugiki.report.standing import Standing, standing_text
 from tsugiki.runs.methods import method_of
-from tsugiki.runs.reading import RunRecord
 from tsugiki.score.rules import metric_of
 from tsugiki.study.cells import Key, StudyResult
-from tsugiki.train.cost import Cost
 from tsugiki.words import Language, Message, called, say
 
 Verdict = Literal["better", "worse", "equal", "undecided"]
 # How much more than the examples that shrink the interval's half width to the margin: (z₀.₉₇₅ +
 # z₀.₈₀)² / z₀.₉₇₅² finds a difference of one margin in 80 % of studies; (z₀.₉₇₅ + z₀.₉₀)² /
 # z₀.₉₇₅² calls equal methods equal in 80 % (two one-sided tests of 2.5 %, as the verdict makes).
-PAPER_BATCH = 8
 DETECT, EQUAL = 2.043, 2.735
 FEW_RATES = 3
 
@@ -123,13 +121,12 @@ def _finding(model: str, task: str, first: Standing, second: Standing, margin: f
     except RunError as differ:
         return replace(silent, why=str(differ))
     ours, theirs = first.runs[0].outcome, second.runs[0].outcome
-    costs = [exclusive_cost(standing.runs[0]) for standing in (first, second)]
     return replace(
         silent,
         verdict=verdict_of(pair.low, pair.high, margin),
         comparison=pair,
         parameter_share=_share(ours.trainable, theirs.trainable),
-        memory_share=_share(costs[0].peak_allocated_bytes, costs[1].peak_allocated_bytes),
+        memory_share=_share(peak_of_one(first.runs[0]), peak_of_one(second.runs[0])),
         step_share=_share(exclusive_step_s(first.runs[0]), exclusive_step_s(second.runs[0])),
     )
 
@@ -148,19 +145,6 @@ def examples_needed(pair: Comparison, margin: float, power: float) -> int | None
     number = pair.n * pair.rows_half**2 / wanted
     unit = 10 ** max(0, math.floor(math.log10(max(number, 1))) - 1)
     return max(1, unit * math.ceil(number / unit))
-
-
-def exclusive_step_s(record: RunRecord) -> float | None:
-    """Median seconds per step at the paper's batch of 8, on an otherwise idle device."""
-    cost = (record.outcome.exclusive_cost or {}).get(PAPER_BATCH)
-    return cost.step_s_median if cost else None
-
-
-def exclusive_cost(record: RunRecord) -> Cost:
-    """What the run cost on an otherwise idle device, at its own batch; what it cost among others
-    only where that is not known."""
-    measured = record.outcome.exclusive_cost or {}
-    return measured.get(record.config.train.batch) or record.cost()
 
 
 def _share(first: float | None, second: float | None) -> float | None:
@@ -311,12 +295,17 @@ def _costs(finding: Finding, language: Language) -> str:
     if not finding.second.tuned:
         return ""  # nothing was trained there
     parts = []
-    if finding.parameter_share:
+    if finding.parameter_share and finding.parameter_share >= 2:
+        times = f"{finding.parameter_share:.1f}"
+        parts.append(say(language, "finding.parameters_times", times=times, b=b))
+    elif finding.parameter_share:
         share = 100 * finding.parameter_share
         text = f"{share:.1f} %" if share >= 1 else f"{share:.2g} %"
         parts.append(say(language, "finding.parameters", share=text, b=b))
     for name, ratio in (("time", finding.step_share), ("memory", finding.memory_share)):
-        if ratio:
+        if ratio and ratio >= 2:
+            parts.append(say(language, f"finding.{name}_times", times=f"{ratio:.1f}"))
+        elif ratio:
             change = 100 * (ratio - 1)
             kind = "same" if abs(change) < 0.5 else "less" if change < 0 else "more"
             parts.append(say(language, f"finding.{name}_{kind}", share=f"{abs(change):.0f} %"))

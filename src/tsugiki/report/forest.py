@@ -99,7 +99,7 @@ def _ground(axis: Axis, margin: float, bottom: float) -> list[str]:
 def _row(row: Row, axis: Axis, y: float) -> list[str]:
     """Names and numbers in one line, the interval under it over the whole width: so that a phone
     shows all of it."""
-    label = f'<text x="{SIDE}" y="{y + 12:.1f}" class="halo">{escape(shortened(row.label, 28))}'
+    label = f'<text x="{SIDE}" y="{y + 12:.1f}" class="halo">{escape(shortened(row.label, 36))}'
     parts = [f"{label}<title>{escape(row.label)}</title></text>"]
     right = f'<text x="{WIDTH - SIDE}" y="{y + 12:.1f}" text-anchor="end" class="halo">'
     if row.value is None:

@@ -133,8 +133,8 @@ def _above_floor(record: RunRecord, task: Task | None) -> Estimate | None:
 
 
 def landscape_notes(landscapes: Sequence[Landscape], language: Language) -> list[str]:
-    """LoRA against FT on one base, the larger base against the smaller under one method, LoRA's
-    best rate over FT's, and loss against score."""
+    """LoRA against FT on one base, the larger base against the smaller under one method, the ratio
+    of their best rates, and loss against score."""
     notes = [note for landscape in landscapes for note in loss_note(landscape, language)]
     for first in landscapes:
         for other in landscapes:
@@ -173,23 +173,24 @@ def _more_sensitive(first: Landscape, other: Landscape, language: Language) -> l
 
 
 def _ratio(first: Landscape, other: Landscape, language: Language) -> list[str]:
-    """The ratio of the best rates, where it can mean something: both tried three or more, and
-    neither best lies at an edge."""
+    """The ratio of the best rates, where it can mean something: of one base, both tried three or
+    more, and neither best lies at an edge."""
     if not (_rate_lies_inside(first.best) and _rate_lies_inside(other.best)):
         return []
-    lora, full = first.best.config.train.learning_rate, other.best.config.train.learning_rate
-    where, names = " ".join(first.key[:2]), f"{first.key[2]} / {other.key[2]}"
-    return [
-        say(
-            language,
-            "landscape.ratio",
-            full=full,
-            lora=lora,
-            names=names,
-            where=where,
-            ratio=lora / full,
-        )
-    ]
+    if first.record.provenance.model_sha256 != other.record.provenance.model_sha256:
+        return []
+    rate, other_rate = (each.best.config.train.learning_rate for each in (first, other))
+    said = say(
+        language,
+        "landscape.ratio",
+        where=" ".join(first.key[:2]),
+        first=first.key[2],
+        second=other.key[2],
+        rate=rate,
+        other_rate=other_rate,
+        ratio=rate / other_rate,
+    )
+    return [said]
 
 
 def _rate_lies_inside(cell: Cell) -> bool:

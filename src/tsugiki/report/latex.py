@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from tsugiki.errors import ConfigError, did_you_mean
 from tsugiki.report.compare import pooled
-from tsugiki.report.finding import Finding, exclusive_cost, exclusive_step_s
+from tsugiki.report.exclusive import exclusive_step_s, peak_of_one
+from tsugiki.report.finding import Finding
 from tsugiki.report.main_tables import Entry, difference_cell, entries_of, reference_of
 from tsugiki.report.standing import lost_seeds
 from tsugiki.report.table import InWords, numbers_of
@@ -181,8 +182,7 @@ def _cost(given: Given, name: str) -> str | None:
     record = given.entry.record
     if record is None or not record.outcome.trainable:
         return None
-    measured = exclusive_cost(record)
-    memory, step = measured.peak_allocated_bytes, exclusive_step_s(record)
+    memory, step = peak_of_one(record), exclusive_step_s(record)
     texts = {
         "params": f"{record.outcome.trainable / 1e6:.2f}",
         "memory": None if memory is None else f"{memory / 2**30:.2f}",

@@ -8,7 +8,8 @@ from statistics import fmean
 
 from tsugiki.data.tasks import Task
 from tsugiki.report.cells import memory_cell, number, seconds_cell, test_cell
-from tsugiki.report.finding import PAPER_BATCH, Finding, decimals_of, exclusive_cost
+from tsugiki.report.exclusive import PAPER_BATCH, cost_of_one
+from tsugiki.report.finding import Finding, decimals_of
 from tsugiki.report.notes import cost_notes, score_notes
 from tsugiki.report.paper import PAPER, PAPER_ROWS
 from tsugiki.report.standing import reason_text, why_nothing
@@ -239,9 +240,10 @@ def _cost_row(entry: Entry, cell: Cell, record: RunRecord) -> Row:
         return (entry.task, entry.name, *[None] * 5, number(answered.answer_s, ".4f"), None)
     exclusive = outcome.exclusive_cost or {}
     own, among = exclusive.get(batch), record.cost()
-    measured = exclusive_cost(record)
-    # Of a CPU only the whole process is known, which compares nothing.
-    memory = memory_cell(measured) if measured.peak_allocated_bytes is not None else None
+    measured = cost_of_one(record)
+    memory = None  # of a CPU only the whole process is known, which compares nothing
+    if measured is not None and measured.peak_allocated_bytes is not None:
+        memory = memory_cell(measured)
     answered = record.scores("test") or record.scored("validation")
     return (
         entry.task,

@@ -13,7 +13,7 @@ from tsugiki.report.answers import COLUMNS as ANSWERS
 from tsugiki.report.answers import answers_rows
 from tsugiki.report.cells import number
 from tsugiki.report.compare import pooled
-from tsugiki.report.finding import exclusive_cost, exclusive_step_s
+from tsugiki.report.exclusive import exclusive_step_s, peak_of_one
 from tsugiki.report.main_tables import Entry, entries_of, no_result
 from tsugiki.report.material import Material
 from tsugiki.report.page import drawn_tables, template
@@ -140,7 +140,7 @@ def _result_row(result: StudyResult, entry: Entry) -> Row:
     cell, record = entry.cell, entry.record
     if cell is None or record is None:
         return (entry.task, entry.name, None, None, None, no_result(entry.why))
-    memory = exclusive_cost(record).peak_allocated_bytes
+    memory = peak_of_one(record)
     return (
         entry.task,
         entry.name,
