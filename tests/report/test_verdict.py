@@ -515,3 +515,19 @@ def test_the_memory_of_many_adapters_is_not_that_of_one(
     assert ("memory" in whole_sentence) == bool(said)
     costs = next(table for table in in_words(whole, "en") if table.name == "costs")
     assert (costs.rows[0][3] == "-") == (not said)
+
+
+def test_methods_without_a_result_are_named_once(tmp_path: Path) -> None:
+    """A study stopped before test had printed a line for each of 84 pairs."""
+    tested = {"LoRA": [0.9], "A": [], "B": [], "C": [], "FT": [0.8]}
+    rates = {name: [number * 1e-3] for number, name in enumerate(tested, 1)}
+    whole = material(*made(tmp_path, tested, rates))
+    said = whole.statements("en")
+    assert [text for text in said if "none of these has a result" in text] == [
+        "m · made: no verdict: none of these has a result on test yet: A, B, C."
+    ]
+    assert not any("between A and B" in text or "between B and C" in text for text in said)
+    assert any("between LoRA and A" in text for text in said)
+    assert any("LoRA did better than FT" in text for text in said)
+    ja = [text for text in whole.statements("ja") if "A、B、C" in text]
+    assert len(ja) == 1

@@ -9,7 +9,7 @@ PAPER_BATCH = 8
 
 
 def exclusive_step_s(record: RunRecord) -> float | None:
-    """Median seconds per step at the paper's batch of 8, on an otherwise idle device."""
+    """Median seconds per step at the paper's batch of 8, beside nothing else of the study."""
     cost = (record.outcome.exclusive_cost or {}).get(PAPER_BATCH)
     return cost.step_s_median if cost else None
 

@@ -150,7 +150,7 @@ def load_trained(record: RunRecord, *, whole: bool = False, asked_for_text: bool
 
 
 def measure_exclusive(record: RunRecord) -> None:
-    """Adds what a step costs on an otherwise idle device, at the paper's batch of 8 and at the
+    """Adds what a step costs beside nothing else of the study, at the paper's batch of 8 and at the
     run's own.
 
     The run's own cost serves where it was alone; otherwise a probe trains `PROBE_STEPS` fresh steps
