@@ -185,8 +185,6 @@ class Campaign:
     ) -> None:
         """Trains the settings as lanes of one pass and keeps what validation answers, at some
         moments and at the end."""
-        if self.args.only not in (None, kind):
-            return
         began, base = time.perf_counter(), self.base
         configs = [config_of(self.args, setting.changes, format_) for setting in some]
         task = load_task(configs[0].task)
@@ -341,7 +339,6 @@ def main() -> None:
     parser.add_argument(
         "--ends", action="store_true", help="only the two ends, not what is between"
     )
-    parser.add_argument("--only", help="the one pass that is made, by its name in the table")
     args = parser.parse_args()
     campaign = Campaign(args)
     every = settings(campaign.width)

@@ -22,13 +22,8 @@ Entry = dict[str, Any]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """One campaign a model and task; what was made later of one stands in a file of its own."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for path in sorted(folder.glob("causes-*.json")):
-        campaign = json.loads(path.read_text(encoding="utf-8"))
-        key = campaign["model"], campaign["task"]
-        found.setdefault(key, {**campaign, "entries": []})["entries"] += campaign["entries"]
-    return list(found.values())
+    paths = sorted(folder.glob("causes-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def last_of(entries: list[Entry]) -> dict[tuple[str, str], Entry]:
@@ -87,6 +82,8 @@ def course_table(campaign: dict[str, Any], kind: str, setting: str) -> list[str]
         return []
     names = ["right", "another_candidate", *CLASSES]
     said = ["right", "another candidate", *CLASSES.values()]
+    if of_lane[0].get("valid") is None:  # free text that ends and does not repeat
+        names, said = ["right", "no_eos", "repetition", "empty"], ["no fault", *said[2:5]]
     lines = [
         f"{kind}, {setting}:",
         "",
@@ -111,8 +108,8 @@ def main() -> None:
         "`python -m benchmarks.lora_vs_ft.causes_page`: from what `run.sh causes` measured. "
         "“Lowest” is the paper's lowest setting (q+v, rank 4, α = r, 1e-5, constant rate), "
         '“recipe” what `method = "lora"` alone was when it was measured (it stands with each). '
-        f"Bold: at most {FAR_BELOW}. One seed; intervals over rows of validation. What it means: "
-        "[docs/far-below-chance.md](../../../docs/far-below-chance.md).",
+        f"Bold: of closed tasks, at most {FAR_BELOW}. One seed; intervals over rows of "
+        "validation. What it means: [docs/far-below-chance.md](../../../docs/far-below-chance.md).",
         "",
     ]
     for campaign in read(args.folder):

@@ -20,8 +20,8 @@ HEAD = """\
 # Forms of the prompt
 
 `python -m benchmarks.lora_vs_ft.forms`, from the runs of `run.sh prompts`: the default LoRA with
-the paper's form (`質問: …[SEP]1. …`) and with an instruction in plain words; neither model has a
-chat template. Mean ± sd of the seeds; paired, joint 95 % intervals.
+the paper's form (parts joined by `[SEP]`) and with an instruction in plain words; neither model has
+a chat template. Mean ± sd of the seeds; paired, joint 95 % intervals.
 
 | model | task | scored on (n) | seeds | paper | plain | plain − paper, points |
 |---|---|---|---|---|---|---|"""
@@ -44,7 +44,9 @@ def read(folders: list[str]) -> dict[tuple[str, str], Forms]:
 
 def row(model: str, task: str, forms: Forms, part: str) -> str:
     both = [forms["plain"], forms["paper"]]
-    scores = [[record.main_score(part) or 0.0 for record in records] for records in both]
+    seeds = [[record.config.train.seed for record in records] for records in both]
+    assert seeds[0] == seeds[1], f"{model}, {task}: other seeds of one form than of the other"
+    scores = [[record.scored(part).main.value for record in records] for records in both]
     pair = compare_methods(*both, part)
     points = [100 * value for value in (pair.difference, pair.low, pair.high)]
     said = [f"{statistics.fmean(each):.3f} ± {statistics.stdev(each):.3f}" for each in scores]

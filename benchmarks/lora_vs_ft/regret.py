@@ -40,7 +40,10 @@ def score_of(record: RunRecord) -> float:
 def entry_of(key: tuple[str, str, str], records: list[RunRecord]) -> dict[str, Any] | None:
     done = [record for record in records if record.status == "done"]
     grid = [record for record in done if not is_default(record)]
-    [default] = [record for record in done if is_default(record)]
+    defaults = [record for record in done if is_default(record)]
+    if not grid or not defaults:
+        return None
+    default = max(defaults, key=lambda record: record.outcome.started or "")  # today's recipe
     by_loss = min(grid, key=lambda record: record.outcome.validation_loss)
     by_score = max(grid, key=score_of)
     loss, least = default.outcome.validation_loss, by_loss.outcome.validation_loss
@@ -53,6 +56,7 @@ def entry_of(key: tuple[str, str, str], records: list[RunRecord]) -> dict[str, A
         "score_regret": score_of(by_score) - score_of(default),
         "share_of_steps": (default.outcome.steps or 0) / sum(r.outcome.steps or 0 for r in grid),
         "device": default.provenance.device, "torch": default.provenance.versions["torch"],
+        "grid_device": ", ".join(sorted({record.provenance.device for record in grid})),
     }  # fmt: skip
     if default.scores("test") is not None and by_score.scores("test") is not None:
         pair = compare_methods([by_score], [default], "test")
@@ -105,15 +109,25 @@ def findings(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def page(entries: list[dict[str, Any]]) -> str:
-    devices = ", ".join(sorted({entry["device"] for entry in entries}))
+    devices, own_devices = (
+        ", ".join(sorted({entry[name] for entry in entries})) for name in ("grid_device", "device")
+    )
+    where = devices
+    if own_devices != devices:
+        where = f"the grid on {devices}, the default on {own_devices}"
+    ranks = ", ".join(sorted({f"{e['default']['rank']}" for e in entries}))
+    rates = ", ".join(
+        f"{rate:g} at {model}"
+        for model, rate in dict.fromkeys((e["model"], e["default"]["rate"]) for e in entries)
+    )
     lines = [
         "# Is a grid needed?",
         "",
         "`python -m benchmarks.lora_vs_ft.regret`: made from the runs of `run.sh regret`. The "
-        'default (`method = "lora"` and nothing else, one run; then rank 16, α 32, 9.1e-4 at 10 M '
-        "and 7.2e-4 at 27 M, today of rank 64 and a lower rate) against 72 configurations "
-        "(4 rates × 3 epochs × 2 sets of targets × 3 ranks, constant rate), on half of the "
-        f"training rows; {devices}, torch {entries[0]['torch']}, one seed.",
+        'default (`method = "lora"` and nothing else, one run; when it was measured rank '
+        f"{ranks}, {rates}) against 72 configurations (4 rates × 3 epochs × 2 sets of targets × "
+        f"3 ranks, constant rate), on half of the training rows; {where}, torch "
+        f"{entries[0]['torch']}, one seed.",
         "",
         *findings(entries),
         "",
@@ -158,10 +172,10 @@ def main() -> None:
             named = record.config.task
             stem, model = Path(named.name).stem, record.config.model.label
             groups[model, stem, str(named.split)].append(record)
-    entries = [entry_of(key, groups[key]) for key in sorted(groups)]
+    entries = [entry for key in sorted(groups) if (entry := entry_of(key, groups[key]))]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "regret.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
-    (args.out / "regret.md").write_text(page([entry for entry in entries if entry]))
+    (args.out / "regret.md").write_text(page(entries))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ case "$1" in
     task=$here/$3_half.toml
     if [ "$3" = wikinews ]; then task=$here/wikinews.toml; fi
     $python -m tsugiki study "$here/regret.toml" --out "$out" \
-      --set "tasks=[{name=\"$task\",split=\"$4\",data_dir=\"$WORK\"}]" --set "models=[{path=\"$MODEL\",name=\"$NAME\"}]" "${only[@]}"
+      --set "tasks=[{name=\"$task\",split=\"$4\",data_dir=\"$WORK\"}]" --set "models=[{path=\"$MODEL\",name=\"$NAME\"}]" ${only[@]+"${only[@]}"}
     ;;
   causes)
     task=$here/jcommonsenseqa_half.toml split=a rows=500

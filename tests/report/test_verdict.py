@@ -497,8 +497,8 @@ def test_an_interval_has_as_many_decimals_as_its_verdict_needs() -> None:
 def test_the_memory_of_many_adapters_is_not_that_of_one(
     tmp_path: Path, lora: dict[str, Any], said: str
 ) -> None:
-    """A study stopped before its probes had said “uses 95 % less peak memory” of a method whose
-    twenty adapters had trained together."""
+    """A study stopped before its probes had said “uses 95 % less peak memory” of a method
+    that was probed alone, against one whose twenty adapters had trained together."""
     task = save_made(tmp_path / "task", N)
     spec, store = study_of(task, {"LoRA": [1e-3], "FT": [1e-4]}), Store(tmp_path / "out")
     for cell in expand(spec):
@@ -523,8 +523,8 @@ def test_methods_without_a_result_are_named_once(tmp_path: Path) -> None:
     rates = {name: [number * 1e-3] for number, name in enumerate(tested, 1)}
     whole = material(*made(tmp_path, tested, rates))
     said = whole.statements("en")
-    assert [text for text in said if "none of these has a result" in text] == [
-        "m · made: no verdict: none of these has a result on test yet: A, B, C."
+    assert [text for text in said if "no verdict among" in text] == [
+        "m · made: no verdict among A, B, C, which have no result: not run."
     ]
     assert not any("between A and B" in text or "between B and C" in text for text in said)
     assert any("between LoRA and A" in text for text in said)

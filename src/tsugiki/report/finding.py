@@ -24,7 +24,7 @@ Verdict = Literal["better", "worse", "equal", "undecided"]
 # z₀.₈₀)² / z₀.₉₇₅² finds a difference of one margin in 80 % of studies; (z₀.₉₇₅ + z₀.₉₀)² /
 # z₀.₉₇₅² calls equal methods equal in 80 % (two one-sided tests of 2.5 %, as the verdict makes).
 DETECT, EQUAL = 2.043, 2.735
-FEW = 3  # learning rates tried; methods without a result that are named one by one
+FEW_RATES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,48 +149,6 @@ def examples_needed(pair: Comparison, margin: float, power: float) -> int | None
 
 def _share(first: float | None, second: float | None) -> float | None:
     return first / second if first and second else None
-
-
-def statements(
-    pairs: Sequence[Finding], standings: Mapping[Key, Standing], language: Language
-) -> list[str]:
-    """All that the finding says: every pair of tuned methods, these against the untouched base, and
-    what became of a method that has no other to be compared with."""
-    shown = [pair for pair in pairs if pair.second.tuned or pair.comparison is not None]
-    paired = {standing.key for pair in shown for standing in (pair.first, pair.second)}
-    unpaired = [
-        standing
-        for key, standing in standings.items()
-        if key not in paired and standing.kind != "learned" and standing.tuned
-    ]
-    return [
-        *_pair_sentences([pair for pair in pairs if pair.second.tuned], language),
-        *base_sentences(pairs, language),
-        *(
-            f"{standing.key[0]} · {standing.key[1]}: {standing_text(standing, language)}."
-            for standing in unpaired
-        ),
-    ]
-
-
-def _pair_sentences(pairs: Sequence[Finding], language: Language) -> list[str]:
-    """A sentence for every pair; for all pairs among three methods or more of a task that have no
-    result yet, one."""
-    waiting = dict[tuple[str, str], list[str]]()
-    for pair in pairs:
-        if pair.first.kind == pair.second.kind == "missing":
-            names = waiting.setdefault((pair.model, pair.task), [])
-            names += [m for m in (pair.first.method, pair.second.method) if m not in names]
-    said = list[str]()
-    for pair in pairs:
-        names, both = waiting.get((pair.model, pair.task), []), [pair.first, pair.second]
-        if len(names) < FEW or not {each.method for each in both} <= set(names):
-            said.append(sentence(pair, language))
-        elif [each.method for each in both] == names[:2]:
-            where = f"{pair.model} · {pair.task}"
-            methods = ("、" if language == "ja" else ", ").join(names)
-            said.append(say(language, "finding.none_yet", where=where, methods=methods))
-    return said
 
 
 def base_sentences(pairs: Sequence[Finding], language: Language) -> list[str]:
@@ -340,7 +298,7 @@ def _rates_tried(finding: Finding, language: Language) -> str:
     """How many learning rates stand behind each score, where they are few: another rate might say
     otherwise."""
     tried = [standing.rates for standing in (finding.first, finding.second)]
-    if min(tried) >= FEW or not finding.second.tuned:
+    if min(tried) >= FEW_RATES or not finding.second.tuned:
         return ""
     return say(language, "finding.rates_tried", first=tried[0], second=tried[1])
 

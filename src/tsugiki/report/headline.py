@@ -12,8 +12,6 @@ from tsugiki.report.finding import (
     data_text,
     decimals_of,
     is_best_base,
-    sentence,
-    statements,
 )
 from tsugiki.report.forest import Group, Row, forest
 from tsugiki.report.landscape import searched_to_an_edge
@@ -21,6 +19,7 @@ from tsugiki.report.looks import Look, looks_of
 from tsugiki.report.main_tables import reference_of
 from tsugiki.report.material import Material
 from tsugiki.report.standing import standing_text
+from tsugiki.report.statements import pair_sentences, statements
 from tsugiki.runs.methods import method_of
 from tsugiki.study.kept_plan import PairPlan
 from tsugiki.words import Language, say
@@ -43,7 +42,7 @@ class Headline:
 def headline(material: Material, language: Language) -> Headline:
     """What a reader must see first."""
     tuned, more = _shown(material)
-    sentences = [sentence(pair, language, brief=True) for pair in tuned]
+    sentences = pair_sentences(tuned, language, brief=True)
     if more:
         sentences.append(say(language, "headline.more", more=more))
     return Headline(
@@ -147,7 +146,7 @@ def _parameters(shares: Sequence[float], language: Language) -> list[str]:
 
 
 def _times(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _change(name: str, shares: Sequence[float], language: Language) -> list[str]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from tsugiki.config.run import TaskChoice
 from tsugiki.data.tasks import Task, load_task
 from tsugiki.errors import TsugikiError, reason_of
-from tsugiki.report.finding import Finding, findings, statements
+from tsugiki.report.finding import Finding, findings
 from tsugiki.report.forgetting import Change, changes, forgetting_statements
 from tsugiki.report.planned import planned_statements
 from tsugiki.report.shortfall import not_had, shortfalls
 from tsugiki.report.standing import Standing, standings
+from tsugiki.report.statements import statements
 from tsugiki.study.cells import Key, StudyResult, readable_task
 from tsugiki.words import Language
 
