@@ -37,13 +37,7 @@ def last_of(entries: list[Entry]) -> dict[tuple[str, str], Entry]:
 
 def recipe_of(campaign: dict[str, Any]) -> str:
     """What `method = "lora"` alone was when it was measured: its rank and rate changed since."""
-    [made] = [
-        entry["changes"]
-        for entry in campaign["entries"]
-        if entry["setting"] == "recipe"
-        and entry["kind"] == "one setting at a time"
-        and "changes" in entry
-    ]
+    made = last_of(campaign["entries"])["one setting at a time", "recipe"]["changes"]
     return f"{made['targets']}, rank {made['rank']}, α {made['alpha']}, {made['learning_rate']:g}"
 
 
@@ -83,7 +77,8 @@ def course_table(campaign: dict[str, Any], kind: str, setting: str) -> list[str]
     names = ["right", "another_candidate", *CLASSES]
     said = ["right", "another candidate", *CLASSES.values()]
     if of_lane[0].get("valid") is None:  # free text that ends and does not repeat
-        names, said = ["right", "no_eos", "repetition", "empty"], ["no fault", *said[2:5]]
+        faults = ["no_eos", "repetition", "empty"]
+        names, said = ["right", *faults], ["no fault", *(CLASSES[name] for name in faults)]
     lines = [
         f"{kind}, {setting}:",
         "",

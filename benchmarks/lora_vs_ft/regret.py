@@ -115,7 +115,7 @@ def page(entries: list[dict[str, Any]]) -> str:
     where = devices
     if own_devices != devices:
         where = f"the grid on {devices}, the default on {own_devices}"
-    ranks = ", ".join(sorted({f"{e['default']['rank']}" for e in entries}))
+    ranks = ", ".join(sorted({str(e["default"]["rank"]) for e in entries}))
     rates = ", ".join(
         f"{rate:g} at {model}"
         for model, rate in dict.fromkeys((e["model"], e["default"]["rate"]) for e in entries)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from tsugiki.report.finding import Finding, base_sentences, sentence
 from tsugiki.report.standing import Standing, reason_text, standing_text
 from tsugiki.study.cells import Key
 from tsugiki.words import Language, say
-
-MANY = 3  # methods without a result whose pairs are not named one by one
 
 
 def statements(
@@ -37,22 +36,26 @@ def statements(
 def pair_sentences(
     pairs: Sequence[Finding], language: Language, *, brief: bool = False
 ) -> list[str]:
-    """A sentence for every pair; one for all pairs among three methods or more of a task that have
-    no result for the same reason."""
-    waiting = dict[tuple[str, str, str], list[str]]()
+    """A sentence for every pair; one for several pairs of a task whose methods all have no result
+    for the same reason."""
+    waiting = defaultdict[tuple[str, str, str], list[Finding]](list)
     for pair in pairs:
-        for each in (pair.first, pair.second) if _wait_alike(pair) else ():
-            names = waiting.setdefault((pair.model, pair.task, each.why), [])
-            names += [each.method] if each.method not in names else []
+        if _wait_alike(pair):
+            waiting[pair.model, pair.task, pair.first.why].append(pair)
     said = list[str]()
     for pair in pairs:
-        names = waiting.get((pair.model, pair.task, pair.first.why), [])
-        if len(names) < MANY or not _wait_alike(pair):
+        alike = waiting[pair.model, pair.task, pair.first.why] if _wait_alike(pair) else []
+        if len(alike) < 2:
             said.append(sentence(pair, language, brief=brief))
-        elif [pair.first.method, pair.second.method] == names[:2]:
+        elif pair is alike[0]:
+            names = [
+                each.method
+                for alike_pair in alike
+                for each in (alike_pair.first, alike_pair.second)
+            ]
             values = {
                 "where": f"{pair.model} · {pair.task}",
-                "methods": ("、" if language == "ja" else ", ").join(names),
+                "methods": ("、" if language == "ja" else ", ").join(dict.fromkeys(names)),
                 "reason": reason_text(pair.first.why, language),
             }
             said.append(say(language, "finding.no_result_of", **values))

@@ -144,9 +144,9 @@ class Outcome(Record):
 
     `step` is the kind of optimiser step, `lanes` how many adapters it trained together with,
     `exclusive` whether its times are those of a device of its own; `exclusive_cost` what a step
-    costs on an otherwise idle device, by rows a step. `search_score` is the score that a search
-    was given, where the run was trained again later; `pruned_score` the last one before it was
-    pruned.
+    costs beside nothing else of the study, by rows a step. `search_score` is the score that a
+    search was given, where the run was trained again later; `pruned_score` the last one before it
+    was pruned.
     """
 
     format: int = FORMAT
