@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests import api_page, file_map
+from tests.cli.test_cli import in_this_process
 from tsugiki.report.svg import columns_of
-
-pytestmark = pytest.mark.precision
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -105,6 +104,7 @@ def test_the_readmes_fit_a_screen_and_a_half() -> None:
         assert max(map(columns_of, lines)) <= 100
 
 
+@pytest.mark.precision
 @pytest.mark.parametrize(
     "line",
     [
@@ -126,30 +126,26 @@ def test_commands_of_the_readme(line: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_task_file_of_the_docs_works(tmp_path: Path) -> None:
+def test_the_task_file_of_the_docs_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "add-a-task.md").read_text(encoding="utf-8")
     (tmp_path / "reviews.toml").write_text(
         re.search(r"```toml\n(.*?)```", text, re.S).group(1), encoding="utf-8"
     )
     rows = [f"{n} とても良い。,good\n{n} すぐ壊れた。,bad\n" for n in range(20)]
     (tmp_path / "reviews.csv").write_text("text,stars\n" + "".join(rows), encoding="utf-8")
-    for command in re.findall(r"^    (tsugiki [^#\n]+)", text, re.M):
-        done = subprocess.run(
-            [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path
-        )
+    for command in re.findall(r"^    tsugiki ([^#\n]+)", text, re.M):
+        done = in_this_process(monkeypatch, *command.split(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
 
-def test_the_first_steps_of_the_tutorial(tmp_path: Path) -> None:
+def test_the_first_steps_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     for file, content in re.findall(r"```\w+ (\S+)\n(.*?)```", text, re.S):
         (tmp_path / file).write_text(content, encoding="utf-8")
-    commands = re.findall(r"^    (tsugiki [^#\n]+)", text, re.M)
+    commands = re.findall(r"^    tsugiki ([^#\n]+)", text, re.M)
     assert "--dry-run" in commands[4]
     for command in commands[:5]:
-        done = subprocess.run(
-            [sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=tmp_path
-        )
+        done = in_this_process(monkeypatch, *command.split(), cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr)
     assert "8 configurations" in done.stdout
     written = tomllib.loads((tmp_path / "reviews.toml").read_text(encoding="utf-8"))
@@ -228,18 +224,15 @@ def test_the_demo_learns_and_shows_it(tmp_path: Path) -> None:
         )
 
 
-def test_the_run_and_study_files_of_the_docs_are_valid(tmp_path: Path) -> None:
+def test_the_run_and_study_files_of_the_docs_are_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (ROOT / "docs" / "study-files.md").read_text(encoding="utf-8")
     run_file, study_file = re.findall(r"```toml\n(.*?)```", text, re.S)
     (tmp_path / "run.toml").write_text(run_file, encoding="utf-8")
     (tmp_path / "study.toml").write_text(study_file, encoding="utf-8")
-    for command in ("check run.toml", "check study.toml", "study study.toml --dry-run"):
-        done = subprocess.run(
-            [sys.executable, "-m", "tsugiki", *command.split()],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
+    for command in ("check run.toml", "study study.toml --dry-run"):  # the latter checks, too
+        done = in_this_process(monkeypatch, *command.split(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert "5 configurations" in done.stdout
 

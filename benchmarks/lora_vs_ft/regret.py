@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tsugiki.runs.reading import RunRecord
 from tsugiki.runs.store import Store
 
 GRID = 72
+MEASURED_ON = ("grid_device", "device")
 NAMES = {"jcommonsenseqa_half": "JCommonsenseQA", "jnli_half": "JNLI's substitute"}
 
 
@@ -109,12 +110,12 @@ def findings(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def page(entries: list[dict[str, Any]]) -> str:
-    devices, own_devices = (
-        ", ".join(sorted({entry[name] for entry in entries})) for name in ("grid_device", "device")
-    )
-    where = devices
+    devices, own_devices = (Counter(entry[name] for entry in entries) for name in MEASURED_ON)
+    where = ", ".join(devices)
     if own_devices != devices:
-        where = f"the grid on {devices}, the default on {own_devices}"
+        counts = ", ".join(f"{device} ({count} pairs)" for device, count in own_devices.items())
+        where = f"the grid on {where}, the default on {counts}"
+    versions = ", ".join(sorted({entry["torch"] for entry in entries}))
     ranks = ", ".join(sorted({str(e["default"]["rank"]) for e in entries}))
     rates = ", ".join(
         f"{rate:g} at {model}"
@@ -126,8 +127,8 @@ def page(entries: list[dict[str, Any]]) -> str:
         "`python -m benchmarks.lora_vs_ft.regret`: made from the runs of `run.sh regret`. The "
         'default (`method = "lora"` and nothing else, one run; when it was measured rank '
         f"{ranks}, {rates}) against 72 configurations (4 rates × 3 epochs × 2 sets of targets × "
-        f"3 ranks, constant rate), on half of the training rows; {where}, torch "
-        f"{entries[0]['torch']}, one seed.",
+        f"3 ranks, constant rate), on half of the training rows; {where}, torch {versions}, "
+        "one seed.",
         "",
         *findings(entries),
         "",

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from tests.build import study_of
+from tests.build import save_task, study_of
 from tsugiki.cli.progress import Display, duration
 from tsugiki.runs.events import Events
 from tsugiki.runs.reading import RunRecord
@@ -20,11 +20,14 @@ from tsugiki.study.left import Left, Remaining
 from tsugiki.study.sweep import run_study
 
 
-@pytest.fixture
-def made(model_folder: Path, task_file: Path, tmp_path: Path) -> StudyResult:
-    study = parse_study(study_of(model_folder, task_file), "study")
-    run_study(study, Store(tmp_path))
-    return collect(study, Store(tmp_path))
+@pytest.fixture(scope="module")
+def made(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """Only read by the tests."""
+    folder = tmp_path_factory.mktemp("made")
+    study = parse_study(study_of(model_folder, save_task(folder / "task")), "study")
+    store = Store(folder)
+    run_study(study, store)
+    return collect(study, store)
 
 
 def without(result: StudyResult, cells: Sequence[Cell]) -> StudyResult:
