@@ -17,11 +17,18 @@ from tsugiki.study.cells import collect, expand
 N = 60
 
 
-def compared(tmp_path: Path, scores: Mapping[str, Sequence[float]]) -> tuple[Material, Path]:
-    """A study of made-up runs: of each method the scores of its seeds."""
-    task = save_made(tmp_path / "task", N)
-    seeds = max(map(len, scores.values()))
-    spec = study_of(task, {name: [1e-3] for name in scores}, seeds=seeds)
+def compared(
+    tmp_path: Path, scores: Mapping[str, Sequence[float]], tasks: Sequence[str] = ("made",)
+) -> tuple[Material, Path]:
+    """A study of made-up runs: of each method the scores of its seeds, the same on all tasks."""
+    paths = [
+        save_made(tmp_path / name, N).rename(tmp_path / name / f"{name}.toml") for name in tasks
+    ]
+    for path in paths:
+        text = path.read_text(encoding="utf-8").replace('name = "made"', f'name = "{path.stem}"')
+        path.write_text(text, encoding="utf-8")
+    seeds, given = max(map(len, scores.values())), [{"name": str(path)} for path in paths]
+    spec = study_of(paths[0], {name: [1e-3] for name in scores}, seeds=seeds, tasks=given)
     store = Store(tmp_path / "out")
     for cell in expand(spec):
         for number, score in enumerate(scores[cell.method.name]):
@@ -32,14 +39,25 @@ def compared(tmp_path: Path, scores: Mapping[str, Sequence[float]]) -> tuple[Mat
 
 
 def test_many_methods_leave_the_screen_short(tmp_path: Path) -> None:
-    names = [f"LoRA{number}" for number in range(10)]
+    names = [f"LoRA{number}" for number in range(MOST_PAIRS + 2)]
     material, _ = compared(tmp_path, {name: [0.75] for name in names} | {"FT": [0.8]})
     first = headline(material, "en")
     assert len(first.verdicts) == MOST_PAIRS + 1
-    assert first.verdicts[-1].startswith("47 more pairs stand under")
+    assert first.verdicts[-1].startswith("93 more pairs stand under")
     assert all(" and FT " in line for line in first.verdicts[:-1]), "those with the reference"
     assert first.forest.count('class="halo"') == 2 * MOST_PAIRS
     assert len({look.colour for look in looks_of(material.result).values()}) == 8
+
+
+def test_every_task_has_the_same_pairs_on_the_screen(tmp_path: Path) -> None:
+    """A task is not left without its pairs since others came before it."""
+    names = [f"LoRA{number}" for number in range(8)]
+    given = {name: [0.75] for name in names} | {"FT": [0.8]}
+    material, _ = compared(tmp_path, given, tasks=("one", "two"))
+    drawn = headline(material, "en").forest
+    for task in ("m · one", "m · two"):
+        assert drawn.count(f">{task}<") == 1
+    assert drawn.count('class="halo"') == 2 * 2 * len(names)
 
 
 def test_one_method_alone_stands_against_what_needs_no_model(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tsugiki.runs.methods import method_of
 from tsugiki.study.kept_plan import PairPlan
 from tsugiki.words import Language, say
 
-MOST_PAIRS = 8  # more are a table, no screen
+MOST_PAIRS = 12  # more are a table, no screen; in the forest plot, of a task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,10 @@ class Headline:
 
 def headline(material: Material, language: Language) -> Headline:
     """What a reader must see first."""
-    tuned, more = _shown(material)
+    every, shown = _pairs(material)
+    tuned = shown[:MOST_PAIRS]
     sentences = pair_sentences(tuned, language, brief=True)
-    if more:
+    if more := len(every) - len(tuned):
         sentences.append(say(language, "headline.more", more=more))
     return Headline(
         verdicts=tuple(sentences or _alone(material, language)),
@@ -55,14 +56,13 @@ def headline(material: Material, language: Language) -> Headline:
     )
 
 
-def _shown(material: Material) -> tuple[list[Finding], int]:
-    """The pairs of tuned methods that a first screen has room for (those with the reference first),
-    and how many more there are."""
+def _pairs(material: Material) -> tuple[list[Finding], list[Finding]]:
+    """All pairs of tuned methods, and of every task alike those for the first screen: all where it
+    has room, else those with the reference."""
     tuned = [pair for pair in material.findings if pair.second.tuned and pair.first.tuned]
     reference = reference_of(material.result)
     first = [pair for pair in tuned if reference in (pair.first.method, pair.second.method)]
-    shown = tuned if len(tuned) <= MOST_PAIRS else (first or tuned)[:MOST_PAIRS]
-    return shown, len(tuned) - len(shown)
+    return tuned, tuned if len(tuned) <= MOST_PAIRS else (first or tuned)
 
 
 def _alone(material: Material, language: Language) -> list[str]:
@@ -76,14 +76,17 @@ def _alone(material: Material, language: Language) -> list[str]:
 
 
 def forest_plot(material: Material, language: Language) -> str:
-    """All pairs of all tasks; empty without any that may be compared."""
+    """The pairs of every task, those with its best base too where there is room; empty without any
+    that may be compared."""
     result, looks = material.result, looks_of(material.result)
-    groups, (tuned, _) = [], _shown(material)
+    groups, (_, tuned) = [], _pairs(material)
     pairs_of = dict.fromkeys((pair.model, pair.task) for pair in material.findings)
     for model, task in pairs_of:
         own = [pair for pair in material.findings if (pair.model, pair.task) == (model, task)]
-        own = [pair for pair in own if pair in tuned or is_best_base(pair, own)][:MOST_PAIRS]
-        rows = tuple(_forest_row(pair, looks, language) for pair in own)
+        with_base = [pair for pair in own if pair in tuned or is_best_base(pair, own)]
+        fits = len(with_base) <= MOST_PAIRS
+        some = with_base if fits else [pair for pair in own if pair in tuned] or with_base
+        rows = tuple(_forest_row(pair, looks, language) for pair in some[:MOST_PAIRS])
         if any(row.value is not None for row in rows):
             groups.append(Group(name=f"{model} · {task}", rows=rows))
     if not groups:
