@@ -29,6 +29,8 @@ def setting(record: RunRecord) -> str:
         kind = f"LoRA {lora.targets} r{lora.rank} "
         kind += f"α/√r {lora.scale:g}" if lora.rslora else f"α/r {lora.scale:g}"
         kind += f" LoRA+ {lora.loraplus:g}" if lora.loraplus != 1 else ""
+    elif record.config.method == "encoder":
+        kind = f"encoder of {(record.outcome.total or 0) / 1e6:.1f} M"
     else:
         kind = {"full": "FT"}.get(record.config.method, record.config.method)
     return f"{kind}, {train.learning_rate:g}, {train.schedule}"
