@@ -113,7 +113,9 @@ def page(entries: list[dict[str, Any]]) -> str:
     devices, own_devices = (Counter(entry[name] for entry in entries) for name in MEASURED_ON)
     where = ", ".join(devices)
     if own_devices != devices:
-        counts = ", ".join(f"{device} ({count} pairs)" for device, count in own_devices.items())
+        counts = ", ".join(
+            f"{device} ({count} pair{'s' * (count > 1)})" for device, count in own_devices.items()
+        )
         where = f"the grid on {where}, the default on {counts}"
     versions = ", ".join(sorted({entry["torch"] for entry in entries}))
     ranks = ", ".join(sorted({str(e["default"]["rank"]) for e in entries}))
