@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_a_part_of_the_campaign_ends_as_it_said_and_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,7 @@ def run(script: str, *options: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_from_text_to_a_folder_that_loads(tmp_path: Path) -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 

@@ -41,6 +41,7 @@ def runs_in(folder: Path) -> list[RunRecord]:
     return [tsugiki.read_run(own) for own in sorted((folder / "lora-nyumon" / "runs").iterdir())]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_cell_of_the_introduction_to_lora_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

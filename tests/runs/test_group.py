@@ -237,6 +237,7 @@ def alike(config: RunConfig) -> RunConfig:
     return method_of(config).alike(config)
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_a_group_resumes_to_the_same_bits(
     model_folder: Path, task_file: Path, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def study_with(folder: Path, **changes: object) -> StudySpec:
     return parse_study(given, "test")
 
 
+@pytest.mark.slow
 def test_a_row_beside_the_others_to_its_report(tmp_path: Path) -> None:
     study, store = study_with(tmp_path), Store(tmp_path / "out")
     result = run_study(study, store)
