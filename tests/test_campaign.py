@@ -21,15 +21,15 @@ def test_a_part_of_the_campaign_ends_as_it_said_and_goes_on_where_it_was(tmp_pat
         "--seed",
         "7",
         "--share",
-        "0.05",
+        "0.1",
         "--out",
         str(tmp_path / "doors.jsonl"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout
     lines = (tmp_path / "doors.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) > 25
-    (tmp_path / "doors.jsonl").write_text("\n".join(lines[:20]) + "\n", encoding="utf-8")
+    assert len(lines) > 50
+    (tmp_path / "doors.jsonl").write_text("\n".join(lines[:40]) + "\n", encoding="utf-8")
     assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).returncode == 0
     assert len((tmp_path / "doors.jsonl").read_text(encoding="utf-8").splitlines()) == len(lines)
 

@@ -14,6 +14,8 @@ from tests import api_page, file_map
 from tests.cli.test_cli import in_this_process
 from tsugiki.report.svg import columns_of
 
+pytestmark = pytest.mark.precision
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "README.ja.md", "CONTRIBUTING.md", "SECURITY.md")),
@@ -104,7 +106,6 @@ def test_the_readmes_fit_a_screen_and_a_half() -> None:
         assert max(map(columns_of, lines)) <= 100
 
 
-@pytest.mark.precision
 @pytest.mark.parametrize(
     "line",
     [
@@ -231,7 +232,7 @@ def test_the_run_and_study_files_of_the_docs_are_valid(
     run_file, study_file = re.findall(r"```toml\n(.*?)```", text, re.S)
     (tmp_path / "run.toml").write_text(run_file, encoding="utf-8")
     (tmp_path / "study.toml").write_text(study_file, encoding="utf-8")
-    for command in ("check run.toml", "study study.toml --dry-run"):  # the latter checks, too
+    for command in ("check run.toml", "check study.toml", "study study.toml --dry-run"):
         done = in_this_process(monkeypatch, *command.split(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert "5 configurations" in done.stdout

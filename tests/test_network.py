@@ -123,8 +123,10 @@ def test_a_server_that_drips_is_given_up_and_a_slow_one_waited_for(
     seconds = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: next(seconds) / 10)
     monkeypatch.setattr(network, "time", clock)
+    start = time.monotonic()
     with pytest.raises(DataError) as refused:
         sources.locate(FileSpec(url=f"http://{server}/drips.json"), tmp_path, None)
+    assert time.monotonic() - start < 10
     said = str(refused.value)
     assert said.startswith(f"http://{server}/drips.json: too slow: ")
     assert " bytes came in 1 s, and 8,192 a second are asked for" in said

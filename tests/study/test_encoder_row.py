@@ -33,7 +33,7 @@ def study_with(folder: Path, **changes: object) -> StudySpec:
         "seeds": 2,
         "models": [{"path": str(build.save(folder / "llama")), "name": "causal"}],
         "tasks": [{"name": str(task)} for task in tasks],
-        "train": {"epochs": 8, "batch": 8, "precision": "fp32"},
+        "train": {"epochs": 20, "batch": 8, "precision": "fp32"},
         "methods": [
             {"name": "LoRA", "kind": "lora", "grid": {"learning_rate": [1e-2]}},
             {"name": "FT", "kind": "full", "grid": {"learning_rate": [3e-3]}},

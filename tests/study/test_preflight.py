@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests import build
 from tests.build import TRAIN, run_config
+from tests.cli.test_cli import in_this_process
 from tsugiki.cli.check import check_file
 from tsugiki.config.run import ModelChoice, TaskChoice
 from tsugiki.data.tasks import load_task
@@ -309,10 +310,13 @@ def test_check_without_weights_and_with_them_refuses_what_a_run_refuses(
 
 
 @pytest.mark.parametrize("name", ["demo", "sample_nli"])
-def test_check_takes_the_names_of_what_is_built_in(name: str) -> None:
-    said = list(check_file(Path(name)))
-    assert not any(" are of a group that is there" in line for line in said)
-    assert said[-1] == "ok"
+def test_check_takes_the_names_of_what_is_built_in(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = in_this_process(monkeypatch, "check", name)
+    assert done.returncode == 0, done.stderr
+    assert " are of a group that is there" not in done.stdout
+    assert done.stdout.splitlines()[-2] == "ok"
 
 
 def test_check_says_what_is_built_in_where_a_name_is_not() -> None:
